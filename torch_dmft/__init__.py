@@ -1,0 +1,59 @@
+"""torch_dmft: dynamical mean field theory for PyTorch models.
+
+Wrap a model (``parameterize``), measure its kernels while it trains (``Recorder``), predict what the infinitely wide
+network does (``solve``), and compare the two (``compare``). Public names are loaded on first use, so importing the
+package does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Architecture": "torch_dmft.architecture",
+    "describe": "torch_dmft.architecture",
+    "Plan": "torch_dmft.parameterization",
+    "parameterize": "torch_dmft.parameterization",
+    "centered": "torch_dmft.parameterization",
+    "Probe": "torch_dmft.measurement",
+    "Recorder": "torch_dmft.measurement",
+    "every": "torch_dmft.measurement",
+    "log_spaced": "torch_dmft.measurement",
+    "empirical_ntk": "torch_dmft.measurement",
+    "Problem": "torch_dmft.theory",
+    "solve": "torch_dmft.theory",
+    "infinite_width": "torch_dmft.theory",
+    "Kernel": "torch_dmft.core.kernel",
+    "Trajectory": "torch_dmft.core.trajectory",
+    "alignment": "torch_dmft.comparison",
+    "compare": "torch_dmft.comparison",
+    "Comparison": "torch_dmft.comparison",
+}
+
+__all__ = [*_HOME, "__version__", "solvers"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562)."""
+    if name == "solvers":
+        return import_module("torch_dmft.theory.solvers")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'torch_dmft' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from torch_dmft.architecture import Architecture, describe
+    from torch_dmft.comparison import Comparison, alignment, compare
+    from torch_dmft.core.kernel import Kernel
+    from torch_dmft.core.trajectory import Trajectory
+    from torch_dmft.measurement import Probe, Recorder, empirical_ntk, every, log_spaced
+    from torch_dmft.parameterization import Plan, centered, parameterize
+    from torch_dmft.theory import Problem, infinite_width, solve, solvers

@@ -1,0 +1,94 @@
+"""The nouns of an architecture: roles, layers (modules with a weight), vectors, and which axes are widths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a parameter is to the width: this decides its scaling (and nothing else does)."""
+
+    INPUT = "input"  # fan-in is not a width, fan-out is
+    HIDDEN = "hidden"  # fan-in and fan-out are widths
+    READOUT = "readout"  # fan-in is a width, fan-out is not
+    VECTOR = "vector"  # one number per neuron: bias, norm gain and shift
+    EMBEDDING = "embedding"  # one row of neurons per token
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module with a weight: Linear, Conv or Embedding.
+
+    Attributes:
+        path: module path, ``"encoder.0"``.
+        kind: ``"linear"``, ``"conv"`` or ``"embedding"``: how its inputs and outputs are laid out
+            (linear: features last; conv: features on axis 1, positions after; embedding: integer inputs).
+        role: the weight's role.
+        weight: name of the weight parameter, ``"encoder.0.weight"``.
+        bias: name of the bias parameter, or None.
+        fan_in: inputs per output neuron, kernel taps included.
+        in_features: features (channels) of the input, over which Phi averages.
+        out_features: features (channels) of the output, over which G averages.
+        taps: kernel positions, 1 for linear layers; fan_in = taps * in_features / groups.
+        activation: name of the elementwise activation that the output meets first (``torch_dmft.core.activation``), or None.
+        in_axis: id of the width axis of the input (layers that read or write one residual stream share it), None if no width.
+        out_axis: id of the width axis of the output, None if it is no width.
+    """
+
+    path: str
+    kind: str
+    role: Role
+    weight: str
+    bias: str | None
+    fan_in: int
+    in_features: int
+    out_features: int
+    taps: int = 1
+    activation: str | None = None
+    in_axis: int | None = None
+    out_axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A parameter with one number per neuron that belongs to no layer's bias: gain and shift of norm layers.
+
+    Attributes:
+        path: module path of the owner.
+        name: parameter name.
+        size: number of entries.
+        axis: id of the width axis.
+    """
+
+    path: str
+    name: str
+    size: int
+    axis: int | None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What ``describe`` found in a model: every parameter is in exactly one place.
+
+    Attributes:
+        layers: modules with a weight, in the order of the forward pass: weights l = 0..L.
+        vectors: the remaining parameters.
+        is_chain: whether the data flow is a plain chain of linear layers and elementwise activations (no norm, no skip).
+        row_independent: whether each output row depends on its own input row alone (False with BatchNorm in train mode).
+    """
+
+    layers: tuple[Layer, ...]
+    vectors: tuple[Vector, ...]
+    is_chain: bool
+    row_independent: bool
+
+    @property
+    def readout(self) -> Layer:
+        """The readout layer."""
+        return next(layer for layer in self.layers if layer.role is Role.READOUT)
+
+    @property
+    def width(self) -> int:
+        """N_L, the fan-in of the readout: the width every scaling rule refers to."""
+        return self.readout.fan_in

@@ -1,0 +1,102 @@
+"""Kernel: a Gram matrix over time and data, with named axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from torch_dmft.core.errors import InvalidInputError, NotRecordedError
+
+_EQUAL_TIME = ("time", "sample", "sample")
+_TWO_TIME = ("time", "sample", "time", "sample")
+_EQUAL_TIME_OUTPUTS = ("time", "sample", "output", "sample", "output")
+_TWO_TIME_OUTPUTS = ("time", "sample", "output", "time", "sample", "output")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A Gram matrix K[(t, mu), (s, alpha)] over recorded times and data.
+
+    Attributes:
+        array: the entries. Its axes are one of
+
+            - ``(time, sample, sample)``: equal times, K[t, mu, alpha] = K[(t, mu), (t, alpha)];
+            - ``(time, sample, time, sample)``: two times;
+            - ``(time, sample, output, sample, output)`` and ``(time, sample, output, time, sample, output)``:
+              the same for backward kernels and NTKs of models with several outputs. With one output there is no output axis.
+
+    The number of axes tells the four apart: 3, 4, 5 and 6.
+    """
+
+    array: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that are no Gram matrix by shape."""
+        if self.array.ndim not in (3, 4, 5, 6):
+            raise InvalidInputError(
+                "A kernel's array needs 3 to 6 axes.",
+                got=f"shape {tuple(self.array.shape)}",
+                remedy="see the docstring of Kernel for the four layouts",
+            )
+        shape = self.array.shape
+        row = 1 + self.has_outputs  # axes of a row beside time
+        left, right = (shape[: 1 + row], shape[1 + row :]) if self.is_two_time else (shape[1 : 1 + row], shape[1 + row :])
+        if left != right:
+            raise InvalidInputError("The two sides of a kernel differ.", got=f"shape {tuple(shape)}")
+
+    @property
+    def is_two_time(self) -> bool:
+        """Whether pairs of different times are held."""
+        return self.array.ndim in (4, 6)
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether rows are (sample, output) pairs rather than samples."""
+        return self.array.ndim in (5, 6)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The name of every axis of ``array``."""
+        return {3: _EQUAL_TIME, 4: _TWO_TIME, 5: _EQUAL_TIME_OUTPUTS, 6: _TWO_TIME_OUTPUTS}[self.array.ndim]
+
+    @property
+    def values(self) -> Tensor:
+        """The two-time array ``(time, sample, time, sample)`` (with output axes for several outputs).
+
+        Raises:
+            NotRecordedError: if only equal times were recorded.
+        """
+        if not self.is_two_time:
+            raise NotRecordedError(
+                "This kernel holds equal times only.", remedy="record with two_time=True, or use Kernel.equal_time"
+            )
+        return self.array
+
+    @property
+    def equal_time(self) -> Tensor:
+        """The equal-time array ``(time, sample, sample)`` (with output axes for several outputs)."""
+        if not self.is_two_time:
+            return self.array
+        diagonal = self.array.diagonal(dim1=0, dim2=self.array.ndim // 2)
+        return diagonal.movedim(-1, 0)
+
+    def matrix(self, time: int = -1) -> Tensor:
+        """The square matrix at one recorded time, rows (sample) or (sample, output) flattened: ``(row, row)``."""
+        at = self.equal_time[time]
+        rows = at.shape[: at.ndim // 2].numel()
+        return at.reshape(rows, rows)
+
+    def per_sample(self) -> Kernel:
+        """The kernel over samples alone: summed over equal outputs, (sum over c of K[mu c, alpha c]) / C."""
+        if not self.has_outputs:
+            return self
+        half = self.array.ndim // 2 if self.is_two_time else 2
+        first = half - 1 if self.is_two_time else half
+        last = self.array.ndim - 1
+        return Kernel(self.array.diagonal(dim1=first, dim2=last).mean(-1))
+
+    def at(self, index: Tensor) -> Kernel:
+        """The kernel at a subset of its recorded times: ``index`` is ``(kept,)``, positions along the time axis."""
+        array = self.array[index]
+        return Kernel(array.index_select(self.array.ndim // 2, index) if self.is_two_time else array)

@@ -1,0 +1,161 @@
+"""Trajectory: what is known of a training run, measured or predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from torch_dmft.core.errors import InvalidInputError, NotRecordedError
+from torch_dmft.core.kernel import Kernel
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The single-neuron fields after one weight at its first and its last recorded time.
+
+    Attributes:
+        steps: ``(2,)`` integer steps (equal if only one was recorded).
+        preactivation: ``(2, sample, neuron)``, h^{l+1}, the output of weight l.
+        gradient: ``(2, sample, output, neuron)``, g^{l+1} = gamma0 N df/dh^{l+1}.
+    """
+
+    steps: Tensor
+    preactivation: Tensor
+    gradient: Tensor
+
+
+@dataclass(frozen=True)
+class LayerKernels:
+    """The kernels of one weight, l = 0..L counted along the forward pass.
+
+    Attributes:
+        name: module path of the weight, for example ``"2"`` or ``"encoder.0.fc"``.
+        forward: Phi^l, the Gram matrix of the weight's inputs per feature.
+        backward: G^{l+1}, the Gram matrix of gamma0 * N_out * df/d(output) per feature; the identity over outputs at the readout.
+        ntk: what the parameters of this module (weight and bias) add to the NTK, per unit of the base learning rate.
+        fields: single-neuron fields at the first and last recorded time, if they were kept.
+    """
+
+    name: str
+    forward: Kernel
+    backward: Kernel
+    ntk: Kernel
+    fields: Fields | None = None
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A training run seen through its kernels; the same type for a measured network and for a theory.
+
+    Attributes:
+        steps: ``(time,)`` integer steps at which everything else is given, *before* the update of that step.
+        outputs: ``(time, sample, output)``, training and test rows in the probe's order.
+        losses: ``(time,)``, the loss on the training rows.
+        layers: one ``LayerKernels`` per weight, in forward order.
+        ntk: K^NTK, the sum of ``layers[l].ntk``; df/dt = K Delta to first order in the learning rate.
+        origin: what this is, as a legend names it: ``"network (N=512)"``, ``"theory (N=inf)"``, ``"static NTK (N=inf)"``.
+        lr: the base learning rate eta; ``times`` = eta * steps.
+        train: ``(sample,)`` bool, which rows the model is trained on.
+        targets: ``(sample, output)`` float targets (one-hot for classes), if known.
+        stderr: the standard error of every number above in the same layout, or None if the method has none.
+        metadata: plain facts of the run (width, gamma0, neurons, seed, seconds, ...), saved with it.
+    """
+
+    steps: Tensor
+    outputs: Tensor
+    losses: Tensor
+    layers: tuple[LayerKernels, ...]
+    ntk: Kernel
+    origin: str
+    lr: float
+    train: Tensor
+    targets: Tensor | None = None
+    stderr: Trajectory | None = None
+    metadata: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a trajectory whose parts do not fit together."""
+        time, sample = len(self.steps), self.outputs.shape[1]
+        if self.outputs.shape[0] != time or self.losses.shape != (time,) or self.train.shape != (sample,):
+            raise InvalidInputError(
+                "The parts of a trajectory differ in length.",
+                got=f"steps {tuple(self.steps.shape)}, outputs {tuple(self.outputs.shape)}, "
+                f"losses {tuple(self.losses.shape)}, train {tuple(self.train.shape)}",
+            )
+
+    @property
+    def times(self) -> Tensor:
+        """The paper's time, eta * step: ``(time,)`` float."""
+        return self.steps * self.lr
+
+    def layer(self, name: str) -> LayerKernels:
+        """The kernels of the weight with this module path.
+
+        Raises:
+            NotRecordedError: if there is no such weight; the message lists those there are.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise NotRecordedError(f"No weight is called {name!r}.", got=", ".join(layer.name for layer in self.layers))
+
+    def at_steps(self, steps: Tensor) -> Trajectory:
+        """The same run at a subset of its recorded steps.
+
+        Args:
+            steps: ``(kept,)`` integer steps, each of which was recorded.
+
+        Raises:
+            NotRecordedError: if a step was not recorded.
+        """
+        known = {int(step): position for position, step in enumerate(self.steps)}
+        missing = [int(step) for step in steps if int(step) not in known]
+        if missing:
+            raise NotRecordedError(f"Steps {missing[:5]} were not recorded.", got=f"{len(known)} recorded steps")
+        index = torch.tensor([known[int(step)] for step in steps], dtype=torch.int64)
+        return replace(
+            self,
+            steps=self.steps[index],
+            outputs=self.outputs[index],
+            losses=self.losses[index],
+            layers=tuple(
+                replace(layer, forward=layer.forward.at(index), backward=layer.backward.at(index), ntk=layer.ntk.at(index))
+                for layer in self.layers
+            ),
+            ntk=self.ntk.at(index),
+            stderr=None if self.stderr is None else self.stderr.at_steps(steps),
+        )
+
+    def to(self, *args: torch.dtype | torch.device | str) -> Trajectory:
+        """The same run with every floating-point tensor converted as by ``torch.Tensor.to``."""
+
+        def convert(value: _T) -> _T:
+            if isinstance(value, Tensor):
+                return value.to(*args) if value.is_floating_point() else value  # type: ignore[arg-type, return-value]
+            if isinstance(value, tuple):
+                return tuple(convert(item) for item in value)  # type: ignore[return-value]
+            if is_dataclass(value) and not isinstance(value, type):
+                return replace(value, **{f.name: convert(getattr(value, f.name)) for f in fields(value)})
+            return value
+
+        return convert(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the run to one ``.npz`` file (arrays and a JSON header); see ``torch_dmft.core.store``."""
+        from torch_dmft.core import store
+
+        store.save(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> Trajectory:
+        """Read a run written by ``save``."""
+        from torch_dmft.core import store
+
+        return store.load(path)

@@ -1,0 +1,397 @@
+"""Problem: what a network is trained on and how; the question that every solver answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from torch_dmft.core.activation import activation as named_activation
+from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+
+if TYPE_CHECKING:
+    from torch_dmft.measurement import Probe
+    from torch_dmft.parameterization import Plan
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class HiddenLayer:
+    """One hidden layer of a chain: h = gain * W x / sqrt(fan_in) + b, followed by phi(h).
+
+    Attributes:
+        activation: name of phi.
+        gain: g, the forward multiplier of a unit-form weight.
+        bias_std: standard deviation of the Gaussian initial bias; 0.0 is a trained bias that starts at zero, None
+            no bias.
+        width_ratio: N_l / N_L, this layer's width relative to the last hidden layer's.
+    """
+
+    activation: str
+    gain: float = 1.0
+    bias_std: float | None = None
+    width_ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A dense chain: ``hidden`` layers from the input on, then the readout f_c = w_c . phi(h^L) / (gamma0 N_L) (+ b_c).
+
+    Attributes:
+        input_dim: D.
+        hidden: the L hidden layers in forward order.
+        outputs: C.
+        readout_bias: whether each output has a bias, zero at the start, trained with learning rate eta.
+    """
+
+    input_dim: int
+    hidden: tuple[HiddenLayer, ...]
+    outputs: int
+    readout_bias: bool = False
+
+    @property
+    def depth(self) -> int:
+        """L, the number of hidden layers."""
+        return len(self.hidden)
+
+    def build(self, width: int) -> nn.Sequential:
+        """An ordinary ``nn.Sequential`` whose last hidden layer has ``width`` neurons (torch's own initialisation)."""
+        modules: list[nn.Module] = []
+        fan_in = self.input_dim
+        for layer in self.hidden:
+            fan_out = max(1, round(layer.width_ratio * width))
+            modules += [
+                nn.Linear(fan_in, fan_out, bias=layer.bias_std is not None),
+                named_activation(layer.activation).module(),
+            ]
+            fan_in = fan_out
+        return nn.Sequential(*modules, nn.Linear(fan_in, self.outputs, bias=self.readout_bias))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A training run without a width: data, loss, learning rate, steps, gamma0, and which network.
+
+    Build it with ``Problem.mlp`` or ``Problem.like``; the constructor takes everything explicitly.
+
+    Attributes:
+        inputs: ``(sample, ...)``, training rows first, then test rows.
+        targets: targets of the training rows as the loss takes them, ``(train, output)`` floats or ``(train,)`` classes.
+        loss: ``loss(outputs, targets) -> scalar`` with its own reduction.
+        lr: eta, the base learning rate.
+        steps: T, the number of optimizer steps; states 0..T can be recorded.
+        gamma0: feature-learning strength.
+        outputs: C.
+        momentum: beta of v <- beta v + dL/dtheta.
+        weight_decay: lambda of theta <- theta - ... - eta lambda theta.
+        batches: one index tensor into the training rows per step, or None for full-batch steps.
+        chain: the network as a dense chain, or None if it is something else.
+        network: a torch model (any width) that shows the architecture when ``chain`` is None.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    loss: Loss
+    lr: float
+    steps: int
+    gamma0: float
+    outputs: int
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batches: tuple[Tensor, ...] | None = None
+    chain: Chain | None = None
+    network: Plan | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no solver can do."""
+        _check(self)
+
+    @property
+    def samples(self) -> int:
+        """Rows in all, training and test."""
+        return len(self.inputs)
+
+    @property
+    def train_samples(self) -> int:
+        """P, the number of training rows."""
+        return len(self.targets)
+
+    @property
+    def train(self) -> Tensor:
+        """``(sample,)`` bool mask of the training rows."""
+        return torch.arange(self.samples, device=self.inputs.device) < self.train_samples
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the inputs, in which solvers answer."""
+        return self.inputs.dtype
+
+    @property
+    def input_kernel(self) -> Tensor:
+        """K^x = X X^T / D: ``(sample, sample)``."""
+        flat = self.inputs.flatten(1)
+        return flat @ flat.T / flat.shape[1]
+
+    @property
+    def target_values(self) -> Tensor:
+        """Targets as floats ``(train, output)``, one-hot for integer classes."""
+        if self.targets.is_floating_point():
+            return self.targets.reshape(self.train_samples, -1)
+        return nn.functional.one_hot(self.targets, self.outputs).to(self.dtype)
+
+    def batch(self, step: int) -> Tensor | None:
+        """Rows that the update of this step sees, or None for all training rows."""
+        return None if self.batches is None else self.batches[step]
+
+    def training_loss(self, outputs: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The loss on the training rows, or on ``rows`` of them: ``outputs`` is ``(sample, output)``, test rows ignored."""
+        predictions, targets = outputs[: self.train_samples], self.targets
+        if rows is not None:
+            predictions, targets = predictions[rows], targets[rows]
+        if targets.is_floating_point():
+            predictions = predictions.reshape(targets.shape)
+        return self.loss(predictions, targets)
+
+    def error(self, outputs: Tensor, step: int) -> Tensor:
+        """The error signal of a step, Delta = -dL/df: ``(sample, output)``, zero on rows that the step does not see."""
+        outputs = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.training_loss(outputs, self.batch(step))
+            (gradient,) = torch.autograd.grad(loss, outputs)
+        return -gradient
+
+    @classmethod
+    def mlp(
+        cls,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        depth: int = 1,
+        activation: str = "tanh",
+        gamma0: float = 1.0,
+        loss: Loss | None = None,
+        lr: float = 0.1,
+        steps: int = 100,
+        gain: float = 1.0,
+        bias_std: float | None = None,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        width_ratios: Sequence[float] | None = None,
+        batches: Sequence[Tensor] | None = None,
+        test_inputs: Tensor | None = None,
+    ) -> Problem:
+        """A dense chain of ``depth`` equal hidden layers.
+
+        h^1 = g W^0 x / sqrt(D) + b^1, h^{l+1} = g W^l phi(h^l) / sqrt(N_l) + b^{l+1},
+        f_c = w_c . phi(h^L) / (gamma0 N_L).
+
+        Args:
+            inputs: ``(train, D)`` training inputs.
+            targets: ``(train, output)`` or ``(train,)`` floats, or ``(train,)`` integer classes.
+            depth: L, the number of hidden layers.
+            activation: name of phi, one of ``torch_dmft.core.activation.ACTIVATIONS``.
+            gamma0: feature-learning strength, > 0.
+            loss: any ``loss(outputs, targets)``; default ``nn.MSELoss()`` for floats, ``nn.CrossEntropyLoss()`` for classes.
+            lr: eta, the base learning rate.
+            steps: number of optimizer steps.
+            gain: g of every hidden weight (sqrt 2 keeps ReLU alive).
+            bias_std: standard deviation of the initial biases of the hidden layers; None for no biases.
+            momentum: beta.
+            weight_decay: lambda.
+            width_ratios: N_l / N_L for l = 1..L, the last of them 1.
+            batches: one index tensor into the training rows per step.
+            test_inputs: ``(test, D)`` further rows to predict, appended after the training rows.
+
+        Raises:
+            InvalidInputError: for shapes or values that do not fit, each with its remedy.
+        """
+        if depth < 1:
+            raise InvalidInputError("A network needs at least one hidden layer.", got=f"depth={depth}")
+        ratios = (1.0,) * depth if width_ratios is None else tuple(float(r) for r in width_ratios)
+        if len(ratios) != depth or ratios[-1] != 1.0 or min(ratios) <= 0:
+            raise InvalidInputError(
+                "width_ratios needs one positive number per hidden layer, relative to the last.",
+                got=f"{ratios} for depth {depth}",
+                remedy="for example width_ratios=[2.0, 1.0] at depth 2",
+            )
+        if test_inputs is not None and test_inputs.shape[1:] != inputs.shape[1:]:
+            raise InvalidInputError(
+                "Test inputs differ in shape from training inputs.",
+                got=f"{tuple(test_inputs.shape)} beside {tuple(inputs.shape)}",
+            )
+        rows = inputs if test_inputs is None else torch.cat([inputs, test_inputs.to(inputs)])
+        outputs = _count_outputs(targets)
+        hidden = tuple(HiddenLayer(activation, gain, bias_std, ratio) for ratio in ratios)
+        named_activation(activation)
+        return cls(
+            inputs=rows.flatten(1),
+            targets=targets,
+            loss=_default_loss(targets) if loss is None else loss,
+            lr=lr,
+            steps=steps,
+            gamma0=gamma0,
+            outputs=outputs,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            batches=None if batches is None else tuple(batches),
+            chain=Chain(rows.flatten(1).shape[1], hidden, outputs),
+        )
+
+    @classmethod
+    def like(
+        cls,
+        plan: Plan,
+        probe: Probe,
+        *,
+        lr: float,
+        steps: int,
+        loss: Loss | None = None,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        batches: Sequence[Tensor] | None = None,
+    ) -> Problem:
+        """The problem that a wrapped model is being trained on: same data, loss, schedule and architecture, no width.
+
+        Args:
+            plan: what ``parameterize`` returned (schemes "mean_field" and "ntk").
+            probe: the data; its training rows must come first and have targets.
+            lr: eta, the base rate given to ``plan.param_groups``.
+            steps: number of optimizer steps.
+            loss: the training loss; default ``nn.MSELoss()`` for floats, ``nn.CrossEntropyLoss()`` for classes.
+            momentum: the optimizer's momentum.
+            weight_decay: the weight decay given to ``plan.param_groups``.
+            batches: one index tensor into the training rows per step; None for full-batch training.
+
+        Raises:
+            UnsupportedProblemError: if the plan's scheme has no infinite-width limit of this kind.
+            InvalidInputError: if the probe has no targets or its training rows do not come first.
+        """
+        if plan.scheme == "standard":
+            raise UnsupportedProblemError(
+                "The standard parameterization has no stable infinite-width limit with learning.",
+                remedy='wrap the model with scheme="mean_field" or scheme="ntk"',
+            )
+        if probe.targets is None:
+            raise InvalidInputError(
+                "The probe has no targets, so there is nothing to train on.", remedy="Probe(inputs, targets)"
+            )
+        train = torch.as_tensor(probe.train)
+        count = int(train.sum())
+        if not bool(train[:count].all()):
+            raise InvalidInputError("Training rows must come before test rows.", remedy="reorder the probe")
+        targets = probe.targets[:count]
+        return cls(
+            inputs=probe.inputs,
+            targets=targets,
+            loss=_default_loss(targets) if loss is None else loss,
+            lr=lr,
+            steps=steps,
+            gamma0=plan.gamma0,
+            outputs=plan.architecture.readout.out_features,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            batches=None if batches is None else tuple(batches),
+            chain=_chain_of(plan),
+            network=plan,
+        )
+
+
+def _chain_of(plan: Plan) -> Chain | None:
+    """The plan's model as a dense chain, or None if it is something else."""
+    architecture = plan.architecture
+    if not architecture.is_chain or any(layer.activation is None for layer in architecture.layers[:-1]):
+        return None
+    stds = {rule.name: rule.std for rule in plan.rules}
+    hidden = []
+    for layer in architecture.layers[:-1]:
+        bias = None if layer.bias is None else float(plan.model.get_parameter(layer.bias).detach().float().std())
+        hidden.append(
+            HiddenLayer(
+                activation=str(layer.activation),
+                gain=float(stds[layer.weight]) * math.sqrt(layer.fan_in),
+                bias_std=bias,
+                width_ratio=layer.out_features / architecture.width,
+            )
+        )
+    first, last = architecture.layers[0], architecture.layers[-1]
+    return Chain(first.in_features, tuple(hidden), last.out_features, readout_bias=last.bias is not None)
+
+
+def _default_loss(targets: Tensor) -> Loss:
+    return nn.MSELoss() if targets.is_floating_point() else nn.CrossEntropyLoss()
+
+
+def _count_outputs(targets: Tensor) -> int:
+    if targets.is_floating_point():
+        return 1 if targets.ndim == 1 else targets.shape[1]
+    return int(targets.max()) + 1
+
+
+def _check(problem: Problem) -> None:
+    inputs, targets = problem.inputs, problem.targets
+    if inputs.ndim < 2 or not inputs.is_floating_point():
+        raise InvalidInputError(
+            "Inputs need a sample axis and at least one feature axis, in floating point.",
+            got=f"shape {tuple(inputs.shape)}, {inputs.dtype}",
+        )
+    if targets.ndim not in (1, 2) or (not targets.is_floating_point() and targets.ndim != 1):
+        raise InvalidInputError(
+            "Targets are (train, output) or (train,) floats, or (train,) integer classes.",
+            got=f"shape {tuple(targets.shape)}",
+        )
+    if len(targets) < 2 or len(targets) > len(inputs):
+        raise InvalidInputError(
+            "A problem needs at least two training rows, and no more targets than inputs.",
+            got=f"{len(targets)} targets, {len(inputs)} inputs",
+        )
+    for name, values in (("inputs", inputs), ("targets", targets)):
+        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+            bad = int(
+                (~torch.isfinite(values))
+                .flatten(1 if values.ndim > 1 else 0)
+                .reshape(len(values), -1)
+                .any(1)
+                .nonzero()[0]
+            )
+            raise InvalidInputError(
+                f"The {name} hold NaN or infinity.", got=f"row {bad}", remedy="clean the data first"
+            )
+    if not problem.gamma0 > 0 or not math.isfinite(problem.gamma0):
+        raise InvalidInputError(
+            "gamma0 must be positive.",
+            got=str(problem.gamma0),
+            remedy="the lazy limit gamma0 = 0 is solvers.StaticNTK()",
+        )
+    if not problem.lr > 0 or problem.steps < 0 or not 0 <= problem.momentum < 1 or problem.weight_decay < 0:
+        raise InvalidInputError(
+            "lr > 0, steps >= 0, 0 <= momentum < 1 and weight_decay >= 0 are needed.",
+            got=f"lr={problem.lr}, steps={problem.steps}, momentum={problem.momentum}, "
+            f"weight_decay={problem.weight_decay}",
+        )
+    if problem.batches is not None:
+        if len(problem.batches) < problem.steps:
+            raise InvalidInputError(
+                "batches needs one index tensor per step.",
+                got=f"{len(problem.batches)} batches for {problem.steps} steps",
+            )
+        for step, rows in enumerate(problem.batches):
+            if rows.numel() == 0 or int(rows.min()) < 0 or int(rows.max()) >= problem.train_samples:
+                raise InvalidInputError(
+                    "A batch holds row numbers of training rows.", got=f"batch {step}: {rows.tolist()[:8]}"
+                )
+    if problem.chain is None and problem.network is None:
+        raise InvalidInputError("A problem needs a network.", remedy="use Problem.mlp or Problem.like")
+    probe = problem.training_loss(
+        torch.zeros(problem.samples, problem.outputs, dtype=inputs.dtype, device=inputs.device)
+    )
+    if probe.ndim != 0 or not bool(torch.isfinite(probe)):
+        raise InvalidInputError(
+            "The loss must return one finite number.",
+            got=f"{probe}",
+            remedy="loss(outputs, targets) with outputs (train, output)",
+        )

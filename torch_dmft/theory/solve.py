@@ -1,0 +1,75 @@
+"""solve(problem, solver): one verb for every method of the theory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.theory.problem import Problem
+
+
+class Solver(Protocol):
+    """A method: a frozen dataclass of its settings with these two functions."""
+
+    def check(self, problem: Problem) -> None:
+        """Refuse, with a reason and a remedy, a problem outside the method's assumptions."""
+
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+        """Solve the problem; ``record`` is ``(time,)`` sorted steps in 0..problem.steps to keep."""
+
+
+def solve(
+    problem: Problem,
+    solver: Solver | None = None,
+    *,
+    record: Iterable[int] | Tensor | None = None,
+    two_time: bool = False,
+    progress: bool = False,
+) -> Trajectory:
+    """Predict what the network does: kernels, outputs and loss through training.
+
+    Args:
+        problem: the question, see ``Problem``.
+        solver: the method, one of ``torch_dmft.solvers``; None takes ``solvers.InfiniteWidth()``.
+        record: steps to keep, integers in 0..problem.steps; None keeps all. State t is the one *before* update t.
+        two_time: keep kernels at pairs of times, ``(time, sample, time, sample)``, not only at equal times.
+        progress: show a progress bar.
+
+    Returns:
+        A ``Trajectory``; ``stderr`` holds the method's standard error where it has one.
+
+    Raises:
+        UnsupportedProblemError: if the method does not cover the problem; the message names one that does.
+        ConvergenceError: if the method fails; nothing unconverged is returned.
+        InsufficientMemoryError: if the estimate of what is needed exceeds what is free.
+    """
+    if solver is None:
+        from torch_dmft.theory.solvers import InfiniteWidth
+
+        solver = InfiniteWidth()
+    solver.check(problem)
+    steps = _record_steps(problem, record)
+    started = time.perf_counter()
+    trajectory = solver.run(problem, steps, two_time=two_time, progress=progress)
+    facts = {"solver": type(solver).__name__, "gamma0": problem.gamma0, "seconds": time.perf_counter() - started}
+    return replace(trajectory, metadata={**facts, **trajectory.metadata})
+
+
+def _record_steps(problem: Problem, record: Iterable[int] | Tensor | None) -> Tensor:
+    if record is None:
+        return torch.arange(problem.steps + 1)
+    steps = torch.unique(torch.as_tensor(list(record), dtype=torch.int64))
+    if len(steps) == 0 or int(steps[0]) < 0 or int(steps[-1]) > problem.steps:
+        raise InvalidInputError(
+            f"Steps to record lie in 0..{problem.steps}.",
+            got=str(steps.tolist()[:8]),
+            remedy="record=range(0, steps + 1, 10)",
+        )
+    return steps

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch_dmft.core.errors import InvalidInputError
 
 
-
 @dataclass(frozen=True)
 class Activation:
     """An elementwise activation phi.

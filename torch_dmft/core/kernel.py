@@ -41,7 +41,9 @@ class Kernel:
             )
         shape = self.array.shape
         row = 1 + self.has_outputs  # axes of a row beside time
-        left, right = (shape[: 1 + row], shape[1 + row :]) if self.is_two_time else (shape[1 : 1 + row], shape[1 + row :])
+        left, right = (
+            (shape[: 1 + row], shape[1 + row :]) if self.is_two_time else (shape[1 : 1 + row], shape[1 + row :])
+        )
         if left != right:
             raise InvalidInputError("The two sides of a kernel differ.", got=f"shape {tuple(shape)}")
 

@@ -126,7 +126,9 @@ class Trajectory:
             outputs=self.outputs[index],
             losses=self.losses[index],
             layers=tuple(
-                replace(layer, forward=layer.forward.at(index), backward=layer.backward.at(index), ntk=layer.ntk.at(index))
+                replace(
+                    layer, forward=layer.forward.at(index), backward=layer.backward.at(index), ntk=layer.ntk.at(index)
+                )
                 for layer in self.layers
             ),
             ntk=self.ntk.at(index),

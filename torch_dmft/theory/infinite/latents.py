@@ -1,0 +1,98 @@
+"""Where fresh Gaussians come from: the neurons of one width axis and everything already drawn for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.quasirandom import SobolEngine
+
+from torch_dmft.theory.infinite.rows import Rows, new_directions, orthonormal, project_off
+
+_SOBOL_DIMENSIONS = 64
+"""Latents per population that come from one Sobol sequence; later ones gain nothing over plain Gaussians."""
+
+_NEW_DIRECTION = 1e-3
+"""Part of a past variable outside the span of the others below which it counts as already known."""
+
+
+class Population(nn.Module):
+    """S neurons that stand for the infinitely many of one width axis, and the source of their Gaussian latents.
+
+    A latent is one N(0, 1) number per neuron: a vector of length S. Two laws:
+
+    - ``"network"``: latents are plain i.i.d. Gaussians. The lazily sampled network is then *exactly* an ordinary network of
+      width S in law.
+    - ``"limit"``: the first latents are scrambled Sobol points, and each latent is made orthogonal, over the S neurons, to the
+      constant vector, to all earlier latents and to all past variables (``observe``), and has second moment one. The averages
+      that vanish in the infinite-width limit then vanish exactly and only higher moments fluctuate. Linear networks become
+      exact. When the known vectors fill half of the S dimensions, later latents are plain.
+
+    Args:
+        size: S.
+        law: ``"limit"`` or ``"network"``.
+        generator: source of randomness.
+    """
+
+    def __init__(
+        self, size: int, *, law: str, generator: torch.Generator, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__()
+        self.size, self.law, self.generator = size, law, generator
+        self.drawn = 0
+        self.known = Rows(size, dtype=dtype, device=device)
+        if law == "limit":
+            self.known.append(torch.full((1, size), size**-0.5, dtype=dtype, device=device))
+            seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+            self._sobol = SobolEngine(_SOBOL_DIMENSIONS, scramble=True, seed=seed).draw(size, dtype=torch.float64).T
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether the next latent will be orthogonal to everything known."""
+        return self.law == "limit" and self.known.count <= self.size // 2
+
+    def draw(self, count: int) -> Float[Tensor, "count size"]:
+        """``count`` fresh latents, N(0, 1) per neuron."""
+        latents = self._raw(count)
+        if self.is_matched:
+            directions = orthonormal(latents, self.known.rows)
+            self.known.append(directions)
+            latents = directions * self.size**0.5
+        return latents
+
+    def observe(self, variables: Float[Tensor, "m size"]) -> None:
+        """Make later latents orthogonal to these variables: ``variables`` are of unit norm."""
+        if not self.is_matched:
+            return
+        residual = project_off(variables, self.known.rows)
+        directions = new_directions(residual, self.known.rows, _NEW_DIRECTION)
+        self.known.append(directions)
+
+    def _raw(self, count: int) -> Tensor:
+        """Gaussians before any matching: Sobol points first, then independent draws."""
+        like = self.known.storage
+        quasi = 0 if self.law != "limit" else max(0, min(count, _SOBOL_DIMENSIONS - self.drawn))
+        parts = []
+        if quasi:
+            uniform = self._sobol[self.drawn : self.drawn + quasi].clamp(1e-12, 1 - 1e-12)
+            parts.append(torch.special.ndtri(uniform).to(like))
+        if quasi < count:
+            shape = (count - quasi, self.size)
+            plain = torch.randn(shape, generator=self.generator, device=self.generator.device, dtype=like.dtype)
+            parts.append(plain.to(like.device))
+        self.drawn += count
+        return torch.cat(parts)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Position in the random streams, for ``state_dict``."""
+        state = {"drawn": self.drawn, "generator": self.generator.get_state()}
+        return state | ({"sobol": self._sobol} if self.law == "limit" else {})
+
+    def set_extra_state(self, state: Any) -> None:
+        """Continue the random streams of a ``state_dict``."""
+        self.drawn = state["drawn"]
+        self.generator.set_state(state["generator"].cpu())
+        if self.law == "limit":
+            self._sobol = state["sobol"].cpu()

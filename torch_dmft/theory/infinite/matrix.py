@@ -1,0 +1,83 @@
+"""The lazily sampled Gaussian matrix: known only on the vectors that it has met."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torch_dmft.theory.infinite.latents import Population
+from torch_dmft.theory.infinite.rows import Rows, new_directions, project_off
+
+
+class Side(nn.Module):
+    """What is known of a matrix from one side: orthonormal vectors it has met and their images.
+
+    Attributes:
+        basis: Q, ``(k, size)`` orthonormal rows.
+        images: W q for each of them (W^T q' on the backward side).
+    """
+
+    def __init__(self, population: Population, image_population: Population) -> None:
+        super().__init__()
+        like = population.known.storage
+        self.population, self.image_population = population, image_population
+        self.basis = Rows(population.size, dtype=like.dtype, device=like.device)
+        self.images = Rows(image_population.size, dtype=like.dtype, device=like.device)
+
+
+class GaussianMatrix(nn.Module):
+    r"""An S_out x S_in matrix W with entries N(0, 1/S_in), sampled only along the vectors it is applied to.
+
+    With Q an orthonormal basis of the inputs seen and Q' one of the gradients seen, the law of W given W Q and W^T Q' is
+    known. The image of a new direction q, orthogonal to Q, is
+
+    .. math:: W q = Q' (W^T Q')^T q + (1 - Q' Q'^T) \xi, \qquad \xi \sim N(0, 1/S_{in}).
+
+    The first term is what the matrix already owes to its gradients: averaged over neurons it is the response term A of the
+    field theory (B for the transpose), including the equal-time one. Dropping it (``responses=False``) is the gradient
+    independence ansatz.
+
+    Args:
+        inputs: population of the columns (S_in neurons).
+        outputs: population of the rows (S_out neurons).
+        tolerance: largest part of a vector, relative to its norm, that may stay outside the basis.
+        responses: keep the response term.
+    """
+
+    def __init__(self, inputs: Population, outputs: Population, *, tolerance: float, responses: bool = True) -> None:
+        super().__init__()
+        self.forward_side = Side(inputs, outputs)
+        self.backward_side = Side(outputs, inputs)
+        self.tolerance, self.responses = tolerance, responses
+        self.scale = inputs.size**-0.5
+
+    def meet_inputs(self, x: Float[Tensor, "row size"]) -> Float[Tensor, "row k"]:
+        """Coordinates Q x of inputs, after extending Q and W Q so that they are covered."""
+        return self._meet(x, self.forward_side, self.backward_side)
+
+    def meet_gradients(self, y: Float[Tensor, "row size"]) -> Float[Tensor, "row k"]:
+        """Coordinates Q' y of gradients, after extending Q' and W^T Q' so that they are covered."""
+        return self._meet(y, self.backward_side, self.forward_side)
+
+    def _meet(self, x: Tensor, side: Side, other: Side) -> Tensor:
+        basis = side.basis.rows
+        coordinates = x @ basis.T
+        residual = torch.addmm(x, coordinates, basis, alpha=-1)
+        norms = torch.linalg.vector_norm(x, dim=1)
+        uncovered = torch.linalg.vector_norm(residual, dim=1) > self.tolerance * norms
+        if not bool(uncovered.any()):
+            return coordinates
+        directions = new_directions(residual[uncovered] / norms[uncovered, None], basis, self.tolerance)
+        self._extend(directions, side, other)
+        return torch.cat([coordinates, x @ directions.T], dim=1)
+
+    def _extend(self, directions: Tensor, side: Side, other: Side) -> None:
+        side.population.observe(directions)
+        matched = side.image_population.is_matched  # then fresh latents are orthogonal to Q' already
+        fresh = side.image_population.draw(len(directions))
+        images = self.scale * (fresh if matched else project_off(fresh, other.basis.rows))
+        if self.responses:
+            images = torch.addmm(images, directions @ other.images.rows.T, other.basis.rows)
+        side.basis.append(directions)
+        side.images.append(images)

@@ -1,0 +1,79 @@
+"""A set of vectors that grows: rows of length S, with amortised appends and orthonormal completion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Rows(nn.Module):
+    """``count`` vectors of length ``size``; ``rows`` is the ``(count, size)`` view of all of them.
+
+    Storage doubles when it is full, so that n appends cost O(n size). A module, so that ``.to(device)`` moves it and
+    ``state_dict`` holds the rows.
+    """
+
+    storage: Tensor
+
+    def __init__(self, size: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+        self.count = 0
+        self.register_buffer("storage", torch.empty(0, size, dtype=dtype, device=device), persistent=False)
+
+    @property
+    def rows(self) -> Tensor:
+        """All vectors, ``(count, size)``."""
+        return self.storage[: self.count]
+
+    def append(self, new: Float[Tensor, "new size"]) -> None:
+        """Add vectors at the end."""
+        needed = self.count + len(new)
+        if needed > len(self.storage):
+            storage = self.storage.new_empty(max(needed, 2 * len(self.storage), 32), self.storage.shape[1])
+            storage[: self.count] = self.rows
+            self.storage = storage
+        self.storage[self.count : needed] = new
+        self.count = needed
+
+    def get_extra_state(self) -> Tensor:
+        """The rows, for ``state_dict``."""
+        return self.rows.clone()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restore the rows from a ``state_dict``."""
+        self.storage = state.to(self.storage, copy=True)
+        self.count = len(state)
+
+
+def project_off(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m size"]:
+    """The part of each vector orthogonal to an orthonormal basis."""
+    return torch.addmm(vectors, vectors @ basis.T, basis, alpha=-1) if len(basis) else vectors
+
+
+def new_directions(
+    residual: Float[Tensor, "m size"], basis: Float[Tensor, "k size"], tolerance: float
+) -> Float[Tensor, "new size"]:
+    """Orthonormal directions, orthogonal to ``basis``, that leave at most ``tolerance`` of any residual uncovered.
+
+    The directions are the leading right singular vectors of the residual, found from its small Gram matrix in float64 and
+    orthogonalised a second time, since those of small singular values come out of the division with the largest error.
+    """
+    wide = residual.double()
+    eigenvalues, vectors = torch.linalg.eigh(wide @ wide.T)
+    keep = eigenvalues > tolerance**2
+    directions = (vectors[:, keep] / eigenvalues[keep].sqrt()).T @ wide
+    return orthonormal(project_off(directions.to(basis.dtype), basis), basis)
+
+
+def orthonormal(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m size"]:
+    """The vectors made orthonormal to each other (symmetrically, by whitening) and once more to ``basis``."""
+    for _ in range(2):
+        vectors = project_off(vectors, basis)
+        wide = vectors.double()
+        eigenvalues, rotation = torch.linalg.eigh(wide @ wide.T)
+        whiten = rotation @ (eigenvalues.clamp_min(1e-300).rsqrt().unsqueeze(1) * rotation.T)
+        vectors = (whiten @ wide).to(vectors.dtype)
+    return vectors

@@ -1,4 +1,4 @@
-"""Every python block of the README and of the documentation runs; the blocks of one page share their names, in order."""
+"""Every python block of the README and of the documentation runs; those of one page share their names, in order."""
 
 import re
 from pathlib import Path

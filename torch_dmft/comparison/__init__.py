@@ -1,0 +1,22 @@
+"""Two trajectories side by side: metrics, deviations with error bars, and a verdict."""
+
+from torch_dmft.comparison.compare import Comparison, Deviations, Difference, LayerDeviations, compare
+from torch_dmft.comparison.deviation import Deviation, deviation
+from torch_dmft.comparison.metrics import alignment, centered_alignment, relative_error, target_alignment
+from torch_dmft.comparison.richness import movement, target_alignments
+
+__all__ = [
+    "Comparison",
+    "Deviation",
+    "Deviations",
+    "Difference",
+    "LayerDeviations",
+    "alignment",
+    "centered_alignment",
+    "compare",
+    "deviation",
+    "movement",
+    "relative_error",
+    "target_alignment",
+    "target_alignments",
+]

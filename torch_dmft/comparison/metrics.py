@@ -1,0 +1,147 @@
+"""How alike two kernels are: angles and distances in the Frobenius norm, each a plain number.
+
+One rule for vanishing norms serves every function: a comparison of zero with zero finds them equal, of zero with
+anything else finds them entirely different. What is left of a kernel by round-off after centering counts as zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.kernel import Kernel
+
+
+def alignment(a: Kernel | Shaped[Tensor, ...], b: Kernel | Shaped[Tensor, ...]) -> float:
+    """The cosine of the angle between two kernels.
+
+    A(X, Y) = tr(X Y^T) / (|X| |Y|), over all entries: of all times and outputs too, if there are such axes.
+
+    Args:
+        a: a kernel, or its entries in any shape.
+        b: a kernel of the same shape.
+
+    Returns:
+        A number in [-1, 1], in [0, 1] for positive semi-definite kernels; blind to the scale of either. 1 if both
+        vanish, 0 if one does.
+
+    Raises:
+        InvalidInputError: if the shapes differ.
+    """
+    x, y = _entries(a, b)
+    return cosines(x.reshape(1, -1), y.reshape(1, -1)).item()
+
+
+def centered_alignment(a: Kernel | Shaped[Tensor, ...], b: Kernel | Shaped[Tensor, ...]) -> float:
+    """The alignment of two kernels with their means over samples taken away (CKA).
+
+    A(H X H, H Y H) with H = I - 1 1^T / P: what is left of the angle when every sample shares a common offset.
+
+    Args:
+        a: a kernel with the axes ``(..., sample, sample)``, at equal times and without output axes.
+        b: a kernel of the same shape.
+
+    Returns:
+        A number in [0, 1] for positive semi-definite kernels. 1 if both centered kernels vanish, 0 if one does.
+
+    Raises:
+        InvalidInputError: if the shapes differ, are no (sample, sample) matrices, or there are fewer than two samples.
+
+    Source: Kornblith et al. 2019, eq. 1 (linear CKA).
+    """
+    x, y = _entries(a, b)
+    if x.ndim < 2 or x.shape[-1] != x.shape[-2] or x.ndim > 3:
+        raise InvalidInputError(
+            "A centered alignment needs (sample, sample) matrices.",
+            got=f"shape {tuple(x.shape)}",
+            remedy="pass kernel.per_sample().equal_time",
+        )
+    if x.shape[-1] < 2:
+        raise InvalidInputError("A centered alignment needs at least two samples.", got="one sample")
+    return alignment(_centered(x), _centered(y))
+
+
+def relative_error(a: Kernel | Shaped[Tensor, ...], b: Kernel | Shaped[Tensor, ...]) -> float:
+    """The distance of a kernel from a reference, in units of the reference.
+
+    |X - Y| / |Y|, over all entries. It sees a wrong scale, to which the alignment is blind.
+
+    Args:
+        a: a kernel, or its entries in any shape.
+        b: the reference, of the same shape.
+
+    Returns:
+        A number that is not negative. 0 if both vanish, infinity if only the reference does.
+
+    Raises:
+        InvalidInputError: if the shapes differ.
+    """
+    x, y = _entries(a, b)
+    return quotients((x - y).norm()[None], y.norm()[None]).item()
+
+
+def target_alignment(kernel: Kernel | Shaped[Tensor, ...], targets: Shaped[Tensor, sample * output]) -> float:
+    """The alignment of a kernel with the task.
+
+    A(K, Y Y^T), with the sum over outputs in Y Y^T. It grows while features are learned, and is constant in the lazy
+    limit.
+
+    Args:
+        kernel: ``(sample, sample)`` entries, or a ``Kernel`` with a single recorded time; output axes are averaged
+            over equal outputs first.
+        targets: ``(sample,)`` or ``(sample, output)``.
+
+    Returns:
+        A number in [0, 1] for a positive semi-definite kernel. 0 if the targets or the kernel vanish, 1 if both do.
+
+    Raises:
+        InvalidInputError: if the kernel has several times, or another number of samples than the targets.
+    """
+    if isinstance(kernel, Kernel):
+        kernel = kernel.per_sample().equal_time
+        if len(kernel) != 1:
+            raise InvalidInputError(
+                "A target alignment is one number and this kernel has several times.",
+                got=f"{len(kernel)} times",
+                remedy="pass kernel.per_sample().equal_time[index]",
+            )
+        kernel = kernel[0]
+    rows = targets.to(torch.float64).reshape(len(targets), -1)
+    return alignment(kernel, rows @ rows.T)
+
+
+def cosines(x: Float[Tensor, "row entry"], y: Float[Tensor, "row entry"]) -> Float[Tensor, " row"]:
+    """The cosine of every row of x with the same row of y; 1 where both rows vanish, 0 where one does."""
+    x_norm, y_norm = x.norm(dim=1), y.norm(dim=1)
+    # Divided before summing: the product of two tiny norms would underflow.
+    cosine = ((x / nonzero(x_norm)[:, None]) * (y / nonzero(y_norm)[:, None])).sum(1).clamp(-1, 1)
+    return cosine.masked_fill((x_norm == 0) & (y_norm == 0), 1.0)
+
+
+def quotients(numerator: Float[Tensor, " row"], denominator: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """The quotients of two vectors of norms, with 0 / 0 = 0."""
+    return (numerator / denominator).masked_fill((numerator == 0) & (denominator == 0), 0.0)
+
+
+def nonzero(norms: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """The norms with 1 in place of 0, to divide by."""
+    return norms.masked_fill(norms == 0, 1.0)
+
+
+def _entries(a: Kernel | Tensor, b: Kernel | Tensor) -> tuple[Tensor, Tensor]:
+    x, y = (item.array if isinstance(item, Kernel) else item for item in (a, b))
+    if x.shape != y.shape:
+        raise InvalidInputError(
+            "Two kernels of different shapes cannot be compared.",
+            got=f"{tuple(x.shape)} and {tuple(y.shape)}",
+            remedy="compare at equal samples, outputs and times",
+        )
+    return x.detach().to("cpu", torch.float64), y.detach().to("cpu", torch.float64)
+
+
+def _centered(x: Tensor) -> Tensor:
+    centered = x - x.mean(-1, keepdim=True)
+    centered = centered - centered.mean(-2, keepdim=True)
+    return torch.zeros_like(x) if centered.norm() <= 1e-12 * x.norm() else centered

@@ -1,0 +1,77 @@
+"""What a comparison says, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch_dmft.comparison.compare import Comparison, Deviations
+    from torch_dmft.comparison.deviation import Deviation
+
+
+def verdict(comparison: Comparison) -> str:
+    """Which kernel departs most from the first prediction, by how much, and which prediction is nearest.
+
+    Phi of the first weight and G of the last are left out: they are given by the data and the outputs, not predicted.
+    """
+    return " ".join(_sentences(comparison))
+
+
+def predicted_kernels(deviations: Deviations) -> Iterator[tuple[str, Deviation]]:
+    """The kernels that learning moves, each with a name such as ``"Phi of weight 1 (fc2)"``."""
+    last = len(deviations.layers) - 1
+    for position, layer in enumerate(deviations.layers):
+        if position > 0:
+            yield f"Phi of weight {position} ({layer.name})", layer.forward
+        if position < last:
+            yield f"G of weight {position} ({layer.name})", layer.backward
+
+
+def _sentences(comparison: Comparison) -> Iterator[str]:
+    kernels = list(predicted_kernels(comparison.deviations[0])) or [("the NTK", comparison.deviations[0].ntk)]
+    name, worst = max(kernels, key=lambda item: _rank(item[1].relative_error[-1].item()))
+    yield _farthest(comparison, name, worst)
+    if worst.relative_error[-1] <= 2 * worst.noise[-1]:
+        yield (
+            f"That is no more than twice the prediction's own noise ({worst.noise[-1].item():.2g}): "
+            "a more exact prediction is needed to tell them apart."
+        )
+    layers = comparison.deviations[0].layers
+    if layers and layers[0].forward.relative_error[0] > 1e-3:
+        error = layers[0].forward.relative_error[0].item()
+        yield f"The kernels of the inputs differ by {error:.2g}: are these runs about the same data?"
+    if len(comparison.predictions) > 1:
+        yield _ranking(comparison)
+
+
+def _farthest(comparison: Comparison, name: str, worst: Deviation) -> str:
+    error, stderr = worst.relative_error[-1].item(), worst.relative_error_stderr[-1].item()
+    bar = "" if math.isnan(stderr) else f" ± {stderr:.2g}"
+    sentence = (
+        f"At step {int(comparison.steps[-1])}, {comparison.measured.origin} is farthest from "
+        f"{comparison.predictions[0].origin} in {name}: relative error {error:.2g}{bar}"
+    )
+    width = comparison.measured.metadata.get("width")
+    if isinstance(width, int | float) and width > 0 and math.isfinite(error):
+        sentence += (
+            f", or {error * math.sqrt(width):.2g} / sqrt(N) with N = {width:g} (finite width alone gives order 1)"
+        )
+    return f"{sentence}."
+
+
+def _ranking(comparison: Comparison) -> str:
+    means = []
+    for prediction, deviations in zip(comparison.predictions, comparison.deviations, strict=True):
+        kernels = [kernel for _, kernel in predicted_kernels(deviations)] or [deviations.ntk]
+        means.append((torch.cat([kernel.relative_error for kernel in kernels]).mean().item(), prediction.origin))
+    listed = ", ".join(f"{origin} {mean:.2g}" for mean, origin in sorted(means, key=lambda item: _rank(item[0])))
+    return f"Mean relative error of all kernels over all steps, nearest prediction first: {listed}."
+
+
+def _rank(error: float) -> float:
+    """NaN departs most of all."""
+    return math.inf if math.isnan(error) else error

@@ -1,0 +1,273 @@
+"""The figures of a comparison; each function returns a ``matplotlib.figure.Figure`` that nothing else holds on to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torch_dmft.comparison import Comparison, Deviation, target_alignments
+from torch_dmft.core.errors import NotRecordedError
+from torch_dmft.core.trajectory import LayerKernels, Trajectory
+from torch_dmft.report.style import Look, looks, new_figure, tidy
+
+_SYMBOLS = {"forward": r"$\Phi$", "backward": "$G$", "ntk": "NTK"}
+_Draw = Callable[..., None]
+_NAMES = {"forward": "Forward kernels Φ", "backward": "Backward kernels G", "ntk": "Tangent kernels"}
+
+
+def figures(comparison: Comparison) -> dict[str, Figure]:
+    """Every figure the comparison has data for, by name."""
+    drawn = {
+        "loss": losses(comparison),
+        "alignment": alignments(comparison),
+        "relative_error": relative_errors(comparison),
+        "forward_kernels": kernels(comparison, "forward"),
+        "backward_kernels": kernels(comparison, "backward"),
+    }
+    if comparison.measured.targets is not None:
+        drawn["target_alignment"] = target_alignment(comparison)
+    if _have_fields(comparison):
+        drawn["preactivations"] = preactivations(comparison)
+    return drawn
+
+
+def losses(comparison: Comparison) -> Figure:
+    """The loss of every run over training time, with the predictions' standard errors as bands."""
+    figure = new_figure(6.4, 3.8, "Loss on the training rows")
+    axes = figure.add_subplot()
+    for run, look in zip(comparison.runs, looks(comparison.runs), strict=True):
+        _curve(axes, run, run.losses, None if run.stderr is None else run.stderr.losses, look)
+    positive = torch.cat([run.losses for run in comparison.runs]) > 0
+    axes.set_yscale("log" if positive.all() else "linear")
+    axes.set(xlabel=_TIME, ylabel="loss")
+    axes.legend(frameon=False, fontsize=8)
+    tidy(axes)
+    return figure
+
+
+def target_alignment(comparison: Comparison) -> Figure:
+    """How the forward kernel of every weight turns towards the task: A(Phi, Y Y^T) over training time."""
+    targets = comparison.measured.targets
+    if targets is None:
+        raise NotRecordedError("Target alignment needs targets.", remedy="give the probe targets")
+    count = len(comparison.measured.layers)
+    figure, panels = _panels(count, "Alignment of the forward kernels with the targets", height=2.4)
+    for position, axes in enumerate(panels):
+        for run, look in zip(comparison.runs, looks(comparison.runs), strict=True):
+            _curve(axes, run, target_alignments(run.layers[position].forward, targets), None, look)
+        axes.set_title(_weight(comparison.measured.layers[position], position), fontsize=9)
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlabel(_TIME, fontsize=9)
+    panels[0].set_ylabel(r"$A(\Phi,\, yy^{T})$")
+    _legend_below(figure, panels[0])
+    return figure
+
+
+def alignments(comparison: Comparison) -> Figure:
+    """The alignment of measured and predicted kernels over training time, a line per weight."""
+    figure, grid = _deviations(
+        comparison, "Alignment of measured and predicted kernels", "alignment", draw=_draw_alignment
+    )
+    for axes in grid[:, 0]:
+        axes.set_ylim(top=1)
+    return figure
+
+
+def relative_errors(comparison: Comparison) -> Figure:
+    """The relative error |X - Y| / |Y| of the kernels over training time, a line per weight; shaded: its noise."""
+    figure, grid = _deviations(comparison, "Relative error of the measured kernels", "relative error", draw=_draw_error)
+    for axes in grid[:, 0]:
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def kernels(comparison: Comparison, which: str = "forward", time: int = -1) -> Figure:
+    """The kernels at one common step: measured, predicted by the first prediction, and their difference.
+
+    Args:
+        comparison: the comparison.
+        which: ``"forward"``, ``"backward"`` or ``"ntk"``. Output axes are averaged over equal outputs.
+        time: position along the common steps.
+
+    Returns:
+        A row for each of at most eight weights, evenly spaced from the first to the last; those whose kernel is given
+        (Phi of the first, G of the last) are left out.
+    """
+    measured, predicted = comparison.measured, comparison.predictions[0]
+    layers = {"forward": range(1, len(measured.layers)), "backward": range(len(measured.layers) - 1)}.get(which)
+    weights = _spread_out(layers or range(len(measured.layers)))
+    figure = new_figure(8.4, 0.8 + 2.3 * len(weights), f"{_NAMES[which]} at step {int(comparison.steps[time])}")
+    order, label = _order(measured)
+    grid = figure.subplots(len(weights), 3, squeeze=False, sharex=True, sharey=True)
+    for position, row in zip(weights, grid, strict=True):
+        pair = [_matrix(run.layers[position], which, time)[np.ix_(order, order)] for run in (measured, predicted)]
+        low, high = min(map(np.min, pair)), max(map(np.max, pair))
+        for axes, values, origin in zip(row, pair, (measured.origin, predicted.origin), strict=False):
+            shown = axes.imshow(values, vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
+            axes.set_title(origin, fontsize=9)
+        _colorbar(figure, shown, row[1])
+        bound = float(np.abs(pair[0] - pair[1]).max()) or 1.0
+        shown = row[2].imshow(pair[0] - pair[1], vmin=-bound, vmax=bound, cmap="RdBu_r", interpolation="nearest")
+        error = getattr(comparison.deviations[0].layers[position], which).relative_error[time].item()
+        row[2].set_title(f"difference (relative error {error:.2g})", fontsize=9)
+        _colorbar(figure, shown, row[2])
+        row[0].set_ylabel(f"{_weight(measured.layers[position], position)}\n{label}", fontsize=8)
+        for axes in row:
+            axes.tick_params(labelsize=7)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for axes in grid[-1]:
+        axes.set_xlabel(label, fontsize=8)
+    return figure
+
+
+def preactivations(comparison: Comparison) -> Figure:
+    """The density of preactivations over neurons and samples, measured and predicted, at the first and last record.
+
+    A column for each of at most eight weights before the readout.
+
+    Raises:
+        NotRecordedError: if the measured run or the first prediction kept no fields.
+    """
+    if not _have_fields(comparison):
+        raise NotRecordedError("No preactivations were kept.", remedy="record with keep_fields=True")
+    runs = [run for run in comparison.runs if all(layer.fields is not None for layer in run.layers)]
+    all_looks = dict(zip([run.origin for run in comparison.runs], looks(comparison.runs), strict=True))
+    hidden = _spread_out(range(len(comparison.measured.layers) - 1))
+    figure = new_figure(1.4 + 2.5 * len(hidden), 5.0, "Preactivations over neurons and samples")
+    grid = figure.subplots(2, len(hidden), squeeze=False)
+    for end, row in enumerate(grid):
+        for position, axes in zip(hidden, row, strict=True):
+            samples = [_fields(run, position)[end] for run in runs]
+            count = int(np.clip(2 * len(samples[0]) ** (1 / 3), 12, 64))
+            low, high = np.quantile(np.concatenate(samples), [0.001, 0.999])
+            bins = np.linspace(low, high, count)
+            for run, values in zip(runs, samples, strict=True):
+                look = all_looks[run.origin]
+                density, _ = np.histogram(values, bins=bins, density=True)
+                if run is comparison.measured:
+                    axes.stairs(density, bins, fill=True, color="#c8c8c8", label=run.origin)
+                else:
+                    axes.plot((bins[1:] + bins[:-1]) / 2, density, look.linestyle, color=look.color, label=run.origin)
+            step = int(comparison.measured.layers[position].fields.steps[end])  # type: ignore[union-attr]
+            axes.set_title(f"after {_weight(comparison.measured.layers[position], position)}, step {step}", fontsize=9)
+            axes.set_ylim(bottom=0)
+            tidy(axes)
+        row[0].set_ylabel("density", fontsize=9)
+    for axes in grid[-1]:
+        axes.set_xlabel("preactivation h", fontsize=9)
+    _legend_below(figure, grid[0][0])
+    return figure
+
+
+_TIME = "time (learning rate × step)"
+
+
+def _curve(axes: Axes, run: Trajectory, values: Tensor, stderr: Tensor | None, look: Look) -> None:
+    times, heights = _array(run.times), _array(values)
+    style: dict[str, Any] = {"linestyle": look.linestyle, "color": look.color, "marker": look.marker}
+    axes.plot(times, heights, markersize=3.5, zorder=3 if look.marker else 2, label=run.origin, **style)
+    if stderr is not None:
+        spread = 2 * _array(stderr)
+        axes.fill_between(times, heights - spread, heights + spread, color=look.color, alpha=0.2, linewidth=0)
+
+
+def _deviations(comparison: Comparison, title: str, name: str, *, draw: _Draw) -> tuple[Figure, NDArray]:
+    """Rows: predictions. Columns: Phi, G, NTK. Lines: weights, dark to light with depth; given kernels are left out."""
+    rows, count = len(comparison.predictions), len(comparison.measured.layers)
+    figure = new_figure(9.2, 1.1 + 2.3 * rows, title)
+    grid = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey="row")
+    colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, count))
+    times = _array(comparison.measured.times)
+    for row, prediction, deviations in zip(grid, comparison.predictions, comparison.deviations, strict=True):
+        for axes, which in zip(row, _SYMBOLS, strict=True):
+            for position, layer in enumerate(deviations.layers):
+                given = (which, position) in (("forward", 0), ("backward", count - 1))
+                if not given:
+                    label = _weight(comparison.measured.layers[position], position)
+                    draw(axes, times, getattr(layer, which), color=colors[position], label=label)
+            axes.set_title(f"{_SYMBOLS[which]}  against {prediction.origin}", fontsize=9)
+            tidy(axes)
+        row[0].set_ylabel(name, fontsize=9)
+    for axes in grid[-1]:
+        axes.set_xlabel(_TIME, fontsize=9)
+    _legend_below(figure, grid[0][2])
+    return figure, grid
+
+
+def _draw_alignment(axes: Axes, times: NDArray, deviation: Deviation, **line: Any) -> None:
+    axes.plot(times, _array(deviation.alignment), linewidth=1.4, **line)
+
+
+def _draw_error(axes: Axes, times: NDArray, deviation: Deviation, **line: Any) -> None:
+    axes.plot(times, _array(deviation.relative_error), linewidth=1.4, **line)
+    axes.fill_between(times, 0, _array(deviation.noise), color=line["color"], alpha=0.15, linewidth=0)
+
+
+def _colorbar(figure: Figure, image: AxesImage, axes: Axes) -> None:
+    figure.colorbar(image, ax=axes, fraction=0.046).ax.tick_params(labelsize=7)
+
+
+def _spread_out(positions: Sequence[int], most: int = 8) -> list[int]:
+    """At most so many of the positions, evenly spaced and with both ends."""
+    chosen = np.linspace(0, len(positions) - 1, min(len(positions), most)).round().astype(int)
+    return [positions[int(index)] for index in chosen]
+
+
+def _panels(count: int, title: str, height: float) -> tuple[Figure, list[Axes]]:
+    columns = min(count, 4)
+    rows = math.ceil(count / columns)
+    figure = new_figure(max(5.0, 2.4 * columns), 1.0 + height * rows, title)
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for spare in panels[count:]:
+        spare.remove()
+    for axes in panels[:count]:
+        tidy(axes)
+    return figure, panels[:count]
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False, fontsize=8)
+
+
+def _order(run: Trajectory) -> tuple[NDArray, str]:
+    """Samples sorted by target, so that what the task makes alike is side by side."""
+    if run.targets is None:
+        return np.arange(run.outputs.shape[1]), "sample"
+    targets = run.targets.reshape(len(run.targets), -1)
+    keys = targets[:, 0] if targets.shape[1] == 1 else targets.argmax(1)
+    return _array(keys.argsort(stable=True)).astype(int), "sample, by target"
+
+
+def _matrix(layer: LayerKernels, which: str, time: int) -> NDArray:
+    return _array(getattr(layer, which).per_sample().equal_time[time])
+
+
+def _weight(layer: LayerKernels, position: int) -> str:
+    return f"weight {position} ({layer.name})"
+
+
+def _have_fields(comparison: Comparison) -> bool:
+    pair = (comparison.measured, comparison.predictions[0])
+    return len(comparison.measured.layers) > 1 and all(layer.fields is not None for run in pair for layer in run.layers)
+
+
+def _fields(run: Trajectory, position: int) -> NDArray:
+    """``(2, sample * neuron)``."""
+    return _array(run.layers[position].fields.preactivation.flatten(1))  # type: ignore[union-attr]
+
+
+def _array(values: Tensor) -> NDArray:
+    return values.detach().to("cpu", torch.float64).numpy()

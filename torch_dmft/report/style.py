@@ -1,0 +1,47 @@
+"""How runs look in every figure: colours that colour-blind readers tell apart, and a line style beside the colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from torch_dmft.core.trajectory import Trajectory
+
+_MEASURED = "#000000"
+_PREDICTED = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito
+_DASHES: tuple[str, ...] = ("-", "--", "-.", ":")
+
+
+@dataclass(frozen=True)
+class Look:
+    """The colour and line of one run."""
+
+    color: str
+    linestyle: str
+    marker: str
+
+
+def looks(runs: Sequence[Trajectory]) -> list[Look]:
+    """One look per run: the measured one, which comes first, as points; predictions as lines."""
+    predicted = [Look(_PREDICTED[i % len(_PREDICTED)], _DASHES[i % len(_DASHES)], "") for i in range(len(runs) - 1)]
+    return [Look(_MEASURED, "", "o"), *predicted]
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """A figure of this size in inches that belongs to no window and no global list."""
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, horizontalalignment="left")
+    return figure
+
+
+def tidy(axes: Axes) -> None:
+    """Leave out the ink that says nothing."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)

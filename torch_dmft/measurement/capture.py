@@ -1,0 +1,99 @@
+r"""Capture: what goes into and comes out of every weight during one forward pass.
+
+A forward hook on each layer keeps its input and its output and hands a *clone* of the output on, so that an in-place
+ReLU or ``x += y`` behind the layer changes the clone only. Gradients are taken afterwards, by ``torch.autograd.grad``
+with respect to the kept outputs; no backward hook is ever registered. Each call of a layer is kept apart, so a reused
+layer has several uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.measurement.subject import Subject
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One call of a module.
+
+    Attributes:
+        inputs: a detached copy of what went in.
+        output: what came out, attached to the graph.
+    """
+
+    inputs: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """The uses of every weight and norm layer during one forward pass.
+
+    Attributes:
+        subject: the network.
+        uses: module path -> its calls in order.
+    """
+
+    subject: Subject
+    uses: Mapping[str, list[Use]] = field(default_factory=dict)
+
+    def flat(self) -> list[Use]:
+        """All uses of all modules."""
+        return [use for uses in self.uses.values() for use in uses]
+
+
+@contextmanager
+def capture(subject: Subject) -> Iterator[Taps]:
+    """Keep the inputs and outputs of all layers while the body runs the network once.
+
+    Example:
+        >>> with capture(subject) as taps:  # doctest: +SKIP
+        ...     outputs = subject.run(inputs)
+        >>> snapshot = measure(taps, outputs)  # doctest: +SKIP
+
+    Raises:
+        UnsupportedModelError: if a layer was never called, listing all such layers.
+    """
+    layers = [layer.path for layer in subject.architecture.layers]
+    owners = [vector.path for vector in subject.architecture.vectors]
+    taps = Taps(subject, {path: [] for path in dict.fromkeys([*layers, *owners])})
+    handles = [
+        subject.model.get_submodule(path).register_forward_hook(_keep(uses), with_kwargs=True)
+        for path, uses in taps.uses.items()
+    ]
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+    silent = [path for path, uses in taps.uses.items() if not uses]
+    if silent:
+        raise UnsupportedModelError(
+            "Layers were not seen during the forward pass:",
+            [
+                Place(
+                    path or "the model itself",
+                    "its forward hook did not fire, as in a compiled model or one that bypasses the module",
+                    "measure the uncompiled module: keep it and train torch.compile(module), the weights are shared",
+                )
+                for path in silent
+            ],
+        )
+
+
+def _keep(uses: list[Use]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        if not output.requires_grad:  # nothing trainable up to here, yet the gradient of this output is wanted
+            output = output.detach().requires_grad_()
+        uses.append(Use(inputs.detach().clone(), output))
+        return output.clone()
+
+    return hook

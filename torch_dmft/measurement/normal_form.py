@@ -1,0 +1,170 @@
+r"""The one form in which every layer is measured: rows of features, ``[sample, position, feature]``.
+
+A linear layer on ``(sample, token, feature)``, a convolution on ``(sample, channel, height, width)`` and an embedding
+of ``(sample, token)`` are the same thing: for each sample mu and position a, an input vector x_{mu a} and an output
+vector h_{mu a} = W x_{mu a} + b.
+
+================  ===============================  ==================================================================
+kind              input vector x_{mu a}            for the NTK
+================  ===============================  ==================================================================
+linear            the last axis                    the same
+conv              the channels at position a       the patch under the kernel at output position a, per group
+embedding         one-hot token, so that x.x' is   the same
+                  1 for equal tokens, else 0
+================  ===============================  ==================================================================
+
+The gradients of output c are ``[sample, output, position, feature]``: df_c(mu)/dh_{mu a}. The kernels of a layer are,
+with n_in and n_out its features and A the number of positions,
+
+.. math::
+    \Phi_{\mu\alpha} = \frac{1}{A\, n_{in}} \sum_a x_{\mu a} \cdot x_{\alpha a}, \qquad
+    G_{\mu c, \alpha c'} = \frac{1}{A\, n_{out}} \sum_a g_{\mu c a} \cdot g_{\alpha c' a}, \qquad
+    g_{\mu c a} = \gamma_0\, n_{out}\, A\, \frac{\partial f_c(\mu)}{\partial h_{\mu a}}.
+
+g is the derivative with respect to the *average* over positions, so that both are O(1) in the width and in the number
+of positions of a pooled model. At A = 1 they are Phi^l and G^{l+1} of the dense chain. Embeddings have n_in = 1 (one
+token is on at a time); at the readout g = A df_c/dh and G is not divided by n_out, so that it is the identity over
+outputs. The kernels of a layer that is used several times are averaged over its uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torch_dmft.architecture import Layer, Role
+
+
+class Layout(Enum):
+    """Where the samples are in a tensor inside the network."""
+
+    FIRST = "samples on the first axis, several consecutive rows per sample if there are more rows than samples"
+    SECOND = "samples on the second axis, as in sequence-first models"
+    SHARED = "one tensor for all samples, such as position embeddings"
+
+
+def per_sample(tensor: Tensor, layout: Layout, samples: int) -> Tensor:
+    """The tensor as ``(sample, row, ...)``; a shared one as ``(1, row, ...)``. Half precision is raised to float32.
+
+    Gram matrices are sums over at most a few thousand neurons, for which float32 accumulation is safe.
+    """
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()
+    match layout:
+        case Layout.FIRST:
+            return tensor.reshape(samples, len(tensor) // samples, *tensor.shape[1:])
+        case Layout.SECOND:
+            return tensor.transpose(0, 1)
+        case Layout.SHARED:
+            return tensor.unsqueeze(0)
+
+
+def positions(rows: Tensor, layer: Layer) -> Tensor:
+    """``(sample, row, ...)`` in the layer's own axis order -> ``(sample, position, feature)``."""
+    if layer.kind == "conv":
+        rows = rows.movedim(2, -1)
+    return rows.reshape(len(rows), -1, rows.shape[-1])
+
+
+def vocabulary(layer: Layer, inputs: Sequence[Tensor]) -> Tensor | None:
+    """The sorted tokens that an embedding meets over all its uses; None for other layers."""
+    return torch.unique(torch.cat([tokens.flatten() for tokens in inputs])) if layer.kind == "embedding" else None
+
+
+def input_vectors(inputs: Tensor, layer: Layer, layout: Layout, samples: int, tokens: Tensor | None) -> Tensor:
+    """The input vectors x of one use: ``(sample, position, feature)``; bool for an embedding of ``tokens``."""
+    rows = per_sample(inputs, layout, samples)
+    if tokens is None:
+        return positions(rows, layer)
+    return rows.flatten(1).unsqueeze(-1) == tokens
+
+
+def patches(
+    inputs: Tensor, layer: Layer, module: nn.Module, layout: Layout, samples: int, tokens: Tensor | None
+) -> Tensor:
+    """The vectors that multiply the weight: ``(sample, output position, group, feature)``."""
+    if layer.kind != "conv":
+        x = input_vectors(inputs, layer, layout, samples, tokens)
+        padding = getattr(module, "padding_idx", None)
+        if tokens is not None and padding is not None:  # the row of the padding token is never trained
+            x = x & (tokens != padding)
+        return x.unsqueeze(2)
+    rows = _unfold(inputs, module)
+    groups = int(getattr(module, "groups", 1))
+    rows = rows.unflatten(1, (groups, -1)).permute(0, 3, 1, 2)  # (batch, position, group, channel and tap)
+    return per_sample(rows, layout, samples).flatten(1, 2)
+
+
+def _unfold(inputs: Tensor, module: nn.Module) -> Tensor:
+    """Patches of a convolution of any dimension: ``(batch, channel and tap, position)``; ``F.unfold`` knows two."""
+    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+    padding, mode = module._reversed_padding_repeated_twice, module.padding_mode
+    x = F.pad(inputs, padding, mode="constant" if mode == "zeros" else mode)  # type: ignore[arg-type]
+    dims = len(kernel)  # type: ignore[arg-type]
+    for axis in range(dims):
+        window = dilation[axis] * (kernel[axis] - 1) + 1  # type: ignore[index, operator]
+        x = x.unfold(2 + axis, window, stride[axis])[..., :: dilation[axis]]  # type: ignore[index]
+    # now (batch, channel, positions..., taps...)
+    x = x.movedim(tuple(range(2, 2 + dims)), tuple(range(-dims, 0)))
+    return x.flatten(1, 1 + dims).flatten(2)
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """What flowed through one layer, in normal form, one entry per use.
+
+    Attributes:
+        layer: the layer.
+        gamma0: effective feature-learning strength.
+        inputs: x, ``(sample, position, feature)``; ``(1, position, feature)`` if shared by all samples.
+        outputs: h, ``(sample, position, neuron)``, or shared likewise.
+        gradients: df_c/dh, ``(sample, output, position, neuron)``.
+    """
+
+    layer: Layer
+    gamma0: float
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
+
+    @property
+    def gradient_scale(self) -> float:
+        """gamma0 n_out, or 1 at the readout: g = gradient_scale * A * df/dh."""
+        return 1.0 if self.layer.role is Role.READOUT else self.gamma0 * self.layer.out_features
+
+    def preactivations(self) -> Float[Tensor, "sample neuron"]:
+        """The field h of all positions and uses side by side."""
+        samples = len(self.gradients[0])
+        return torch.cat([h.flatten(1).expand(samples, -1) for h in self.outputs], dim=1)
+
+    def gradient_fields(self) -> Float[Tensor, "sample output neuron"]:
+        """The field g of all positions and uses side by side."""
+        return torch.cat([self.gradient_scale * g.shape[2] * g.flatten(2) for g in self.gradients], dim=2)
+
+
+def forward_gram(left: Stream, right: Stream) -> Float[Tensor, "sample sample"]:
+    """Phi between the rows of two streams of one layer (equal, or at two times)."""
+    features = 1 if left.layer.kind == "embedding" else left.layer.in_features
+    samples = len(left.gradients[0])
+    grams = [
+        (x.flatten(1) @ y.flatten(1).T / (x.shape[1] * features)).expand(samples, samples)
+        for x, y in zip(left.inputs, right.inputs, strict=True)
+    ]
+    return torch.stack(grams).mean(0)
+
+
+def backward_gram(left: Stream, right: Stream) -> Float[Tensor, "sample output sample output"]:
+    """G between the rows of two streams of one layer (equal, or at two times)."""
+    rows = left.gradients[0].shape[:2]
+    features = 1 if left.layer.role is Role.READOUT else left.layer.out_features
+    grams = [
+        x.flatten(0, 1).flatten(1) @ y.flatten(0, 1).flatten(1).T * (x.shape[2] / features)
+        for x, y in zip(left.gradients, right.gradients, strict=True)
+    ]
+    return (torch.stack(grams).mean(0) * left.gradient_scale * right.gradient_scale).reshape(*rows, *rows)

@@ -1,0 +1,113 @@
+"""The empirical neural tangent kernel of a network, three ways that must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, jvp, vjp
+
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.measurement.memory import require_memory
+from torch_dmft.measurement.probe import Probe
+from torch_dmft.measurement.products import gram
+from torch_dmft.measurement.snapshot import output_rows, snapshot, squeeze_outputs
+from torch_dmft.measurement.subject import subject_of
+from torch_dmft.measurement.undisturbed import undisturbed
+
+if TYPE_CHECKING:
+    from torch_dmft.parameterization import Plan
+
+Method = Literal["layerwise", "jacobian", "vjp"]
+
+
+def empirical_ntk(
+    model: Plan | nn.Module, inputs: Tensor, targets: Tensor | None = None, *, method: Method = "layerwise"
+) -> Tensor:
+    r"""The neural tangent kernel of a finite network in eval mode, per unit of the base learning rate.
+
+    .. math:: K_{\mu c, \alpha c'}
+        = \sum_p m_p \sum_i \partial_{\theta_{pi}} f_c(\mu)\, \partial_{\theta_{pi}} f_{c'}(\alpha)
+
+    over trained parameters p, with m_p the plan's SGD multiplier, or 1 for a bare model.
+
+    Args:
+        model: a plan or a bare module; it is left exactly as it was.
+        inputs: ``(sample, ...)``.
+        targets: if given, the kernel is that of the one function y_mu . f(mu): with ``(sample,)`` integer classes of
+            each sample's own class output, with ``(sample, output)`` floats of that combination of outputs.
+        method: ``"layerwise"`` multiplies Gram matrices of inputs and gradients layer by layer, the fastest; it needs a
+            model that ``describe`` understands. ``"jacobian"`` forms the full Jacobian with ``torch.func``, for any
+            model; ``"vjp"`` goes row by row through one vector-Jacobian and one Jacobian-vector product, and needs
+            memory for one gradient only.
+
+    Returns:
+        ``(sample, sample)`` for one output or with targets, else ``(sample, output, sample, output)``.
+
+    Raises:
+        UnsupportedModelError: if ``"layerwise"`` does not cover the model.
+        InsufficientMemoryError: if the estimate exceeds what is free.
+        InvalidInputError: for an unknown method, or outputs that are not ``(sample, output)``.
+    """
+    match method:
+        case "layerwise":
+            kernel = snapshot(subject_of(model, inputs), inputs).ntk
+            if kernel.ndim == 2:
+                kernel = kernel[:, None, :, None]
+        case "jacobian" | "vjp":
+            module, multipliers = _trained(model)
+            with undisturbed(module):
+                kernel = (_jacobian if method == "jacobian" else _row_by_row)(module, multipliers, inputs)
+        case _:
+            raise InvalidInputError("Unknown method.", got=repr(method), remedy='"layerwise", "jacobian" or "vjp"')
+    if targets is None:
+        return squeeze_outputs(kernel)
+    weights = Probe(inputs, targets).target_values(kernel.shape[1])
+    assert weights is not None
+    weights = weights.to(kernel)
+    return torch.einsum("mcad,mc,ad->ma", kernel, weights, weights)
+
+
+def _trained(model: Plan | nn.Module) -> tuple[nn.Module, Mapping[str, float]]:
+    """The module to run, and the multiplier of each parameter that is trained."""
+    module = model if isinstance(model, nn.Module) else model.model
+    multipliers = {} if isinstance(model, nn.Module) else model.multipliers
+    return module, {
+        name: multipliers.get(name, 1.0) for name, value in module.named_parameters() if value.requires_grad
+    }
+
+
+def _jacobian(module: nn.Module, multipliers: Mapping[str, float], inputs: Tensor) -> Tensor:
+    parameters = {name: value.detach() for name, value in module.named_parameters() if name in multipliers}
+
+    def run(values: dict[str, Tensor]) -> Tensor:
+        return output_rows(functional_call(module, values, (inputs,)), len(inputs))
+
+    with torch.no_grad():
+        outputs = run(parameters)
+    require_memory(
+        outputs.numel() * outputs.element_size() * sum(value.numel() for value in parameters.values()),
+        outputs.device,
+        what="The full Jacobian",
+        remedy='method="layerwise" or method="vjp"',
+    )
+    jacobian = jacrev(run)(parameters)
+    return torch.stack([multipliers[name] * gram(block) for name, block in jacobian.items()]).sum(0)
+
+
+def _row_by_row(module: nn.Module, multipliers: Mapping[str, float], inputs: Tensor) -> Tensor:
+    """K e_i = J M J^T e_i for every output i: one product with J^T, one with J."""
+    parameters = {name: value.detach() for name, value in module.named_parameters() if name in multipliers}
+
+    def run(values: dict[str, Tensor]) -> Tensor:
+        return output_rows(functional_call(module, values, (inputs,)), len(inputs))
+
+    outputs, pull_back = vjp(run, parameters)
+    rows = []
+    for unit in torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device):
+        (gradient,) = pull_back(unit.reshape(outputs.shape), retain_graph=True)
+        direction = {name: multipliers[name] * value for name, value in gradient.items()}
+        rows.append(jvp(run, (parameters,), (direction,))[1])
+    return torch.stack(rows).reshape(*outputs.shape, *outputs.shape).detach()

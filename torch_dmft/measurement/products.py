@@ -1,0 +1,102 @@
+r"""What one layer adds to the neural tangent kernel, without forming the network's Jacobian.
+
+The gradient of f_c(mu) by a weight is a sum of outer products over positions, so its Gram matrix factorises:
+
+.. math::
+    \sum_{ij} \partial_{W_{ij}} f_c(\mu)\, \partial_{W_{ij}} f_{c'}(\alpha)
+    = \sum_{ab} (g_{\mu c a} \cdot g_{\alpha c' b})\, (x_{\mu a} \cdot x_{\alpha b}), \quad g = \partial f / \partial h.
+
+With one position this is the elementwise product of two Gram matrices. With many it is cheaper either so or through the
+per-sample gradients themselves; the operation counts decide, and the latter are formed in blocks of neurons.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+_BLOCK = 2**24
+"""Largest number of entries of an intermediate array, 128 MB in float64."""
+
+
+def weight_ntk(
+    x: Float[Tensor, "rows position group feature"], g: Float[Tensor, "sample output position neuron"]
+) -> Float[Tensor, "sample output sample output"]:
+    """Gram matrix of the gradients by a weight matrix.
+
+    Args:
+        x: vectors that multiply the weight; ``rows`` is the number of samples, or 1 if all samples share them.
+        g: df_c/dh, neurons ordered by group.
+    """
+    samples, outputs, count, _ = g.shape
+    x = x.expand(samples, -1, -1, -1)
+    total = g.new_zeros(samples * outputs, samples * outputs)
+    for x_group, g_group in zip(x.unbind(2), g.chunk(x.shape[2], dim=3), strict=True):
+        features, neurons = x_group.shape[-1], g_group.shape[-1]
+        by_positions = (samples * count) ** 2 * (features + outputs**2 * (neurons + 2))
+        by_gradients = samples * outputs * features * neurons * (count + samples * outputs)
+        fits = (samples * outputs * count) ** 2 <= _BLOCK
+        if fits and by_positions <= by_gradients:
+            total += _by_positions(x_group, g_group)
+        else:
+            total += _by_gradients(x_group, g_group)
+    return total.reshape(samples, outputs, samples, outputs)
+
+
+def bias_ntk(g: Float[Tensor, "sample output position neuron"]) -> Float[Tensor, "sample output sample output"]:
+    """Gram matrix of the gradients by a bias, the sum of g over positions."""
+    return gram(g.sum(2))
+
+
+def gram(jacobian: Tensor) -> Float[Tensor, "sample output sample output"]:
+    """J J^T of a Jacobian ``(sample, output, ...)``."""
+    rows = jacobian.shape[:2]
+    flat = jacobian.flatten(0, 1).flatten(1)
+    return (flat @ flat.T).reshape(*rows, *rows)
+
+
+def owner_jacobian(
+    owner: nn.Module,
+    inputs: Float[Tensor, "rows ..."],
+    gradients: Float[Tensor, "sample output ..."],
+) -> dict[str, Float[Tensor, "sample output ..."]]:
+    """Per-sample gradients by the own parameters of one module (a norm layer), through that module alone.
+
+    Args:
+        owner: the module.
+        inputs: what went in, per sample; one row if shared by all samples.
+        gradients: df_c/d(output), per sample and output.
+    """
+    parameters = {name: value.detach().to(inputs.dtype) for name, value in owner.named_parameters(recurse=False)}
+
+    def pull_back(sample: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
+        _, backward = vjp(lambda values: functional_call(owner, values, (sample,)), parameters)
+        jacobian: dict[str, Tensor] = vmap(backward)(cotangents)[0]
+        return jacobian
+
+    shared = len(inputs) == 1 and len(gradients) > 1
+    if shared:
+        return vmap(pull_back, in_dims=(None, 0))(inputs[0], gradients)
+    return vmap(pull_back)(inputs, gradients)
+
+
+def _by_positions(x: Tensor, g: Tensor) -> Tensor:
+    samples, outputs, count, _ = g.shape
+    x_flat, g_flat = x.flatten(0, 1), g.flatten(0, 2)
+    x_gram = (x_flat @ x_flat.T).reshape(samples, 1, count, samples, 1, count)
+    g_gram = (g_flat @ g_flat.T).reshape(samples, outputs, count, samples, outputs, count)
+    rows = samples * outputs
+    return (g_gram * x_gram).sum((2, 5)).reshape(rows, rows)
+
+
+def _by_gradients(x: Tensor, g: Tensor) -> Tensor:
+    samples, outputs, _, neurons = g.shape
+    rows = samples * outputs
+    block = max(1, _BLOCK // (rows * x.shape[-1]))
+    total = g.new_zeros(rows, rows)
+    for start in range(0, neurons, block):
+        jacobian = torch.einsum("scan,saf->scnf", g[..., start : start + block], x).reshape(rows, -1)
+        total += jacobian @ jacobian.T
+    return total

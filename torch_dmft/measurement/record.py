@@ -1,0 +1,94 @@
+"""Record: a snapshot reduced to what is kept of a training run, on the CPU, and how records become a trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.trajectory import Fields
+from torch_dmft.measurement.snapshot import Snapshot
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRecord:
+    """The kernels of one weight at one step, on the CPU.
+
+    Attributes:
+        name: module path.
+        forward: Phi, ``(sample, sample)``.
+        backward: G, ``(sample, sample)`` or ``(sample, output, sample, output)``.
+        ntk: its part of the NTK, laid out like ``backward``.
+    """
+
+    name: str
+    forward: Tensor
+    backward: Tensor
+    ntk: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """Everything recorded at one step, on the CPU; what a recorder's callbacks are given.
+
+    Attributes:
+        step: optimizer steps done.
+        outputs: f, ``(sample, output)``.
+        loss: the loss on the training rows; NaN without targets.
+        layers: one per weight, in forward order.
+        ntk: K, ``(sample, sample)`` or ``(sample, output, sample, output)``.
+    """
+
+    step: int
+    outputs: Tensor
+    loss: float
+    layers: tuple[LayerRecord, ...]
+    ntk: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FieldRecord:
+    """Single-neuron fields of one weight at one step: ``(sample, neuron)`` and ``(sample, output, neuron)``."""
+
+    preactivation: Tensor
+    gradient: Tensor
+
+
+def reduce_snapshot(snapshot: Snapshot, step: int, loss: float) -> Record:
+    """The part of a snapshot that is kept, moved to the CPU."""
+    layers = tuple(
+        LayerRecord(layer.name, layer.forward.cpu(), layer.backward.cpu(), layer.ntk.cpu()) for layer in snapshot.layers
+    )
+    return Record(step, snapshot.outputs.cpu(), loss, layers, snapshot.ntk.cpu())
+
+
+def field_records(snapshot: Snapshot) -> list[FieldRecord]:
+    """The single-neuron fields of every weight, where they are (on the model's device)."""
+    return [FieldRecord(layer.stream.preactivations(), layer.stream.gradient_fields()) for layer in snapshot.layers]
+
+
+def join_fields(steps: tuple[int, int], first: FieldRecord, last: FieldRecord) -> Fields:
+    """The fields at the first and the last recorded step."""
+    return Fields(
+        steps=torch.tensor(steps),
+        preactivation=torch.stack([first.preactivation.cpu(), last.preactivation.cpu()]),
+        gradient=torch.stack([first.gradient.cpu(), last.gradient.cpu()]),
+    )
+
+
+def join_times(blocks: Sequence[Sequence[Tensor]]) -> Kernel:
+    """A two-time kernel from its blocks at times s <= t.
+
+    Args:
+        blocks: ``blocks[t][s]``, ``(sample, sample)`` or ``(sample, output, sample, output)``.
+    """
+    times, half = len(blocks), blocks[0][0].ndim // 2
+    array = blocks[0][0].new_empty(times, times, *blocks[0][0].shape)
+    for t, row in enumerate(blocks):
+        for s, block in enumerate(row):
+            array[t, s] = block
+            array[s, t] = block.movedim(tuple(range(half)), tuple(range(half, 2 * half)))
+    return Kernel(array.movedim(1, 1 + half))

@@ -1,0 +1,229 @@
+"""Snapshot: one measurement of a network, outputs and kernels of every layer at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torch_dmft.architecture import Layer
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.measurement.capture import Taps, Use, capture
+from torch_dmft.measurement.gradients import Layouts, find_layouts, gradients
+from torch_dmft.measurement.memory import require_memory
+from torch_dmft.measurement.normal_form import (
+    Layout,
+    Stream,
+    backward_gram,
+    forward_gram,
+    input_vectors,
+    patches,
+    per_sample,
+    positions,
+    vocabulary,
+)
+from torch_dmft.measurement.products import bias_ntk, gram, owner_jacobian, weight_ntk
+from torch_dmft.measurement.subject import Subject
+from torch_dmft.measurement.undisturbed import undisturbed
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSnapshot:
+    """The kernels of one weight at one moment; definitions in ``torch_dmft.measurement.normal_form``.
+
+    Attributes:
+        name: module path.
+        forward: Phi, ``(sample, sample)``.
+        backward: G, ``(sample, sample)``, or ``(sample, output, sample, output)`` for several outputs.
+        ntk: what weight and bias add to the NTK, laid out like ``backward``.
+        stream: the fields they were computed from.
+    """
+
+    name: str
+    forward: Tensor
+    backward: Tensor
+    ntk: Tensor
+    stream: Stream
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A network at one moment.
+
+    Attributes:
+        outputs: f, ``(sample, output)``.
+        layers: one per weight, in forward order.
+        ntk: K per unit of the base learning rate, ``(sample, sample)`` or ``(sample, output, sample, output)``: the sum
+            over the layers and over the gains and shifts of norm layers.
+        layouts: where each use has its samples; pass it to the next ``measure`` of the same network.
+    """
+
+    outputs: Tensor
+    layers: tuple[LayerSnapshot, ...]
+    ntk: Tensor
+    layouts: Layouts
+
+
+def snapshot(subject: Subject, inputs: Tensor, *, layouts: Layouts | None = None) -> Snapshot:
+    """Measure a network on ``(sample, ...)`` inputs, leaving it exactly as it was.
+
+    Raises:
+        UnsupportedModelError: if a layer was not seen, or its samples cannot be told apart.
+        InsufficientMemoryError: if the estimate exceeds what is free.
+    """
+    with undisturbed(subject.run):
+        with capture(subject) as taps:
+            outputs = subject.run(inputs)
+        return measure(taps, output_rows(outputs, len(inputs)), layouts=layouts)
+
+
+def output_rows(outputs: Tensor, samples: int) -> Float[Tensor, "sample output"]:
+    """A model's output as ``(sample, output)``.
+
+    Raises:
+        InvalidInputError: if it has another shape.
+    """
+    if outputs.ndim == 1:
+        outputs = outputs.unsqueeze(1)
+    if outputs.ndim != 2 or len(outputs) != samples:
+        raise InvalidInputError(
+            "The model must return one row of outputs per sample.",
+            got=f"shape {tuple(outputs.shape)} for {samples} samples",
+            remedy="wrap it in a module that selects or pools its output to (sample, output)",
+        )
+    return outputs
+
+
+def measure(
+    taps: Taps,
+    outputs: Float[Tensor, "sample output"],
+    *,
+    layouts: Layouts | None = None,
+    retain_graph: bool = False,
+) -> Snapshot:
+    """Kernels from one captured forward pass; costs one backward pass per output and layerwise products.
+
+    Args:
+        taps: what ``capture`` kept while the network ran.
+        outputs: what it returned, attached to the graph.
+        layouts: from an earlier snapshot of the same network. None finds them out, which costs one more backward pass
+            unless the network is a plain chain.
+        retain_graph: keep the graph, for a training step on the same forward pass.
+
+    Raises:
+        UnsupportedModelError: if the samples of a layer cannot be told apart.
+        InsufficientMemoryError: if the estimate exceeds what is free.
+    """
+    subject = taps.subject
+    layouts = find_layouts(taps, outputs) if layouts is None else layouts
+    _require_memory(taps, layouts, outputs)
+    found = gradients(taps, layouts, outputs, retain_graph=retain_graph)
+    uses = {
+        path: [UseWithGradient(*parts) for parts in zip(taps.uses[path], layouts[path], found[path], strict=True)]
+        for path in taps.uses
+    }
+    layers, ntks = [], []
+    for layer in subject.architecture.layers:
+        stream, ntk = _stream(subject, layer, uses[layer.path]), _layer_ntk(subject, layer, uses[layer.path])
+        ntks.append(ntk)
+        layers.append(
+            LayerSnapshot(
+                name=layer.path,
+                forward=forward_gram(stream, stream),
+                backward=squeeze_outputs(backward_gram(stream, stream)),
+                ntk=squeeze_outputs(ntk),
+                stream=stream,
+            )
+        )
+    owners = dict.fromkeys(vector.path for vector in subject.architecture.vectors)
+    ntks += [_owner_ntk(subject, path, uses[path]) for path in owners]
+    return Snapshot(outputs.detach(), tuple(layers), squeeze_outputs(reduce(torch.add, ntks)), layouts)
+
+
+def squeeze_outputs(kernel: Float[Tensor, "sample output sample output"]) -> Tensor:
+    """``(sample, sample)`` for one output, unchanged for several."""
+    return kernel[:, 0, :, 0] if kernel.shape[1] == 1 else kernel
+
+
+@dataclass(frozen=True, eq=False)
+class UseWithGradient:
+    """One call of a module, where its samples are, and df_c/d(output) per sample: ``(sample, output, row, ...)``."""
+
+    use: Use
+    layout: Layout
+    gradient: Tensor
+
+    @property
+    def samples(self) -> int:
+        """P."""
+        return len(self.gradient)
+
+    def layer_gradient(self, layer: Layer) -> Float[Tensor, "sample output position neuron"]:
+        """The gradient in normal form."""
+        rows = self.gradient.shape[:2]
+        return positions(self.gradient.flatten(0, 1), layer).unflatten(0, rows)
+
+
+def _stream(subject: Subject, layer: Layer, uses: list[UseWithGradient]) -> Stream:
+    tokens = vocabulary(layer, [one.use.inputs for one in uses])
+    return Stream(
+        layer,
+        subject.gamma0,
+        inputs=tuple(
+            input_vectors(one.use.inputs, layer, one.layout, one.samples, tokens).to(one.gradient.dtype) for one in uses
+        ),
+        outputs=tuple(positions(per_sample(one.use.output.detach(), one.layout, one.samples), layer) for one in uses),
+        gradients=tuple(one.layer_gradient(layer) for one in uses),
+    )
+
+
+def _layer_ntk(
+    subject: Subject, layer: Layer, uses: list[UseWithGradient]
+) -> Float[Tensor, "sample output sample output"]:
+    """What weight and bias add to the NTK. Uses are further positions: their gradients add up first."""
+    module = subject.model.get_submodule(layer.path)
+    tokens = vocabulary(layer, [one.use.inputs for one in uses])
+    g = torch.cat([one.layer_gradient(layer) for one in uses], dim=2)
+    x = [patches(one.use.inputs, layer, module, one.layout, one.samples, tokens).to(g.dtype) for one in uses]
+    rows = max(len(part) for part in x)
+    total = subject.rate(layer.weight) * weight_ntk(torch.cat([part.expand(rows, -1, -1, -1) for part in x], dim=1), g)
+    return total if layer.bias is None else total + subject.rate(layer.bias) * bias_ntk(g)
+
+
+def _owner_ntk(
+    subject: Subject, path: str, uses: list[UseWithGradient]
+) -> Float[Tensor, "sample output sample output"]:
+    """What the gain and shift of a norm layer add to the NTK."""
+    owner = subject.model.get_submodule(path)
+    jacobians = [
+        owner_jacobian(owner, per_sample(one.use.inputs, one.layout, one.samples), one.gradient) for one in uses
+    ]
+    prefix = f"{path}." if path else ""
+    grams = [
+        subject.rate(prefix + name) * gram(torch.stack([jacobian[name] for jacobian in jacobians]).sum(0))
+        for name in jacobians[0]
+    ]
+    return torch.stack(grams).sum(0)
+
+
+def _require_memory(taps: Taps, layouts: Layouts, outputs: Tensor) -> None:
+    samples, count = outputs.shape
+    entries = 2 * (samples * count) ** 2 * (2 * len(taps.uses) + 1)
+    for path, uses in taps.uses.items():
+        for use, layout in zip(uses, layouts[path], strict=True):
+            entries += count * use.output.numel() * (samples if layout is Layout.SHARED else 1) * 2
+    entries += sum(
+        layer.fan_in * use.output.numel() // layer.out_features
+        for layer in taps.subject.architecture.layers
+        for use in taps.uses[layer.path]
+        if layer.kind == "conv"
+    )
+    require_memory(
+        entries * outputs.element_size(),
+        outputs.device,
+        what=f"Measuring {samples} samples and {count} outputs",
+        remedy="a probe with fewer samples, or a wrapper that returns fewer outputs",
+    )

@@ -1,0 +1,51 @@
+"""Measuring must not change training: a context that leaves the model and the random state exactly as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run the body with ``model`` in eval mode, gradients on and autocast off, and undo every trace of it afterwards.
+
+    Restored, also after an exception: the training flag of every module, every buffer bit for bit, and the random state
+    of the CPU and of the devices the model is on. The flags are set directly, because ``Module.train`` may be
+    overridden with side effects. A module that samples itself lazily says so with a true attribute
+    ``keeps_what_it_reveals``: its buffers are not put back, since an entry once revealed must stay what it was.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        if not getattr(module, "keeps_what_it_reveals", False)
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for kind in {device.type for device in accelerators}:
+            here = [device for device in accelerators if device.type == kind]
+            stack.enter_context(torch.random.fork_rng(devices=here, device_type=kind))
+        for kind in {"cpu", *(device.type for device in accelerators)}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        try:
+            for module, _ in modes:
+                module.training = False
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
+                    if getattr(module, name) is not buffer:
+                        setattr(module, name, buffer)

@@ -37,7 +37,8 @@ class PlainModule(nn.Module):
                 affine = chain.norm == "affine"
                 norms.append(nn.LayerNorm(fan_out, elementwise_affine=affine, dtype=weight.dtype))
         self.linears, self.norms = nn.ModuleList(linears), nn.ModuleList(norms)
-        self.width = self.linears[-1].in_features
+        self.width: int = linears[-1].in_features
+        self.dtype: torch.dtype = linears[-1].weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.linears[0](x)
@@ -82,7 +83,7 @@ def _ntk(module: PlainModule, inputs: Tensor) -> dict[str, Tensor]:
 
 def train_module(chain: Chain, training: Training, module: PlainModule, *, two_time: bool = False) -> Observables:
     """Train for T steps and measure before each; the observables of ``networks.train`` (ntk at equal times always)."""
-    inputs = training.rows(module.linears[0].weight.dtype)
+    inputs = training.rows(module.dtype)
     targets = training.targets
     optimizer = torch.optim.SGD(
         [{"params": [p], "lr": training.lr * module.rate(name)} for name, p in module.named_parameters()],
@@ -104,10 +105,12 @@ def train_module(chain: Chain, training: Training, module: PlainModule, *, two_t
 
     times = range(training.steps)
     found = {"outputs": torch.stack(outputs), "losses": torch.stack(losses)}
-    found["ntk"] = torch.stack([sum(ntk.values()) for ntk in ntks])
+    found["ntk"] = torch.stack([torch.stack(list(ntk.values())).sum(0) for ntk in ntks])
     for layer in range(chain.depth + 1):
         own = (f"linears.{layer}.weight", f"linears.{layer}.bias")
-        found[f"ntk.{layer}"] = torch.stack([sum(ntk[name] for name in own if name in ntk) for ntk in ntks])
+        found[f"ntk.{layer}"] = torch.stack(
+            [torch.stack([ntk[name] for name in own if name in ntk]).sum(0) for ntk in ntks]
+        )
 
         def phi(t: int, s: int, layer: int = layer) -> Tensor:
             x, y = fields[t][layer][0], fields[s][layer][0]

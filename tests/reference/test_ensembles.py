@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from tests.reference.networks import Chain, Training
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 
+MakeGenerator = Callable[[int], torch.Generator]
 CHAIN = Chain(depth=2)
 
 
@@ -29,7 +32,7 @@ def test_chunks_merge_to_the_moments_of_all_draws(training: Training, generator:
         torch.testing.assert_close(estimate.stderr[name], draws.std(0) / 22**0.5, rtol=1e-10, atol=1e-10)
 
 
-def test_single_precision_is_enough(training: Training, make_generator) -> None:
+def test_single_precision_is_enough(training: Training, make_generator: MakeGenerator) -> None:
     double, single = (
         ensemble(CHAIN, training, 32, 64, make_generator(1), dtype=dtype) for dtype in (torch.float64, torch.float32)
     )
@@ -39,7 +42,7 @@ def test_single_precision_is_enough(training: Training, make_generator) -> None:
         assert score.abs().max() < 5, name
 
 
-def test_pairs_estimate_the_same_means_with_less_noise(training: Training, make_generator) -> None:
+def test_pairs_estimate_the_same_means_with_less_noise(training: Training, make_generator: MakeGenerator) -> None:
     # Lazy networks: f(0) is large, so what is odd in it dominates the noise.
     chain = Chain(depth=2, gamma0=0.2)
     plain = ensemble(chain, training, 32, 2000, make_generator(1))
@@ -52,7 +55,9 @@ def test_pairs_estimate_the_same_means_with_less_noise(training: Training, make_
 
 
 @pytest.mark.parametrize("antithetic", [False, True])
-def test_standard_errors_of_the_limit_are_honest(antithetic: bool, training: Training, make_generator) -> None:
+def test_standard_errors_of_the_limit_are_honest(
+    antithetic: bool, training: Training, make_generator: MakeGenerator
+) -> None:
     seeds = 150
     limits = [
         extrapolate(
@@ -110,7 +115,12 @@ def test_observables_have_the_layout_of_a_trajectory(
         outputs=mean["outputs"],
         losses=mean["losses"],
         layers=tuple(
-            LayerKernels(str(layer), *(Kernel(mean[f"{name}.{layer}"]) for name in ("forward", "backward", "ntk")))
+            LayerKernels(
+                str(layer),
+                forward=Kernel(mean[f"forward.{layer}"]),
+                backward=Kernel(mean[f"backward.{layer}"]),
+                ntk=Kernel(mean[f"ntk.{layer}"]),
+            )
             for layer in range(3)
         ),
         ntk=Kernel(mean["ntk"]),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.reference.ensembles import extrapolate, z_scores
 from tests.reference.networks import Chain, Training, initialise, train
 from tests.reference.plain_module import PlainModule, train_module
 
@@ -17,20 +20,20 @@ WIDTH = 12
 BASE = Chain(depth=3)
 
 
-def regression(generator: torch.Generator, **options: object) -> Training:
+def regression(generator: torch.Generator, **options: Any) -> Training:
     inputs = torch.randn(5, 4, generator=generator, dtype=torch.float64)
     targets = torch.randn(3, 1, generator=generator, dtype=torch.float64)
     return Training(inputs[:3], targets, lr=0.2, steps=4, test_inputs=inputs[3:], **options)
 
 
-def classification(generator: torch.Generator, **options: object) -> Training:
+def classification(generator: torch.Generator, **options: Any) -> Training:
     task = regression(generator, loss=nn.CrossEntropyLoss(), **options)
     return replace(task, targets=torch.tensor([2, 0, 1]))
 
 
 BATCHES = [torch.tensor(rows) for rows in ([0], [1, 2], [2, 0], [1])]
 
-CASES: dict[str, tuple[Chain, Callable[..., Training], dict[str, object]]] = {
+CASES: dict[str, tuple[Chain, Callable[..., Training], dict[str, Any]]] = {
     "plain": (BASE, regression, {}),
     "one hidden layer": (replace(BASE, depth=1), regression, {}),
     "gamma0": (replace(BASE, gamma0=0.3), regression, {}),
@@ -69,7 +72,7 @@ def test_a_network_of_the_ensemble_is_the_plain_module(case: str, two_time: bool
         actual = found[name][1]
         if two_time and name.startswith("ntk"):
             actual = actual.diagonal(dim1=0, dim2=actual.ndim // 2).movedim(-1, 0)
-        torch.testing.assert_close(actual, value, rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(actual, value, rtol=1e-10, atol=1e-10, msg=partial("{}: {}".format, name))
 
 
 def test_recording_some_steps_picks_them_from_recording_all(generator: torch.Generator) -> None:
@@ -134,7 +137,7 @@ def closed_form(chain: Chain, inputs: Tensor, moments: Callable[[Tensor], tuple[
     biased = 0.0 if chain.bias_std is None else 1.0
     ntk = [g * (chain.gain**2 * p + biased) for g, p in zip(backward, phi, strict=True)]
     ntk[-1] = phi[-1]
-    found = {"ntk": sum(ntk)} | {f"ntk.{layer}": k for layer, k in enumerate(ntk)}
+    found = {"ntk": torch.stack(ntk).sum(0)} | {f"ntk.{layer}": k for layer, k in enumerate(ntk)}
     found |= {f"forward.{layer}": k for layer, k in enumerate(phi)}
     return found | {f"backward.{layer}": k for layer, k in enumerate(backward)}
 
@@ -151,8 +154,6 @@ def closed_form(chain: Chain, inputs: Tensor, moments: Callable[[Tensor], tuple[
 def test_kernels_at_step_zero_meet_the_closed_form(
     chain: Chain, moments: Callable[[Tensor], tuple[Tensor, Tensor]], generator: torch.Generator
 ) -> None:
-    from tests.reference.ensembles import extrapolate, z_scores
-
     inputs = torch.randn(4, 6, generator=generator, dtype=torch.float64)
     training = Training(inputs, inputs[:, :1], lr=0.1, steps=0)
     counts = {64: 2048, 128: 1024, 256: 512}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.problem import Problem
 
 
+@runtime_checkable
 class Solver(Protocol):
     """A method: a frozen dataclass of its settings with these two functions."""
 

@@ -69,11 +69,13 @@ def new_directions(
 
 
 def orthonormal(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m size"]:
-    """The vectors made orthonormal to each other (symmetrically, by whitening) and once more to ``basis``."""
+    """The vectors made orthogonal to ``basis`` and, by symmetric whitening, orthonormal to each other.
+
+    Two rounds: the second removes what rounding left of the first, as in the twice-is-enough rule of Gram-Schmidt.
+    """
     for _ in range(2):
         vectors = project_off(vectors, basis)
-        wide = vectors.double()
-        eigenvalues, rotation = torch.linalg.eigh(wide @ wide.T)
-        whiten = rotation @ (eigenvalues.clamp_min(1e-300).rsqrt().unsqueeze(1) * rotation.T)
-        vectors = (whiten @ wide).to(vectors.dtype)
+        eigenvalues, rotation = torch.linalg.eigh((vectors @ vectors.T).double())
+        whiten = (rotation / eigenvalues.sqrt()) @ rotation.T
+        vectors = whiten.to(vectors.dtype) @ vectors
     return vectors

@@ -32,11 +32,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 
 from torch_dmft.architecture import Layer, Role
 
@@ -95,21 +97,19 @@ def patches(
         if tokens is not None and padding is not None:  # the row of the padding token is never trained
             x = x & (tokens != padding)
         return x.unsqueeze(2)
-    rows = _unfold(inputs, module)
-    groups = int(getattr(module, "groups", 1))
-    rows = rows.unflatten(1, (groups, -1)).permute(0, 3, 1, 2)  # (batch, position, group, channel and tap)
+    conv = cast(_ConvNd, module)
+    rows = _unfold(inputs, conv)
+    rows = rows.unflatten(1, (conv.groups, -1)).permute(0, 3, 1, 2)  # (batch, position, group, channel and tap)
     return per_sample(rows, layout, samples).flatten(1, 2)
 
 
-def _unfold(inputs: Tensor, module: nn.Module) -> Tensor:
+def _unfold(inputs: Tensor, conv: _ConvNd) -> Tensor:
     """Patches of a convolution of any dimension: ``(batch, channel and tap, position)``; ``F.unfold`` knows two."""
-    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-    padding, mode = module._reversed_padding_repeated_twice, module.padding_mode
-    x = F.pad(inputs, padding, mode="constant" if mode == "zeros" else mode)  # type: ignore[arg-type]
-    dims = len(kernel)  # type: ignore[arg-type]
-    for axis in range(dims):
-        window = dilation[axis] * (kernel[axis] - 1) + 1  # type: ignore[index, operator]
-        x = x.unfold(2 + axis, window, stride[axis])[..., :: dilation[axis]]  # type: ignore[index]
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    x = F.pad(inputs, conv._reversed_padding_repeated_twice, mode=mode)
+    dims = len(conv.kernel_size)
+    for axis, (taps, stride, dilation) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
+        x = x.unfold(2 + axis, dilation * (taps - 1) + 1, stride)[..., ::dilation]
     # now (batch, channel, positions..., taps...)
     x = x.movedim(tuple(range(2, 2 + dims)), tuple(range(-dims, 0)))
     return x.flatten(1, 1 + dims).flatten(2)

@@ -104,7 +104,7 @@ def _row_by_row(module: nn.Module, multipliers: Mapping[str, float], inputs: Ten
     def run(values: dict[str, Tensor]) -> Tensor:
         return output_rows(functional_call(module, values, (inputs,)), len(inputs))
 
-    outputs, pull_back = vjp(run, parameters)
+    outputs, pull_back = vjp(run, parameters)[:2]
     rows = []
     for unit in torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device):
         (gradient,) = pull_back(unit.reshape(outputs.shape), retain_graph=True)

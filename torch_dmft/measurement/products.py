@@ -72,7 +72,7 @@ def owner_jacobian(
     parameters = {name: value.detach().to(inputs.dtype) for name, value in owner.named_parameters(recurse=False)}
 
     def pull_back(sample: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
-        _, backward = vjp(lambda values: functional_call(owner, values, (sample,)), parameters)
+        backward = vjp(lambda values: functional_call(owner, values, (sample,)), parameters)[1]
         jacobian: dict[str, Tensor] = vmap(backward)(cotangents)[0]
         return jacobian
 

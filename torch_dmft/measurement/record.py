@@ -1,14 +1,12 @@
-"""Record: a snapshot reduced to what is kept of a training run, on the CPU, and how records become a trajectory."""
+"""Record: a snapshot reduced to what is kept of a training run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import Fields
 from torch_dmft.measurement.snapshot import Snapshot
 
@@ -77,18 +75,3 @@ def join_fields(steps: tuple[int, int], first: FieldRecord, last: FieldRecord) -
         preactivation=torch.stack([first.preactivation.cpu(), last.preactivation.cpu()]),
         gradient=torch.stack([first.gradient.cpu(), last.gradient.cpu()]),
     )
-
-
-def join_times(blocks: Sequence[Sequence[Tensor]]) -> Kernel:
-    """A two-time kernel from its blocks at times s <= t.
-
-    Args:
-        blocks: ``blocks[t][s]``, ``(sample, sample)`` or ``(sample, output, sample, output)``.
-    """
-    times, half = len(blocks), blocks[0][0].ndim // 2
-    array = blocks[0][0].new_empty(times, times, *blocks[0][0].shape)
-    for t, row in enumerate(blocks):
-        for s, block in enumerate(row):
-            array[t, s] = block
-            array[s, t] = block.movedim(tuple(range(half)), tuple(range(half, 2 * half)))
-    return Kernel(array.movedim(1, 1 + half))

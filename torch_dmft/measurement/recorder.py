@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,14 +17,13 @@ from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.measurement.gradients import Layouts
-from torch_dmft.measurement.memory import require_memory
-from torch_dmft.measurement.normal_form import Stream, backward_gram, forward_gram
 from torch_dmft.measurement.probe import Probe
-from torch_dmft.measurement.record import FieldRecord, Record, field_records, join_fields, join_times, reduce_snapshot
+from torch_dmft.measurement.record import FieldRecord, LayerRecord, Record, field_records, join_fields, reduce_snapshot
 from torch_dmft.measurement.schedule import Schedule, at_steps
 from torch_dmft.measurement.schedule import every as every_steps
-from torch_dmft.measurement.snapshot import Snapshot, snapshot, squeeze_outputs
-from torch_dmft.measurement.subject import Subject, subject_of
+from torch_dmft.measurement.snapshot import snapshot
+from torch_dmft.measurement.subject import base_rate, subject_of
+from torch_dmft.measurement.two_time import TwoTimeMemory
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
@@ -87,7 +86,7 @@ class Recorder:
             schedule = every_steps(1 if every is None else every)
         self.probe = probe
         self.schedule: Schedule = schedule if callable(schedule) else at_steps(schedule)
-        self.two_time, self.keep_fields = two_time, keep_fields
+        self.keep_fields = keep_fields
         self.callbacks = tuple(callbacks)
         self.step = 0
         self.records: list[Record] = []
@@ -99,7 +98,7 @@ class Recorder:
         self._layouts: Layouts | None = None
         self._first_fields: list[FieldRecord] = []
         self._last_fields: list[FieldRecord] = []
-        self._past = [_Past() for _ in self._subject.architecture.layers]
+        self._two_time = [TwoTimeMemory() for _ in self._subject.architecture.layers] if two_time else []
 
     @contextmanager
     def attach(self, optimizer: Optimizer) -> Iterator[Recorder]:
@@ -150,8 +149,8 @@ class Recorder:
         if self.keep_fields:
             self._last_fields = field_records(taken)
             self._first_fields = self._first_fields or self._last_fields
-        if self.two_time:
-            self._remember(taken)
+        for memory, layer in zip(self._two_time, taken.layers, strict=False):
+            memory.add(layer.stream)
         self._seconds += time.perf_counter() - started
         for callback in self.callbacks:
             callback(self.step, record)
@@ -175,29 +174,14 @@ class Recorder:
                 "Nothing was recorded yet.", remedy="train inside `with recorder.attach(optimizer):`"
             )
         records, subject = self.records, self._subject
-        layers = []
-        for index, past in enumerate(self._past):
-            kept = [record.layers[index] for record in records]
-            layers.append(
-                LayerKernels(
-                    name=kept[0].name,
-                    forward=join_times(past.forward) if self.two_time else _stack(k.forward for k in kept),
-                    backward=join_times(past.backward) if self.two_time else _stack(k.backward for k in kept),
-                    ntk=_stack(k.ntk for k in kept),
-                    fields=join_fields(
-                        (records[0].step, records[-1].step), self._first_fields[index], self._last_fields[index]
-                    )
-                    if self.keep_fields
-                    else None,
-                )
-            )
+        layers = tuple(self._layer(index) for index in range(len(subject.architecture.layers)))
         outputs = torch.stack([record.outputs for record in records])
         targets = self.probe.target_values(outputs.shape[2])
         return Trajectory(
             steps=torch.tensor([record.step for record in records]),
             outputs=outputs,
             losses=torch.tensor([record.loss for record in records], dtype=outputs.dtype),
-            layers=tuple(layers),
+            layers=layers,
             ntk=_stack(record.ntk for record in records),
             origin=f"network (N={subject.width})" if origin is None else origin,
             lr=self._lr,
@@ -211,6 +195,56 @@ class Recorder:
             },
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything recorded so far as plain containers of tensors, for a checkpoint beside the model's."""
+        return {
+            "step": self.step,
+            "lr": self._lr,
+            "seconds": self._seconds,
+            "records": [asdict(record) for record in self.records],
+            "first_fields": [asdict(field) for field in self._first_fields],
+            "last_fields": [asdict(field) for field in self._last_fields],
+            "two_time": [memory.state_dict() for memory in self._two_time],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint: the next ``attach`` continues its step count and its records.
+
+        Raises:
+            InvalidInputError: if the checkpoint is of another model or of other settings.
+        """
+        paths = [layer.path for layer in self._subject.architecture.layers]
+        found = [layer["name"] for record in state["records"][:1] for layer in record["layers"]]
+        if (found and found != paths) or len(state["two_time"]) != len(self._two_time):
+            raise InvalidInputError(
+                "The recorder's checkpoint does not fit this recorder.",
+                got=f"layers {found}, two_time={bool(state['two_time'])}",
+                remedy="build the recorder for the same model with the same settings before loading",
+            )
+        self.step, self._lr, self._seconds = state["step"], state["lr"], state["seconds"]
+        self.records = [
+            Record(**{**record, "layers": tuple(LayerRecord(**layer) for layer in record["layers"])})
+            for record in state["records"]
+        ]
+        self._first_fields = [FieldRecord(**field) for field in state["first_fields"]]
+        self._last_fields = [FieldRecord(**field) for field in state["last_fields"]]
+        for memory, layer, saved in zip(
+            self._two_time, self._subject.architecture.layers, state["two_time"], strict=False
+        ):
+            memory.load_state_dict(saved, layer, self._subject.gamma0)
+
+    def _layer(self, index: int) -> LayerKernels:
+        kept = [record.layers[index] for record in self.records]
+        if self._two_time:
+            forward, backward = self._two_time[index].kernels()
+        else:
+            forward, backward = _stack(layer.forward for layer in kept), _stack(layer.backward for layer in kept)
+        fields = None
+        if self.keep_fields:
+            steps = (self.records[0].step, self.records[-1].step)
+            fields = join_fields(steps, self._first_fields[index], self._last_fields[index])
+        return LayerKernels(kept[0].name, forward, backward, _stack(layer.ntk for layer in kept), fields)
+
     def _loss_of(self, outputs: Tensor) -> float:
         if self.probe.targets is None:
             return math.nan
@@ -220,61 +254,6 @@ class Recorder:
             targets = targets.to(outputs.dtype)
         with torch.no_grad():
             return float(self._loss(outputs[train.to(outputs.device)], targets))
-
-    def _remember(self, taken: Snapshot) -> None:
-        for past, layer in zip(self._past, taken.layers, strict=True):
-            past.add(layer.stream)
-
-
-@dataclass
-class _Past:
-    """Streams of earlier records of one layer, and the blocks of its two-time kernels so far."""
-
-    streams: list[Stream] = field(default_factory=list)
-    forward: list[list[Tensor]] = field(default_factory=list)
-    backward: list[list[Tensor]] = field(default_factory=list)
-
-    def add(self, stream: Stream) -> None:
-        tensors = [*stream.inputs, *stream.gradients]
-        require_memory(
-            sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-            tensors[0].device,
-            what=f"Keeping the fields of record {len(self.streams)} of layer {stream.layer.path} for two-time kernels",
-            remedy="fewer records (schedule=log_spaced(20)), a smaller probe, or two_time=False",
-        )
-        self.streams.append(stream)
-        self.forward.append([forward_gram(stream, earlier).cpu() for earlier in self.streams])
-        self.backward.append([squeeze_outputs(backward_gram(stream, earlier)).cpu() for earlier in self.streams])
-
-
-def base_rate(subject: Subject, optimizer: Optimizer) -> float:
-    """The base learning rate eta of an optimizer whose rates are eta times the plan's multipliers, else NaN.
-
-    Raises:
-        InvalidInputError: if the optimizer trains no parameter of the model.
-    """
-    names = {parameter: name for name, parameter in subject.model.named_parameters()}
-    rates = {
-        names[parameter]: float(group.get("initial_lr", group["lr"]))
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter in names
-    }
-    if not rates:
-        raise InvalidInputError(
-            "The optimizer trains none of the recorded model's parameters.",
-            remedy="build it from plan.param_groups(lr) of the same plan",
-        )
-    for multipliers in (subject.multipliers, subject.adam_multipliers):
-        found = {name: rate / multipliers[name] for name, rate in rates.items() if multipliers[name] > 0}
-        if found and _agree(found):
-            return next(iter(found.values()))
-    return math.nan
-
-
-def _agree(values: Mapping[str, float]) -> bool:
-    low, high = min(values.values()), max(values.values())
-    return math.isclose(low, high, rel_tol=1e-9)
 
 
 def _stack(arrays: Iterable[Tensor]) -> Kernel:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from torch_dmft.architecture import Architecture, Wrapper, describe
 from torch_dmft.core.errors import InvalidInputError
@@ -88,3 +90,28 @@ def subject_of(plan_or_model: Plan | nn.Module, inputs: Tensor, *, run: nn.Modul
     architecture = describe(inner, inputs)
     ones = {name: 1.0 for name, _ in inner.named_parameters()}
     return Subject(inner, model, architecture, architecture.width**-0.5, "standard", ones, ones)
+
+
+def base_rate(subject: Subject, optimizer: Optimizer) -> float:
+    """The base learning rate eta of an optimizer whose rates are eta times the plan's multipliers, else NaN.
+
+    Raises:
+        InvalidInputError: if the optimizer trains no parameter of the model.
+    """
+    names = {parameter: name for name, parameter in subject.model.named_parameters()}
+    rates = {
+        names[parameter]: float(group.get("initial_lr", group["lr"]))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter in names
+    }
+    if not rates:
+        raise InvalidInputError(
+            "The optimizer trains none of the recorded model's parameters.",
+            remedy="build it from plan.param_groups(lr) of the same plan",
+        )
+    for multipliers in (subject.multipliers, subject.adam_multipliers):
+        found = [rate / multipliers[name] for name, rate in rates.items() if multipliers[name] > 0]
+        if found and math.isclose(min(found), max(found), rel_tol=1e-9):
+            return found[0]
+    return math.nan

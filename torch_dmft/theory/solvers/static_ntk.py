@@ -113,8 +113,9 @@ def _flow(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
         return (ntk @ error_signal(problem, f, 0)).flatten().cpu().numpy()
 
     times = (record.to(torch.float64) * problem.lr).numpy()
+    end = max(times[-1], problem.lr)  # an interval even if only t = 0 is recorded
     start = torch.zeros(problem.samples * problem.outputs, dtype=ntk.dtype).numpy()
-    found = solve_ivp(velocity, (0.0, times[-1]), start, method="LSODA", t_eval=times, rtol=1e-10, atol=1e-12)
+    found = solve_ivp(velocity, (0.0, end), start, method="LSODA", t_eval=times, rtol=1e-10, atol=1e-12)
     if not found.success:
         raise ConvergenceError("Gradient flow could not be integrated.", got=found.message)
     return torch.as_tensor(found.y.T, dtype=ntk.dtype, device=ntk.device).reshape(

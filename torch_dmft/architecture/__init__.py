@@ -1,5 +1,6 @@
 """nn.Module -> Architecture: which weights a model has, their roles, fan-in, and which axes are widths."""
 
+from torch_dmft.architecture.describe import Wrapper, describe
 from torch_dmft.architecture.roles import Architecture, Layer, Role, Vector
 
-__all__ = ["Architecture", "Layer", "Role", "Vector"]
+__all__ = ["Architecture", "Layer", "Role", "Vector", "Wrapper", "describe"]

@@ -14,6 +14,7 @@ class Role(StrEnum):
     READOUT = "readout"  # fan-in is a width, fan-out is not
     VECTOR = "vector"  # one number per neuron: bias, norm gain and shift
     EMBEDDING = "embedding"  # one row of neurons per token
+    OUTPUT_BIAS = "output bias"  # one number per output: the readout's bias, with no width on either side
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""Every parameter of a model is accounted for and used as its layer's rule says, or the model is refused."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.utils.parametrize import is_parametrized
+
+from torch_dmft.architecture.rules import remedy, rule
+from torch_dmft.architecture.trace import Trace
+from torch_dmft.core.errors import Place
+
+
+def standing(model: nn.Module) -> tuple[list[Place], set[str]]:
+    """What is wrong with a model before it runs, and the paths of the modules that are refused as a whole."""
+    places: list[Place] = []
+    refused: set[str] = set()
+    for path, module in model.named_modules():
+        place = None if _inside(path, refused) else _module(path, module)
+        if place is not None:
+            places.append(place)
+            refused.add(path)
+    return places + _tied(model), refused
+
+
+def _inside(path: str, refused: set[str]) -> bool:
+    return any(not outer or path == outer or path.startswith(f"{outer}.") for outer in refused)
+
+
+def _module(path: str, module: nn.Module) -> Place | None:
+    where = path or "(model)"
+    kind = type(module).__name__
+    own = dict(module.named_parameters(recurse=False))
+    if _is_compiled(module):
+        return Place(
+            where, "is compiled, which hides its data flow", "pass the uncompiled model and compile it afterwards"
+        )
+    if _is_lazy(module):
+        return Place(where, f"{kind} is not initialised yet", "run the model once on an example input first")
+    if is_parametrized(module):
+        return Place(where, "its parameters are computed by a parametrization", _PARAMETRIZED)
+    facts = rule(module)
+    if facts is not None and not own.keys() <= {"weight", "bias"}:
+        return Place(where, f"{kind} owns {', '.join(sorted(own))} instead of a weight and a bias", _PARAMETRIZED)
+    # The forward pass of a user's own module is followed like any other code, parameters of its own included.
+    if own and facts is None and type(module).__module__.startswith("torch."):
+        return Place(where, f"{kind} has no scaling rule", remedy(module))
+    return None
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return any(isinstance(parameter, UninitializedTensorMixin) for parameter in module.parameters(recurse=False))
+
+
+def can_run(model: nn.Module) -> bool:
+    """Whether the model can be run and followed at all."""
+    return not any(_is_compiled(module) or _is_lazy(module) for module in model.modules())
+
+
+_PARAMETRIZED = "not yet; remove the parametrization (weight or spectral norm) or replace it by a norm layer"
+
+
+def _tied(model: nn.Module) -> list[Place]:
+    owners: dict[int, list[str]] = defaultdict(list)
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not isinstance(parameter, UninitializedTensorMixin) and parameter.numel():
+                owners[parameter.untyped_storage().data_ptr()].append(f"{path}.{name}" if path else name)
+    fix = "not yet; give each its own parameter (one tensor cannot have two scalings)"
+    return [
+        Place(", ".join(names), "share one tensor (tied weights)", fix)
+        for storage, names in owners.items()
+        if len(names) > 1 and storage
+    ]
+
+
+def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:
+    """What came out wrong in the forward pass: parameters never reached, sums over widths."""
+    places = list(trace.places)
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in trace.used and not _inside(name, refused):
+            fix = "remove it, or give an example input that reaches it"
+            places.append(Place(name, "is never reached in the forward pass", fix))
+    places.extend(place for label, place in trace.must_be_fixed if trace.axes.is_width(label))
+    return list(dict.fromkeys(places))

@@ -1,0 +1,158 @@
+"""describe: from a model and an example input to its Architecture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from torch_dmft.architecture.axes import Label
+from torch_dmft.architecture.check import can_run, followed, standing
+from torch_dmft.architecture.roles import Architecture, Layer, Role, Vector
+from torch_dmft.architecture.rules import Weight, rule
+from torch_dmft.architecture.trace import Trace, Use
+from torch_dmft.architecture.watch import Example, watch
+from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
+
+Roles = Mapping[str, Role | str]
+
+
+class Wrapper(nn.Module):
+    """A module around ``model`` that adds no layers of its own; it is described as the model inside."""
+
+    model: nn.Module
+
+
+def describe(model: nn.Module, example_input: Example, *, roles: Roles | None = None) -> Architecture:
+    """Find every weight of a model, its role and its fan-in, and which axes are widths.
+
+    The model runs once, in evaluation mode, and every torch function it calls is followed. An axis made by a weight is
+    a width unless it is combined entry by entry with the data or reaches the output; a weight's role follows from
+    whether its input and its output are widths. The model is left exactly as it was.
+
+    Args:
+        model: any module of linear, convolution, embedding and norm layers whose data flow torch functions carry.
+        example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
+        roles: for module paths or names of weights, roles that overrule what is found.
+
+    Returns:
+        The architecture; its layers are in the order of the forward pass.
+
+    Raises:
+        UnsupportedModelError: if a parameter has no scaling rule; the message lists every place and a remedy for each.
+        InvalidInputError: if the model fails on the example input, or ``roles`` names nothing.
+    """
+    if isinstance(model, Wrapper):
+        return describe(model.model, example_input, roles=roles)
+    places, refused = standing(model)
+    if not can_run(model):
+        raise UnsupportedModelError(_REFUSAL, places)
+    batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None)]
+    trace = watch(model, example_input, refused)
+    places += followed(trace, model, refused)
+    if places:  # roles found past an unknown operation would only be misleading
+        raise UnsupportedModelError(_REFUSAL, places)
+
+    given = _given(trace, roles or {})
+    layers = tuple(_layer(model, trace, path, use, given.get(path), places) for path, use in trace.uses.items())
+    vectors = tuple(
+        Vector(path, f"{path}.{name}" if path else name, parameter.numel(), _axis(trace, label))
+        for path, label in trace.norms.items()
+        for name, parameter in model.get_submodule(path).named_parameters(recurse=False)
+    )
+    places += _norms_without_width(vectors)
+    if not any(layer.role is Role.READOUT for layer in layers) and not places:
+        places.append(
+            Place("(model)", "no weight leads from a width to the output", "end the model with a readout layer")
+        )
+    if places:
+        raise UnsupportedModelError(_REFUSAL, places)
+    # A chain is data, weights and at most one known activation between two of them.
+    is_chain = re.fullmatch("r*(La?)+Lr*", trace.letters) is not None and trace.letters.count("L") == len(layers)
+    return Architecture(layers, vectors, is_chain, row_independent=not (batch_norms or trace.mixes_rows))
+
+
+_REFUSAL = "This model cannot be scaled as it is:"
+
+
+def _given(trace: Trace, roles: Roles) -> dict[str, Role]:
+    """The roles that overrule, by module path."""
+    given = {}
+    for name, role in roles.items():
+        path = name.removesuffix("weight").removesuffix(".")
+        if path not in trace.uses:
+            raise InvalidInputError(
+                f"roles names {name!r}, which is no layer with a weight.", remedy=f"one of {', '.join(trace.uses)}"
+            )
+        if role not in set(Role) - {Role.VECTOR, Role.OUTPUT_BIAS}:
+            raise InvalidInputError(
+                f"{role!r} is no role of a weight.", remedy="one of input, hidden, readout, embedding"
+            )
+        given[path] = Role(role)
+    return given
+
+
+def _axis(trace: Trace, label: Label) -> int | None:
+    return trace.axes.root(label) if label is not None and trace.axes.is_width(label) else None
+
+
+def _layer(model: nn.Module, trace: Trace, path: str, use: Use, given: Role | None, places: list[Place]) -> Layer:
+    """The layer a use amounts to; a place is added where its role cannot be told."""
+    module = model.get_submodule(path)
+    facts = rule(module)
+    assert isinstance(facts, Weight)
+    prefix = f"{path}." if path else ""
+    role = given or _role(trace, path, use, facts)
+    if role is None:
+        remedy = f"name its role, if it has one: roles={{'{prefix}weight': 'hidden'}}"
+        places.append(Place(path or "(model)", _reason(trace, path, use), remedy))
+    named = use.activations
+    return Layer(
+        path=path,
+        kind=facts.kind,
+        role=role or Role.HIDDEN,
+        weight=f"{prefix}weight",
+        bias=f"{prefix}bias" if getattr(module, "bias", None) is not None else None,
+        fan_in=facts.fan_in,
+        in_features=facts.in_features,
+        out_features=facts.out_features,
+        taps=facts.taps,
+        activation=next(iter(named)) if len(named) == 1 else None,
+        in_axis=_axis(trace, use.in_axis),
+        out_axis=_axis(trace, use.out_axis),
+    )
+
+
+def _role(trace: Trace, path: str, use: Use, facts: Weight) -> Role | None:
+    from_width, to_width = trace.axes.is_width(use.in_axis), trace.axes.is_width(use.out_axis)
+    if to_width and path in trace.heads:
+        return None
+    if to_width and facts.kind == "embedding":
+        return Role.EMBEDDING
+    if to_width:
+        return Role.HIDDEN if from_width else Role.INPUT
+    return Role.READOUT if from_width and path in trace.heads else None
+
+
+def _reason(trace: Trace, path: str, use: Use) -> str:
+    """Why a weight has no role."""
+    if trace.axes.is_width(use.out_axis):
+        return "the output averages over its width, without a readout"
+    if trace.axes.is_width(use.in_axis):
+        return (
+            "its output is no width (it meets the data, or single neurons of it are picked), but it is not the readout"
+        )
+    if path in trace.heads:
+        return "it is input and readout layer in one, with no width on either side"
+    return "neither its input nor its output is a width"
+
+
+def _norms_without_width(vectors: tuple[Vector, ...]) -> list[Place]:
+    paths = dict.fromkeys(vector.path for vector in vectors if vector.axis is None)
+    fix = "not yet; build it with affine=False (elementwise_affine=False), or normalise the data beforehand"
+    return [
+        Place(path, "its gain and shift act on the data's or the output's features, not on a width", fix)
+        for path in paths
+    ]

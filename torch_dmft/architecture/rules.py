@@ -1,0 +1,87 @@
+"""What is known of each layer type: one rule per type, inherited by its subclasses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+Kind = Literal["linear", "conv", "embedding"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A layer with a weight; the fields are those of ``roles.Layer``."""
+
+    kind: Kind
+    fan_in: int
+    in_features: int
+    out_features: int
+    taps: int = 1
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation layer: its parameters, if any, are one number per neuron."""
+
+
+@singledispatch
+def rule(module: nn.Module) -> Weight | Norm | None:
+    """The facts of a layer type, None for types without a rule."""
+    return None
+
+
+@rule.register
+def _(module: nn.Linear) -> Weight:
+    return Weight("linear", module.in_features, module.in_features, module.out_features)
+
+
+@rule.register
+def _(module: _ConvNd) -> Weight:
+    taps = math.prod(module.kernel_size)
+    return Weight("conv", taps * module.in_channels // module.groups, module.in_channels, module.out_channels, taps)
+
+
+@rule.register
+def _(module: _ConvTransposeNd) -> None:
+    return None  # a subclass of _ConvNd, but its fan-in depends on the position
+
+
+@rule.register
+def _(module: nn.Embedding) -> Weight | None:
+    # max_norm rewrites the weight inside the forward pass
+    return None if module.max_norm is not None else Weight("embedding", 1, module.num_embeddings, module.embedding_dim)
+
+
+@rule.register(_NormBase)
+@rule.register(nn.LayerNorm)
+@rule.register(nn.GroupNorm)
+@rule.register(nn.RMSNorm)
+def _(module: nn.Module) -> Norm:
+    return Norm()
+
+
+def remedy(module: nn.Module) -> str:
+    """What to do about a module that owns parameters and has no rule."""
+    match module:
+        case nn.RNNBase() | nn.RNNCellBase():
+            return "not yet; unroll the recurrence over nn.Linear modules"
+        case nn.MultiheadAttention() | nn.TransformerEncoderLayer() | nn.TransformerDecoderLayer():
+            return "not yet; products of two feature tensors have no scaling rule here"
+        case nn.Bilinear():
+            return "never; replace it by nn.Linear layers on each input"
+        case _ConvTransposeNd():
+            return "not yet; replace it by nn.Upsample and a convolution"
+        case nn.Embedding():
+            return "never with max_norm; build the embedding without it"
+        case nn.EmbeddingBag():
+            return "not yet; replace it by nn.Embedding and a mean"
+        case nn.PReLU():
+            return "not yet (its slope is no neuron's own); replace it by nn.LeakyReLU"
+        case _:
+            return "replace its parameters by nn.Linear, nn.Conv, nn.Embedding or norm modules and call those"

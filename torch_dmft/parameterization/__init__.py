@@ -1,0 +1,9 @@
+"""Architecture -> scaling: initial sizes and learning rates that make training independent of width."""
+
+from torch_dmft.parameterization.apply import parameterize
+from torch_dmft.parameterization.centered import centered
+from torch_dmft.parameterization.plan import Plan
+from torch_dmft.parameterization.rules import ParameterRule, parameter_rules
+from torch_dmft.parameterization.scheme import mean_field
+
+__all__ = ["ParameterRule", "Plan", "centered", "mean_field", "parameter_rules", "parameterize"]

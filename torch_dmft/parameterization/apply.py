@@ -1,0 +1,103 @@
+"""parameterize: give a model a scaling, in place."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from torch_dmft.architecture import Role, describe
+from torch_dmft.architecture.describe import Roles
+from torch_dmft.architecture.watch import Example
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.parameterization.plan import Plan
+from torch_dmft.parameterization.rules import Gain, ParameterRule, parameter_rules
+from torch_dmft.parameterization.scheme import Scheme, effective_gamma0
+
+Init = Literal["normal", "keep"]
+
+
+def parameterize(
+    model: nn.Module,
+    example_input: Example,
+    gamma0: float = 1.0,
+    scheme: Scheme = "mean_field",
+    *,
+    gain: Gain = "auto",
+    init: Init = "normal",
+    roles: Roles | None = None,
+    generator: torch.Generator | None = None,
+) -> Plan:
+    """Scale a model in place, so that its training does not depend on its width and learns features in proportion to gamma0.
+
+    Initial sizes and learning rates follow the table in ``torch_dmft.parameterization.scheme``; the forward pass, the
+    modules and the keys of the state_dict stay what they are. Readout biases start at zero, other biases, norm layers and
+    embeddings keep their own init.
+
+    Args:
+        model: the model, on any device.
+        example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
+        gamma0: richness: features move in proportion to it; small is lazy.
+        scheme: "mean_field"; "ntk" (mean field with gamma0 = 1/sqrt(N_L)); "standard" (nothing is changed, one rate for all).
+        gain: g of input and hidden weights, whose std is g/sqrt(fan_in); "auto" is sqrt(2) if the layer's output meets
+            relu, gelu or silu first, and 1 otherwise.
+        init: "normal" draws weights from N(0, std^2); "keep" keeps the weights there are (orthogonal, structured, zero) and
+            only rescales each so that its root mean square is std. A weight that is all zero stays so.
+        roles: for module paths or names of weights, roles that overrule what ``describe`` finds.
+        generator: where "normal" draws from; torch's default generator if None.
+
+    Returns:
+        The plan: print it, train with its ``param_groups``, take it back with ``undo``.
+
+    Raises:
+        UnsupportedModelError: if parts of the model have no scaling rule; the message lists all of them.
+        InvalidInputError: if an argument has no meaning.
+    """
+    _check(gamma0, scheme, gain, init)
+    architecture = describe(model, example_input, roles=roles)
+    initial = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    rules = parameter_rules(architecture, model, gamma0=gamma0, scheme=scheme, gain=gain)
+    if scheme != "standard":
+        for rule in rules:
+            _initialise(model.get_parameter(rule.name), rule, init, generator)
+    gamma0 = effective_gamma0(scheme, gamma0, architecture.width)
+    return Plan(model, architecture, rules, scheme=scheme, gamma0=gamma0, initial=initial)
+
+
+@torch.no_grad()
+def _initialise(parameter: Tensor, rule: ParameterRule, init: Init, generator: torch.Generator | None) -> None:
+    if rule.role in (Role.VECTOR, Role.EMBEDDING):
+        return
+    if rule.role is Role.OUTPUT_BIAS:
+        parameter.zero_()
+    elif init == "keep":
+        size = parameter.square().mean().sqrt()
+        if size > 0:
+            parameter.mul_(rule.std / size)
+    else:
+        # Drawn where the generator lives, so that one seed gives one network on every device.
+        device = parameter.device if generator is None else generator.device
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device=device)
+        parameter.copy_(drawn.mul_(rule.std))
+
+
+def _check(gamma0: float, scheme: Scheme, gain: Gain, init: Init) -> None:
+    if scheme not in get_args(Scheme):
+        raise InvalidInputError(
+            "There is no such scheme.", got=repr(scheme), remedy='"mean_field", "ntk" or "standard"'
+        )
+    if init not in get_args(Init):
+        raise InvalidInputError("There is no such init.", got=repr(init), remedy='"normal" or "keep"')
+    if not gamma0 > 0:
+        raise InvalidInputError("gamma0 must be positive.", got=repr(gamma0), remedy='a small value, or scheme="ntk"')
+    if gain != "auto" and not gain > 0:
+        raise InvalidInputError("gain must be positive.", got=repr(gain), remedy='a number, or "auto"')
+    if scheme != "mean_field" and gamma0 != 1.0:
+        raise InvalidInputError(
+            f'The scheme "{scheme}" has gamma0 = 1/sqrt(width).', got=f"gamma0={gamma0}", remedy='scheme="mean_field"'
+        )
+    if scheme == "standard" and (gain != "auto" or init != "normal"):
+        raise InvalidInputError(
+            'The scheme "standard" changes no weight.', remedy="leave gain and init at their defaults"
+        )

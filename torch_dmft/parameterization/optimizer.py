@@ -1,0 +1,45 @@
+"""Parameter groups: what an optimiser of torch.optim needs to train with a plan's learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.parameterization.rules import ParameterRule
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+
+
+def param_groups(
+    model: nn.Module,
+    rules: Iterable[ParameterRule],
+    lr: float,
+    optimizer: OptimizerName,
+    weight_decay: float,
+    eps: float,
+) -> list[dict[str, Any]]:
+    """Group a model's trained parameters by equal settings; see ``Plan.param_groups``."""
+    if optimizer not in get_args(OptimizerName):
+        raise InvalidInputError(
+            "There are no rules for this optimiser.",
+            got=repr(optimizer),
+            remedy='"sgd" (with or without momentum), "adam" (also for NAdam, RAdam, Adamax) or "adamw"',
+        )
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for rule in rules:
+        if rule.lr == 0:
+            continue
+        settings = {
+            "lr": lr * (rule.lr if optimizer == "sgd" else rule.adam_lr),
+            "weight_decay": weight_decay * (rule.adamw_decay if optimizer == "adamw" else rule.decay),
+        }
+        if optimizer != "sgd":
+            settings["eps"] = eps * rule.gradient
+        key = (rule.role, rule.fan_in, *settings.values())
+        name = f"{rule.role}, fan-in {rule.fan_in}" if rule.fan_in > 1 else str(rule.role)
+        group = groups.setdefault(key, {"name": name, "params": [], **settings})
+        group["params"].append(model.get_parameter(rule.name))
+    return list(groups.values())

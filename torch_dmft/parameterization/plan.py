@@ -1,0 +1,151 @@
+"""Plan: a model with its scaling; what to train it with, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from torch_dmft.architecture import Architecture, Role
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.parameterization.optimizer import OptimizerName, param_groups
+from torch_dmft.parameterization.rules import ParameterRule
+from torch_dmft.parameterization.scheme import Scheme
+from torch_dmft.parameterization.table import as_table, as_text
+
+_VERSION = 1
+
+
+class Plan:
+    """A model, what it is made of, and one scaling rule for every parameter.
+
+    The NTK per unit of the base rate eta is K = sum over parameters p of multipliers[p] J_p J_p^T.
+
+    Attributes:
+        model: the scaled model.
+        architecture: what it is made of.
+        rules: one rule for every parameter.
+        scheme: "mean_field", "ntk" or "standard".
+        gamma0: the richness that enters theory: 1/sqrt(width) for the schemes "ntk" and "standard".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        architecture: Architecture,
+        rules: tuple[ParameterRule, ...],
+        *,
+        scheme: Scheme = "mean_field",
+        gamma0: float = 1.0,
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Put a plan together; ``initial`` holds copies of the tensors that ``undo`` brings back, None if it cannot."""
+        self.model = model
+        self.architecture = architecture
+        self.rules = rules
+        self.scheme: Scheme = scheme
+        self.gamma0 = gamma0
+        self._initial = initial
+
+    @property
+    def width(self) -> int:
+        """N_L, the fan-in of the readout."""
+        return self.architecture.width
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """The SGD learning rate of every parameter in units of the base rate, by parameter name."""
+        return {rule.name: rule.lr for rule in self.rules}
+
+    def rule(self, name: str) -> ParameterRule:
+        """The rule of the parameter with this name.
+
+        Raises:
+            InvalidInputError: if there is none.
+        """
+        for rule in self.rules:
+            if rule.name == name:
+                return rule
+        raise InvalidInputError(f"No parameter is called {name!r}.", got=", ".join(rule.name for rule in self.rules))
+
+    def param_groups(
+        self, lr: float, *, optimizer: OptimizerName = "sgd", weight_decay: float = 0.0, eps: float = 1e-8
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser of torch.optim; momentum, betas and schedulers are as ever.
+
+        Every optimiser trains the unit form: SGD moves it by eta gamma0^2 N_L times the gradient, and decays it by the
+        factor 1 - eta lambda in a step. For Adam, whose decay is part of the gradient, lambda is the strength of the same
+        penalty, lambda / (2 gamma0^2 N_L) |theta|^2 in unit form; AdamW decays by 1 - eta lambda. Frozen parameters
+        (``requires_grad=False`` when the plan was made) are left out.
+
+        Args:
+            lr: the base learning rate eta, of order 1 in the width.
+            optimizer: "sgd", "adam" or "adamw".
+            weight_decay: lambda, of order 1 in the width; it acts on every parameter.
+            eps: Adam's eps for gradients of order 1; each group gets it in units of its own gradients.
+
+        Returns:
+            Groups with ``name``, ``params``, ``lr``, ``weight_decay`` and for Adam ``eps``. A scheduler that takes absolute
+            rates needs one for each: ``OneCycleLR(optimizer, max_lr=[group["lr"] for group in groups], ...)``.
+
+        Raises:
+            InvalidInputError: if there are no rules for the optimiser.
+        """
+        return param_groups(self.model, self.rules, lr, optimizer, weight_decay, eps)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Bring back, bit for bit, the parameters and buffers the model had before it was scaled, also after training.
+
+        Raises:
+            InvalidInputError: if it was undone already, or the plan was made without a way back.
+        """
+        if self._initial is None:
+            raise InvalidInputError(
+                "There is nothing to undo.", remedy="a plan can be undone once, if parameterize() has made it"
+            )
+        tensors = dict(_tensors(self.model))
+        for name, before in self._initial.items():
+            tensors[name].copy_(before)
+        self._initial = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scaling as plain numbers and strings, to be saved beside the model's own state_dict."""
+        return {
+            "version": _VERSION,
+            "scheme": self.scheme,
+            "gamma0": self.gamma0,
+            "rules": [{**asdict(rule), "role": rule.role.value} for rule in self.rules],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a scaling saved by ``state_dict``; weights come from the model's own checkpoint.
+
+        Raises:
+            InvalidInputError: if it was saved for other parameters, or by another version of the format.
+        """
+        if state.get("version") != _VERSION:
+            raise InvalidInputError("This plan was saved in another format.", got=f"version {state.get('version')}")
+        rules = tuple(ParameterRule(**{**rule, "role": Role(rule["role"])}) for rule in state["rules"])
+        if [rule.name for rule in rules] != [rule.name for rule in self.rules]:
+            raise InvalidInputError(
+                "The saved plan is for other parameters.",
+                got=", ".join(sorted({rule.name for rule in rules} ^ {rule.name for rule in self.rules})),
+                remedy="load it into a plan of the same model",
+            )
+        self.rules, self.scheme, self.gamma0 = rules, state["scheme"], state["gamma0"]
+
+    def __rich__(self) -> Table:
+        title = f"{self.scheme}, gamma0 = {self.gamma0:.4g}, width = {self.width}"
+        return as_table(title, self.rules, own_init=self.scheme == "standard")
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]

@@ -1,0 +1,121 @@
+"""One rule for every parameter of a model: its role, and what the scheme makes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from torch_dmft.architecture import Architecture, Layer, Role
+from torch_dmft.parameterization.scheme import STANDARD, Scheme, effective_gamma0, mean_field
+
+_SQRT2 = frozenset({"relu", "gelu", "silu"})
+
+Gain = float | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class ParameterRule:
+    """How one parameter is scaled.
+
+    Attributes:
+        name: the parameter's name in the model.
+        path: path of the module that owns it.
+        role: its role.
+        fan_in: inputs per neuron; 1 for vectors, embeddings and output biases.
+        gain: the forward multiplier g of its unit form, 1 where there is none.
+        std: initial standard deviation of a weight; for a parameter that keeps its own init, the root mean square it had
+            when the plan was made (a bias of N(0, s_b^2) has s_b).
+        lr: SGD learning rate in units of the base rate eta; 0 for a frozen parameter.
+        adam_lr: Adam and AdamW learning rate in units of eta; 0 for a frozen parameter.
+        gradient: size of the gradient in width and gamma0; Adam's eps is multiplied by it.
+    """
+
+    name: str
+    path: str
+    role: Role
+    fan_in: int
+    gain: float
+    std: float
+    lr: float
+    adam_lr: float
+    gradient: float
+
+    @property
+    def decay(self) -> float:
+        """Weight decay per unit of lambda, for SGD and Adam: eta/lr, so that lambda counts alike for every parameter."""
+        return 1 / self.lr if self.lr else 0.0
+
+    @property
+    def adamw_decay(self) -> float:
+        """Weight decay per unit of lambda for AdamW, which multiplies it by its own learning rate."""
+        return 1 / self.adam_lr if self.adam_lr else 0.0
+
+
+def parameter_rules(
+    architecture: Architecture,
+    model: nn.Module,
+    *,
+    gamma0: float = 1.0,
+    scheme: Scheme = "mean_field",
+    gain: Gain = "auto",
+) -> tuple[ParameterRule, ...]:
+    """A rule for every parameter of a model, in the order of its parameters.
+
+    Args:
+        architecture: what ``describe`` found in the model.
+        model: the model; only read. Parameters that keep their own init are measured as they are now.
+        gamma0: richness of the scheme "mean_field".
+        scheme: "mean_field", "ntk" or "standard".
+        gain: g of input and hidden weights; "auto" is sqrt(2) before relu, gelu and silu and 1 otherwise.
+
+    Returns:
+        The rules.
+    """
+    width = architecture.width
+    gamma0 = effective_gamma0(scheme, gamma0, width)
+    found = {name: (path, role, layer) for name, path, role, layer in _roles(architecture)}
+    rules = []
+    for name, parameter in model.named_parameters():
+        path, role, layer = found[name]
+        fan_in = layer.fan_in if layer is not None else 1
+        own = float(parameter.detach().square().mean().sqrt()) if parameter.numel() else 0.0
+        weight_gain = _gain(layer, gain) if layer is not None and role in (Role.INPUT, Role.HIDDEN) else 1.0
+        if scheme == "standard":
+            scaling = STANDARD
+            weight_gain = own * (gamma0 * fan_in if role is Role.READOUT else math.sqrt(fan_in)) if layer else 1.0
+        else:
+            scaling = mean_field(role, fan_in=fan_in, width=width, gamma0=gamma0, gain=weight_gain)
+        rules.append(
+            ParameterRule(
+                name=name,
+                path=path,
+                role=role,
+                fan_in=fan_in,
+                gain=weight_gain,
+                std=own if scaling.std is None else scaling.std,
+                lr=scaling.lr if parameter.requires_grad else 0.0,
+                adam_lr=scaling.adam_lr if parameter.requires_grad else 0.0,
+                gradient=scaling.gradient,
+            )
+        )
+    return tuple(rules)
+
+
+def _roles(architecture: Architecture) -> Iterator[tuple[str, str, Role, Layer | None]]:
+    """Name, path and role of every parameter, with its layer if it is a weight that has a fan-in."""
+    for layer in architecture.layers:
+        yield layer.weight, layer.path, layer.role, None if layer.role is Role.EMBEDDING else layer
+        if layer.bias is not None:
+            yield layer.bias, layer.path, Role.OUTPUT_BIAS if layer.role is Role.READOUT else Role.VECTOR, None
+    for vector in architecture.vectors:
+        yield vector.name, vector.path, Role.VECTOR, None
+
+
+def _gain(layer: Layer, gain: Gain) -> float:
+    if gain != "auto":
+        return float(gain)
+    return math.sqrt(2) if layer.activation in _SQRT2 else 1.0

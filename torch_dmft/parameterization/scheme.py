@@ -1,0 +1,87 @@
+"""The scaling rules: from a parameter's role to its initial size, learning rate and weight decay.
+
+Unit form: every weight is m times a matrix of entries N(0, 1), the base learning rate is eta, and every unit-form
+parameter moves with the rate eta gamma0^2 N_L, where N_L is the fan-in of the readout. Here the multiplier m is folded
+into the initial size and the learning rates, so nothing is added to the forward pass:
+
+    role          m                      SGD rate / eta        Adam rate / eta    size of the gradient
+    input         g / sqrt(fan_in)       m^2 gamma0^2 N_L      gamma0 / fan_in    1 / (gamma0 N_L)
+    hidden        g / sqrt(fan_in)       m^2 gamma0^2 N_L      gamma0 / fan_in    1 / (gamma0 N_L)
+    readout       1 / (gamma0 fan_in)    m^2 gamma0^2 N_L      1 / fan_in         1
+    vector        own init kept          gamma0^2 N_L          gamma0             1 / (gamma0 N_L)
+    embedding     own init kept          gamma0^2 N_L          gamma0             1 / (gamma0 N_L)
+    output bias   0                      1                     1                  1
+
+The output bias has no width on either side: df/db = 1, so with the rate eta it adds 1 to the NTK, which is O(1) in the
+width and in gamma0 like every other part. It starts at zero, as the output itself does in the limit.
+
+Biases keep their own init. PyTorch draws the bias of nn.Linear from U(-k, k), k = 1/sqrt(fan_in): behind a width this
+vanishes in the limit and changes kernels by O(1/N), like all corrections to the limit; behind the data it stays.
+
+"ntk" is "mean_field" with gamma0 = 1/sqrt(N_L), the lazy scaling. "standard" is PyTorch's own: nothing is changed, one
+learning rate for all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch_dmft.architecture import Role
+
+Scheme = Literal["mean_field", "ntk", "standard"]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What a scheme gives one parameter.
+
+    Attributes:
+        std: initial standard deviation m; None if the parameter keeps its own init.
+        lr: SGD learning rate in units of the base rate eta.
+        adam_lr: Adam learning rate in units of eta.
+        gradient: size of its gradient in width and gamma0; Adam's eps scales with it.
+    """
+
+    std: float | None
+    lr: float
+    adam_lr: float
+    gradient: float
+
+
+def mean_field(role: Role, *, fan_in: int, width: int, gamma0: float = 1.0, gain: float = 1.0) -> Scaling:
+    """The mean-field (maximal update) scaling at richness gamma0; see the table of the module.
+
+    Args:
+        role: the parameter's role.
+        fan_in: inputs per neuron, kernel taps included; vectors and embeddings ignore it.
+        width: N_L, the fan-in of the readout.
+        gamma0: richness; gamma0 -> 0 is the lazy limit.
+        gain: the forward multiplier g of input and hidden weights.
+
+    Returns:
+        The scaling.
+    """
+    unit_rate = gamma0**2 * width
+    inside = 1 / (gamma0 * width)
+    match role:
+        case Role.INPUT | Role.HIDDEN:
+            std = gain / math.sqrt(fan_in)
+            return Scaling(std, std**2 * unit_rate, gamma0 / fan_in, inside)
+        case Role.READOUT:
+            std = 1 / (gamma0 * fan_in)
+            return Scaling(std, std**2 * unit_rate, 1 / fan_in, 1.0)
+        case Role.VECTOR | Role.EMBEDDING:
+            return Scaling(None, unit_rate, gamma0, inside)
+        case Role.OUTPUT_BIAS:
+            return Scaling(0.0, 1.0, 1.0, 1.0)
+
+
+STANDARD = Scaling(std=None, lr=1.0, adam_lr=1.0, gradient=1.0)
+"""PyTorch's own parameterization: own init, one learning rate."""
+
+
+def effective_gamma0(scheme: Scheme, gamma0: float, width: int) -> float:
+    """gamma0 as it enters theory: 1/sqrt(N_L) for the schemes "ntk" and "standard", whose gamma does not grow."""
+    return gamma0 if scheme == "mean_field" else 1 / math.sqrt(width)

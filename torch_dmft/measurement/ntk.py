@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.memory import require_memory
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.products import gram
 from torch_dmft.measurement.snapshot import output_rows, snapshot, squeeze_outputs
 from torch_dmft.measurement.subject import subject_of
-from torch_dmft.measurement.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
 
-Method = Literal["layerwise", "jacobian", "vjp"]
-
 
 def empirical_ntk(
-    model: Plan | nn.Module, inputs: Tensor, targets: Tensor | None = None, *, method: Method = "layerwise"
+    model: Plan | nn.Module, inputs: Tensor, targets: Tensor | None = None, *, method: str = "layerwise"
 ) -> Tensor:
     r"""The neural tangent kernel of a finite network in eval mode, per unit of the base learning rate.
 

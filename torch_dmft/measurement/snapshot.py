@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torch_dmft.architecture import Layer
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.capture import Taps, Use, capture
 from torch_dmft.measurement.gradients import Layouts, find_layouts, gradients
 from torch_dmft.measurement.memory import require_memory
@@ -27,7 +28,6 @@ from torch_dmft.measurement.normal_form import (
 )
 from torch_dmft.measurement.products import bias_ntk, gram, owner_jacobian, weight_ntk
 from torch_dmft.measurement.subject import Subject
-from torch_dmft.measurement.undisturbed import undisturbed
 
 
 @dataclass(frozen=True, eq=False)

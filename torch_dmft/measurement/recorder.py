@@ -90,7 +90,7 @@ class Recorder:
         self.callbacks = tuple(callbacks)
         self.step = 0
         self.records: list[Record] = []
-        self._subject = subject_of(plan_or_model, probe.inputs, run=model)
+        self.subject = subject_of(plan_or_model, probe.inputs, run=model)
         self._loss = _default_loss(probe) if loss is None else loss
         self._lr = math.nan
         self._seconds = 0.0
@@ -98,7 +98,7 @@ class Recorder:
         self._layouts: Layouts | None = None
         self._first_fields: list[FieldRecord] = []
         self._last_fields: list[FieldRecord] = []
-        self._two_time = [TwoTimeMemory() for _ in self._subject.architecture.layers] if two_time else []
+        self._two_time = [TwoTimeMemory() for _ in self.subject.architecture.layers] if two_time else []
 
     @contextmanager
     def attach(self, optimizer: Optimizer) -> Iterator[Recorder]:
@@ -119,7 +119,7 @@ class Recorder:
                 "The recorder is attached already.", remedy="leave the first attach before the next"
             )
         if math.isnan(self._lr):
-            self._lr = base_rate(self._subject, optimizer)
+            self._lr = base_rate(self.subject, optimizer)
 
         def after_step(*_: Any) -> None:
             self.step += 1
@@ -140,9 +140,15 @@ class Recorder:
     def record(self) -> Record:
         """Measure now, as step ``recorder.step``, and keep the result."""
         started = time.perf_counter()
-        model = self._subject.run
-        device = next(model.parameters()).device
-        taken = snapshot(self._subject, self.probe.inputs.to(device), layouts=self._layouts)
+        device = next(self.subject.run.parameters()).device
+        record = self.keep(snapshot(self.subject, self.probe.inputs.to(device), layouts=self._layouts))
+        self._seconds += time.perf_counter() - started
+        for callback in self.callbacks:
+            callback(self.step, record)
+        return record
+
+    def keep(self, taken: Snapshot) -> Record:
+        """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""
         self._layouts = taken.layouts
         record = reduce_snapshot(taken, self.step, self._loss_of(taken.outputs))
         self.records.append(record)
@@ -151,9 +157,6 @@ class Recorder:
             self._first_fields = self._first_fields or self._last_fields
         for memory, layer in zip(self._two_time, taken.layers, strict=False):
             memory.add(layer.stream)
-        self._seconds += time.perf_counter() - started
-        for callback in self.callbacks:
-            callback(self.step, record)
         return record
 
     def trajectory(self, origin: str | None = None) -> Trajectory:
@@ -173,7 +176,7 @@ class Recorder:
             raise NotRecordedError(
                 "Nothing was recorded yet.", remedy="train inside `with recorder.attach(optimizer):`"
             )
-        records, subject = self.records, self._subject
+        records, subject = self.records, self.subject
         layers = tuple(self._layer(index) for index in range(len(subject.architecture.layers)))
         outputs = torch.stack([record.outputs for record in records])
         targets = self.probe.target_values(outputs.shape[2])
@@ -213,7 +216,7 @@ class Recorder:
         Raises:
             InvalidInputError: if the checkpoint is of another model or of other settings.
         """
-        paths = [layer.path for layer in self._subject.architecture.layers]
+        paths = [layer.path for layer in self.subject.architecture.layers]
         found = [layer["name"] for record in state["records"][:1] for layer in record["layers"]]
         if (found and found != paths) or len(state["two_time"]) != len(self._two_time):
             raise InvalidInputError(
@@ -229,9 +232,9 @@ class Recorder:
         self._first_fields = [FieldRecord(**field) for field in state["first_fields"]]
         self._last_fields = [FieldRecord(**field) for field in state["last_fields"]]
         for memory, layer, saved in zip(
-            self._two_time, self._subject.architecture.layers, state["two_time"], strict=False
+            self._two_time, self.subject.architecture.layers, state["two_time"], strict=False
         ):
-            memory.load_state_dict(saved, layer, self._subject.gamma0)
+            memory.load_state_dict(saved, layer, self.subject.gamma0)
 
     def _layer(self, index: int) -> LayerKernels:
         kept = [record.layers[index] for record in self.records]

@@ -1,6 +1,7 @@
 """The infinite-width prediction: problems, solvers, and the infinite-width twin of a model."""
 
+from torch_dmft.theory.infinite.twin import infinite_width
 from torch_dmft.theory.problem import Chain, HiddenLayer, Problem
 from torch_dmft.theory.solve import Solver, solve
 
-__all__ = ["Chain", "HiddenLayer", "Problem", "Solver", "solve"]
+__all__ = ["Chain", "HiddenLayer", "Problem", "Solver", "infinite_width", "solve"]

@@ -306,20 +306,18 @@ def _chain_of(plan: Plan) -> Chain | None:
     architecture = plan.architecture
     if not architecture.is_chain or any(layer.activation is None for layer in architecture.layers[:-1]):
         return None
-    stds = {rule.name: rule.std for rule in plan.rules}
-    hidden = []
-    for layer in architecture.layers[:-1]:
-        bias = None if layer.bias is None else float(plan.model.get_parameter(layer.bias).detach().float().std())
-        hidden.append(
-            HiddenLayer(
-                activation=str(layer.activation),
-                gain=float(stds[layer.weight]) * math.sqrt(layer.fan_in),
-                bias_std=bias,
-                width_ratio=layer.out_features / architecture.width,
-            )
+    rules = {rule.name: rule for rule in plan.rules}
+    hidden = tuple(
+        HiddenLayer(
+            activation=str(layer.activation),
+            gain=rules[layer.weight].gain,
+            bias_std=None if layer.bias is None else rules[layer.bias].std,
+            width_ratio=layer.out_features / architecture.width,
         )
+        for layer in architecture.layers[:-1]
+    )
     first, last = architecture.layers[0], architecture.layers[-1]
-    return Chain(first.in_features, tuple(hidden), last.out_features, readout_bias=last.bias is not None)
+    return Chain(first.in_features, hidden, last.out_features, readout_bias=last.bias is not None)
 
 
 def _default_loss(targets: Tensor) -> Loss:

@@ -48,15 +48,14 @@ class Population(nn.Module):
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
             self._sobol = SobolEngine(_SOBOL_DIMENSIONS, scramble=True, seed=seed).draw(size, dtype=torch.float64).T
 
-    @property
-    def is_matched(self) -> bool:
-        """Whether the next latent will be orthogonal to everything known."""
-        return self.law == "limit" and self.known.count <= self.size // 2
+    def can_match(self, count: int) -> bool:
+        """Whether the next ``count`` latents will be orthogonal to everything known."""
+        return self.law == "limit" and self.known.count + count <= self.size // 2
 
     def draw(self, count: int) -> Float[Tensor, "count size"]:
         """``count`` fresh latents, N(0, 1) per neuron."""
         latents = self._raw(count)
-        if self.is_matched:
+        if self.can_match(count):
             directions = orthonormal(latents, self.known.rows)
             self.known.append(directions)
             latents = directions * self.size**0.5
@@ -64,7 +63,7 @@ class Population(nn.Module):
 
     def observe(self, variables: Float[Tensor, "m size"]) -> None:
         """Make later latents orthogonal to these variables: ``variables`` are of unit norm."""
-        if not self.is_matched:
+        if not self.can_match(len(variables)):
             return
         residual = project_off(variables, self.known.rows)
         directions = new_directions(residual, self.known.rows, _NEW_DIRECTION)

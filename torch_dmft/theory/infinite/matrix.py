@@ -74,7 +74,7 @@ class GaussianMatrix(nn.Module):
 
     def _extend(self, directions: Tensor, side: Side, other: Side) -> None:
         side.population.observe(directions)
-        matched = side.image_population.is_matched  # then fresh latents are orthogonal to Q' already
+        matched = side.image_population.can_match(len(directions))  # then fresh latents are orthogonal to Q' already
         fresh = side.image_population.draw(len(directions))
         images = self.scale * (fresh if matched else project_off(fresh, other.basis.rows))
         if self.responses:

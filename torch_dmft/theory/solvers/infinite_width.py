@@ -1,0 +1,171 @@
+"""InfiniteWidth: train the infinite-width twin of the network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.measurement.memory import require_memory
+from torch_dmft.parameterization import Plan
+from torch_dmft.theory.infinite.layers import InfiniteLinear
+from torch_dmft.theory.infinite.twin import default_tolerance, infinite_width
+from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solvers.assembly import layer_names, track
+from torch_dmft.theory.solvers.replicas import average
+from torch_dmft.theory.solvers.training import train_and_record
+
+
+@dataclass(frozen=True)
+class InfiniteWidth:
+    r"""Dynamical mean field theory by training the infinite-width twin of the network.
+
+    Solves the field equations of Bordelon & Pehlevan 2022 (eqs. 9 and 10) in discrete time: S neurons per width carry the
+    fields h and z, and the Gaussian weight matrices between them are sampled only along the features and gradients that
+    training produces (``torch_dmft.theory.infinite.matrix``). The responses A and B, the equal-time one included, come out
+    of that sampling; nothing is iterated.
+
+    Assumes N -> infinity at fixed data, steps and gamma0. Any loss, several outputs, minibatches, momentum, weight decay
+    (outside of the momentum: theta <- (1 - eta lambda) theta - eta gamma0^2 N v), biases, gains, unequal widths, residual
+    sums, LayerNorm and RMSNorm. Cost O(S P k) per step and hidden matrix, where the rank k (about 50 to 200 for smooth
+    activations) hardly grows with the steps; memory O(S k). The error falls like 1/sqrt(S R).
+
+    Refuses layers that ``infinite_width`` refuses (convolutions, BatchNorm, attention).
+
+    Args:
+        neurons: S, neurons per replica and width.
+        replicas: R, independent runs; their mean is the answer and their spread gives the standard error.
+        tolerance: relative part of a feature or gradient vector that may be ignored; None for 1e-2 * min(1, gamma0).
+        generator: source of randomness; None for a fresh one with seed 0.
+    """
+
+    neurons: int = 8192
+    replicas: int = 4
+    tolerance: float | None = None
+    generator: torch.Generator | None = None
+
+    def check(self, problem: Problem) -> None:
+        """Refuse settings and problems that cannot be done."""
+        if self.replicas < 1 or self.neurons < 16:
+            raise InvalidInputError(
+                "At least one replica of at least 16 neurons is needed.",
+                got=f"neurons={self.neurons}, replicas={self.replicas}",
+            )
+        directions = problem.samples * (1 + problem.outputs)
+        if 4 * directions > self.neurons:
+            raise UnsupportedProblemError(
+                "Too few neurons for the data: each row needs its own directions among the neurons.",
+                got=f"{problem.samples} rows and {problem.outputs} outputs for {self.neurons} neurons",
+                remedy=f"solvers.InfiniteWidth(neurons={2 ** math.ceil(math.log2(8 * directions))})",
+            )
+        require_memory(
+            self.memory(problem),
+            problem.inputs.device,
+            what=f"The twin with {self.neurons} neurons",
+            remedy="fewer neurons with more replicas, a larger tolerance, or fewer recorded steps",
+        )
+
+    def memory(self, problem: Problem) -> int:
+        """Estimate of the bytes that one replica needs: bases and images of all hidden matrices at their likely rank."""
+        layers = len(problem.network.architecture.layers) - 2 if problem.network else problem.chain.depth - 1  # type: ignore[union-attr]
+        rows = problem.samples * (1 + problem.outputs)
+        rank = min(self.neurons, rows * (1 + problem.steps), 8 * rows + 256)
+        element = problem.inputs.element_size()
+        return 8 * max(layers, 1) * self.neurons * rank * element
+
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+        """Train ``replicas`` twins and average; see ``solve``."""
+        tolerance = default_tolerance(problem.gamma0) if self.tolerance is None else self.tolerance
+        return train_replicas(
+            problem,
+            record,
+            neurons=self.neurons,
+            replicas=self.replicas,
+            tolerance=tolerance,
+            generator=self.generator,
+            two_time=two_time,
+            progress=progress,
+            origin="theory (N=inf)",
+        )
+
+
+def train_replicas(
+    problem: Problem,
+    record: Tensor,
+    *,
+    neurons: int,
+    replicas: int,
+    tolerance: float,
+    generator: torch.Generator | None,
+    two_time: bool,
+    progress: bool,
+    origin: str,
+    law: str = "limit",
+    responses: bool = True,
+) -> Trajectory:
+    """The mean over independently drawn twins of a problem's network, each trained and recorded."""
+    generator = generator or torch.Generator().manual_seed(0)
+    posed = rotated(problem)
+    runs, ranks = [], [0]
+    for replica in range(replicas):
+        plan = twin_of(posed, neurons, tolerance=tolerance, generator=generator, law=law, responses=responses)
+        bar = track(range(problem.steps + 1), f"{origin}: replica {replica + 1} of {replicas}", progress=progress)
+        runs.append(train_and_record(posed, plan, record, two_time=two_time, steps=bar))
+        ranks += [max(layer.rank) for layer in plan.model.modules() if isinstance(layer, InfiniteLinear)]
+    facts = {"neurons": neurons, "replicas": replicas, "tolerance": tolerance, "rank": max(ranks)}
+    answer = average(runs, origin=origin, metadata=facts)
+    return _renamed(answer, problem)
+
+
+def twin_of(
+    problem: Problem, neurons: int, *, tolerance: float, generator: torch.Generator, law: str, responses: bool
+) -> Plan:
+    """The infinite-width twin of a problem's network."""
+    example = problem.inputs[:2]
+    settings = {
+        "tolerance": tolerance,
+        "generator": generator,
+        "law": law,
+        "responses": responses,
+        "rank": problem.samples * (3 + problem.outputs),
+    }
+    if problem.chain is None:
+        return infinite_width(problem.network, example, neurons=neurons, **settings)  # type: ignore[arg-type]
+    chain = problem.chain
+    names = [str(2 * index) for index in range(chain.depth)]
+    return infinite_width(
+        chain.build,
+        example,
+        gamma0=problem.gamma0,
+        neurons=neurons,
+        gain={name: layer.gain for name, layer in zip(names, chain.hidden, strict=True)},
+        bias_std={name: layer.bias_std or 0.0 for name, layer in zip(names, chain.hidden, strict=True)},
+        **settings,
+    )
+
+
+def rotated(problem: Problem) -> Problem:
+    """The same problem with the inputs of a chain in an orthonormal basis of their span, if that is smaller.
+
+    A Gaussian first layer does not see rotations of the input, and coordinates that no row uses are never trained.
+    """
+    flat = problem.inputs.flatten(1)
+    if problem.chain is None or flat.shape[1] <= len(flat):
+        return problem
+    _, singular, right = torch.linalg.svd(flat.double(), full_matrices=False)
+    right = right[singular > singular[0] * 1e-12 * flat.shape[1]]
+    inputs = (flat.double() @ right.T * math.sqrt(len(right) / flat.shape[1])).to(problem.inputs)
+    return replace(problem, inputs=inputs, chain=replace(problem.chain, input_dim=len(right)))
+
+
+def _renamed(trajectory: Trajectory, problem: Problem) -> Trajectory:
+    """With the module paths of the problem's own network."""
+    if problem.chain is None:
+        return trajectory
+    names = layer_names(problem, problem.chain)
+    layers = tuple(replace(layer, name=name) for layer, name in zip(trajectory.layers, names, strict=True))
+    return replace(trajectory, layers=layers)

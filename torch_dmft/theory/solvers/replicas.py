@@ -1,0 +1,86 @@
+"""Averages over independent replicas of a stochastic method, with their standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.trajectory import Fields, LayerKernels, Trajectory
+
+_PRIOR_DEGREES = 8
+"""Weight of the variance pooled over entries against each entry's own, in degrees of freedom."""
+
+Reduce = Callable[[Sequence[Tensor]], Tensor]
+
+
+def average(
+    runs: Sequence[Trajectory], *, origin: str, metadata: Mapping[str, str | int | float | bool | None]
+) -> Trajectory:
+    """The mean of independent runs of one problem, with its standard error.
+
+    The variance of an entry is estimated from few replicas, so it is moderated by the variance pooled over all entries of
+    the same array and time: s^2 = (nu s_entry^2 + nu_0 s_pool^2) / (nu + nu_0), nu = replicas - 1. One run has no standard error.
+
+    Args:
+        runs: one trajectory per replica.
+        origin: what a legend calls the answer.
+        metadata: facts of the run.
+    """
+    mean = _combine(runs, lambda values: torch.stack(list(values)).mean(0))
+    fields = tuple(_joined_fields([run.layers[index].fields for run in runs]) for index in range(len(mean.layers)))
+    layers = tuple(replace(layer, fields=f) for layer, f in zip(mean.layers, fields, strict=True))
+    stderr = _combine(runs, standard_error) if len(runs) > 1 else None
+    return replace(mean, layers=layers, origin=origin, stderr=stderr, metadata=metadata)
+
+
+def standard_error(values: Sequence[Tensor]) -> Tensor:
+    """Moderated standard error of the mean of arrays ``(time, ...)``, in the arrays' layout."""
+    stacked = torch.stack(list(values)).double()
+    count = len(stacked)
+    own = stacked.var(0)
+    pooled = own.flatten(1).mean(1) if own.ndim > 1 else own
+    pooled = pooled.reshape(-1, *[1] * (own.ndim - 1)).expand_as(own)
+    degrees = count - 1
+    variance = (degrees * own + _PRIOR_DEGREES * pooled) / (degrees + _PRIOR_DEGREES)
+    return (variance / count).sqrt().to(values[0].dtype)
+
+
+def _combine(runs: Sequence[Trajectory], reduce: Reduce) -> Trajectory:
+    """A trajectory whose every number is a function of the runs' numbers."""
+    first = runs[0]
+
+    def kernel(kernels: Sequence[Kernel]) -> Kernel:
+        return Kernel(reduce([k.array for k in kernels]))
+
+    layers = tuple(
+        LayerKernels(
+            name=parts[0].name,
+            forward=kernel([part.forward for part in parts]),
+            backward=kernel([part.backward for part in parts]),
+            ntk=kernel([part.ntk for part in parts]),
+        )
+        for parts in zip(*(run.layers for run in runs), strict=True)
+    )
+    return replace(
+        first,
+        outputs=reduce([run.outputs for run in runs]),
+        losses=reduce([run.losses for run in runs]),
+        layers=layers,
+        ntk=kernel([run.ntk for run in runs]),
+    )
+
+
+def _joined_fields(fields: Sequence[Fields | None]) -> Fields | None:
+    """All replicas' neurons side by side: more draws from the same density."""
+    known = [f for f in fields if f is not None]
+    if len(known) < len(fields):
+        return None
+    return Fields(
+        steps=known[0].steps,
+        preactivation=torch.cat([f.preactivation for f in known], dim=-1),
+        gradient=torch.cat([f.gradient for f in known], dim=-1),
+    )

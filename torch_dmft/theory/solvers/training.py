@@ -1,0 +1,88 @@
+"""Train a model on a problem, step by step, and record it: the loop that all sampled predictions share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from torch_dmft.core.errors import ConvergenceError
+from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.measurement import Probe, Recorder, capture, measure
+from torch_dmft.measurement.gradients import Layouts
+from torch_dmft.parameterization import Plan
+from torch_dmft.theory.infinite.layers import InfiniteLinear
+from torch_dmft.theory.problem import Problem
+
+
+def train_and_record(
+    problem: Problem, plan: Plan, record: Tensor, *, two_time: bool, steps: Iterable[int]
+) -> Trajectory:
+    """Run the problem's training on a model and record it; one forward pass serves measurement and update alike.
+
+    Args:
+        problem: data, loss and schedule.
+        plan: the model and its learning rates.
+        record: ``(time,)`` steps to keep.
+        two_time: whether to keep kernels at pairs of times.
+        steps: 0..problem.steps, possibly wrapped in a progress bar.
+
+    Raises:
+        ConvergenceError: if the outputs stop being finite.
+    """
+    recorder = Recorder(plan, _probe(problem), schedule=record.tolist(), two_time=two_time, loss=problem.loss)
+    optimizer = SGD(plan.param_groups(problem.lr), lr=problem.lr, momentum=problem.momentum)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept, last = set(record.tolist()), int(record[-1])
+    layouts: Layouts | None = None
+    for step in steps:
+        if step > last:
+            break
+        _make_room(plan, optimizer, problem.samples * (2 + problem.outputs))
+        recorder.step = step
+        if step in kept:
+            with capture(recorder.subject) as taps:
+                outputs = plan.model(problem.inputs)
+            taken = measure(taps, outputs, layouts=layouts, retain_graph=step < last)
+            layouts = taken.layouts
+            recorder.keep(taken)
+        else:
+            outputs = plan.model(problem.inputs[: problem.train_samples])
+        if not bool(torch.isfinite(outputs).all()):
+            raise ConvergenceError(
+                f"Training diverges: the outputs are not finite at step {step}.",
+                remedy=f"a smaller lr than {problem.lr}",
+            )
+        if step == last:
+            break
+        optimizer.zero_grad()
+        problem.training_loss(outputs, problem.batch(step)).backward()  # type: ignore[no-untyped-call]
+        if problem.weight_decay:
+            with torch.no_grad():
+                torch._foreach_mul_(parameters, 1 - problem.lr * problem.weight_decay)
+        optimizer.step()
+    trajectory = recorder.trajectory()
+    return replace(trajectory, lr=problem.lr, targets=_known_targets(problem))
+
+
+def _known_targets(problem: Problem) -> Tensor | None:
+    return problem.target_values.cpu() if problem.samples == problem.train_samples else None
+
+
+def _probe(problem: Problem) -> Probe:
+    """The problem's rows; targets of test rows are unknown and never read."""
+    missing = problem.samples - problem.train_samples
+    padding = problem.targets.new_zeros(missing, *problem.targets.shape[1:])
+    return Probe(problem.inputs, torch.cat([problem.targets, padding]), train=problem.train)
+
+
+def _make_room(plan: Plan, optimizer: SGD, directions: int) -> None:
+    """Let the infinite layers take as many new directions as one step can bring."""
+    for layer in plan.model.modules():
+        if isinstance(layer, InfiniteLinear):
+            needed = max(layer.rank) + directions
+            if needed > min(layer.core.shape):
+                layer.reserve(2 * needed, optimizer)

@@ -9,6 +9,7 @@ the data or reaches the model's output.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 
 Label = int | None
 
@@ -56,6 +57,11 @@ class Axes:
         low, high = sorted((self.root(a), self.root(b)))
         self._parent[high] = low
         return low
+
+    def unified(self, labels: Iterable[Label]) -> Label:
+        """Say that all these axes are one; None if there are none."""
+        first, *others = tuple(labels) or (None,)
+        return reduce(self.unify, others, first)
 
     def fix(self, label: Label) -> None:
         """Say that an axis is no width, because single entries of it are picked or spread over another axis."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from torch_dmft.architecture.rules import remedy, rule
@@ -55,7 +55,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 def _is_lazy(module: nn.Module) -> bool:
-    return any(isinstance(parameter, UninitializedTensorMixin) for parameter in module.parameters(recurse=False))
+    return any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters(recurse=False))
 
 
 def can_run(model: nn.Module) -> bool:
@@ -70,7 +70,7 @@ def _tied(model: nn.Module) -> list[Place]:
     owners: dict[int, list[str]] = defaultdict(list)
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not isinstance(parameter, UninitializedTensorMixin) and parameter.numel():
+            if not isinstance(parameter, UninitializedParameter) and parameter.numel():
                 owners[parameter.untyped_storage().data_ptr()].append(f"{path}.{name}" if path else name)
     fix = "not yet; give each its own parameter (one tensor cannot have two scalings)"
     return [

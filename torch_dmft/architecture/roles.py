@@ -32,8 +32,10 @@ class Layer:
         in_features: features (channels) of the input, over which Phi averages.
         out_features: features (channels) of the output, over which G averages.
         taps: kernel positions, 1 for linear layers; fan_in = taps * in_features / groups.
-        activation: name of the elementwise activation that the output meets first (``torch_dmft.core.activation``), or None.
-        in_axis: id of the width axis of the input (layers that read or write one residual stream share it), None if no width.
+        activation: name of the elementwise activation that the output meets first, norms and reshapes aside
+            (``torch_dmft.core.activation``); None if it meets none, an unknown one, or several.
+        in_axis: id of the width axis of the input (layers that read or write one residual stream share it), None if it
+            is no width.
         out_axis: id of the width axis of the output, None if it is no width.
     """
 
@@ -75,8 +77,10 @@ class Architecture:
     Attributes:
         layers: modules with a weight, in the order of the forward pass: weights l = 0..L.
         vectors: the remaining parameters.
-        is_chain: whether the data flow is a plain chain of linear layers and elementwise activations (no norm, no skip).
-        row_independent: whether each output row depends on its own input row alone (False with BatchNorm in train mode).
+        is_chain: whether the data flow is a plain chain of linear layers and known elementwise activations: no norm, no
+            skip, and a layer without an activation is linear.
+        row_independent: whether each output row depends on its own input row alone (False with BatchNorm in train
+            mode).
     """
 
     layers: tuple[Layer, ...]

@@ -64,6 +64,11 @@ class Call:
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
     @property
+    def input(self) -> Tensor:
+        """The first argument."""
+        return self.argument(0, "input")
+
+    @property
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments."""
         return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]

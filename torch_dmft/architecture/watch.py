@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from torch_dmft.architecture.axes import SAMPLE
 from torch_dmft.architecture.operations import follow
@@ -22,7 +22,7 @@ _REFLECTED = {f"{prefix}{name}": name for prefix in "ir" for name in ("add", "su
 
 
 def plain_name(function: Callable[..., Any]) -> str:
-    """The name of a torch function: ``add`` for ``Tensor.__iadd__``, ``relu`` for ``torch.relu_``, ``T`` for ``x.T``."""
+    """The name of a torch function: ``add`` for ``Tensor.__iadd__``, ``relu`` for ``relu_``, ``T`` for ``x.T``."""
     name = getattr(function, "__name__", type(function).__name__)
     if name == "__get__":
         name = getattr(getattr(function, "__self__", None), "__name__", name)
@@ -47,7 +47,11 @@ class _Mode(TorchFunctionMode):
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; training flags, buffers and random states are as before after it."""
     flags = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
         model.eval()
@@ -57,7 +61,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for module, training in flags:
                 module.training = training
             with torch.no_grad():
-                for buffer, before in buffers:
+                for module, name, buffer, before in buffers:
+                    module._buffers[name] = buffer
                     buffer.copy_(before)
 
 
@@ -100,11 +105,13 @@ def watch(model: nn.Module, example: Example, refused: set[str]) -> Trace:
         InvalidInputError: if the model fails on the example.
     """
     trace = Trace(model, refused)
-    for leaf in tree_leaves(example):
-        if isinstance(leaf, Tensor):
-            trace.assign(leaf, Value((SAMPLE, *(None,) * (leaf.ndim - 1)) if leaf.ndim else (), serial=0))
     args = () if isinstance(example, Mapping) else (example,) if isinstance(example, Tensor) else tuple(example)
     kwargs = dict(example) if isinstance(example, Mapping) else {}
+    # Copies, because the model may work in place.
+    args, kwargs = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+    for leaf in tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor):
+            trace.assign(leaf, Value((SAMPLE, *(None,) * (leaf.ndim - 1)) if leaf.ndim else (), serial=0))
     # With gradients on, a tensor made where the trace cannot see (a custom autograd function) gives itself away.
     with undisturbed(model), _module_paths(model, trace), torch.enable_grad(), _Mode(trace):
         try:

@@ -29,21 +29,22 @@ def parameterize(
     roles: Roles | None = None,
     generator: torch.Generator | None = None,
 ) -> Plan:
-    """Scale a model in place, so that its training does not depend on its width and learns features in proportion to gamma0.
+    """Scale a model in place: training no longer depends on width, and features move in proportion to gamma0.
 
     Initial sizes and learning rates follow the table in ``torch_dmft.parameterization.scheme``; the forward pass, the
-    modules and the keys of the state_dict stay what they are. Readout biases start at zero, other biases, norm layers and
-    embeddings keep their own init.
+    modules and the keys of the state_dict stay what they are. Readout biases start at zero; other biases, norm layers
+    and embeddings keep their own init.
 
     Args:
         model: the model, on any device.
         example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         gamma0: richness: features move in proportion to it; small is lazy.
-        scheme: "mean_field"; "ntk" (mean field with gamma0 = 1/sqrt(N_L)); "standard" (nothing is changed, one rate for all).
+        scheme: "mean_field"; "ntk" (mean field with gamma0 = 1/sqrt(N_L)); "standard" (nothing is changed,
+            one rate for all).
         gain: g of input and hidden weights, whose std is g/sqrt(fan_in); "auto" is sqrt(2) if the layer's output meets
             relu, gelu or silu first, and 1 otherwise.
-        init: "normal" draws weights from N(0, std^2); "keep" keeps the weights there are (orthogonal, structured, zero) and
-            only rescales each so that its root mean square is std. A weight that is all zero stays so.
+        init: "normal" draws weights from N(0, std^2); "keep" keeps the weights there are (orthogonal, structured) and
+            only rescales each to the root mean square std. A weight that is all zero stays so.
         roles: for module paths or names of weights, roles that overrule what ``describe`` finds.
         generator: where "normal" draws from; torch's default generator if None.
 

@@ -77,10 +77,10 @@ class Plan:
     ) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser of torch.optim; momentum, betas and schedulers are as ever.
 
-        Every optimiser trains the unit form: SGD moves it by eta gamma0^2 N_L times the gradient, and decays it by the
-        factor 1 - eta lambda in a step. For Adam, whose decay is part of the gradient, lambda is the strength of the same
-        penalty, lambda / (2 gamma0^2 N_L) |theta|^2 in unit form; AdamW decays by 1 - eta lambda. Frozen parameters
-        (``requires_grad=False`` when the plan was made) are left out.
+        SGD moves the unit form by eta gamma0^2 N_L times the gradient and decays it by the factor 1 - eta lambda in a
+        step; AdamW decays it by the same factor. Adam puts the decay into the gradient before normalising it: lambda is
+        then the strength of the same penalty, lambda / (2 gamma0^2 N_L) |theta|^2 in unit form, but its effect depends
+        on width, so prefer AdamW. Frozen parameters (``requires_grad=False`` when the plan was made) are left out.
 
         Args:
             lr: the base learning rate eta, of order 1 in the width.
@@ -89,8 +89,8 @@ class Plan:
             eps: Adam's eps for gradients of order 1; each group gets it in units of its own gradients.
 
         Returns:
-            Groups with ``name``, ``params``, ``lr``, ``weight_decay`` and for Adam ``eps``. A scheduler that takes absolute
-            rates needs one for each: ``OneCycleLR(optimizer, max_lr=[group["lr"] for group in groups], ...)``.
+            Groups with ``name``, ``params``, ``lr``, ``weight_decay`` and for Adam ``eps``. A scheduler that takes
+            absolute rates needs one for each: ``OneCycleLR(optimizer, max_lr=[group["lr"] for group in groups], ...)``.
 
         Raises:
             InvalidInputError: if there are no rules for the optimiser.

@@ -27,8 +27,8 @@ class ParameterRule:
         role: its role.
         fan_in: inputs per neuron; 1 for vectors, embeddings and output biases.
         gain: the forward multiplier g of its unit form, 1 where there is none.
-        std: initial standard deviation of a weight; for a parameter that keeps its own init, the root mean square it had
-            when the plan was made (a bias of N(0, s_b^2) has s_b).
+        std: initial standard deviation of a weight; for a parameter that keeps its own init, the root mean square it
+            had when the plan was made (a bias of N(0, s_b^2) has s_b).
         lr: SGD learning rate in units of the base rate eta; 0 for a frozen parameter.
         adam_lr: Adam and AdamW learning rate in units of eta; 0 for a frozen parameter.
         gradient: size of the gradient in width and gamma0; Adam's eps is multiplied by it.
@@ -46,7 +46,7 @@ class ParameterRule:
 
     @property
     def decay(self) -> float:
-        """Weight decay per unit of lambda, for SGD and Adam: eta/lr, so that lambda counts alike for every parameter."""
+        """Weight decay per unit of lambda, for SGD and Adam: eta/lr, so that lambda acts alike on every parameter."""
         return 1 / self.lr if self.lr else 0.0
 
     @property

@@ -18,7 +18,8 @@ def regroup(old: tuple[int, ...], new: tuple[int, ...]) -> list[Group]:
         new: shape after, with as many entries.
 
     Returns:
-        Pairs (axes of ``old``, axes of ``new``), in order: ``regroup((2, 3, 4), (2, 12))`` is ``[((0,), (0,)), ((1, 2), (1,))]``.
+        Pairs (axes of ``old``, axes of ``new``), in order: ``regroup((2, 3, 4), (2, 12))`` is
+        ``[((0,), (0,)), ((1, 2), (1,))]``.
     """
     olds = [axis for axis, size in enumerate(old) if size != 1]
     news = [axis for axis, size in enumerate(new) if size != 1]

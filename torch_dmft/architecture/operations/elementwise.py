@@ -1,0 +1,100 @@
+"""Functions that act on entries one by one."""
+
+from __future__ import annotations
+
+from torch_dmft.architecture.axes import Label
+from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules, rule
+from torch_dmft.architecture.trace import CONSTANT, Call, Trace
+
+RULES: Rules = {}
+
+
+@rule(
+    RULES,
+    "alias bfloat16 clone contiguous cpu cuda data detach double float half positive real requires_grad to "
+    "type type_as",
+)
+def _same(trace: Trace, call: Call) -> Outcome | None:
+    value = trace.value(call.input)
+    return _constant(trace, call) if value.serial == CONSTANT else Outcome([value.dims], "", value.weights)
+
+
+@rule(
+    RULES,
+    "empty_like full_like new_empty new_full new_ones new_tensor new_zeros ones_like rand_like randn_like zeros_like",
+)
+def _constant(trace: Trace, call: Call) -> Outcome:
+    return Outcome([(None,) * result.ndim for result in call.results], constant=True)
+
+
+@rule(RULES, "alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout feature_dropout")
+def _dropout(trace: Trace, call: Call) -> Outcome:
+    value = trace.value(call.input)
+    return Outcome([value.dims], "" if call.argument(1, "p", 0.5) == 0 else "x", value.weights)
+
+
+_NAMED = {name: name for name in ("relu", "tanh", "erf", "sigmoid", "gelu", "silu", "softplus")}
+_NAMED |= {"special_erf": "erf", "special_expit": "sigmoid"}
+
+
+@rule(RULES, " ".join(_NAMED))
+def _named_activation(trace: Trace, call: Call) -> Outcome:
+    name = _NAMED[call.name]
+    exact = {
+        "gelu": lambda: call.argument(1, "approximate", "none") == "none",
+        "softplus": lambda: call.argument(1, "beta", 1) == 1 and call.argument(2, "threshold", 20) >= 20,
+    }
+    plain = exact.get(name, lambda: True)()
+    return _elementwise(trace, call, name if plain else None)
+
+
+@rule(
+    RULES,
+    "abs celu clamp clip cos elu exp expm1 hardshrink hardsigmoid hardswish hardtanh leaky_relu log log1p "
+    "log_sigmoid logsigmoid mish nan_to_num pow reciprocal relu6 rrelu rsqrt selu sgn sign sin softshrink "
+    "softsign special_erfc sqrt square tanhshrink threshold",
+)
+def _other_activation(trace: Trace, call: Call) -> Outcome:
+    return _elementwise(trace, call, None)
+
+
+def _elementwise(trace: Trace, call: Call, name: str | None) -> Outcome:
+    value = trace.value(call.input)
+    trace.activation(value.weights, name)
+    return Outcome([_broadcast(trace, call)], "x" if name is None else "a")
+
+
+@rule(RULES, "add sub subtract rsub lerp neg negative where masked_fill")
+def _sum(trace: Trace, call: Call) -> Outcome:
+    return Outcome([_broadcast(trace, call)], weights=_through(trace, call))
+
+
+@rule(RULES, "mul multiply div divide true_divide truediv addcmul addcdiv maximum minimum fmax fmin")
+def product(trace: Trace, call: Call) -> Outcome:
+    """Entrywise products and choices between tensors: an unknown activation to the weights that meet."""
+    features = trace.features(call)
+    if len(features) > 1:
+        for _, value in features:
+            trace.activation(value.weights, None)
+    return Outcome([_broadcast(trace, call)], weights=_through(trace, call))
+
+
+def _through(trace: Trace, call: Call) -> frozenset[str]:
+    """The weights whose output passes a function unmixed: those of its only feature argument."""
+    features = trace.features(call)
+    return features[0][1].weights if len(features) == 1 else frozenset()
+
+
+def _broadcast(trace: Trace, call: Call) -> Dims:
+    """Labels of an elementwise result: axes that meet are one, except where one side is constant or spread out."""
+    shape = call.results[0].shape
+    labels: list[Label] = []
+    for back in range(1, len(shape) + 1):
+        met = []
+        for tensor, value in trace.features(call):
+            if back <= tensor.ndim and tensor.shape[-back] == shape[-back]:
+                met.append(value.dims[-back])
+            elif back <= tensor.ndim:
+                trace.axes.fix(value.dims[-back])
+        labels.append(trace.axes.unified(met))
+    return tuple(reversed(labels))

@@ -1,0 +1,135 @@
+"""Functions that move, join or select entries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from torch_dmft.architecture.axes import SAMPLE, Label
+from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules, rule
+from torch_dmft.architecture.operations.regroup import regroup
+from torch_dmft.architecture.trace import CONSTANT, Call, Trace, Value
+
+RULES: Rules = {}
+
+
+@rule(RULES, "view reshape flatten unflatten ravel view_as reshape_as")
+def _reshape(trace: Trace, call: Call) -> Outcome | None:
+    tensor = call.input
+    value = trace.value(tensor)
+    groups = regroup(tuple(tensor.shape), tuple(call.results[0].shape))
+    labels: list[Label] = [None] * call.results[0].ndim
+    for old, new in groups:
+        before = [value.dims[axis] for axis in old]
+        widths = [label for label in before if label not in (None, SAMPLE)]
+        if SAMPLE in before and widths:
+            return None
+        if not widths:
+            labels[new[0]] = SAMPLE if SAMPLE in before else None
+        elif len(old) == len(new) == 1:
+            labels[new[0]] = before[0]
+        else:
+            whole = trace.axes.derived(before)
+            for axis in new:
+                labels[axis] = whole
+            if len(new) > 1:
+                place = trace.place(
+                    f"`{call.name}` splits a width into several axes", "not yet; keep features on one axis"
+                )
+                trace.must_be_fixed.append((whole, place))
+    _pick(trace, value, tuple(axis for axis, size in enumerate(tensor.shape) if size == 1))
+    return Outcome([tuple(labels)], "r", value.weights)
+
+
+def _pick(trace: Trace, value: Value, axes: tuple[int, ...]) -> None:
+    """Note that these axes are dropped: what remains are single entries of them."""
+    for axis in axes:
+        trace.axes.fix(value.dims[axis])
+
+
+@rule(
+    RULES,
+    "permute transpose swapaxes swapdims movedim moveaxis T mT t squeeze unsqueeze select narrow getitem "
+    "expand expand_as broadcast_to chunk split split_with_sizes unbind tensor_split",
+)
+def _rearrange(trace: Trace, call: Call) -> Outcome | None:
+    tensor = call.input
+    value = trace.value(tensor)
+    # The strides of a contiguous stand-in tell where each axis went, whatever the function and its arguments.
+    stand_in = torch.empty(tensor.shape, device="meta")
+    args, kwargs = tree_map(lambda leaf: stand_in if leaf is tensor else leaf, (call.args, call.kwargs))
+    if any(isinstance(leaf, Tensor) and leaf is not stand_in for leaf in tree_leaves((args, kwargs))):
+        return _gathered(trace, call, value)
+    moved = [leaf for leaf in tree_leaves(call.function(*args, **kwargs)) if isinstance(leaf, Tensor)]
+    origins = [[_origin(stand_in, *axis) for axis in zip(view.shape, view.stride(), strict=True)] for view in moved]
+    dropped = set(range(tensor.ndim)).difference(*origins)
+    _pick(trace, value, tuple(dropped))
+    dims = [
+        tuple(_kept(trace, tensor, value, *axis) for axis in zip(view.shape, axes, strict=True))
+        for view, axes in zip(moved, origins, strict=True)
+    ]
+    return Outcome(dims, "r" if len(moved) == 1 else "x", value.weights)
+
+
+def _origin(source: Tensor, size: int, stride: int) -> int | None:
+    """The axis of a contiguous tensor that an axis of a view with this size and stride runs along."""
+    axes = [axis for axis in range(source.ndim) if source.shape[axis] > 1 and source.stride(axis) <= stride]
+    return max(axes, key=source.stride) if size > 1 and axes else None
+
+
+def _kept(trace: Trace, tensor: Tensor, value: Value, size: int, axis: int | None) -> Label:
+    """The label of an axis that runs along ``axis``, or along a part of it."""
+    label = None if axis is None else value.dims[axis]
+    whole = axis is not None and size == tensor.shape[axis]
+    return label if whole or label in (None, SAMPLE) else trace.axes.derived([label])
+
+
+def _gathered(trace: Trace, call: Call, value: Value) -> Outcome | None:
+    """Indexing with tensors: allowed on axes before the widths, such as picking one token of each sample."""
+    index = call.argument(1, "index")
+    leading = len(index) if isinstance(index, tuple) else 1
+    if call.name != "getitem" or any(part is None or part is Ellipsis for part in tree_leaves(index)):
+        return None
+    kept = value.dims[leading:]
+    new = call.results[0].ndim - len(kept)
+    if any(label not in (None, SAMPLE) for label in value.dims[:leading]) or new < 0:
+        return None
+    first: Dims = (SAMPLE, *(None,) * (new - 1)) if new and SAMPLE in value.dims[:leading] else (None,) * new
+    return Outcome([(*first, *kept)], weights=value.weights)
+
+
+@rule(RULES, "cat concat concatenate")
+def _cat(trace: Trace, call: Call) -> Outcome:
+    tensors = call.argument(0, "tensors")
+    dim = call.argument(1, "dim", 0) % call.results[0].ndim
+    values = [trace.value(tensor) for tensor in tensors]
+    followed = [value for value in values if value.serial != CONSTANT]
+    met = list(zip(*(value.dims for value in followed), strict=True))
+    labels = [trace.axes.derived(one) if axis == dim else trace.axes.unified(one) for axis, one in enumerate(met)]
+    return Outcome([tuple(labels)], weights=frozenset().union(*(value.weights for value in followed)))
+
+
+@rule(RULES, "stack")
+def _stack(trace: Trace, call: Call) -> Outcome:
+    dim = call.argument(1, "dim", 0) % call.results[0].ndim
+    met = zip(*(value.dims for _, value in trace.features(call)), strict=True)
+    labels = [trace.axes.unified(one) for one in met]
+    return Outcome([(*labels[:dim], None, *labels[dim:])])
+
+
+@rule(RULES, "flip roll")
+def _reorder(trace: Trace, call: Call) -> Outcome:
+    value = trace.value(call.input)
+    return Outcome([value.dims], weights=value.weights)
+
+
+@rule(RULES, "pad constant_pad_nd repeat_interleave repeat tile interpolate upsample")
+def _enlarge(trace: Trace, call: Call) -> Outcome | None:
+    tensor, result = call.input, call.results[0]
+    value = trace.value(tensor)
+    if result.ndim != tensor.ndim:
+        return None
+    pairs = zip(value.dims, tensor.shape, result.shape, strict=True)
+    dims = tuple(label if old == new else trace.axes.derived([label]) for label, old, new in pairs)
+    return Outcome([dims], weights=value.weights)

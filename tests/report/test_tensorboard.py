@@ -13,9 +13,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from torch import nn
 
 from tests.trajectories import two_layers
 from torch_dmft.comparison import compare, movement, target_alignments
+from torch_dmft.parameterization import parameterize
 from torch_dmft.report import LiveScalars
 from torch_dmft.report.scalars import records
 
@@ -97,6 +99,16 @@ def test_figures_histograms_and_text_are_there(comparison, logs):
     assert histograms[1].histogram_value.num == h.numel()
 
 
+def test_the_plan_is_shown_as_a_table(tmp_path, generator):
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+    plan = parameterize(model, torch.ones(2, 4), generator=generator)
+    run = two_layers(steps=(0, 5))
+    compare(run, replace(run, origin=ORIGINS[1])).write_tensorboard(tmp_path, plan=plan)
+    text = read(tmp_path / "comparison").Tensors("plan/text_summary")[0].tensor_proto.string_val[0].decode()
+    for rule in plan.rules:
+        assert f"| `{rule.name}` | {rule.role} | {rule.fan_in} |" in text
+
+
 def test_writing_again_replaces(comparison, logs, tmp_path):
     comparison.write_tensorboard(tmp_path)
     shorter = compare(*(run.at_steps(torch.tensor([0, 45])) for run in comparison.runs))
@@ -127,7 +139,8 @@ def test_a_killed_run_leaves_every_record_readable(tmp_path):
         import torch
         from torch import nn
         from torch_dmft.measurement import Probe, Recorder
-        from torch_dmft.report import LiveScalars
+        from torch_dmft.parameterization import parameterize
+from torch_dmft.report import LiveScalars
 
         torch.set_num_threads(1)
         inputs = torch.eye(4)

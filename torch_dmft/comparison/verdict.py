@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from torch_dmft.comparison.compare import Comparison, Deviations
+    from torch_dmft.comparison.comparison import Comparison, Deviations
     from torch_dmft.comparison.deviation import Deviation
 
 

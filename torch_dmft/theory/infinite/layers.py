@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.optim import Optimizer
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.theory.infinite.latents import Population
@@ -77,8 +78,11 @@ class InfiniteLinear(nn.Module):
         """Sizes and ranks, for ``print(model)``."""
         return f"{self.in_features}, {self.out_features}, gain={self.gain:g}, rank={self.rank}"
 
-    def reserve(self, rank: int, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Make room for ``rank`` directions per basis, padding the optimizer's state of ``core`` with zeros alike."""
+    def reserve(self, rank: int, optimizer: Optimizer) -> None:
+        """Make room for ``rank`` directions per basis: ``core`` and its state in the optimizer are padded with zeros.
+
+        The parameter is replaced by a larger one, in the optimizer too, as autograd remembers the shape of the old one.
+        """
         shape = (min(rank, self.out_features), min(rank, self.in_features))
 
         def padded(old: Tensor) -> Tensor:
@@ -86,12 +90,16 @@ class InfiniteLinear(nn.Module):
             new[: old.shape[0], : old.shape[1]] = old
             return new
 
-        old_shape = self.core.shape
-        self.core.grad = None
-        self.core.data = padded(self.core.data)
-        for name, value in (optimizer.state.get(self.core, {}) if optimizer else {}).items():
-            if isinstance(value, Tensor) and value.shape == old_shape:
-                optimizer.state[self.core][name] = padded(value)  # type: ignore[union-attr]
+        old = self.core
+        self.core = nn.Parameter(padded(old.detach()))
+        for group in optimizer.param_groups:
+            group["params"] = [self.core if parameter is old else parameter for parameter in group["params"]]
+        if old in optimizer.state:
+            state = optimizer.state.pop(old)
+            optimizer.state[self.core] = {
+                name: padded(value) if isinstance(value, Tensor) and value.shape == old.shape else value
+                for name, value in state.items()
+            }
 
     def check_rank(self) -> None:
         """Refuse to go on when more directions were met than ``core`` has room for."""

@@ -35,7 +35,6 @@ def train_and_record(
     """
     recorder = Recorder(plan, _probe(problem), schedule=record.tolist(), two_time=two_time, loss=problem.loss)
     optimizer = SGD(plan.param_groups(problem.lr), lr=problem.lr, momentum=problem.momentum)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     kept, last = set(record.tolist()), int(record[-1])
     layouts: Layouts | None = None
     for step in steps:
@@ -62,7 +61,8 @@ def train_and_record(
         problem.training_loss(outputs, problem.batch(step)).backward()  # type: ignore[no-untyped-call]
         if problem.weight_decay:
             with torch.no_grad():
-                torch._foreach_mul_(parameters, 1 - problem.lr * problem.weight_decay)
+                for group in optimizer.param_groups:
+                    torch._foreach_mul_(group["params"], 1 - problem.lr * problem.weight_decay)
         optimizer.step()
     trajectory = recorder.trajectory()
     return replace(trajectory, lr=problem.lr, targets=_known_targets(problem))

@@ -1,0 +1,8 @@
+"""The methods: one file each, all through ``solve(problem, solver)``."""
+
+from torch_dmft.theory.solvers.deep_linear import DeepLinear
+from torch_dmft.theory.solvers.gradient_independence import GradientIndependence
+from torch_dmft.theory.solvers.infinite_width import InfiniteWidth
+from torch_dmft.theory.solvers.static_ntk import StaticNTK
+
+__all__ = ["DeepLinear", "GradientIndependence", "InfiniteWidth", "StaticNTK"]

@@ -2,8 +2,18 @@
 
 from torch_dmft.parameterization.apply import parameterize
 from torch_dmft.parameterization.centered import centered
+from torch_dmft.parameterization.coordinate_check import CoordinateCheck, coordinate_check
 from torch_dmft.parameterization.plan import Plan
 from torch_dmft.parameterization.rules import ParameterRule, parameter_rules
 from torch_dmft.parameterization.scheme import mean_field
 
-__all__ = ["ParameterRule", "Plan", "centered", "mean_field", "parameter_rules", "parameterize"]
+__all__ = [
+    "CoordinateCheck",
+    "ParameterRule",
+    "Plan",
+    "centered",
+    "coordinate_check",
+    "mean_field",
+    "parameter_rules",
+    "parameterize",
+]

@@ -40,7 +40,7 @@ Rules = dict[str, Rule]
 
 
 def rule(rules: Rules, names: str) -> Callable[[Rule], Rule]:
-    """Put the decorated function down as the rule of the torch functions with these plain names, given in one string."""
+    """Put the decorated function down as the rule of the torch functions with these plain names (one string)."""
 
     def register(function: Rule) -> Rule:
         rules.update(dict.fromkeys(names.split(), function))

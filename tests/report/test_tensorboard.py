@@ -139,8 +139,7 @@ def test_a_killed_run_leaves_every_record_readable(tmp_path):
         import torch
         from torch import nn
         from torch_dmft.measurement import Probe, Recorder
-        from torch_dmft.parameterization import parameterize
-from torch_dmft.report import LiveScalars
+        from torch_dmft.report import LiveScalars
 
         torch.set_num_threads(1)
         inputs = torch.eye(4)

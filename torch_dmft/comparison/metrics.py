@@ -14,7 +14,7 @@ from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.kernel import Kernel
 
 
-def alignment(a: Kernel | Shaped[Tensor, ...], b: Kernel | Shaped[Tensor, ...]) -> float:
+def alignment(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor, "..."]) -> float:
     """The cosine of the angle between two kernels.
 
     A(X, Y) = tr(X Y^T) / (|X| |Y|), over all entries: of all times and outputs too, if there are such axes.
@@ -34,7 +34,7 @@ def alignment(a: Kernel | Shaped[Tensor, ...], b: Kernel | Shaped[Tensor, ...]) 
     return cosines(x.reshape(1, -1), y.reshape(1, -1)).item()
 
 
-def centered_alignment(a: Kernel | Shaped[Tensor, ...], b: Kernel | Shaped[Tensor, ...]) -> float:
+def centered_alignment(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor, "..."]) -> float:
     """The alignment of two kernels with their means over samples taken away (CKA).
 
     A(H X H, H Y H) with H = I - 1 1^T / P: what is left of the angle when every sample shares a common offset.
@@ -63,7 +63,7 @@ def centered_alignment(a: Kernel | Shaped[Tensor, ...], b: Kernel | Shaped[Tenso
     return alignment(_centered(x), _centered(y))
 
 
-def relative_error(a: Kernel | Shaped[Tensor, ...], b: Kernel | Shaped[Tensor, ...]) -> float:
+def relative_error(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor, "..."]) -> float:
     """The distance of a kernel from a reference, in units of the reference.
 
     |X - Y| / |Y|, over all entries. It sees a wrong scale, to which the alignment is blind.
@@ -82,7 +82,7 @@ def relative_error(a: Kernel | Shaped[Tensor, ...], b: Kernel | Shaped[Tensor, .
     return quotients((x - y).norm()[None], y.norm()[None]).item()
 
 
-def target_alignment(kernel: Kernel | Shaped[Tensor, ...], targets: Shaped[Tensor, sample * output]) -> float:
+def target_alignment(kernel: Kernel | Shaped[Tensor, "..."], targets: Shaped[Tensor, "sample ..."]) -> float:
     """The alignment of a kernel with the task.
 
     A(K, Y Y^T), with the sum over outputs in Y Y^T. It grows while features are learned, and is constant in the lazy

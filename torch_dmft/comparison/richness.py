@@ -25,7 +25,7 @@ def movement(kernel: Kernel) -> Float[Tensor, " time"]:
     return quotients((rows - rows[0]).norm(dim=1), rows[0].norm().expand(len(rows)))
 
 
-def target_alignments(kernel: Kernel, targets: Shaped[Tensor, sample * output]) -> Float[Tensor, " time"]:
+def target_alignments(kernel: Kernel, targets: Shaped[Tensor, "sample ..."]) -> Float[Tensor, " time"]:
     """The alignment A(K(t), Y Y^T) of a kernel with the task at every recorded time.
 
     Args:

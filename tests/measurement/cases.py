@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from torch_dmft.architecture import Role, describe
 
 
 @dataclass(frozen=True)
@@ -138,30 +135,3 @@ CASES = [
     Case("sequence first", SequenceFirst, vectors(4, 3)),
     Case("folded", Folded, vectors(4, 3)),
 ]
-
-
-def mean_field(model: nn.Module, inputs: Tensor, gamma0: float, generator: torch.Generator) -> SimpleNamespace:
-    """Stand-in for parameterize: the contract's fields, unit-form Gaussian weights with gain 1."""
-    architecture = describe(model, inputs)
-    width = architecture.width
-    stds = {
-        layer.weight: 1 / (gamma0 * width) if layer.role is Role.READOUT else layer.fan_in**-0.5
-        for layer in architecture.layers
-    }
-    rules = []
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            std = stds.get(name, 1.0)
-            parameter.copy_(std * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-            rate = std**2 * gamma0**2 * width
-            rules.append(SimpleNamespace(name=name, lr=rate, adam_lr=gamma0 * std**2))
-    return SimpleNamespace(
-        model=model,
-        architecture=architecture,
-        scheme="mean_field",
-        gamma0=gamma0,
-        width=width,
-        rules=tuple(rules),
-        multipliers={rule.name: rule.lr for rule in rules},
-        param_groups=lambda lr: [{"params": [model.get_parameter(rule.name)], "lr": rule.lr * lr} for rule in rules],
-    )

@@ -11,6 +11,7 @@ from tests.measurement.cases import CASES, Case, Tokens, mlp
 from torch_dmft.core.errors import InsufficientMemoryError, InvalidInputError, UnsupportedModelError
 from torch_dmft.measurement import empirical_ntk
 from torch_dmft.measurement.products import weight_ntk
+from torch_dmft.parameterization import parameterize
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -27,6 +28,24 @@ def test_the_three_methods_agree(case: Case, generator: torch.Generator) -> None
     oracle = empirical_ntk(model, inputs, method="jacobian")
     assert close(empirical_ntk(model, inputs, method="layerwise"), oracle)
     assert close(empirical_ntk(model, inputs, method="vjp"), oracle)
+
+
+def test_plan_multiplies_by_learning_rates(case: Case, generator: torch.Generator) -> None:
+    """K is df/dt under one small SGD step of the plan's own parameter groups."""
+    model, inputs = case.make(generator)
+    plan = parameterize(model, inputs, gamma0=0.5, generator=generator)
+    kernel = empirical_ntk(plan, inputs)
+    assert close(kernel, empirical_ntk(plan, inputs, method="jacobian"))
+    assert close(kernel, empirical_ntk(plan, inputs, method="vjp"))
+    model.eval()
+    outputs = model(inputs)
+    error = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
+    lr = 1e-7
+    (-(error * outputs).sum()).backward()
+    torch.optim.SGD(plan.param_groups(lr)).step()
+    moved = (model(inputs) - outputs).detach() / lr
+    expected = kernel @ error[:, 0] if kernel.ndim == 2 else torch.einsum("mcad,ad->mc", kernel, error)
+    assert torch.allclose(moved.flatten(), expected.flatten(), rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_jacobian_against_single_gradients(generator: torch.Generator) -> None:

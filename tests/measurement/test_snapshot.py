@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.measurement.cases import Conv, Residual, Tokens, mean_field
+from tests.measurement.cases import Conv, Residual, Tokens
 from torch_dmft.core.errors import UnsupportedModelError
 from torch_dmft.measurement import capture, measure, snapshot, subject_of
 from torch_dmft.measurement.snapshot import output_rows
+from torch_dmft.parameterization import parameterize
 
 D, N, P, GAMMA0 = 4, 24, 5, 0.7
 
@@ -35,7 +36,7 @@ def inputs(generator: torch.Generator) -> Tensor:
 def test_dense_tanh_chain_by_hand(inputs: Tensor, generator: torch.Generator) -> None:
     """Phi^l, G^{l+1} and K = sum_l G^{l+1} (Phi^l + 1) in unit form, with no autograd and no hook."""
     model = chain(1)
-    plan = mean_field(model, inputs, GAMMA0, generator)
+    plan = parameterize(model, inputs, GAMMA0, generator=generator)
     taken = snapshot(subject_of(plan, inputs), inputs)
 
     w0, w1 = model[0].weight * math.sqrt(D), model[2].weight * math.sqrt(N)
@@ -61,7 +62,7 @@ def test_dense_tanh_chain_by_hand(inputs: Tensor, generator: torch.Generator) ->
 def test_several_outputs_and_unequal_widths(inputs: Tensor, generator: torch.Generator) -> None:
     """g^l = gamma0 N_l df_c/dh^l with each layer's own width; the readout's G is the identity over outputs."""
     model = chain(3, (16, N))
-    taken = snapshot(subject_of(mean_field(model, inputs, GAMMA0, generator), inputs), inputs)
+    taken = snapshot(subject_of(parameterize(model, inputs, GAMMA0, generator=generator), inputs), inputs)
     h1 = model[0](inputs).detach().requires_grad_()
     outputs = model[1:](h1)
     g1 = torch.stack([torch.autograd.grad(outputs[:, c].sum(), h1, retain_graph=True)[0] for c in range(3)], 1)
@@ -74,7 +75,7 @@ def test_several_outputs_and_unequal_widths(inputs: Tensor, generator: torch.Gen
 
 def test_convolution_averages_over_positions(generator: torch.Generator) -> None:
     model, images = Conv().double().eval(), torch.randn(3, 3, 7, 6, generator=generator, dtype=torch.float64)
-    taken = snapshot(subject_of(mean_field(model, images, GAMMA0, generator), images), images)
+    taken = snapshot(subject_of(parameterize(model, images, GAMMA0, generator=generator), images), images)
     by_name = {layer.name: layer for layer in taken.layers}
     rows = images.flatten(2)
     assert close(by_name["stem"].forward, torch.einsum("mip,aip->ma", rows, rows) / (3 * 42))
@@ -90,7 +91,7 @@ def test_convolution_averages_over_positions(generator: torch.Generator) -> None
 
 def test_embedding_kernel_is_token_equality(generator: torch.Generator) -> None:
     model, ids = Tokens().double(), torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 3, 3, 3], [6, 5, 4, 3, 2, 1]])
-    taken = snapshot(subject_of(mean_field(model, ids, GAMMA0, generator), ids), ids)
+    taken = snapshot(subject_of(parameterize(model, ids, GAMMA0, generator=generator), ids), ids)
     by_name = {layer.name: layer for layer in taken.layers}
     expected = torch.tensor([[6, 3, 0], [3, 6, 1], [0, 1, 6]], dtype=torch.float64) / 6
     assert close(by_name["embed"].forward, expected)
@@ -100,7 +101,7 @@ def test_embedding_kernel_is_token_equality(generator: torch.Generator) -> None:
 def test_reused_layer_averages_its_uses(inputs: Tensor, generator: torch.Generator) -> None:
     """In-place operations behind each use must not reach what was kept."""
     model = Residual().double()
-    taken = snapshot(subject_of(mean_field(model, inputs, GAMMA0, generator), inputs), inputs)
+    taken = snapshot(subject_of(parameterize(model, inputs, GAMMA0, generator=generator), inputs), inputs)
     x1 = torch.relu(model.first(inputs))
     h1 = model.block(x1)
     x2 = torch.tanh(h1 + x1)

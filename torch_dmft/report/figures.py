@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch_dmft.comparison import Comparison, Deviation, target_alignments
 from torch_dmft.core.errors import NotRecordedError
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
+from torch_dmft.report.choice import sample_order, shown_weights
 from torch_dmft.report.style import Look, looks, new_figure, tidy
 
 _SYMBOLS = {"forward": r"$\Phi$", "backward": "$G$", "ntk": "NTK"}
@@ -105,13 +106,12 @@ def kernels(comparison: Comparison, which: str = "forward", time: int = -1) -> F
         (Phi of the first, G of the last) are left out.
     """
     measured, predicted = comparison.measured, comparison.predictions[0]
-    layers = {"forward": range(1, len(measured.layers)), "backward": range(len(measured.layers) - 1)}.get(which)
-    weights = _spread_out(layers or range(len(measured.layers)))
+    weights = shown_weights(len(measured.layers), which)
     figure = new_figure(8.4, 0.8 + 2.3 * len(weights), f"{_NAMES[which]} at step {int(comparison.steps[time])}")
-    order, label = _order(measured)
+    order, label = sample_order(measured)
     grid = figure.subplots(len(weights), 3, squeeze=False, sharex=True, sharey=True)
     for position, row in zip(weights, grid, strict=True):
-        pair = [_matrix(run.layers[position], which, time)[np.ix_(order, order)] for run in (measured, predicted)]
+        pair = [_matrix(run.layers[position], which, time, order) for run in (measured, predicted)]
         low, high = min(map(np.min, pair)), max(map(np.max, pair))
         for axes, values, origin in zip(row, pair, (measured.origin, predicted.origin), strict=False):
             shown = axes.imshow(values, vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
@@ -144,7 +144,7 @@ def preactivations(comparison: Comparison) -> Figure:
         raise NotRecordedError("No preactivations were kept.", remedy="record with keep_fields=True")
     runs = [run for run in comparison.runs if all(layer.fields is not None for layer in run.layers)]
     all_looks = dict(zip([run.origin for run in comparison.runs], looks(comparison.runs), strict=True))
-    hidden = _spread_out(range(len(comparison.measured.layers) - 1))
+    hidden = shown_weights(len(comparison.measured.layers), "backward")
     figure = new_figure(1.4 + 2.5 * len(hidden), 5.0, "Preactivations over neurons and samples")
     grid = figure.subplots(2, len(hidden), squeeze=False)
     for end, row in enumerate(grid):
@@ -219,12 +219,6 @@ def _colorbar(figure: Figure, image: AxesImage, axes: Axes) -> None:
     figure.colorbar(image, ax=axes, fraction=0.046).ax.tick_params(labelsize=7)
 
 
-def _spread_out(positions: Sequence[int], most: int = 8) -> list[int]:
-    """At most so many of the positions, evenly spaced and with both ends."""
-    chosen = np.linspace(0, len(positions) - 1, min(len(positions), most)).round().astype(int)
-    return [positions[int(index)] for index in chosen]
-
-
 def _panels(count: int, title: str, height: float) -> tuple[Figure, list[Axes]]:
     columns = min(count, 4)
     rows = math.ceil(count / columns)
@@ -242,17 +236,8 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False, fontsize=8)
 
 
-def _order(run: Trajectory) -> tuple[NDArray, str]:
-    """Samples sorted by target, so that what the task makes alike is side by side."""
-    if run.targets is None:
-        return np.arange(run.outputs.shape[1]), "sample"
-    targets = run.targets.reshape(len(run.targets), -1)
-    keys = targets[:, 0] if targets.shape[1] == 1 else targets.argmax(1)
-    return _array(keys.argsort(stable=True)).astype(int), "sample, by target"
-
-
-def _matrix(layer: LayerKernels, which: str, time: int) -> NDArray:
-    return _array(getattr(layer, which).per_sample().equal_time[time])
+def _matrix(layer: LayerKernels, which: str, time: int, order: Tensor) -> NDArray:
+    return _array(getattr(layer, which).per_sample().equal_time[time][order][:, order])
 
 
 def _weight(layer: LayerKernels, position: int) -> str:

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch_dmft.comparison import Comparison, Deviations
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.record import Record
+from torch_dmft.report.choice import sample_order, shown_weights
 from torch_dmft.report.figures import figures
 from torch_dmft.report.images import pixels, strip
 from torch_dmft.report.markdown import comparison_text, plan_table
@@ -111,16 +112,15 @@ def _write_run(writer: SummaryWriter, run: Trajectory, deviations: Deviations | 
 
 def _write_kernels(writer: SummaryWriter, comparison: Comparison) -> None:
     """At three steps, each under a tag of its own: TensorBoard shows only some of a tag's images."""
+    layers, order = comparison.measured.layers, sample_order(comparison.measured)[0]
     for time in sorted({0, len(comparison.steps) // 2, len(comparison.steps) - 1}):
         step = int(comparison.steps[time])
         for kind, attribute in KINDS.items():
-            for position, layer in enumerate(comparison.measured.layers):
-                measured, *predicted = (
-                    getattr(run.layers[position], attribute).per_sample().equal_time[time].double().numpy()
-                    for run in comparison.runs
-                )
-                tag = f"{kind} kernels/{weight_label(position, layer.name)} step {step}"
-                writer.add_image(tag, strip(measured, predicted), step, dataformats="HWC")
+            for position in shown_weights(len(layers), attribute):
+                kernels = (getattr(run.layers[position], attribute).per_sample() for run in comparison.runs)
+                matrices = [kernel.equal_time[time][order][:, order].double().numpy() for kernel in kernels]
+                tag = f"{kind} kernels/{weight_label(position, layers[position].name)} step {step}"
+                writer.add_image(tag, strip(matrices[0], matrices[1:]), step, dataformats="HWC")
 
 
 def _layout(comparison: Comparison) -> dict[str, dict[str, list]]:

@@ -98,6 +98,19 @@ def test_embedding_kernel_is_token_equality(generator: torch.Generator) -> None:
     assert close(by_name["position"].forward, torch.ones(3, 3, dtype=torch.float64))
 
 
+def test_layouts_are_settled_once_gradients_flow(generator: torch.Generator) -> None:
+    """With a zero readout nothing tells six shared positions from six samples; later something does."""
+    model, ids = Tokens().double(), torch.randint(0, 7, (3, 6), generator=generator)
+    subject = subject_of(model, ids)
+    nn.init.zeros_(model.head.weight)
+    start = snapshot(subject, ids)
+    assert start.layouts is None
+    nn.init.normal_(model.head.weight, generator=generator)
+    later = snapshot(subject, ids, layouts=start.layouts)
+    assert later.layouts is not None
+    assert close(later.layers[1].forward, torch.ones(3, 3, dtype=torch.float64))
+
+
 def test_reused_layer_averages_its_uses(inputs: Tensor, generator: torch.Generator) -> None:
     """In-place operations behind each use must not reach what was kept."""
     model = Residual().double()

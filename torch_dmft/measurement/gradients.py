@@ -15,23 +15,28 @@ from torch_dmft.measurement.normal_form import Layout, per_sample
 Layouts = Mapping[str, Sequence[Layout]]
 
 
-def find_layouts(taps: Taps, outputs: Float[Tensor, "sample output"]) -> Layouts:
+def find_layouts(taps: Taps, outputs: Float[Tensor, "sample output"]) -> tuple[Layouts, bool]:
     """Where every use has its samples, told from the rows that the outputs of sample 0 depend on.
+
+    Returns:
+        The layouts, and whether they are certain: where all gradients vanish (a readout that starts at zero) they are
+        a guess by shape, which leaves G and the NTK right, being zero, but not always Phi.
 
     Raises:
         UnsupportedModelError: if a tensor with one row per sample mixes samples, listing all such layers.
     """
     if taps.subject.architecture.is_chain:
-        return {path: [Layout.FIRST] * len(uses) for path, uses in taps.uses.items()}
+        return {path: [Layout.FIRST] * len(uses) for path, uses in taps.uses.items()}, True
     samples = len(outputs)
     weights = torch.arange(1, outputs.shape[1] + 1, device=outputs.device, dtype=outputs.dtype)  # a sum may be constant
     flat = [use.output for use in taps.flat()]
-    gradients = iter(
-        torch.autograd.grad(outputs[0] @ weights, flat, retain_graph=True, allow_unused=True, materialize_grads=True)
+    found_gradients = torch.autograd.grad(
+        outputs[0] @ weights, flat, retain_graph=True, allow_unused=True, materialize_grads=True
     )
+    remaining = iter(found_gradients)
     layouts, mixed = {}, []
     for path, uses in taps.uses.items():
-        found = [_layout(next(gradients), samples) for _ in uses]
+        found = [_layout(next(remaining), samples) for _ in uses]
         layouts[path] = [layout for layout in found if layout is not None]
         if None in found:
             mixed.append(path)
@@ -48,7 +53,7 @@ def find_layouts(taps: Taps, outputs: Float[Tensor, "sample output"]) -> Layouts
                 for path in mixed
             ],
         )
-    return layouts
+    return layouts, all(bool(gradient.any()) for gradient in found_gradients)
 
 
 def _layout(gradient: Tensor, samples: int) -> Layout | None:

@@ -21,7 +21,7 @@ from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.record import FieldRecord, LayerRecord, Record, field_records, join_fields, reduce_snapshot
 from torch_dmft.measurement.schedule import Schedule, at_steps
 from torch_dmft.measurement.schedule import every as every_steps
-from torch_dmft.measurement.snapshot import snapshot
+from torch_dmft.measurement.snapshot import Snapshot, snapshot
 from torch_dmft.measurement.subject import base_rate, subject_of
 from torch_dmft.measurement.two_time import TwoTimeMemory
 

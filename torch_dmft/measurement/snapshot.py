@@ -58,13 +58,14 @@ class Snapshot:
         layers: one per weight, in forward order.
         ntk: K per unit of the base learning rate, ``(sample, sample)`` or ``(sample, output, sample, output)``: the sum
             over the layers and over the gains and shifts of norm layers.
-        layouts: where each use has its samples; pass it to the next ``measure`` of the same network.
+        layouts: where each use has its samples; pass it to the next ``measure`` of the same network. None while it
+            cannot be told for certain.
     """
 
     outputs: Tensor
     layers: tuple[LayerSnapshot, ...]
     ntk: Tensor
-    layouts: Layouts
+    layouts: Layouts | None
 
 
 def snapshot(subject: Subject, inputs: Tensor, *, layouts: Layouts | None = None) -> Snapshot:
@@ -118,7 +119,9 @@ def measure(
         InsufficientMemoryError: if the estimate exceeds what is free.
     """
     subject = taps.subject
-    layouts = find_layouts(taps, outputs) if layouts is None else layouts
+    certain = True
+    if layouts is None:
+        layouts, certain = find_layouts(taps, outputs)
     _require_memory(taps, layouts, outputs)
     found = gradients(taps, layouts, outputs, retain_graph=retain_graph)
     uses = {
@@ -140,7 +143,8 @@ def measure(
         )
     owners = dict.fromkeys(vector.path for vector in subject.architecture.vectors)
     ntks += [_owner_ntk(subject, path, uses[path]) for path in owners]
-    return Snapshot(outputs.detach(), tuple(layers), squeeze_outputs(reduce(torch.add, ntks)), layouts)
+    total = squeeze_outputs(reduce(torch.add, ntks))
+    return Snapshot(outputs.detach(), tuple(layers), total, layouts if certain else None)
 
 
 def squeeze_outputs(kernel: Float[Tensor, "sample output sample output"]) -> Tensor:

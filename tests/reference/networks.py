@@ -85,6 +85,7 @@ class Training:
         weight_decay: lambda.
         batches: one index tensor into the training rows per step; None: all rows in every step.
         test_inputs: ``(sample, feature)``, rows measured after the training rows and never trained on.
+        centered: whether f stands for f - f_0, the outputs less those of step 0, in the loss and in the record.
     """
 
     inputs: Tensor
@@ -96,6 +97,7 @@ class Training:
     weight_decay: float = 0.0
     batches: Sequence[Tensor] | None = None
     test_inputs: Tensor | None = None
+    centered: bool = False
 
     def rows(self, dtype: torch.dtype) -> Tensor:
         """Training rows, then test rows."""
@@ -286,18 +288,20 @@ def train(
     all_rows = torch.arange(len(training.inputs))
     velocity = {name: torch.zeros_like(p) for name, p in parameters.items()} if training.momentum else {}
     outputs, losses, times = [], [], []
+    start = forward(chain, parameters, inputs).outputs.detach() if training.centered else 0.0
     for t in range(training.steps + 1):
         for p in parameters.values():
             p.requires_grad_(True)
         step = forward(chain, parameters, inputs)
+        f = step.outputs - start
         if t in record:
-            outputs.append(step.outputs.detach())
-            losses.append(training.losses(step.outputs.detach(), all_rows))
+            outputs.append(f.detach())
+            losses.append(training.losses(f.detach(), all_rows))
             times.append(fields(chain, step))
         if t == training.steps:
             break
         batch = all_rows if training.batches is None else training.batches[t]
-        loss = training.losses(step.outputs, batch).sum()  # networks share nothing, so each gets its own gradient
+        loss = training.losses(f, batch).sum()  # networks share nothing, so each gets its own gradient
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         for (name, p), gradient in zip(parameters.items(), gradients, strict=True):
             p.requires_grad_(False)

@@ -90,14 +90,15 @@ def train_module(chain: Chain, training: Training, module: PlainModule, *, two_t
         momentum=training.momentum,
     )
     outputs, losses, fields, ntks = [], [], [], []
+    start = module(inputs).detach() * training.centered
     for t in range(training.steps):
         rows = torch.arange(len(training.inputs)) if training.batches is None else training.batches[t]
-        outputs.append(module(inputs).detach())
+        outputs.append(module(inputs).detach() - start)
         losses.append(training.loss(outputs[-1][: len(targets)], targets))
         fields.append(_layer_fields(module, inputs))
         ntks.append(_ntk(module, inputs))
         optimizer.zero_grad()
-        training.loss(module(training.inputs[rows]), targets[rows]).backward()
+        training.loss(module(training.inputs[rows]) - start[rows], targets[rows]).backward()
         with torch.no_grad():
             for p in module.parameters():
                 p.mul_(1 - training.lr * training.weight_decay)

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[Chain, Callable[..., Training], dict[str, Any]]] = {
     "biases from zero": (replace(BASE, bias_std=0.0), regression, {}),
     "random biases": (replace(BASE, bias_std=0.7, gain=1.3), regression, {}),
     "three outputs": (replace(BASE, outputs=3), classification, {}),
+    "centered": (replace(BASE, gamma0=0.1), regression, {"centered": True, "batches": BATCHES}),
     "another loss": (BASE, regression, {"loss": lambda f, y: (f - y).square().sum() / 2}),
     "momentum": (BASE, regression, {"momentum": 0.9}),
     "weight decay": (replace(BASE, bias_std=0.5), regression, {"weight_decay": 0.3}),

@@ -12,7 +12,7 @@ from torch_dmft.architecture.trace import Call, Trace, Value
 RULES: Rules = {}
 
 
-def _reduced(call: Call, value: Value, position: int = 1) -> tuple[list[int], Dims]:
+def _reduced(trace: Trace, call: Call, value: Value, position: int = 1) -> tuple[list[int], Dims]:
     """The axes a reduction runs over and the labels of its result."""
     ndim, result = len(value.dims), call.results[0]
     dim = call.argument(position, "dim", call.kwargs.get("axis"))
@@ -20,6 +20,10 @@ def _reduced(call: Call, value: Value, position: int = 1) -> tuple[list[int], Di
         axes = list(range(ndim))
     else:
         axes = [axis % ndim for axis in (dim if isinstance(dim, (tuple, list, torch.Size)) else (dim,))]
+    trace.mixes_rows |= SAMPLE in [value.dims[axis] for axis in axes]
+    for axis in axes:
+        if call.input.shape[axis] == 1:  # the reduction only drops the axis
+            trace.axes.fix(value.dims[axis])
     if result.ndim == ndim:
         return axes, tuple(None if axis in axes else label for axis, label in enumerate(value.dims))
     return axes, tuple(label for axis, label in enumerate(value.dims) if axis not in axes)
@@ -28,8 +32,7 @@ def _reduced(call: Call, value: Value, position: int = 1) -> tuple[list[int], Di
 @rule(RULES, "mean nanmean var std var_mean std_mean")
 def _average(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
-    axes, dims = _reduced(call, value)
-    trace.mixes_rows |= SAMPLE in [value.dims[axis] for axis in axes]
+    axes, dims = _reduced(trace, call, value)
     return Outcome([dims], weights=value.weights if call.name == "mean" else frozenset())
 
 
@@ -38,8 +41,7 @@ def _extensive(trace: Trace, call: Call) -> Outcome | None:
     if len(trace.features(call)) > 1:
         return product(trace, call)
     value = trace.value(call.input)
-    axes, dims = _reduced(call, value, 2 if "norm" in call.name else 1)
-    trace.mixes_rows |= SAMPLE in [value.dims[axis] for axis in axes]
+    axes, dims = _reduced(trace, call, value, 2 if "norm" in call.name else 1)
     _needs_fixed(trace, call, [value.dims[axis] for axis in axes], "use a mean, which has a limit")
     return Outcome([dims], weights=value.weights if call.name == "sum" else frozenset())
 
@@ -80,4 +82,4 @@ def _pool(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
     positions = int(call.name[call.name.index("pool") + len("pool")])
     _needs_fixed(trace, call, list(value.dims[-positions:]), "pool over positions only")
-    return Outcome([value.dims], weights=value.weights)
+    return Outcome([(*value.dims[:-positions], *(None,) * positions)], weights=value.weights)

@@ -57,7 +57,7 @@ def test_kernels_move_and_turn_towards_the_targets(comparison, logs):
                 np.testing.assert_allclose(curve(events, f"{kind} moved/{label}")[1], movement(kernel), atol=1e-6)
                 trace = kernel.array.diagonal(dim1=1, dim2=2).mean(1)
                 np.testing.assert_allclose(curve(events, f"{kind} trace/{label}")[1], trace, rtol=1e-5)
-            expected = target_alignments(layer.forward, run.targets)
+            expected = target_alignments(layer.forward, comparison.targets)
             np.testing.assert_allclose(curve(events, f"Phi on targets/{label}")[1], expected, rtol=1e-5)
 
 

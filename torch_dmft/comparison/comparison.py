@@ -88,6 +88,11 @@ class Comparison:
         return (self.measured, *self.predictions)
 
     @property
+    def targets(self) -> Tensor | None:
+        """``(sample, output)``, from the first run that knows them; predictions do not know those of test rows."""
+        return next((run.targets for run in self.runs if run.targets is not None), None)
+
+    @property
     def verdict(self) -> str:
         """What the numbers say, in two or three sentences."""
         return verdict(self)

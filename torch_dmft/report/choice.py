@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.comparison import Comparison
 
 
-def sample_order(run: Trajectory) -> tuple[Int[Tensor, " sample"], str]:
+def sample_order(comparison: Comparison) -> tuple[Int[Tensor, " sample"], str]:
     """Samples sorted by target, so that what the task makes alike is side by side; and what to call the axis."""
-    if run.targets is None:
-        return torch.arange(run.outputs.shape[1]), "sample"
-    targets = run.targets.reshape(len(run.targets), -1)
+    targets = comparison.targets
+    if targets is None:
+        return torch.arange(comparison.measured.outputs.shape[1]), "sample"
     keys = targets[:, 0] if targets.shape[1] == 1 else targets.argmax(1)
     return keys.argsort(stable=True), "sample, by target"
 

@@ -36,7 +36,7 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
         "forward_kernels": kernels(comparison, "forward"),
         "backward_kernels": kernels(comparison, "backward"),
     }
-    if comparison.measured.targets is not None:
+    if comparison.targets is not None:
         drawn["target_alignment"] = target_alignment(comparison)
     if _have_fields(comparison):
         drawn["preactivations"] = preactivations(comparison)
@@ -59,7 +59,7 @@ def losses(comparison: Comparison) -> Figure:
 
 def target_alignment(comparison: Comparison) -> Figure:
     """How the forward kernel of every weight turns towards the task: A(Phi, Y Y^T) over training time."""
-    targets = comparison.measured.targets
+    targets = comparison.targets
     if targets is None:
         raise NotRecordedError("Target alignment needs targets.", remedy="give the probe targets")
     count = len(comparison.measured.layers)
@@ -108,7 +108,7 @@ def kernels(comparison: Comparison, which: str = "forward", time: int = -1) -> F
     measured, predicted = comparison.measured, comparison.predictions[0]
     weights = shown_weights(len(measured.layers), which)
     figure = new_figure(8.4, 0.8 + 2.3 * len(weights), f"{_NAMES[which]} at step {int(comparison.steps[time])}")
-    order, label = sample_order(measured)
+    order, label = sample_order(comparison)
     grid = figure.subplots(len(weights), 3, squeeze=False, sharex=True, sharey=True)
     for position, row in zip(weights, grid, strict=True):
         pair = [_matrix(run.layers[position], which, time, order) for run in (measured, predicted)]

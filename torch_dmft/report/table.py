@@ -110,7 +110,7 @@ def _functions(comparison: Comparison, end: str) -> Table:
 
 
 def _learned(comparison: Comparison) -> Table:
-    targets = comparison.measured.targets
+    targets = comparison.targets
     table = _table(
         "What was learned: movement |K(T) - K(0)| / |K(0)|" + ("" if targets is None else ", target alignment of Phi"),
         *("l", "weight", "run", "Phi moved", "G moved", "NTK moved"),

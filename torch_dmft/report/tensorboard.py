@@ -80,7 +80,7 @@ def write_comparison(comparison: Comparison, logdir: str | Path, plan: Plan | No
     """
     for run, deviations in zip(comparison.runs, (None, *comparison.deviations), strict=True):
         with _writer(logdir, run.origin) as writer:
-            _write_run(writer, run, deviations)
+            _write_run(writer, run, comparison.targets, deviations)
     with _writer(logdir, "comparison") as writer:
         writer.add_custom_scalars(_layout(comparison))
         _write_kernels(writer, comparison)
@@ -96,10 +96,10 @@ def _writer(logdir: str | Path, run: str) -> SummaryWriter:
     return SummaryWriter(str(Path(logdir) / run.replace("/", "-")), purge_step=0)
 
 
-def _write_run(writer: SummaryWriter, run: Trajectory, deviations: Deviations | None) -> None:
+def _write_run(writer: SummaryWriter, run: Trajectory, targets: Tensor | None, deviations: Deviations | None) -> None:
     steps = list(records(run))
     for time, record in enumerate(steps):
-        values = scalars(record, steps[0], run.targets)
+        values = scalars(record, steps[0], targets)
         values |= {} if deviations is None else deviation_scalars(deviations, time)
         for tag, value in values.items():
             writer.add_scalar(tag, value, record.step)
@@ -112,7 +112,7 @@ def _write_run(writer: SummaryWriter, run: Trajectory, deviations: Deviations | 
 
 def _write_kernels(writer: SummaryWriter, comparison: Comparison) -> None:
     """At three steps, each under a tag of its own: TensorBoard shows only some of a tag's images."""
-    layers, order = comparison.measured.layers, sample_order(comparison.measured)[0]
+    layers, order = comparison.measured.layers, sample_order(comparison)[0]
     for time in sorted({0, len(comparison.steps) // 2, len(comparison.steps) - 1}):
         step = int(comparison.steps[time])
         for kind, attribute in KINDS.items():
@@ -136,6 +136,6 @@ def _layout(comparison: Comparison) -> dict[str, dict[str, list]]:
         layout[f"{kind}: movement"] = dict(charts(f"{kind} moved"))
         layout[f"{kind}: trace"] = dict(charts(f"{kind} trace"))
         layout[f"{kind}: relative error"] = dict(charts(f"{kind} relative error"))
-    if comparison.measured.targets is not None:
+    if comparison.targets is not None:
         layout["Phi: alignment with the targets"] = dict(charts("Phi on targets"))
     return layout

@@ -1,0 +1,48 @@
+"""The gap to theory against width, as a table and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from torch_dmft.comparison.width import Gap, slope
+from torch_dmft.report.style import new_figure, tidy
+
+_KINDS = {"forward": "Φ", "backward": "G", "ntk": "NTK"}
+_COLORS = ("#0072b2", "#d55e00", "#009e73")
+_MARKERS = ("o", "s", "^")
+
+
+def gap_table(gaps: Sequence[Gap]) -> Table:
+    """One row per width, and the exponent of each kernel's gap in the last row."""
+    table = Table(title="One network's mean relative error against theory, by width")
+    for name in ("width", *_KINDS.values()):
+        table.add_column(name, justify="right")
+    for found in gaps:
+        table.add_row(str(found.width), *(f"{getattr(found, kind):.3f}" for kind in _KINDS))
+    if len(gaps) > 1:
+        table.add_section()
+        table.add_row("exponent", *(f"{slope(gaps, kind):.2f}" for kind in _KINDS))
+    return table
+
+
+def gap_figure(gaps: Sequence[Gap]) -> Figure:
+    """Relative error of single networks against their width, beside the expected width^(-1/2)."""
+    figure = new_figure(5.2, 3.8, "Gap between single networks and theory")
+    axes = figure.add_subplot()
+    widths = np.array([found.width for found in gaps], dtype=float)
+    for (kind, symbol), color, marker in zip(_KINDS.items(), _COLORS, _MARKERS, strict=True):
+        heights = [getattr(found, kind) for found in gaps]
+        exponent = f", exponent {slope(gaps, kind):.2f}" if len(gaps) > 1 else ""
+        axes.loglog(widths, heights, marker=marker, color=color, label=f"{symbol}{exponent}")
+    reference = gaps[0].forward * np.sqrt(widths[0] / widths)
+    axes.loglog(widths, reference, "--", color="0.6", label="width$^{-1/2}$")
+    axes.set(xlabel="width N", ylabel="relative error, mean over weights and steps")
+    axes.set_xticks(widths, [f"{int(width)}" for width in widths])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8)
+    tidy(axes)
+    return figure

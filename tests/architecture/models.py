@@ -36,7 +36,9 @@ class ResidualMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.stem(x)
         for norm, block in zip(self.norms, self.blocks, strict=True):
-            h += 0.5 * block(F.gelu(norm(h)))
+            branch = block(F.gelu(norm(h)))
+            branch += h
+            h = branch
         return self.head(h)
 
 

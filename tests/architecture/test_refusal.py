@@ -11,7 +11,7 @@ from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 
 
 class Everything(nn.Module):
-    """One of each: attention, a raw parameter, an unused layer, a GRU, tied weights, spectral norm, a sum over a width."""
+    """Attention, a raw parameter, an unused layer, a GRU, tied weights, spectral norm and a sum over a width."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def test_a_gate_of_one_neuron_is_no_readout() -> None:
             h = self.stem(x)
             return self.head(h * torch.sigmoid(self.gate(h)))
 
-    with pytest.raises(UnsupportedModelError, match="gate: its output is no width"):
+    with pytest.raises(UnsupportedModelError, match=r"gate: its output is no width"):
         describe(Gate(), torch.randn(5, 3))
 
 
@@ -153,7 +153,7 @@ def test_a_mean_over_a_width_is_no_readout() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layers(x).mean(-1)
 
-    with pytest.raises(UnsupportedModelError, match="layers.2: the output averages over its width"):
+    with pytest.raises(UnsupportedModelError, match=r"layers\.2: the output averages over its width"):
         describe(Mean(), torch.randn(5, 3))
 
 
@@ -166,7 +166,7 @@ def test_a_path_through_numpy_is_cut() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(torch.from_numpy(self.stem(x).detach().numpy()))
 
-    with pytest.raises(UnsupportedModelError, match="head: it is input and readout layer in one"):
+    with pytest.raises(UnsupportedModelError, match=r"head: it is input and readout layer in one"):
         describe(Numpy(), torch.randn(5, 3))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor, nn
 
@@ -12,20 +10,18 @@ from torch_dmft.architecture.describe import Roles
 from torch_dmft.architecture.watch import Example
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.parameterization.plan import Plan
-from torch_dmft.parameterization.rules import Gain, ParameterRule, parameter_rules
-from torch_dmft.parameterization.scheme import Scheme, effective_gamma0
-
-Init = Literal["normal", "keep"]
+from torch_dmft.parameterization.rules import ParameterRule, parameter_rules
+from torch_dmft.parameterization.scheme import SCHEMES, effective_gamma0
 
 
 def parameterize(
     model: nn.Module,
     example_input: Example,
     gamma0: float = 1.0,
-    scheme: Scheme = "mean_field",
+    scheme: str = "mean_field",
     *,
-    gain: Gain = "auto",
-    init: Init = "normal",
+    gain: float | str = "auto",
+    init: str = "normal",
     roles: Roles | None = None,
     generator: torch.Generator | None = None,
 ) -> Plan:
@@ -67,7 +63,7 @@ def parameterize(
 
 
 @torch.no_grad()
-def _initialise(parameter: Tensor, rule: ParameterRule, init: Init, generator: torch.Generator | None) -> None:
+def _initialise(parameter: Tensor, rule: ParameterRule, init: str, generator: torch.Generator | None) -> None:
     if rule.role in (Role.VECTOR, Role.EMBEDDING):
         return
     if rule.role is Role.OUTPUT_BIAS:
@@ -83,16 +79,16 @@ def _initialise(parameter: Tensor, rule: ParameterRule, init: Init, generator: t
         parameter.copy_(drawn.mul_(rule.std))
 
 
-def _check(gamma0: float, scheme: Scheme, gain: Gain, init: Init) -> None:
-    if scheme not in get_args(Scheme):
+def _check(gamma0: float, scheme: str, gain: float | str, init: str) -> None:
+    if scheme not in SCHEMES:
         raise InvalidInputError(
             "There is no such scheme.", got=repr(scheme), remedy='"mean_field", "ntk" or "standard"'
         )
-    if init not in get_args(Init):
+    if init not in ("normal", "keep"):
         raise InvalidInputError("There is no such init.", got=repr(init), remedy='"normal" or "keep"')
     if not gamma0 > 0:
         raise InvalidInputError("gamma0 must be positive.", got=repr(gamma0), remedy='a small value, or scheme="ntk"')
-    if gain != "auto" and not gain > 0:
+    if gain != "auto" and (isinstance(gain, str) or not gain > 0):
         raise InvalidInputError("gain must be positive.", got=repr(gain), remedy='a number, or "auto"')
     if scheme != "mean_field" and gamma0 != 1.0:
         raise InvalidInputError(

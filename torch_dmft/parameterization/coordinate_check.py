@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.parameterization.apply import parameterize
-from torch_dmft.parameterization.optimizer import OptimizerName
 from torch_dmft.parameterization.plan import Plan
-from torch_dmft.parameterization.scheme import Scheme
 from torch_dmft.parameterization.table import as_text
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -91,8 +89,8 @@ def coordinate_check(
     widths: Sequence[int] = (64, 128, 256, 512),
     lr: float = 0.1,
     gamma0: float = 1.0,
-    scheme: Scheme = "mean_field",
-    optimizer: OptimizerName = "sgd",
+    scheme: str = "mean_field",
+    optimizer: str = "sgd",
     loss: Loss = nn.functional.mse_loss,
     steps: int = 5,
     seeds: int = 8,
@@ -102,8 +100,8 @@ def coordinate_check(
     """Train a model for a few steps at several widths and see whether its features move alike.
 
     In the mean-field scheme the output of every layer changes by O(1) in the width at fixed gamma0, so the slope of
-    log rms[h(T) - h(0)] against log width is 0 for each. Trained is the centered model f - f_0, since the random f_0 of a
-    finite network, O(1/(gamma0 sqrt N)), would blur the slope.
+    log rms[h(T) - h(0)] against log width is 0 for each. Trained is the centered model f - f_0, since the random f_0
+    of a finite network, O(1/(gamma0 sqrt N)), would blur the slope.
 
     Args:
         factory: width -> a freshly built model.

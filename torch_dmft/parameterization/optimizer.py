@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import nn
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.parameterization.rules import ParameterRule
 
-OptimizerName = Literal["sgd", "adam", "adamw"]
+OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
 def param_groups(
     model: nn.Module,
     rules: Iterable[ParameterRule],
     lr: float,
-    optimizer: OptimizerName,
+    optimizer: str,
     weight_decay: float,
     eps: float,
 ) -> list[dict[str, Any]]:
     """Group a model's trained parameters by equal settings; see ``Plan.param_groups``."""
-    if optimizer not in get_args(OptimizerName):
+    if optimizer not in OPTIMIZERS:
         raise InvalidInputError(
             "There are no rules for this optimiser.",
             got=repr(optimizer),

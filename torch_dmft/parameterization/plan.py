@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Role
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.parameterization.optimizer import OptimizerName, param_groups
+from torch_dmft.parameterization.optimizer import param_groups
 from torch_dmft.parameterization.rules import ParameterRule
-from torch_dmft.parameterization.scheme import Scheme
 from torch_dmft.parameterization.table import as_table, as_text
 
 _VERSION = 1
@@ -39,7 +38,7 @@ class Plan:
         architecture: Architecture,
         rules: tuple[ParameterRule, ...],
         *,
-        scheme: Scheme = "mean_field",
+        scheme: str = "mean_field",
         gamma0: float = 1.0,
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -47,7 +46,7 @@ class Plan:
         self.model = model
         self.architecture = architecture
         self.rules = rules
-        self.scheme: Scheme = scheme
+        self.scheme = scheme
         self.gamma0 = gamma0
         self._initial = initial
 
@@ -73,7 +72,7 @@ class Plan:
         raise InvalidInputError(f"No parameter is called {name!r}.", got=", ".join(rule.name for rule in self.rules))
 
     def param_groups(
-        self, lr: float, *, optimizer: OptimizerName = "sgd", weight_decay: float = 0.0, eps: float = 1e-8
+        self, lr: float, *, optimizer: str = "sgd", weight_decay: float = 0.0, eps: float = 1e-8
     ) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser of torch.optim; momentum, betas and schedulers are as ever.
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
 from torch_dmft.architecture import Architecture, Layer, Role
-from torch_dmft.parameterization.scheme import STANDARD, Scheme, effective_gamma0, mean_field
+from torch_dmft.parameterization.scheme import STANDARD, effective_gamma0, mean_field
 
 _SQRT2 = frozenset({"relu", "gelu", "silu"})
-
-Gain = float | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,8 @@ def parameter_rules(
     model: nn.Module,
     *,
     gamma0: float = 1.0,
-    scheme: Scheme = "mean_field",
-    gain: Gain = "auto",
+    scheme: str = "mean_field",
+    gain: float | str = "auto",
 ) -> tuple[ParameterRule, ...]:
     """A rule for every parameter of a model, in the order of its parameters.
 
@@ -115,7 +112,7 @@ def _roles(architecture: Architecture) -> Iterator[tuple[str, str, Role, Layer |
         yield vector.name, vector.path, Role.VECTOR, None
 
 
-def _gain(layer: Layer, gain: Gain) -> float:
+def _gain(layer: Layer, gain: float | str) -> float:
     if gain != "auto":
         return float(gain)
     return math.sqrt(2) if layer.activation in _SQRT2 else 1.0

@@ -26,11 +26,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from torch_dmft.architecture import Role
 
-Scheme = Literal["mean_field", "ntk", "standard"]
+SCHEMES = ("mean_field", "ntk", "standard")
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,6 @@ STANDARD = Scaling(std=None, lr=1.0, adam_lr=1.0, gradient=1.0)
 """PyTorch's own parameterization: own init, one learning rate."""
 
 
-def effective_gamma0(scheme: Scheme, gamma0: float, width: int) -> float:
+def effective_gamma0(scheme: str, gamma0: float, width: int) -> float:
     """gamma0 as it enters theory: 1/sqrt(N_L) for the schemes "ntk" and "standard", whose gamma does not grow."""
     return gamma0 if scheme == "mean_field" else 1 / math.sqrt(width)

@@ -32,7 +32,7 @@ def _reduced(trace: Trace, call: Call, value: Value, position: int = 1) -> tuple
 @rule(RULES, "mean nanmean var std var_mean std_mean")
 def _average(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
-    axes, dims = _reduced(trace, call, value)
+    _, dims = _reduced(trace, call, value)
     return Outcome([dims], weights=value.weights if call.name == "mean" else frozenset())
 
 

@@ -1,0 +1,103 @@
+"""Features move alike at every width, in proportion to gamma0, and the check sees where they do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.architecture.models import ResidualMLP
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.parameterization import coordinate_check
+
+
+def mlp(width: int) -> nn.Module:
+    layers = (nn.Linear(5, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+    return nn.Sequential(*layers)
+
+
+def normed(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(5, width),
+        nn.LayerNorm(width),
+        nn.ReLU(inplace=True),
+        nn.Linear(width, width),
+        nn.ReLU(inplace=True),
+        nn.Linear(width, 1),
+    )
+
+
+def residual(width: int) -> nn.Module:
+    return ResidualMLP(width)
+
+
+@pytest.fixture
+def regression(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(16, 5, generator=generator)
+    return x, torch.sin(x[:, :1])
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adam", 0.03)])
+@pytest.mark.parametrize(("factory", "gamma0"), [(mlp, 0.3), (mlp, 1.0), (normed, 1.0), (residual, 1.0)])
+def test_updates_do_not_depend_on_width(factory, gamma0, optimizer, lr, regression, generator) -> None:
+    inputs, targets = regression
+    targets = targets.expand(-1, 2) if factory is residual else targets
+    check = coordinate_check(factory, inputs, targets, lr=lr, gamma0=gamma0, optimizer=optimizer, generator=generator)
+    assert check.passed, str(check)
+    assert all(abs(exponent) <= 0.1 for exponent in check.exponents.values())
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.05), ("adam", 0.02)])
+def test_updates_of_a_convolutional_network(optimizer, lr, generator) -> None:
+    inputs = torch.randn(8, 3, 6, 6, generator=generator)
+    targets = torch.randn(8, 2, generator=generator)
+
+    def cnn(width: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(width, 2),
+        )
+
+    check = coordinate_check(
+        cnn, inputs, targets, widths=(64, 128, 256), seeds=4, lr=lr, optimizer=optimizer, generator=generator
+    )
+    assert check.passed, str(check)
+
+
+def test_features_move_in_proportion_to_gamma0_and_outputs_do_not(regression, generator) -> None:
+    gammas = (0.1, 0.2, 0.4)
+    checks = [
+        coordinate_check(mlp, *regression, widths=(256, 512), gamma0=gamma0, generator=generator) for gamma0 in gammas
+    ]
+    x = torch.tensor(gammas, dtype=torch.float64).log()
+    y = torch.stack([check.updates[:, 1] for check in checks]).log()
+    x = x - x.mean()
+    slopes = (x @ y) / (x @ x)
+    assert torch.allclose(slopes, torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64), rtol=0, atol=0.2)
+
+
+def test_the_lazy_scheme_fails_in_every_hidden_layer(regression, generator) -> None:
+    check = coordinate_check(mlp, *regression, scheme="ntk", generator=generator)
+    assert check.verdicts == {"0": "vanishes with width", "2": "vanishes with width", "4": "stable"}
+    assert check.exponents["2"] == pytest.approx(-0.5, abs=0.2)
+    assert not check.passed
+    assert "vanishes with width" in str(check)
+
+
+def test_one_width_has_no_slope(regression) -> None:
+    with pytest.raises(InvalidInputError, match="two widths"):
+        coordinate_check(mlp, *regression, widths=(64,))
+
+
+def test_other_layers_at_other_widths_are_refused(regression) -> None:
+    def factory(width: int) -> nn.Module:
+        return mlp(width) if width < 32 else normed(width)
+
+    with pytest.raises(InvalidInputError, match="other layers"):
+        coordinate_check(factory, *regression, widths=(16, 32))

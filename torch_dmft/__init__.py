@@ -33,7 +33,28 @@ _HOME = {
     "Comparison": "torch_dmft.comparison",
 }
 
-__all__ = [*_HOME, "__version__", "solvers"]
+__all__ = [
+    "Architecture",
+    "Comparison",
+    "Kernel",
+    "Plan",
+    "Probe",
+    "Problem",
+    "Recorder",
+    "Trajectory",
+    "__version__",
+    "alignment",
+    "centered",
+    "compare",
+    "describe",
+    "empirical_ntk",
+    "every",
+    "infinite_width",
+    "log_spaced",
+    "parameterize",
+    "solve",
+    "solvers",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -58,7 +58,7 @@ class Settings:
     lr: float = 0.05
     steps: int = 200
     records: int = 40
-    neurons: int = 2048
+    neurons: int = 4096
     replicas: int = 4
     seed: int = 0
     device: str = "cpu"
@@ -79,7 +79,7 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
     Raises:
         InvalidInputError: for settings or data that cannot work, before anything runs.
     """
-    console = console or Console()
+    console = console or _console()
     _check(settings)
     started = time.perf_counter()
     inputs, targets = data.load(settings.data, settings.samples, settings.data_dir, seed=settings.seed)
@@ -154,6 +154,12 @@ def train(
             loss(model(probe.inputs), probe.targets).backward()
             optimizer.step()
     return recorder.trajectory()
+
+
+def _console() -> Console:
+    """The terminal; wide enough for the tables where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=110)
 
 
 def _check(settings: Settings) -> None:

@@ -38,7 +38,8 @@ class LayerKernels:
     Attributes:
         name: module path of the weight, for example ``"2"`` or ``"encoder.0.fc"``.
         forward: Phi^l, the Gram matrix of the weight's inputs per feature.
-        backward: G^{l+1}, the Gram matrix of gamma0 * N_out * df/d(output) per feature; the identity over outputs at the readout.
+        backward: G^{l+1}, the Gram matrix of gamma0 * N_out * df/d(output) per feature; the identity over outputs at
+            the readout.
         ntk: what the parameters of this module (weight and bias) add to the NTK, per unit of the base learning rate.
         fields: single-neuron fields at the first and last recorded time, if they were kept.
     """
@@ -59,7 +60,8 @@ class Trajectory:
         outputs: ``(time, sample, output)``, training and test rows in the probe's order.
         losses: ``(time,)``, the loss on the training rows.
         layers: one ``LayerKernels`` per weight, in forward order.
-        ntk: K^NTK, the sum of ``layers[l].ntk``; df/dt = K Delta to first order in the learning rate.
+        ntk: K^NTK, the sum of ``layers[l].ntk`` and of what the parameters of norm layers add; df/dt = K Delta to first
+            order in the learning rate.
         origin: what this is, as a legend names it: ``"network (N=512)"``, ``"theory (N=inf)"``, ``"static NTK (N=inf)"``.
         lr: the base learning rate eta; ``times`` = eta * steps.
         train: ``(sample,)`` bool, which rows the model is trained on.
@@ -140,7 +142,7 @@ class Trajectory:
 
         def convert(value: _T) -> _T:
             if isinstance(value, Tensor):
-                return value.to(*args) if value.is_floating_point() else value  # type: ignore[arg-type, return-value]
+                return value.to(*args) if value.is_floating_point() else value  # type: ignore[call-overload]
             if isinstance(value, tuple):
                 return tuple(convert(item) for item in value)  # type: ignore[return-value]
             if is_dataclass(value) and not isinstance(value, type):

@@ -34,8 +34,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.random.fork_rng(devices=here, device_type=kind))
         for kind in {"cpu", *(device.type for device in accelerators)}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.inference_mode(False))  # also turns gradients on
         try:
             for module, _ in modes:
                 module.training = False

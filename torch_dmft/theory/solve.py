@@ -59,7 +59,8 @@ def solve(
     steps = _record_steps(problem, record)
     started = time.perf_counter()
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress)
-    facts = {"solver": type(solver).__name__, "gamma0": problem.gamma0, "seconds": time.perf_counter() - started}
+    facts: dict[str, str | int | float | bool | None] = {"solver": type(solver).__name__, "gamma0": problem.gamma0}
+    facts["seconds"] = time.perf_counter() - started
     return replace(trajectory, metadata={**facts, **trajectory.metadata})
 
 

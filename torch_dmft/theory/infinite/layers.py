@@ -130,7 +130,8 @@ class _Apply(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (grad,) = grads
         layer: InfiniteLinear = ctx.layer
         c, core = ctx.saved_tensors
         matrix = layer.matrix
@@ -164,6 +165,8 @@ class InfiniteReadout(nn.Linear):
         bias: whether each output has a bias, zero at the start.
     """
 
+    drawn: Tensor
+
     def __init__(self, population: Population, out_features: int, *, std: float, bias: bool) -> None:
         like = population.known.storage
         super().__init__(population.size, out_features, bias=bias, dtype=like.dtype, device=like.device)
@@ -171,7 +174,7 @@ class InfiniteReadout(nn.Linear):
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        self.register_buffer("drawn", torch.tensor(False))
+        self.register_buffer("drawn", torch.tensor(False, device=like.device))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``(..., S)``, drawing its weights first if that has not been done."""

@@ -31,7 +31,7 @@ def infinite_width(
     gamma0: float = 1.0,
     neurons: int = 8192,
     *,
-    gain: str | float | Mapping[str, float] = "auto",
+    gain: float | str | Mapping[str, float] = "auto",
     bias_std: Mapping[str, float] | None = None,
     law: str = "limit",
     responses: bool = True,
@@ -77,11 +77,13 @@ def infinite_width(
         narrow, architecture, rules = model_or_factory.model, model_or_factory.architecture, model_or_factory.rules
         biases = {rule.path: rule.std for rule in rules if rule.role is Role.VECTOR}
     else:
-        is_factory = not isinstance(model_or_factory, nn.Module)
-        narrow = model_or_factory(_TEMPLATE_WIDTH).to(example_input) if is_factory else model_or_factory
+        if isinstance(model_or_factory, nn.Module):
+            narrow = model_or_factory
+        else:
+            narrow = model_or_factory(_TEMPLATE_WIDTH).to(example_input)
         architecture = describe(narrow, example_input)
-        number = gain if isinstance(gain, float | int) else "auto"
-        rules = parameter_rules(architecture, narrow, gamma0=gamma0, gain=number)
+        common = "auto" if isinstance(gain, Mapping) else gain
+        rules = parameter_rules(architecture, narrow, gamma0=gamma0, gain=common)
         biases = {}
     refuse_unsupported(narrow, architecture)
     gains = {rule.path: rule.gain for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)}
@@ -141,8 +143,8 @@ class _Draw:
         linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         weight = gain / math.sqrt(layer.fan_in) * outputs.draw(layer.in_features).T
         linear.weight = nn.Parameter(weight.contiguous())
-        if layer.bias is not None:
-            linear.bias = nn.Parameter(self.bias(layer, outputs))
+        bias = self.bias(layer, outputs)
+        linear.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         return linear
 
     def bias(self, layer: Layer, outputs: Population) -> Tensor | None:
@@ -160,8 +162,8 @@ def _resized(architecture: Architecture, wide: nn.Module) -> Architecture:
     for layer in architecture.layers:
         linear = wide.get_submodule(layer.path)
         assert isinstance(linear, nn.Linear)
-        sizes = {"in_features": linear.in_features, "out_features": linear.out_features}
-        layers.append(replace(layer, fan_in=linear.in_features, **sizes))
+        inputs, outputs = linear.in_features, linear.out_features
+        layers.append(replace(layer, fan_in=inputs, in_features=inputs, out_features=outputs))
     vectors = tuple(replace(v, size=wide.get_parameter(v.name).numel()) for v in architecture.vectors)
     return replace(architecture, layers=tuple(layers), vectors=vectors)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,7 +127,7 @@ def twin_of(
 ) -> Plan:
     """The infinite-width twin of a problem's network."""
     example = problem.inputs[:2]
-    settings = {
+    settings: dict[str, Any] = {
         "tolerance": tolerance,
         "generator": generator,
         "law": law,
@@ -134,7 +135,8 @@ def twin_of(
         "rank": problem.samples * (3 + problem.outputs),
     }
     if problem.chain is None:
-        return infinite_width(problem.network, example, neurons=neurons, **settings)  # type: ignore[arg-type]
+        assert problem.network is not None  # a problem without a chain has a network
+        return infinite_width(problem.network, example, neurons=neurons, **settings)
     chain = problem.chain
     names = [str(2 * index) for index in range(chain.depth)]
     return infinite_width(

@@ -23,7 +23,8 @@ def average(
     """The mean of independent runs of one problem, with its standard error.
 
     The variance of an entry is estimated from few replicas, so it is moderated by the variance pooled over all entries of
-    the same array and time: s^2 = (nu s_entry^2 + nu_0 s_pool^2) / (nu + nu_0), nu = replicas - 1. One run has no standard error.
+    the same array and time: s^2 = (nu s_entry^2 + nu_0 s_pool^2) / (nu + nu_0), nu = replicas - 1.
+    One run has no standard error.
 
     Args:
         runs: one trajectory per replica.

@@ -168,6 +168,28 @@ def test_first_layers_may_be_frozen(inputs: Tensor) -> None:
     assert close(frozen.ntk, whole.layers[2].ntk)
 
 
+class Overwriting(nn.Module):
+    """A frozen weight does not keep its input for the backward pass, so nothing forbids overwriting it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.frozen, self.last = nn.Linear(D, N), nn.Linear(N, N).requires_grad_(False), nn.Linear(N, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        h = self.frozen(x)
+        x.add_(h)
+        output: Tensor = self.last(torch.tanh(x))
+        return output
+
+
+def test_inputs_may_be_overwritten(inputs: Tensor) -> None:
+    model = Overwriting().double()
+    layer = snapshot(subject_of(model, inputs), inputs).layers[1]
+    x = model.first(inputs).detach()
+    assert close(layer.forward, x @ x.T / N)
+
+
 @pytest.mark.parametrize("fail", [False, True])
 def test_no_hook_is_left(inputs: Tensor, fail: bool) -> None:
     model = chain(1)

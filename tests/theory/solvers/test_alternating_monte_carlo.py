@@ -1,0 +1,134 @@
+"""AlternatingMonteCarlo against DeepLinear (exact) and against ensembles of finite tanh networks (statistical)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.reference.ensembles import Limit, observables, z_scores
+from tests.theory.solvers.limit import limit
+from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solve import solve
+from torch_dmft.theory.solvers.alternating_monte_carlo import AlternatingMonteCarlo
+from torch_dmft.theory.solvers.deep_linear import DeepLinear
+
+P, D = 3, 4
+
+
+def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 0.5 * ((outputs - targets) ** 2).sum()
+
+
+@pytest.fixture
+def pose(generator: torch.Generator) -> Callable[..., Problem]:
+    """Build a problem on random data."""
+
+    def build(*, outputs: int = 1, test_rows: int = 0, readout_bias: bool = False, **settings: object) -> Problem:
+        inputs = torch.randn(P + test_rows, D, dtype=torch.float64, generator=generator)
+        targets = torch.randn(P, outputs, dtype=torch.float64, generator=generator)
+        defaults = {"depth": 2, "lr": 0.1, "steps": 4, "loss": half_square}
+        problem = Problem.mlp(inputs[:P], targets, test_inputs=inputs[P:], **{**defaults, **settings})
+        return replace(problem, chain=replace(problem.chain, readout_bias=readout_bias))
+
+    return build
+
+
+VARIANTS = {
+    "deep": {"depth": 3, "gamma0": 2.0},
+    "several outputs": {"outputs": 2},
+    "test rows": {"test_rows": 1},
+    "gain": {"gain": 1.4},
+    "random biases": {"bias_std": 0.7, "readout_bias": True},
+    "weight decay": {"weight_decay": 2.0},
+    "momentum and weight decay": {"momentum": 0.8, "weight_decay": 2.0, "readout_bias": True},
+    "minibatches": {"batches": [torch.tensor([t % P, (t + 1) % P]) for t in range(4)]},
+    "unequal widths": {"depth": 3, "width_ratios": [2.0, 0.5, 1.0]},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_is_exact_for_linear_networks(pose: Callable[..., Problem], variant: str) -> None:
+    """Normals matched to second moments average linear fields without error, so that only convergence is left."""
+    problem = pose(activation="linear", **{"lr": 0.05, **VARIANTS[variant]})
+    exact = observables(solve(problem, DeepLinear(), two_time=True))
+    solver = AlternatingMonteCarlo(neurons=128, replicas=1, tolerance=1e-10, iterations=100)
+    for name, value in observables(solve(problem, solver, two_time=True)).items():
+        torch.testing.assert_close(value, exact[name], rtol=1e-7, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def nonlinear() -> tuple[Problem, Limit]:
+    """A tanh problem in which the responses matter, and its limit from finite networks."""
+    generator = torch.Generator().manual_seed(5)
+    inputs = 1.5 * torch.randn(2, D, dtype=torch.float64, generator=generator)
+    problem = Problem.mlp(inputs, torch.tensor([2.0, -1.0], dtype=torch.float64), depth=2, lr=0.1, steps=12)
+    problem = replace(problem, loss=half_square, targets=problem.targets[:, None])
+    return problem, limit(problem, [12], {64: 4000, 128: 3000, 256: 1000})
+
+
+def worst(run: Trajectory, reference: Limit) -> dict[str, float]:
+    """The largest z-score of every observable."""
+    scores = z_scores(reference, observables(run), observables(run.stderr))
+    return {name: float(score.abs().max()) for name, score in scores.items()}
+
+
+def test_is_the_limit_of_nonlinear_networks(nonlinear: tuple[Problem, Limit]) -> None:
+    problem, networks = nonlinear
+    scores = worst(solve(problem, AlternatingMonteCarlo(neurons=2000), record=[12]), networks)
+    assert max(scores.values()) <= 5, scores
+
+
+@pytest.mark.parametrize("wrong", [{"equal_time": False}, {"responses": False}])
+def test_every_response_is_needed(nonlinear: tuple[Problem, Limit], wrong: dict[str, bool]) -> None:
+    """Without the equal-time response outputs look right and G^1 is not; without responses nothing is."""
+    problem, networks = nonlinear
+    scores = worst(solve(problem, AlternatingMonteCarlo(neurons=2000, **wrong), record=[12]), networks)
+    assert scores["backward.0"] > 5, scores
+
+
+def test_the_stride_does_not_matter(pose: Callable[..., Problem]) -> None:
+    problem = pose(steps=7, gamma0=1.5)
+    settings = {"neurons": 100, "replicas": 1, "tolerance": 1e-9, "iterations": 200}
+    runs = [solve(problem, AlternatingMonteCarlo(stride=stride, **settings)) for stride in (2, None)]
+    torch.testing.assert_close(runs[0].outputs, runs[1].outputs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(runs[0].ntk.array, runs[1].ntk.array, rtol=1e-5, atol=1e-5)
+
+
+def test_a_growing_horizon_reaches_where_the_whole_one_explodes() -> None:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(3, 5, dtype=torch.float64, generator=generator)
+    problem = Problem.mlp(
+        inputs, inputs[:, 0].sign(), depth=2, activation="linear", gamma0=4.0, lr=0.02, steps=24, loss=half_square
+    )
+    solver = AlternatingMonteCarlo(neurons=200, replicas=1, stride=4)
+    exact = solve(problem, DeepLinear(), record=[24])
+    torch.testing.assert_close(solve(problem, solver, record=[24]).outputs, exact.outputs, rtol=1e-2, atol=1e-2)
+    with pytest.raises(ConvergenceError, match="smaller stride"):
+        solve(problem, replace(solver, stride=None))
+
+
+def test_the_seed_decides(pose: Callable[..., Problem], make_generator: Callable[[int], torch.Generator]) -> None:
+    problem = pose(steps=2)
+    one, same, other = (
+        solve(problem, AlternatingMonteCarlo(neurons=100, replicas=2, generator=make_generator(seed)))
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one.outputs, same.outputs)
+    assert not torch.equal(one.outputs, other.outputs)
+    assert one.stderr is not None
+    assert bool((one.stderr.outputs[1:] > 0).all())
+
+
+def test_refuses_what_it_cannot_do(pose: Callable[..., Problem]) -> None:
+    with pytest.raises(UnsupportedProblemError, match="relu"):
+        solve(pose(activation="relu"), AlternatingMonteCarlo())
+    with pytest.raises(InvalidInputError, match="even number"):
+        solve(pose(), AlternatingMonteCarlo(neurons=7))
+    with pytest.raises(ConvergenceError, match="more iterations"):
+        solve(pose(gamma0=2.0), AlternatingMonteCarlo(neurons=100, iterations=2))

@@ -1,0 +1,272 @@
+"""The order parameters of a dense chain, and one round of the paper's Algorithm 1: sample all sites, average anew.
+
+Rows are flat: (t, mu) for activities and (t, mu, c) for gradients. With base rate eta, gains g, widths N_l and
+a(t) = (1 - eta lambda)^t, hidden layer l is the single-site process of ``single_site`` with
+
+    u ~ GP(0, Phi^{l-1}),              a_h = a(t) g_l,
+    r ~ GP(0, N_l / N_{l+1} G^{l+1}),  a_z = a(t) g_{l+1},
+    K_h = a_h (N_{l-1} / N_l) A^{l-1} + eta gamma0 (N_L / N_l) w(t, s) Delta(s) (g_l^2 Phi^{l-1} + [biased]),
+    K_z = a_z B^l + eta gamma0 (N_L / N_{l+1}) w(t, s) g_{l+1}^2 G^{l+1} Delta(s),
+
+where w(t, s) = sum_{j=s}^{t-1} (1 - eta lambda)^(t-1-j) beta^(j-s) is the weight that momentum beta and weight decay
+lambda give, at state t, to the update of step s. At the top g_{L+1} = 1, N_{L+1} = N_L and G^{L+1} = delta_cc'; A^0 = 0
+and B^L = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torch_dmft.core.activation import activation
+from torch_dmft.theory.problem import Chain, Problem
+from torch_dmft.theory.solvers.assembly import error_signal
+from torch_dmft.theory.solvers.single_site import Site, causal_root, response, simulate
+from torch_dmft.theory.solvers.static_ntk import StaticNTK
+
+
+@dataclass(frozen=True)
+class OrderParameters:
+    """Everything that the sites of one layer need to know of the others.
+
+    Attributes:
+        outputs: f, ``(time, sample, output)``.
+        forward: Phi^0..Phi^L, each ``(row, row)``.
+        backward: G^1..G^{L+1}, each ``(row_output, row_output)``.
+        forward_response: A^0..A^{L-1}, each ``(row, row_output)``.
+        backward_response: B^1..B^L, each ``(row_output, row)``.
+    """
+
+    outputs: Tensor
+    forward: tuple[Tensor, ...]
+    backward: tuple[Tensor, ...]
+    forward_response: tuple[Tensor, ...]
+    backward_response: tuple[Tensor, ...]
+
+    @property
+    def _parts(self) -> tuple[tuple[Tensor, ...], ...]:
+        return (self.outputs,), self.forward, self.backward, self.forward_response, self.backward_response
+
+    @property
+    def times(self) -> int:
+        """The number of times covered."""
+        return len(self.outputs)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number is."""
+        return all(bool(torch.isfinite(array).all()) for part in self._parts for array in part)
+
+    def mixed(self, new: OrderParameters, weight: float) -> OrderParameters:
+        """The average with ``new``, which has this weight."""
+        (outputs,), *others = (
+            tuple(torch.lerp(old, fresh, weight) for old, fresh in zip(mine, theirs, strict=True))
+            for mine, theirs in zip(self._parts, new._parts, strict=True)
+        )
+        return OrderParameters(outputs, *others)
+
+    def change(self, new: OrderParameters) -> float:
+        """The largest relative Frobenius distance of an observable (f, Phi or G) from its new value."""
+        mine = (self.outputs, *self.forward, *self.backward)
+        theirs = (new.outputs, *new.forward, *new.backward)
+        return max(
+            float((old - fresh).norm() / fresh.norm().clamp(min=1e-300))
+            for old, fresh in zip(mine, theirs, strict=True)
+        )
+
+    def extended(self, times: int) -> OrderParameters:
+        """A guess for more times: f, Phi and G stay as they are at the last time, new drives have no response yet."""
+        known, (samples, outputs) = self.times, self.outputs.shape[1:]
+        held = torch.arange(times).clamp(max=known - 1)
+
+        def longer(array: Tensor, left: int, right: int) -> Tensor:
+            blocks = array.reshape(known, left, known, right)[held].index_select(2, held)
+            return blocks.reshape(times * left, times * right)
+
+        def answered(array: Tensor, left: int, right: int) -> Tensor:
+            blocks = longer(array, left, right).reshape(-1, times, right).clone()
+            blocks[:, known:] = 0.0
+            return blocks.flatten(1)
+
+        rows = samples * outputs
+        return OrderParameters(
+            self.outputs[held],
+            tuple(longer(array, samples, samples) for array in self.forward),
+            tuple(longer(array, rows, rows) for array in self.backward),
+            tuple(answered(array, samples, rows) for array in self.forward_response),
+            tuple(answered(array, rows, samples) for array in self.backward_response),
+        )
+
+
+class SiteSampler:
+    """Common random numbers for every layer, and the map from order parameters to their Monte Carlo averages.
+
+    Args:
+        problem: what to solve.
+        chain: its network.
+        times: the largest number of times to solve for.
+        neurons: S, even: second half and first half differ in the sign of r, which takes the 1/gamma0 noise out of f.
+        generator: the source of all normals.
+        responses: whether to compute A and B; they are zero otherwise.
+        equal_time: whether to keep the diagonal blocks B(t, t).
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        chain: Chain,
+        times: int,
+        *,
+        neurons: int,
+        generator: torch.Generator,
+        responses: bool,
+        equal_time: bool,
+    ) -> None:
+        self.problem, self.chain = problem, chain
+        self.responses, self.equal_time = responses, equal_time
+        self.samples, self.outputs = problem.samples, chain.outputs
+        rows = times * self.samples
+        self.inputs = problem.inputs.flatten(1).double() / math.sqrt(chain.input_dim)
+
+        def normals(size: int) -> Tensor:
+            drawn = torch.randn(neurons // 2, size, generator=generator, dtype=torch.float64, device=self.inputs.device)
+            return _moment_matched(drawn)
+
+        self.normals = []
+        for _ in chain.hidden:
+            bias_and_u, r = normals(1 + rows), normals(rows * self.outputs)
+            self.normals.append((torch.cat([bias_and_u, bias_and_u]), torch.cat([r, -r])))
+        step = torch.arange(times, dtype=torch.float64, device=self.inputs.device)
+        self.decay = (1 - problem.lr * problem.weight_decay) ** step
+        self.update_weight = _update_weights(problem, times).to(self.inputs)
+        self.gains = [*(layer.gain for layer in chain.hidden), 1.0]
+        self.widths = [*(layer.width_ratio for layer in chain.hidden), 1.0]
+
+    def lazy(self, times: int) -> OrderParameters:
+        """The order parameters at gamma0 = 0, where nothing but f moves."""
+        rows = times * self.samples
+        rows_c = rows * self.outputs
+        static = StaticNTK().run(self.problem, torch.arange(times), two_time=True, progress=False)
+        nothing = self.inputs.new_zeros(rows, rows_c)
+        return OrderParameters(
+            static.outputs.double(),
+            (
+                (self.inputs @ self.inputs.mT).repeat(times, times),
+                *(layer.forward.values.double().reshape(rows, rows) for layer in static.layers[1:]),
+            ),
+            tuple(layer.backward.values.double().reshape(rows_c, rows_c) for layer in static.layers),
+            (nothing,) * self.chain.depth,
+            (nothing.mT,) * self.chain.depth,
+        )
+
+    def update(self, order: OrderParameters) -> OrderParameters:
+        """Sample all sites, given ``order``, and average."""
+        depth = self.chain.depth
+        learned = self._learned(order.outputs)
+        forward, backward = [order.forward[0]], []
+        forward_response, backward_response = [order.forward_response[0]], []
+        for layer in range(depth):
+            site = self._site(layer, order, learned)
+            fields = simulate(site, *self._drives(layer, order, site))
+            neurons = len(fields.activity)
+            forward.append(fields.activity.mT @ fields.activity / neurons)
+            backward.append(fields.gradient.mT @ fields.gradient / neurons)
+            if self.responses and layer < depth - 1:
+                forward_response.append(response(site, fields, "r"))
+            if self.responses and layer > 0:
+                backward_response.append(self._kept(response(site, fields, "u")))
+        correlation = (fields.pregradient.unflatten(1, (-1, self.outputs)) * fields.activity[:, :, None]).mean(0)
+        outputs = correlation.unflatten(0, (order.times, self.samples)) / self.problem.gamma0
+        if self.chain.readout_bias:
+            outputs = outputs + self.problem.lr * learned.sum((1, 2))[:, None]
+        return OrderParameters(
+            outputs,
+            tuple(forward),
+            (*backward, order.backward[-1]),
+            tuple(forward_response) if self.responses else order.forward_response,
+            (*backward_response, order.backward_response[-1]) if self.responses else order.backward_response,
+        )
+
+    def _learned(self, outputs: Float[Tensor, "time sample output"]) -> Float[Tensor, "time time sample output"]:
+        """w(t, s) Delta(s): what state t has of the error signal of step s (the last state is not followed by one)."""
+        errors = [error_signal(self.problem, f, step) for step, f in enumerate(outputs[:-1])]
+        delta = torch.stack([*errors, torch.zeros_like(outputs[-1])])
+        return self.update_weight[: len(delta), : len(delta), None, None] * delta
+
+    def _site(self, layer: int, order: OrderParameters, learned: Tensor) -> Site:
+        """The single-site process of a hidden layer, counted from 0."""
+        times, samples, outputs = order.times, self.samples, self.outputs
+        rows = times * samples
+        hidden = self.chain.hidden[layer]
+        gain, next_gain = self.gains[layer : layer + 2]
+        width, next_width = self.widths[layer : layer + 2]
+        rate = self.problem.lr * self.problem.gamma0
+        phi = gain**2 * order.forward[layer] + float(hidden.bias_std is not None)
+        phi_delta = torch.einsum("tmsa,tsac->tmsac", phi.reshape(times, samples, times, samples), learned)
+        g = next_gain**2 * order.backward[layer + 1].reshape(times, samples, outputs, times, samples, outputs)
+        g_delta = torch.einsum("tmcsad,tsad->tmcsa", g, learned)
+        narrowing = self.widths[layer - 1] / width if layer else 1.0
+        remembered = self._decayed(gain * narrowing * order.forward_response[layer], samples)
+        next_remembered = self._decayed(next_gain * order.backward_response[layer], samples * outputs)
+        return Site(
+            activation(hidden.activation),
+            samples,
+            outputs,
+            remembered + rate / width * phi_delta.reshape(rows, rows * outputs),
+            next_remembered + rate / next_width * g_delta.reshape(rows * outputs, rows),
+            gain * self.decay[:times],
+            next_gain * self.decay[:times],
+        )
+
+    def _drives(self, layer: int, order: OrderParameters, site: Site) -> tuple[Tensor, Tensor]:
+        """a_h (u + b) and a_z r of every neuron."""
+        rows, outputs = order.times * self.samples, self.outputs
+        bias_and_u, normal_r = self.normals[layer]
+        bias, normal_u = bias_and_u[:, :1], bias_and_u[:, 1 : rows + 1]
+        u = normal_u @ causal_root(order.forward[layer], self.samples).mT
+        r = normal_r[:, : rows * outputs] @ causal_root(order.backward[layer + 1], self.samples * outputs).mT
+        narrowing = self.widths[layer] / self.widths[layer + 1]
+        initial_bias = (self.chain.hidden[layer].bias_std or 0.0) * bias
+        decay = self.decay[: order.times].repeat_interleave(self.samples)
+        return (
+            site.forward_gain.repeat_interleave(self.samples) * u + decay * initial_bias,
+            site.backward_gain.repeat_interleave(self.samples * outputs) * math.sqrt(narrowing) * r,
+        )
+
+    def _decayed(self, array: Tensor, rows: int) -> Tensor:
+        """What weight decay leaves of an initial weight's effect at the (late) time of each row."""
+        return self.decay[: len(array) // rows].repeat_interleave(rows)[:, None] * array
+
+    def _kept(self, backward_response: Tensor) -> Tensor:
+        if self.equal_time:
+            return backward_response
+        times = backward_response.shape[1] // self.samples
+        blocks = backward_response.reshape(times, self.samples * self.outputs, times, self.samples).clone()
+        time = torch.arange(times)
+        blocks[time, :, time] = 0.0
+        return blocks.reshape(backward_response.shape)
+
+
+def _moment_matched(normals: Float[Tensor, "neuron column"]) -> Float[Tensor, "neuron column"]:
+    """The normals with the earliest columns (half as many as there are rows, at most) made exactly orthonormal.
+
+    These carry nearly all of the variance of smooth fields. What is linear in them is then averaged without error.
+    """
+    matched = min(normals.shape[1], len(normals) // 2)
+    directions, triangle = torch.linalg.qr(normals[:, :matched])
+    directions = directions * triangle.diagonal().sign() * math.sqrt(len(normals))
+    return torch.cat([directions, normals[:, matched:]], dim=1)
+
+
+def _update_weights(problem: Problem, times: int) -> Tensor:
+    """w(t, s), the weight at state t of the update of step s < t: ``(time, time)``."""
+    weights = torch.zeros(times, times, dtype=torch.float64)
+    keep = 1 - problem.lr * problem.weight_decay
+    for t in range(1, times):
+        past = torch.arange(t, dtype=torch.float64)
+        weights[t, :t] = keep * weights[t - 1, :t] + problem.momentum ** (t - 1 - past)
+    return weights

@@ -95,7 +95,7 @@ class Trajectory:
     @property
     def times(self) -> Tensor:
         """The paper's time, eta * step: ``(time,)`` float."""
-        return self.steps * self.lr
+        return self.steps.double() * self.lr
 
     def layer(self, name: str) -> LayerKernels:
         """The kernels of the weight with this module path.

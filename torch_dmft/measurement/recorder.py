@@ -163,7 +163,7 @@ class Recorder:
         """What was recorded so far.
 
         Args:
-            origin: how legends name this run; default ``"network (N=512)"`` with the width of the readout.
+            origin: how legends name this run; default the plan's origin, such as ``"network (N=512)"``.
 
         Returns:
             A ``Trajectory`` on the CPU. ``metadata["seconds"]`` is the time spent measuring; ``lr`` is NaN if the
@@ -186,7 +186,7 @@ class Recorder:
             losses=torch.tensor([record.loss for record in records], dtype=outputs.dtype),
             layers=layers,
             ntk=_stack(record.ntk for record in records),
-            origin=f"network (N={subject.width})" if origin is None else origin,
+            origin=subject.origin if origin is None else origin,
             lr=self._lr,
             train=self.probe.train_rows,
             targets=None if targets is None else targets.cpu(),

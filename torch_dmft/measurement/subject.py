@@ -29,6 +29,7 @@ class Subject:
         scheme: name of the parameterization.
         multipliers: parameter name -> SGD learning rate per unit of the base rate eta.
         adam_multipliers: the same for Adam.
+        origin: what legends call it.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class Subject:
     scheme: str
     multipliers: Mapping[str, float]
     adam_multipliers: Mapping[str, float]
+    origin: str
 
     @property
     def width(self) -> int:
@@ -82,6 +84,7 @@ def subject_of(plan_or_model: Plan | nn.Module, inputs: Tensor, *, run: nn.Modul
             scheme=plan.scheme,
             multipliers=plan.multipliers,
             adam_multipliers={rule.name: rule.adam_lr for rule in plan.rules},
+            origin=plan.origin,
         )
     model = plan_or_model if run is None else run
     inner = model
@@ -89,7 +92,8 @@ def subject_of(plan_or_model: Plan | nn.Module, inputs: Tensor, *, run: nn.Modul
         inner = inner.model
     architecture = describe(inner, inputs)
     ones = {name: 1.0 for name, _ in inner.named_parameters()}
-    return Subject(inner, model, architecture, architecture.width**-0.5, "standard", ones, ones)
+    origin = f"network (N={architecture.width})"
+    return Subject(inner, model, architecture, architecture.width**-0.5, "standard", ones, ones, origin)
 
 
 def base_rate(subject: Subject, optimizer: Optimizer) -> float:

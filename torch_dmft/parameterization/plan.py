@@ -30,6 +30,7 @@ class Plan:
         rules: one rule for every parameter.
         scheme: "mean_field", "ntk" or "standard".
         gamma0: the richness that enters theory: 1/sqrt(width) for the schemes "ntk" and "standard".
+        origin: what legends call this model: ``"network (N=512)"``, or ``"theory (N=inf)"`` for an infinite-width twin.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Plan:
         scheme: str = "mean_field",
         gamma0: float = 1.0,
         initial: Mapping[str, Tensor] | None = None,
+        origin: str | None = None,
     ) -> None:
         """Put a plan together; ``initial`` holds copies of the tensors that ``undo`` brings back, None if it cannot."""
         self.model = model
@@ -48,6 +50,7 @@ class Plan:
         self.rules = rules
         self.scheme = scheme
         self.gamma0 = gamma0
+        self.origin = f"network (N={self.width})" if origin is None else origin
         self._initial = initial
 
     @property

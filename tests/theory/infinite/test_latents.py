@@ -53,7 +53,7 @@ def test_a_full_population_goes_on_with_plain_latents() -> None:
     draws = torch.cat([population.draw(10) for _ in range(8)])
     assert draws.shape == (80, 32)
     assert bool(torch.isfinite(draws).all())
-    assert not population.can_match(1)
+    assert not population.can_match(10)
 
 
 def test_state_dict_continues_the_stream() -> None:

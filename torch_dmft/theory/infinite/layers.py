@@ -165,6 +165,7 @@ class InfiniteReadout(nn.Linear):
         bias: whether each output has a bias, zero at the start.
     """
 
+    keeps_what_it_reveals = True  # drawn once, also if a measurement comes first (core.undisturbed)
     drawn: Tensor
 
     def __init__(self, population: Population, out_features: int, *, std: float, bias: bool) -> None:

@@ -16,6 +16,7 @@ class Rows(nn.Module):
     ``state_dict`` holds the rows.
     """
 
+    keeps_what_it_reveals = True  # measuring a lazily sampled model must not make it forget (core.undisturbed)
     storage: Tensor
 
     def __init__(self, size: int, *, dtype: torch.dtype, device: torch.device | str) -> None:

@@ -103,7 +103,8 @@ def infinite_width(
     materialise(wide, example_input)
     architecture = replace(architecture, layers=tuple(_renamed(layer) for layer in architecture.layers))
     twin_rules = _rules(wide, architecture, gamma0, gains)
-    return Plan(wide, architecture, twin_rules, scheme="mean_field", gamma0=gamma0)
+    origin = "theory (N=inf)" if law == "limit" else f"lazily sampled network (N={architecture.width})"
+    return Plan(wide, architecture, twin_rules, scheme="mean_field", gamma0=gamma0, origin=origin)
 
 
 class _Draw:

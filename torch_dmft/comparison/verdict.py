@@ -57,9 +57,7 @@ def _farthest(comparison: Comparison, name: str, worst: Deviation) -> str:
     )
     width = comparison.measured.metadata.get("width")
     if isinstance(width, int | float) and width > 0 and math.isfinite(error):
-        sentence += (
-            f", or {error * math.sqrt(width):.2g} / sqrt(N) with N = {width:g} (finite width alone gives a few)"
-        )
+        sentence += f", or {error * math.sqrt(width):.2g} / sqrt(N) with N = {width:g} (finite width alone gives a few)"
     return f"{sentence}."
 
 

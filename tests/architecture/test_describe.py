@@ -148,6 +148,27 @@ def test_a_readout_is_found_behind_any_reshape(head) -> None:
 
 
 @pytest.mark.parametrize(
+    "join", [lambda a, b: torch.cat([a, b], 1), lambda a, b: torch.cat([a, b], 1).chunk(2, 1), lambda a, b: a + b]
+)
+def test_every_head_of_a_joined_output_is_a_readout(join) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.stem(x))
+            return join(self.a(h), self.b(h))
+
+    assert roles(describe(Heads(), torch.randn(5, 3))) == {"stem": "input", "a": "readout", "b": "readout"}
+
+
+def test_a_convolution_can_be_the_readout() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3), nn.Flatten())
+    assert roles(describe(model, torch.randn(2, 3, 8, 8))) == {"0": "input", "2": "readout"}
+
+
+@pytest.mark.parametrize(
     ("model", "why"),
     [
         (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 1)), "norm"),
@@ -224,10 +245,12 @@ def test_nothing_is_disturbed() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("count", torch.zeros(()))
+            self.register_buffer("last", torch.zeros(()))
             self.first = nn.ReLU(inplace=True)
 
         def forward(self, x: Tensor) -> Tensor:
             self.count += 1
+            self.last = self.last + 1  # a new tensor in place of the buffer
             return self.first(x) + 0 * torch.randn_like(x)
 
     model = nn.Sequential(Noisy(), *cnn()).train()

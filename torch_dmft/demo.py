@@ -20,6 +20,7 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder
 from torch_dmft.parameterization import Plan, parameterize
 from torch_dmft.report.figures import figures
+from torch_dmft.report.overview import overview
 from torch_dmft.report.tensorboard import LiveScalars, write_comparison
 from torch_dmft.report.widths import gap_figure, gap_table
 from torch_dmft.theory import Problem, solve, solvers
@@ -102,7 +103,7 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
     console.print("[bold]4. Compare[/bold]")
     comparison = compare(measured, theory, static)
     console.print(comparison)
-    drawn = figures(comparison)
+    drawn = {"overview": overview(comparison), **figures(comparison)}
     if settings.widths:
         gaps = []
         for width in sorted(settings.widths):

@@ -173,3 +173,19 @@ def test_a_path_through_numpy_is_cut() -> None:
 def test_a_wrong_example_is_the_caller_s_mistake() -> None:
     with pytest.raises(InvalidInputError, match=r"in '0'.*5x4 and 8x8"):
         describe(chain(), torch.randn(5, 4))
+
+
+def test_a_tensor_made_out_of_sight_gives_itself_away() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(3, 8), nn.Linear(8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x)
+            with torch._C.DisableTorchFunction():  # as in a compiled extension
+                h = 2 * h
+            return self.head(h)
+
+    with pytest.raises(UnsupportedModelError, match="head: `linear` meets a tensor of unseen origin"):
+        describe(Hidden(), torch.randn(5, 3))

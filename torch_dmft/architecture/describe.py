@@ -106,8 +106,8 @@ def _layer(model: nn.Module, trace: Trace, path: str, use: Use, given: Role | No
     prefix = f"{path}." if path else ""
     role = given or _role(trace, path, use, facts)
     if role is None:
-        remedy = f"name its role, if it has one: roles={{'{prefix}weight': 'hidden'}}"
-        places.append(Place(path or "(model)", _reason(trace, path, use), remedy))
+        reason, remedy = _without_role(trace, path, use)
+        places.append(Place(path or "(model)", reason, remedy))
     named = use.activations
     return Layer(
         path=path,
@@ -136,17 +136,17 @@ def _role(trace: Trace, path: str, use: Use, facts: Weight) -> Role | None:
     return Role.READOUT if from_width and path in trace.heads else None
 
 
-def _reason(trace: Trace, path: str, use: Use) -> str:
-    """Why a weight has no role."""
+def _without_role(trace: Trace, path: str, use: Use) -> tuple[str, str]:
+    """Why a weight has no role, and what to do."""
+    name_it = f"name its role in roles={{{path!r}: ...}} if it has one"
     if trace.axes.is_width(use.out_axis):
-        return "the output averages over its width, without a readout"
+        return "the output averages over its width, without a readout", "end the model with a readout layer"
     if trace.axes.is_width(use.in_axis):
-        return (
-            "its output is no width (it meets the data, or single neurons of it are picked), but it is not the readout"
-        )
+        reason = "its output is no width (it meets the data, or single neurons are picked), but it is not the readout"
+        return reason, f"not yet; {name_it}"
     if path in trace.heads:
-        return "it is input and readout layer in one, with no width on either side"
-    return "neither its input nor its output is a width"
+        return "it is input and readout layer in one, with no width on either side", "put a hidden layer before it"
+    return "neither its input nor its output is a width", f"not yet; {name_it}"
 
 
 def _norms_without_width(vectors: tuple[Vector, ...]) -> list[Place]:

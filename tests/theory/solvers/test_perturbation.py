@@ -153,6 +153,48 @@ def test_misses_a_nonlinear_layer_by_the_fourth_order(make_generator: Callable[[
         assert math.log2(coarse[name] / fine[name]) == pytest.approx(4, abs=0.2), name
 
 
+def one_step_of_two_layers(square: float, y: float, phi_name: str, gain: float, gamma0: float, lr: float) -> float:
+    """f(1) of an infinitely wide network with two hidden layers and one input, by quadrature.
+
+    The field equations of one step; A(1, 0) = <d phi(h^1(1)) / d r^1(0)> and B(0, 0) vanishes.
+    """
+    phi = activation(phi_name)
+    node, weight = _gauss_hermite(60)
+    u, r = torch.cartesian_prod(node, node).T
+    weights = torch.cartesian_prod(weight, weight).prod(1)
+    c, trained = lr * gamma0 * 2 * y, gain**2 * square
+    variance = float(weights @ phi.function(math.sqrt(trained) * u) ** 2)
+    slope = float(weights @ phi.first(gain * math.sqrt(variance) * u) ** 2)
+    u, r = math.sqrt(trained) * u, gain * math.sqrt(slope) * r
+    moved = u + c * trained * phi.first(u) * r
+    features = torch.stack([phi.function(u), phi.function(moved)])
+    response = gain**2 * float(weights @ (phi.first(moved) * c * trained * phi.first(u)))
+    covariance = gain**2 * (weights * features) @ features.T
+
+    start, other, readout = torch.cartesian_prod(node, node, node).T
+    weights = torch.cartesian_prod(weight, weight, weight).prod(1)
+    factor = torch.linalg.cholesky(covariance)
+    u0, u1 = factor[0, 0] * start, factor[1, 0] * start + factor[1, 1] * other
+    h = u1 + (response + c * covariance[1, 0]) * phi.first(u0) * readout
+    return float(weights @ ((readout + c * phi.function(u0)) * phi.function(h))) / gamma0
+
+
+@pytest.mark.parametrize(("name", "gain"), [("erf", 1.0), ("tanh", 0.7)])
+def test_one_step_of_two_layers_is_exact(name: str, gain: float, rows: Tensor) -> None:
+    """The outputs after one large step: to second order they are all secants and equal-time responses."""
+    inputs, y, lr = rows[:1].repeat(2, 1), torch.full((2,), 1.0, dtype=torch.float64), 0.5
+    problem = Problem.mlp(inputs, y, depth=2, activation=name, gain=gain, lr=lr, steps=1, gamma0=1.0)
+    lazy = float(solve(problem, StaticNTK()).outputs[1, 0])
+    square = float(problem.input_kernel[0, 0])
+    near, far = (
+        (one_step_of_two_layers(square, 1.0, name, gain, gamma0, lr) - lazy) / gamma0**2 for gamma0 in (0.01, 0.02)
+    )
+    found = solve(problem, Perturbation(neurons=2**14, replicas=8))
+    exact, error = (4 * near - far) / 3, float(found.stderr.outputs[1, 0])
+    assert abs(float(found.outputs[1, 0]) - lazy - exact) <= 5 * error
+    assert error < 0.005 * abs(exact), "the comparison has lost its power"
+
+
 def test_agrees_with_the_engine_in_deep_nonlinear_networks(
     make_generator: Callable[[int], torch.Generator],
 ) -> None:

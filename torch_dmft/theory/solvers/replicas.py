@@ -39,15 +39,20 @@ def average(
 
 
 def standard_error(values: Sequence[Tensor]) -> Tensor:
-    """Moderated standard error of the mean of arrays ``(time, ...)``, in the arrays' layout."""
+    """Moderated standard error of the mean of arrays ``(time, ...)``, in the arrays' layout.
+
+    A deviation divided by an estimated standard error follows Student's t, which is wider than a Gaussian by
+    sqrt(nu / (nu - 2)). That factor is included, so that z-scores have unit variance.
+    """
     stacked = torch.stack(list(values)).double()
     count = len(stacked)
-    own = stacked.var(0)
-    pooled = own.flatten(1).mean(1) if own.ndim > 1 else own
-    pooled = pooled.reshape(-1, *[1] * (own.ndim - 1)).expand_as(own)
-    degrees = count - 1
-    variance = (degrees * own + _PRIOR_DEGREES * pooled) / (degrees + _PRIOR_DEGREES)
-    return (variance / count).sqrt().to(values[0].dtype)
+    variance, degrees = stacked.var(0), count - 1
+    if variance.ndim > 1:
+        pooled = variance.flatten(1).mean(1).reshape(-1, *[1] * (variance.ndim - 1))
+        variance = (degrees * variance + _PRIOR_DEGREES * pooled) / (degrees + _PRIOR_DEGREES)
+        degrees += _PRIOR_DEGREES
+    degrees = max(degrees, 3)  # the variance of t is infinite below
+    return (variance / count * degrees / (degrees - 2)).sqrt().to(values[0].dtype)
 
 
 def _combine(runs: Sequence[Trajectory], reduce: Reduce) -> Trajectory:

@@ -48,6 +48,16 @@ def test_quasi_random_latents_become_gaussian() -> None:
     assert slope < -0.8, bias
 
 
+@pytest.mark.parametrize("size", [1024, 4096])
+def test_no_three_latents_are_tied_to_each_other(size: int) -> None:
+    """Sobol points of many dimensions have triples whose mean product does not fall with S."""
+    for seed in range(6):
+        latents = _population("limit", size, seed).draw(32)
+        products = torch.einsum("is,js,ks->ijk", latents, latents, latents) / size
+        i, j, k = torch.meshgrid(*3 * [torch.arange(32)], indexing="ij")
+        assert float(products[(i < j) & (j < k)].abs().max()) < 6 / math.sqrt(size)
+
+
 def test_a_full_population_goes_on_with_plain_latents() -> None:
     population = _population("limit", size=32)
     draws = torch.cat([population.draw(10) for _ in range(8)])

@@ -1,8 +1,17 @@
 """The methods: one file each, all through ``solve(problem, solver)``."""
 
+from torch_dmft.theory.solvers.alternating_monte_carlo import AlternatingMonteCarlo
 from torch_dmft.theory.solvers.deep_linear import DeepLinear
 from torch_dmft.theory.solvers.gradient_independence import GradientIndependence
 from torch_dmft.theory.solvers.infinite_width import InfiniteWidth
+from torch_dmft.theory.solvers.perturbation import Perturbation
 from torch_dmft.theory.solvers.static_ntk import StaticNTK
 
-__all__ = ["DeepLinear", "GradientIndependence", "InfiniteWidth", "StaticNTK"]
+__all__ = [
+    "AlternatingMonteCarlo",
+    "DeepLinear",
+    "GradientIndependence",
+    "InfiniteWidth",
+    "Perturbation",
+    "StaticNTK",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -67,6 +67,8 @@ class Trajectory:
         train: ``(sample,)`` bool, which rows the model is trained on.
         targets: ``(sample, output)`` float targets (one-hot for classes), if known.
         stderr: the standard error of every number above in the same layout, or None if the method has none.
+        replicas: the independent networks of finite width whose mean this is, at equal times and without fields, if it
+            is a prediction for that width; else empty. Covariances over initialisations are theirs.
         metadata: plain facts of the run (width, gamma0, neurons, seed, seconds, ...), saved with it.
     """
 
@@ -80,6 +82,7 @@ class Trajectory:
     train: Tensor
     targets: Tensor | None = None
     stderr: Trajectory | None = None
+    replicas: tuple[Trajectory, ...] = ()
     metadata: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,6 +99,20 @@ class Trajectory:
     def times(self) -> Tensor:
         """The paper's time, eta * step: ``(time,)`` float."""
         return self.steps.double() * self.lr
+
+    @property
+    def spread(self) -> Trajectory:
+        """The standard deviation of every number over initialisations, of one network and not of the mean.
+
+        Raises:
+            NotRecordedError: if this is no mean over replicas.
+        """
+        if not self.replicas:
+            raise NotRecordedError(
+                f"{self.origin!r} is no ensemble of finite networks.", remedy="solve with solvers.FiniteWidth(width)"
+            )
+        spread = combine(self.replicas, lambda values: torch.stack(list(values)).std(0))
+        return replace(spread, origin=self.origin, metadata=self.metadata)
 
     def layer(self, name: str) -> LayerKernels:
         """The kernels of the weight with this module path.
@@ -135,6 +152,7 @@ class Trajectory:
             ),
             ntk=self.ntk.at(index),
             stderr=None if self.stderr is None else self.stderr.at_steps(steps),
+            replicas=tuple(replica.at_steps(steps) for replica in self.replicas),
         )
 
     def to(self, *args: torch.dtype | torch.device | str) -> Trajectory:
@@ -163,3 +181,38 @@ class Trajectory:
         from torch_dmft.core import store
 
         return store.load(path)
+
+
+def combine(runs: Sequence[Trajectory], reduce: Callable[[Sequence[Tensor]], Tensor]) -> Trajectory:
+    """A trajectory whose every number is a function of the same number of all runs.
+
+    Args:
+        runs: runs of one problem in one layout; what is no number (steps, origin, names) is taken from the first.
+        reduce: one array per run, ``(time, ...)``, to one array of that shape.
+
+    Returns:
+        The trajectory, without fields, standard error and replicas.
+    """
+    first = runs[0]
+
+    def kernel(kernels: Sequence[Kernel]) -> Kernel:
+        return Kernel(reduce([k.array for k in kernels]))
+
+    layers = tuple(
+        LayerKernels(
+            name=parts[0].name,
+            forward=kernel([part.forward for part in parts]),
+            backward=kernel([part.backward for part in parts]),
+            ntk=kernel([part.ntk for part in parts]),
+        )
+        for parts in zip(*(run.layers for run in runs), strict=True)
+    )
+    return replace(
+        first,
+        outputs=reduce([run.outputs for run in runs]),
+        losses=reduce([run.losses for run in runs]),
+        layers=layers,
+        ntk=kernel([run.ntk for run in runs]),
+        stderr=None,
+        replicas=(),
+    )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from torch_dmft.core.kernel import Kernel
-from torch_dmft.core.trajectory import Fields, LayerKernels, Trajectory
+from torch_dmft.core.trajectory import Fields, Trajectory, combine
 
 _PRIOR_DEGREES = 8
 """Weight of the variance pooled over entries against each entry's own, in degrees of freedom."""
-
-Reduce = Callable[[Sequence[Tensor]], Tensor]
 
 
 def average(
@@ -31,10 +28,10 @@ def average(
         origin: what a legend calls the answer.
         metadata: facts of the run.
     """
-    mean = _combine(runs, lambda values: torch.stack(list(values)).mean(0))
+    mean = combine(runs, lambda values: torch.stack(list(values)).mean(0))
     fields = tuple(_joined_fields([run.layers[index].fields for run in runs]) for index in range(len(mean.layers)))
     layers = tuple(replace(layer, fields=f) for layer, f in zip(mean.layers, fields, strict=True))
-    stderr = _combine(runs, standard_error) if len(runs) > 1 else None
+    stderr = combine(runs, standard_error) if len(runs) > 1 else None
     return replace(mean, layers=layers, origin=origin, stderr=stderr, metadata=metadata)
 
 
@@ -53,31 +50,6 @@ def standard_error(values: Sequence[Tensor]) -> Tensor:
         degrees += _PRIOR_DEGREES
     degrees = max(degrees, 3)  # the variance of t is infinite below
     return (variance / count * degrees / (degrees - 2)).sqrt().to(values[0].dtype)
-
-
-def _combine(runs: Sequence[Trajectory], reduce: Reduce) -> Trajectory:
-    """A trajectory whose every number is a function of the runs' numbers."""
-    first = runs[0]
-
-    def kernel(kernels: Sequence[Kernel]) -> Kernel:
-        return Kernel(reduce([k.array for k in kernels]))
-
-    layers = tuple(
-        LayerKernels(
-            name=parts[0].name,
-            forward=kernel([part.forward for part in parts]),
-            backward=kernel([part.backward for part in parts]),
-            ntk=kernel([part.ntk for part in parts]),
-        )
-        for parts in zip(*(run.layers for run in runs), strict=True)
-    )
-    return replace(
-        first,
-        outputs=reduce([run.outputs for run in runs]),
-        losses=reduce([run.losses for run in runs]),
-        layers=layers,
-        ntk=kernel([run.ntk for run in runs]),
-    )
 
 
 def _joined_fields(fields: Sequence[Fields | None]) -> Fields | None:

@@ -59,24 +59,22 @@ def new_directions(
 ) -> Float[Tensor, "new size"]:
     """Orthonormal directions, orthogonal to ``basis``, that leave at most ``tolerance`` of any residual uncovered.
 
-    The directions are the leading right singular vectors of the residual, found from its small Gram matrix in float64 and
-    orthogonalised a second time, since those of small singular values come out of the division with the largest error.
+    The directions are the leading right singular vectors of the residual, found from its small Gram matrix in float64.
+    Dividing by a small singular value magnifies what rounding left along the basis, so they are projected off once more.
     """
     wide = residual.double()
     eigenvalues, vectors = torch.linalg.eigh(wide @ wide.T)
     keep = eigenvalues > tolerance**2
     directions = (vectors[:, keep] / eigenvalues[keep].sqrt()).T @ wide
-    return orthonormal(project_off(directions.to(basis.dtype), basis), basis)
+    return orthonormal(directions.to(basis.dtype), basis)
 
 
 def orthonormal(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m size"]:
     """The vectors made orthogonal to ``basis`` and, by symmetric whitening, orthonormal to each other.
 
-    Two rounds: the second removes what rounding left of the first, as in the twice-is-enough rule of Gram-Schmidt.
+    One round, exact to rounding for vectors that are mostly outside of the basis and not nearly parallel.
     """
-    for _ in range(2):
-        vectors = project_off(vectors, basis)
-        eigenvalues, rotation = torch.linalg.eigh((vectors @ vectors.T).double())
-        whiten = (rotation / eigenvalues.sqrt()) @ rotation.T
-        vectors = whiten.to(vectors.dtype) @ vectors
-    return vectors
+    vectors = project_off(vectors, basis)
+    eigenvalues, rotation = torch.linalg.eigh((vectors @ vectors.T).double())
+    whiten = (rotation / eigenvalues.sqrt()) @ rotation.T
+    return whiten.to(vectors.dtype) @ vectors

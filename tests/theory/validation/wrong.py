@@ -1,0 +1,41 @@
+"""A wrong theory: the engine without the equal-time response B(t, t), for tests that must notice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torch_dmft.theory.infinite.layers import InfiniteLinear
+
+
+class _WithoutEqualTime(Function):
+    """h -> h, taking from the gradient of the layer's input what W^T owes to W having made h in this very pass.
+
+    With Var W_ij = g^2 / S, Stein's lemma gives W^T (phi'(h) z) a part (g^2 / S) sum_i phi''(h_i) z_i along the input.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, h: Tensor, variance: float) -> Tensor:
+        ctx.variance = variance
+        ctx.save_for_backward(x, h)
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, h = ctx.saved_tensors
+        curvature = -2 * torch.tanh(h) * grads[0]  # phi'' z from phi' z, for tanh
+        return -ctx.variance * curvature.sum(-1, keepdim=True) * x, grads[0], None
+
+
+def drop_equal_time_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the test ends, infinite layers of tanh networks (without weight decay) have B(t, t) = 0."""
+    right = InfiniteLinear.forward
+
+    def forward(layer: InfiniteLinear, x: Tensor) -> Tensor:
+        return _WithoutEqualTime.apply(x, right(layer, x), layer.gain**2 / layer.in_features)  # type: ignore[no-any-return,no-untyped-call]
+
+    monkeypatch.setattr(InfiniteLinear, "forward", forward)

@@ -17,6 +17,7 @@ from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import solve
 from torch_dmft.theory.solvers.alternating_monte_carlo import AlternatingMonteCarlo
 from torch_dmft.theory.solvers.deep_linear import DeepLinear
+from torch_dmft.theory.solvers.static_ntk import StaticNTK
 
 P, D = 3, 4
 
@@ -95,6 +96,16 @@ def test_without_responses_everything_is_off(nonlinear: tuple[Problem, Limit]) -
     problem, networks = nonlinear
     scores = worst(solve(problem, AlternatingMonteCarlo(responses=False), record=[6]), networks)
     assert min(scores[name] for name in ("outputs", "forward.1", "forward.2", "backward.0", "backward.1")) > 5, scores
+
+
+def test_is_the_static_kernel_where_nothing_is_learned(pose: Callable[..., Problem]) -> None:
+    problem = pose(gamma0=1e-3)
+    run = solve(problem, AlternatingMonteCarlo(neurons=400), record=[4])
+    static = observables(solve(problem, StaticNTK(), record=[4]))
+    for name, value in observables(run).items():
+        bar = observables(run.stderr)[name] + 1e-3 * static[name].abs() + 1e-9  # the tolerance of the iteration
+        assert float(((value - static[name]) / bar).abs().max()) <= 5, name
+    assert float(run.stderr.outputs.max()) < 0.05
 
 
 def test_the_stride_does_not_matter(pose: Callable[..., Problem]) -> None:

@@ -90,7 +90,7 @@ class WhitenedLinear:
         rows = problem.inputs.flatten(1).double() / math.sqrt(chain.input_dim)
         input_kernel = rows @ rows.mT
         samples, strengths, outputs = torch.linalg.svd(problem.target_values.double(), full_matrices=False)
-        used = [k for k, strength in enumerate(strengths) if strength > 1e-14 * strengths[0]]
+        used = [k for k, strength in enumerate(strengths) if strength >= 1e-14 * strengths[0]]
         left = input_kernel[:, :train] @ samples[:, used]  # test rows see the training directions of their inputs
         right = outputs[used].mT
         unit = problem.lr * (_error_scale(problem) or 0.0)

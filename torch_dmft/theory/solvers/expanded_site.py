@@ -27,7 +27,7 @@ from torch_dmft.core.activation import Activation
 from torch_dmft.theory.infinite.latents import Population
 from torch_dmft.theory.moments import correlation, mehler, project
 
-_CHUNK = 2**19  # numbers per field that are expanded at once: they stay in cache
+_CHUNK = 2**17  # numbers per field that are expanded at once: a megabyte, so that they stay in cache
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class Side(nn.Module):
 
     Attributes:
         basis: Q, ``(k, size)`` orthonormal rows.
-        images: W q for each of them (W^T q' on the backward side).
+        images: W q for each of them (W^T q' on the backward side), for every copy of W in turn: ``(k * copies, size)``.
     """
 
     def __init__(self, population: Population, image_population: Population) -> None:
@@ -27,30 +27,36 @@ class Side(nn.Module):
 
 
 class GaussianMatrix(nn.Module):
-    r"""An S_out x S_in matrix W with entries N(0, 1/S_in), sampled only along the vectors it is applied to.
+    r"""An S_out x S_in matrix W with entries N(0, 1/fan_in), sampled only along the vectors it is applied to.
 
     With Q an orthonormal basis of the inputs seen and Q' one of the gradients seen, the law of W given W Q and W^T Q' is
     known. The image of a new direction q, orthogonal to Q, is
 
-    .. math:: W q = Q' (W^T Q')^T q + (1 - Q' Q'^T) \xi, \qquad \xi \sim N(0, 1/S_{in}).
+    .. math:: W q = Q' (W^T Q')^T q + (1 - Q' Q'^T) \xi, \qquad \xi \sim N(0, 1/\mathrm{fan\_in}).
 
     The first term is what the matrix already owes to its gradients: averaged over neurons it is the response term A of the
     field theory (B for the transpose), including the equal-time one. Dropping it (``responses=False``) is the gradient
     independence ansatz.
+
+    A convolution is several independent matrices, one per kernel tap, which meet the same inputs and gradients: ``copies``
+    of W share the bases Q and Q' and differ in their images; fan_in = copies * S_in.
 
     Args:
         inputs: population of the columns (S_in neurons).
         outputs: population of the rows (S_out neurons).
         tolerance: largest part of a vector, relative to its norm, that may stay outside the basis.
         responses: keep the response term.
+        copies: independent matrices that share the bases.
     """
 
-    def __init__(self, inputs: Population, outputs: Population, *, tolerance: float, responses: bool = True) -> None:
+    def __init__(
+        self, inputs: Population, outputs: Population, *, tolerance: float, responses: bool = True, copies: int = 1
+    ) -> None:
         super().__init__()
         self.forward_side = Side(inputs, outputs)
         self.backward_side = Side(outputs, inputs)
-        self.tolerance, self.responses = tolerance, responses
-        self.scale = inputs.size**-0.5
+        self.tolerance, self.responses, self.copies = tolerance, responses, copies
+        self.scale = (copies * inputs.size) ** -0.5
 
     def meet_inputs(self, x: Float[Tensor, "row size"]) -> Float[Tensor, "row k"]:
         """Coordinates Q x of inputs, after extending Q and W Q so that they are covered."""
@@ -74,10 +80,12 @@ class GaussianMatrix(nn.Module):
 
     def _extend(self, directions: Tensor, side: Side, other: Side) -> None:
         side.population.observe(directions)
-        matched = side.image_population.can_match(len(directions))  # then fresh latents are orthogonal to Q' already
-        fresh = side.image_population.draw(len(directions))
+        count = len(directions) * self.copies
+        matched = side.image_population.can_match(count)  # then fresh latents are orthogonal to Q' already
+        fresh = side.image_population.draw(count)
         images = self.scale * (fresh if matched else project_off(fresh, other.basis.rows))
         if self.responses:
-            images = torch.addmm(images, directions @ other.images.rows.T, other.basis.rows)
+            known = (directions @ other.images.rows.T).unflatten(1, (other.basis.count, self.copies))
+            images = torch.addmm(images, known.mT.reshape(count, -1), other.basis.rows)
         side.basis.append(directions)
         side.images.append(images)

@@ -13,11 +13,12 @@ from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.memory import require_memory
 from torch_dmft.parameterization import Plan
+from torch_dmft.theory.cost import Cost, twin_cost
 from torch_dmft.theory.infinite.layers import InfiniteLinear
 from torch_dmft.theory.infinite.twin import default_tolerance, infinite_width
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import layer_names, track
-from torch_dmft.theory.solvers.replicas import average
+from torch_dmft.theory.solvers.replicas import average, replica_generators
 from torch_dmft.theory.solvers.training import train_and_record
 
 
@@ -64,23 +65,22 @@ class InfiniteWidth:
                 remedy=f"solvers.InfiniteWidth(neurons={2 ** math.ceil(math.log2(8 * directions))})",
             )
         require_memory(
-            self.memory(problem),
+            self.estimate(problem).memory,
             problem.inputs.device,
             what=f"The twin with {self.neurons} neurons",
             remedy="fewer neurons with more replicas, a larger tolerance, or fewer recorded steps",
         )
 
-    def memory(self, problem: Problem) -> int:
-        """Estimate of the bytes that one replica needs: bases and images of all hidden matrices at their likely rank."""
-        layers = len(problem.network.architecture.layers) - 2 if problem.network else problem.chain.depth - 1  # type: ignore[union-attr]
-        rows = problem.samples * (1 + problem.outputs)
-        rank = min(self.neurons, rows * (1 + problem.steps), 8 * rows + 256)
-        element = problem.inputs.element_size()
-        return 8 * max(layers, 1) * self.neurons * rank * element
+    def estimate(self, problem: Problem, recorded: int | None = None) -> Cost:
+        """What solving the problem will cost; ``print`` it. ``solve(..., progress=True)`` shows it before it starts."""
+        records = problem.steps + 1 if recorded is None else recorded
+        return twin_cost(problem, neurons=self.neurons, replicas=self.replicas, recorded=records)
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins and average; see ``solve``."""
         tolerance = default_tolerance(problem.gamma0) if self.tolerance is None else self.tolerance
+        if progress:
+            print(self.estimate(problem, len(record)))
         return train_replicas(
             problem,
             record,
@@ -109,17 +109,16 @@ def train_replicas(
     responses: bool = True,
 ) -> Trajectory:
     """The mean over independently drawn twins of a problem's network, each trained and recorded."""
-    generator = generator or torch.Generator().manual_seed(0)
     posed = rotated(problem)
     runs, ranks = [], [0]
-    for replica in range(replicas):
-        plan = twin_of(posed, neurons, tolerance=tolerance, generator=generator, law=law, responses=responses)
+    for replica, own in enumerate(replica_generators(generator, replicas)):
+        plan = twin_of(posed, neurons, tolerance=tolerance, generator=own, law=law, responses=responses)
         bar = track(range(problem.steps + 1), f"{origin}: replica {replica + 1} of {replicas}", progress=progress)
         runs.append(train_and_record(posed, plan, record, two_time=two_time, steps=bar))
         ranks += [max(layer.rank) for layer in plan.model.modules() if isinstance(layer, InfiniteLinear)]
     facts = {"neurons": neurons, "replicas": replicas, "tolerance": tolerance, "rank": max(ranks)}
     answer = average(runs, origin=origin, metadata=facts)
-    return _renamed(answer, problem)
+    return renamed(answer, problem)
 
 
 def twin_of(
@@ -164,7 +163,7 @@ def rotated(problem: Problem) -> Problem:
     return replace(problem, inputs=inputs, chain=replace(problem.chain, input_dim=len(right)))
 
 
-def _renamed(trajectory: Trajectory, problem: Problem) -> Trajectory:
+def renamed(trajectory: Trajectory, problem: Problem) -> Trajectory:
     """With the module paths of the problem's own network."""
     if problem.chain is None:
         return trajectory

@@ -14,6 +14,18 @@ _PRIOR_DEGREES = 8
 """Weight of the variance pooled over entries against each entry's own, in degrees of freedom."""
 
 
+def replica_generators(generator: torch.Generator | None, count: int) -> list[torch.Generator]:
+    """One source of randomness per replica, so that what one draws does not depend on how much another has drawn.
+
+    Args:
+        generator: where the replicas' seeds come from; None for a fresh one with seed 0.
+        count: number of replicas.
+    """
+    parent = torch.Generator().manual_seed(0) if generator is None else generator
+    seeds = torch.randint(2**62, (count,), generator=parent, device=parent.device)
+    return [torch.Generator(parent.device).manual_seed(int(seed)) for seed in seeds]
+
+
 def average(
     runs: Sequence[Trajectory], *, origin: str, metadata: Mapping[str, str | int | float | bool | None]
 ) -> Trajectory:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from torch_dmft.architecture import Architecture, Role
 from torch_dmft.core.errors import Place, UnsupportedModelError
 
-_NORMS = (nn.LayerNorm, nn.RMSNorm)
+NORMS = (nn.LayerNorm, nn.RMSNorm, _NormBase)
+_WIDENED = (nn.Linear, _ConvNd, *NORMS)
+_ANY_WIDTH = -1
+"""Axis of a norm layer without parameters, which nothing names."""
 
 
 def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
@@ -45,29 +50,78 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
         raise UnsupportedModelError("The theory cannot predict this model:", places)
 
 
-def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Module:
-    """A copy of a model with every width scaled so that the readout reads ``neurons`` neurons; parameters on "meta"."""
+def refuse_unwidenable(model: nn.Module) -> None:
+    """Refuse a model that cannot be built at another width.
 
-    def wide(features: int, is_width: bool) -> int:
-        return max(1, round(features * neurons / architecture.width)) if is_width else features
+    Raises:
+        UnsupportedModelError: naming every such place.
+    """
+    places = []
+    for path, module in model.named_modules():
+        groups = getattr(module, "groups", 1)
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            places.append(Place(path, "dropout makes training random", "set p=0, also in the network to compare with"))
+        elif isinstance(module, _ConvNd) and groups not in (1, module.in_channels):
+            places.append(Place(path, f"{groups} groups of channels have no meaning at other widths", "groups=1"))
+        elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, _WIDENED):
+            reason = f"a {type(module).__name__} cannot be built at another width yet"
+            places.append(Place(path or "(model)", reason, "use linear, convolution, LayerNorm, RMSNorm or BatchNorm"))
+    if places:
+        raise UnsupportedModelError("This model cannot be widened:", places)
+
+
+def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Module:
+    """A copy of a model with every width scaled so that the readout reads ``neurons`` neurons; parameters on "meta".
+
+    Behind a flattened feature map the readout reads a multiple of its positions, so the width is the nearest possible.
+    """
+    sizes = {layer.out_axis: layer.out_features for layer in architecture.layers if layer.out_axis is not None}
+
+    def wide(features: int, axis: int | None) -> int:
+        if axis is None:
+            return features
+        size = sizes.get(axis, features)  # a flattened axis holds this many neurons at every position
+        return features // size * max(1, round(size * neurons / architecture.width))
 
     # Weights are replaced, so they are not copied.
     kept = {id(parameter): parameter for parameter in model.parameters()}
     result = copy.deepcopy(model, memo=dict(kept))
     with torch.device("meta"):
         for layer in architecture.layers:
-            features = wide(layer.in_features, layer.in_axis is not None)
-            linear = nn.Linear(features, wide(layer.out_features, layer.out_axis is not None), layer.bias is not None)
-            result.set_submodule(layer.path, linear)
+            size = wide(layer.in_features, layer.in_axis), wide(layer.out_features, layer.out_axis)
+            result.set_submodule(layer.path, _wide_layer(model.get_submodule(layer.path), *size))
+        axes = {vector.path: vector.axis for vector in architecture.vectors}
         for path, module in model.named_modules():
-            if isinstance(module, _NORMS):
-                result.set_submodule(path, _wide_norm(module, wide))
+            if isinstance(module, NORMS):
+                result.set_submodule(path, _wide_norm(module, partial(wide, axis=axes.get(path, _ANY_WIDTH))))
     return result
 
 
-def _wide_norm(module: nn.LayerNorm | nn.RMSNorm, wide: Callable[[int, bool], int]) -> nn.Module:
+def _wide_layer(module: nn.Module, inputs: int, outputs: int) -> nn.Module:
+    has_bias = getattr(module, "bias", None) is not None
+    if not isinstance(module, _ConvNd):
+        return nn.Linear(inputs, outputs, has_bias)
+    convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(module.kernel_size)]
+    return convolution(
+        inputs,
+        outputs,
+        module.kernel_size,  # type: ignore[arg-type]
+        stride=module.stride,  # type: ignore[arg-type]
+        padding=module.padding,  # type: ignore[arg-type]
+        dilation=module.dilation,  # type: ignore[arg-type]
+        groups=1 if module.groups == 1 else inputs,
+        bias=has_bias,
+        padding_mode=module.padding_mode,  # type: ignore[arg-type]
+    )
+
+
+def _wide_norm(module: nn.Module, wide: Callable[[int], int]) -> nn.Module:
+    if isinstance(module, _NormBase):
+        settings = module.eps, module.momentum, module.affine, module.track_running_stats
+        return type(module)(wide(module.num_features), *settings)
+    assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
     *positions, features = module.normalized_shape
-    shape = [*positions, wide(features, True)]
+    shape = [*positions, wide(features)]
     if isinstance(module, nn.RMSNorm):
         return nn.RMSNorm(shape, module.eps, module.elementwise_affine)
     has_shift = getattr(module, "bias", None) is not None
@@ -85,7 +139,7 @@ def materialise(model: nn.Module, like: Tensor) -> None:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if not any(tensor.is_meta for tensor in own):
             continue
-        if not isinstance(module, _NORMS):
+        if not isinstance(module, NORMS):
             reason = f"{type(module).__name__} holds tensors of its own"
             remedy = "build them in forward, or pass a model rather than a factory"
             places.append(Place(path or "(model)", reason, remedy))

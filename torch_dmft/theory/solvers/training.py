@@ -42,7 +42,10 @@ def train_and_record(
             break
         _make_room(plan, optimizer, problem.samples * (2 + problem.outputs))
         recorder.step = step
-        if step in kept:
+        shared = plan.architecture.row_independent  # else test rows would take part in the training, as in BatchNorm
+        if not shared:
+            outputs = _measured_apart(problem, plan, recorder, step, keep=step in kept)
+        elif step in kept:
             with capture(recorder.subject) as taps:
                 outputs = plan.model(problem.inputs)
             taken = measure(taps, outputs, layouts=layouts, retain_graph=step < last)
@@ -66,6 +69,16 @@ def train_and_record(
         optimizer.step()
     trajectory = recorder.trajectory()
     return replace(trajectory, lr=problem.lr, targets=_known_targets(problem))
+
+
+def _measured_apart(problem: Problem, plan: Plan, recorder: Recorder, step: int, *, keep: bool) -> Tensor:
+    """Record in eval mode, then the outputs of the rows that the step sees, in train mode; other rows are zero."""
+    if keep:
+        recorder.record()
+    batch = problem.batch(step) if step < problem.steps else None
+    rows = torch.arange(problem.train_samples, device=problem.inputs.device) if batch is None else batch
+    outputs = plan.model(problem.inputs[rows])
+    return outputs.new_zeros(problem.train_samples, outputs.shape[1]).index_copy(0, rows, outputs)
 
 
 def _known_targets(problem: Problem) -> Tensor | None:

@@ -1,0 +1,155 @@
+"""FiniteWidth: what networks of one finite width do, with their spread over initialisations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
+from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.measurement.memory import require_memory
+from torch_dmft.parameterization import Plan
+from torch_dmft.theory.infinite.layers import InfiniteLinear
+from torch_dmft.theory.infinite.twin import default_tolerance
+from torch_dmft.theory.infinite.widen import refuse_unsupported, refuse_unwidenable
+from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solvers.assembly import track
+from torch_dmft.theory.solvers.infinite_width import renamed, rotated, twin_of
+from torch_dmft.theory.solvers.networks import initialise, network_of
+from torch_dmft.theory.solvers.replicas import average
+from torch_dmft.theory.solvers.training import train_and_record
+
+_DENSE_FROM = 0.4
+"""Rank per width from which a dense matrix is cheaper: a step takes about 14 N k flops per row, a dense one 6 N^2."""
+_SMALL = 512
+"""Widths up to this are dense unless a tolerance is asked for: multiplying by such a matrix is cheaper than not to."""
+
+
+@dataclass(frozen=True)
+class FiniteWidth:
+    r"""Networks of width N: the mean over initialisations, the spread around it, and the networks themselves.
+
+    At large width kernels are Gaussian around the limit, k ~ N(k* + a / N, Sigma / N) (Bordelon & Pehlevan 2022, section
+    5.2). The mean and Sigma are estimated from ``replicas`` independent networks, each sampled lazily: exactly i.i.d.
+    networks of width N (``torch_dmft.theory.infinite.latents``, law "network"), for O(N k) time and memory per matrix
+    instead of O(N^2). Where that saves nothing (small widths, or training that explores so many directions that the rank
+    k exceeds 0.4 N), and for architectures that the engine does not cover (convolutions, BatchNorm), ordinary dense
+    networks of the same law are trained.
+
+    The answer's ``stderr`` is that of the mean, its ``spread`` the standard deviation of one network, and its
+    ``replicas`` hold every network, from which any covariance follows. ``compare(measured, answer)`` judges by them
+    whether a measured network behaves as its width explains.
+
+    Any loss, optimizer setting and network that can be built at width N. Cost: ``replicas`` runs.
+
+    Args:
+        width: N, neurons of the last hidden layer; other widths in proportion.
+        replicas: R. The mean has the error spread / sqrt(R), the spread a relative error of 1 / sqrt(2 R).
+        generator: source of randomness; None for a fresh one with seed 0.
+        tolerance: relative part of a feature or gradient vector that lazy sampling may ignore; 0 for dense networks
+            throughout, None for 1e-2 * min(1, gamma0) and dense networks up to a width of 512.
+    """
+
+    width: int
+    replicas: int = 64
+    generator: torch.Generator | None = None
+    tolerance: float | None = None
+
+    def check(self, problem: Problem) -> None:
+        """Refuse settings and problems that cannot be done."""
+        if self.width < 1 or self.replicas < 4 or (self.tolerance is not None and self.tolerance < 0):
+            raise InvalidInputError(
+                "A width, at least four replicas and a tolerance that is not negative are needed.",
+                got=f"width={self.width}, replicas={self.replicas}, tolerance={self.tolerance}",
+            )
+        if problem.chain is None:
+            assert problem.network is not None  # a problem without a chain has a network
+            refuse_unwidenable(problem.network.model)
+        require_memory(
+            self.memory(problem),
+            problem.inputs.device,
+            what=f"{self.replicas} networks of width {self.width}",
+            remedy="fewer replicas, or fewer recorded steps: solve(problem, record=range(0, steps + 1, 10))",
+        )
+
+    def memory(self, problem: Problem) -> int:
+        """Estimate of the bytes that the kernels of all replicas need."""
+        layers = problem.chain.depth + 1 if problem.chain else len(problem.network.architecture.layers)  # type: ignore[union-attr]
+        entries = layers * (problem.samples * problem.outputs) ** 2 * 3 * (problem.steps + 1)
+        return self.replicas * entries * problem.inputs.element_size()
+
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+        """Train ``replicas`` networks and average; see ``solve``."""
+        origin = f"theory (N={self.width})"
+        posed = rotated(problem)
+        networks = _Networks(self, posed)
+        runs = []
+        for _ in track(range(self.replicas), origin, progress=progress):
+            plan = next(networks)
+            run = train_and_record(posed, plan, record, two_time=two_time, steps=range(problem.steps + 1))
+            networks.learn(plan)
+            runs.append(renamed(run, problem))
+        facts = {"width": self.width, "replicas": self.replicas, "dense": networks.are_dense}
+        answer = average(runs, origin=origin, metadata=facts)
+        return replace(answer, replicas=tuple(_equal_times(run) for run in runs))
+
+
+class _Networks(Iterator[Plan]):
+    """Independent networks of one width, lazily sampled ones as long as that is cheaper than dense ones."""
+
+    def __init__(self, solver: FiniteWidth, problem: Problem) -> None:
+        self.problem, self.width = problem, solver.width
+        self.generator = solver.generator or torch.Generator().manual_seed(0)
+        self.tolerance = default_tolerance(problem.gamma0) if solver.tolerance is None else solver.tolerance
+        # One step brings every row's features and gradients; there is no use in a first lazy network to find that out.
+        directions = problem.samples * (1 + problem.outputs)
+        is_small = solver.tolerance is None and self.width <= _SMALL
+        saturates = directions > _DENSE_FROM * self.width
+        self.are_dense = self.tolerance == 0 or is_small or saturates or not _is_covered(problem)
+        self._dense: Plan | None = None
+
+    def __next__(self) -> Plan:
+        if not self.are_dense:
+            settings = {"law": "network", "responses": True, "tolerance": self.tolerance, "generator": self.generator}
+            return twin_of(self.problem, self.width, **settings)  # type: ignore[arg-type]
+        if self._dense is None:
+            self._dense = network_of(self.problem, self.width)
+        initialise(self._dense, self.generator)
+        return self._dense
+
+    def learn(self, trained: Plan) -> None:
+        """Go over to dense networks if this one met too many directions: the law is the same."""
+        layers = [m for m in trained.model.modules() if isinstance(m, InfiniteLinear)]
+        ranks = [sum(layer.rank) / (layer.in_features + layer.out_features) for layer in layers]
+        self.are_dense = self.are_dense or max(ranks, default=0.0) > _DENSE_FROM
+
+
+def _is_covered(problem: Problem) -> bool:
+    """Whether the engine can sample this network lazily."""
+    if problem.chain is not None:
+        return True
+    assert problem.network is not None  # a problem without a chain has a network
+    try:
+        refuse_unsupported(problem.network.model, problem.network.architecture)
+    except UnsupportedModelError:
+        return False
+    return True
+
+
+def _equal_times(run: Trajectory) -> Trajectory:
+    """What a comparison needs of a replica: R of them are kept."""
+    layers = tuple(
+        replace(
+            layer,
+            forward=Kernel(layer.forward.equal_time),
+            backward=Kernel(layer.backward.equal_time),
+            ntk=Kernel(layer.ntk.equal_time),
+            fields=None,
+        )
+        for layer in run.layers
+    )
+    return replace(run, layers=layers, ntk=Kernel(run.ntk.equal_time))

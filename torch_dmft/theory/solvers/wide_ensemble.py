@@ -1,0 +1,154 @@
+"""WideEnsemble: the infinite-width limit read off ordinary networks of several widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.trajectory import Trajectory, combine
+from torch_dmft.measurement.memory import require_memory
+from torch_dmft.parameterization import Plan
+from torch_dmft.theory.infinite.widen import refuse_unwidenable
+from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solvers.assembly import track
+from torch_dmft.theory.solvers.infinite_width import renamed, rotated
+from torch_dmft.theory.solvers.networks import initialise, negate_readout, network_of
+from torch_dmft.theory.solvers.replicas import average
+from torch_dmft.theory.solvers.training import train_and_record
+
+
+@dataclass(frozen=True)
+class WideEnsemble:
+    r"""A reference from wide networks, not a field theory: plain torch networks, extrapolated to infinite width.
+
+    At each width N networks are trained in antithetic pairs: one with readout w, one with -w. Each is a valid draw, and what
+    is odd in w, the noise of f(0) above all, cancels in the pair. Every number then follows
+
+    .. math:: y(N) = a + b / N + \text{noise of variance} \propto 1 / N ,
+
+    fitted by least squares with weights proportional to N; a is the answer. As the weights do not look at the data, a is
+    a fixed linear combination of means, without bias beyond O(1/N^2), and its standard error is exact error propagation.
+
+    No theory of the layers is needed, so that this takes whatever can be built and trained at another width:
+    convolutions, and BatchNorm (trained in train mode, recorded in eval mode, as ``Recorder`` does). Refuses dropout,
+    grouped convolutions other than depthwise ones, and modules with parameters of another kind.
+
+    The answer's metadata hold ``chi_squared``, the squared residual of the fit in units of its error, averaged over all
+    numbers, per degree of freedom. It is about 1 if the widths are large enough for a straight line in 1/N; entries are
+    correlated, so it scatters. With two widths the fit is exact and there is no such test (NaN).
+
+    Cost: 2 * pairs runs at every width, O(N^2) time and memory each.
+
+    Args:
+        widths: N of the last hidden layer, at least two.
+        pairs: antithetic pairs per width.
+        generator: source of randomness; None for a fresh one with seed 0.
+    """
+
+    widths: tuple[int, ...] = (128, 256, 512)
+    pairs: int = 32
+    generator: torch.Generator | None = None
+
+    def check(self, problem: Problem) -> None:
+        """Refuse settings and problems that cannot be done."""
+        if len(set(self.widths)) < 2 or min(self.widths) < 1 or self.pairs < 4:
+            raise InvalidInputError(
+                "At least two widths and four pairs are needed for a limit with an error.",
+                got=f"widths={self.widths}, pairs={self.pairs}",
+            )
+        if problem.chain is None:
+            assert problem.network is not None  # a problem without a chain has a network
+            refuse_unwidenable(problem.network.model)
+        layers = problem.chain.depth + 1 if problem.chain else len(problem.network.architecture.layers)  # type: ignore[union-attr]
+        kernels = 3 * layers * (problem.samples * problem.outputs) ** 2 * (problem.steps + 1) * self.pairs
+        require_memory(
+            (kernels + 4 * layers * max(self.widths) ** 2) * problem.inputs.element_size(),
+            problem.inputs.device,
+            what=f"{self.pairs} pairs of networks of width {max(self.widths)}",
+            remedy="smaller widths or fewer pairs",
+        )
+
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+        """Train pairs of networks at every width and extrapolate; see ``solve``."""
+        generator = self.generator or torch.Generator().manual_seed(0)
+        posed = rotated(problem)
+        widths, estimates = [], []
+        for width in sorted(set(self.widths)):
+            plan = network_of(posed, width)
+            pairs = []
+            for _ in track(range(self.pairs), f"pairs of networks of width {plan.width}", progress=progress):
+                pairs.append(_train_pair(posed, plan, record, generator, two_time=two_time))
+            widths.append(plan.width)
+            estimates.append(average(pairs, origin=plan.origin, metadata={"width": plan.width}))
+        answer = extrapolate(widths, estimates)
+        facts: dict[str, str | int | float | bool | None] = {
+            "widths": ", ".join(map(str, widths)),
+            "pairs": self.pairs,
+            "kind": "wide-network reference",
+        }
+        return renamed(replace(answer, metadata={**facts, **answer.metadata}), problem)
+
+
+def extrapolate(widths: Sequence[int], estimates: Sequence[Trajectory]) -> Trajectory:
+    """The limit of infinite width of every number, by least squares of a + b / N with weights proportional to N.
+
+    Args:
+        widths: N of each estimate.
+        estimates: means with standard errors, all in one layout.
+
+    Returns:
+        a with its standard error; ``metadata["chi_squared"]`` is per degree of freedom and over all numbers that vary.
+    """
+    n = torch.tensor(widths, dtype=torch.float64)
+    design = torch.stack([torch.ones_like(n), n.min() / n], dim=1)
+    weighted = design * n.sqrt()[:, None]
+    coefficients = torch.linalg.pinv(weighted) * n.sqrt()  # (coefficient, width): a and b from the means
+    both = [*estimates, *(estimate.stderr for estimate in estimates if estimate.stderr is not None)]
+    limit = combine(both, lambda values: _fit(values, coefficients, design)[0])
+    stderr = combine(both, lambda values: _fit(values, coefficients, design)[1])
+    residual = combine(both, lambda values: _fit(values, coefficients, design)[2])
+    degrees = len(n) - 2
+    facts = {"chi_squared": _mean_of_all(residual) / degrees if degrees else float("nan"), "degrees": degrees}
+    return replace(limit, stderr=stderr, origin="wide networks (N to inf)", metadata=facts)
+
+
+def _fit(
+    values: Sequence[Tensor], coefficients: Float[Tensor, "2 width"], design: Float[Tensor, "width 2"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """a, its standard error, and the sum of squared residuals in units of their errors; NaN where nothing varies."""
+    count = len(values) // 2
+    means, errors = (torch.stack(list(half)).double() for half in (values[:count], values[count:]))
+    fitted = torch.tensordot(coefficients, means, dims=1)
+    residuals = means - torch.tensordot(design, fitted, dims=1)
+    stderr = torch.tensordot(coefficients[:1].square(), errors.square(), dims=1)[0].sqrt()
+    round_off = 16 * torch.finfo(values[0].dtype).eps * means.square().mean().sqrt()
+    varies = (errors > round_off).all(0)
+    squared = (residuals / errors).square().sum(0).where(varies, torch.nan)
+    like = values[0].dtype
+    return fitted[0].to(like), stderr.to(like), squared.to(like)
+
+
+def _mean_of_all(run: Trajectory) -> float:
+    """Over outputs and kernels; the NTKs are products of those."""
+    arrays = [run.outputs, *(kernel.array for layer in run.layers for kernel in (layer.forward, layer.backward))]
+    return float(torch.cat([array.flatten() for array in arrays]).nanmean())
+
+
+def _train_pair(
+    problem: Problem, plan: Plan, record: Tensor, generator: torch.Generator, *, two_time: bool
+) -> Trajectory:
+    """The mean of a network and of the same network with the opposite readout."""
+    initialise(plan, generator)
+    start = {name: value.clone() for name, value in plan.model.state_dict().items()}
+    runs = []
+    for sign in (1, -1):
+        plan.model.load_state_dict(start)
+        if sign < 0:
+            negate_readout(plan)
+        runs.append(train_and_record(problem, plan, record, two_time=two_time, steps=range(int(record[-1]) + 1)))
+    return combine(runs, lambda values: (values[0] + values[1]) / 2)

@@ -92,6 +92,7 @@ class Problem:
         batches: one index tensor into the training rows per step, or None for full-batch steps.
         chain: the network as a dense chain, or None if it is something else.
         network: a torch model (any width) that shows the architecture when ``chain`` is None.
+        temperature: T of Langevin noise: every unit-form parameter also gets sqrt(2 T eta) N(0, 1) in every step.
     """
 
     inputs: Tensor
@@ -106,6 +107,7 @@ class Problem:
     batches: tuple[Tensor, ...] | None = None
     chain: Chain | None = None
     network: Plan | None = None
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what no solver can do."""
@@ -184,6 +186,7 @@ class Problem:
         width_ratios: Sequence[float] | None = None,
         batches: Sequence[Tensor] | None = None,
         test_inputs: Tensor | None = None,
+        temperature: float = 0.0,
     ) -> Problem:
         """A dense chain of ``depth`` equal hidden layers.
 
@@ -206,6 +209,7 @@ class Problem:
             width_ratios: N_l / N_L for l = 1..L, the last of them 1.
             batches: one index tensor into the training rows per step.
             test_inputs: ``(test, D)`` further rows to predict, appended after the training rows.
+            temperature: T of Langevin noise.
 
         Raises:
             InvalidInputError: for shapes or values that do not fit, each with its remedy.
@@ -225,11 +229,12 @@ class Problem:
                 got=f"{tuple(test_inputs.shape)} beside {tuple(inputs.shape)}",
             )
         rows = inputs if test_inputs is None else torch.cat([inputs, test_inputs.to(inputs)])
+        rows = rows.flatten(1) if rows.ndim > 1 else rows
         outputs = _count_outputs(targets)
         hidden = tuple(HiddenLayer(activation, gain, bias_std, ratio) for ratio in ratios)
         named_activation(activation)
         return cls(
-            inputs=rows.flatten(1),
+            inputs=rows,
             targets=targets,
             loss=_default_loss(targets) if loss is None else loss,
             lr=lr,
@@ -239,7 +244,8 @@ class Problem:
             momentum=momentum,
             weight_decay=weight_decay,
             batches=None if batches is None else tuple(batches),
-            chain=Chain(rows.flatten(1).shape[1], hidden, outputs),
+            temperature=temperature,
+            chain=Chain(rows.shape[-1], hidden, outputs),
         )
 
     @classmethod
@@ -304,12 +310,12 @@ class Problem:
 def _chain_of(plan: Plan) -> Chain | None:
     """The plan's model as a dense chain, or None if it is something else."""
     architecture = plan.architecture
-    if not architecture.is_chain or any(layer.activation is None for layer in architecture.layers[:-1]):
+    if not architecture.is_chain:
         return None
     rules = {rule.name: rule for rule in plan.rules}
     hidden = tuple(
         HiddenLayer(
-            activation=str(layer.activation),
+            activation=layer.activation or "linear",
             gain=rules[layer.weight].gain,
             bias_std=None if layer.bias is None else rules[layer.bias].std,
             width_ratio=layer.out_features / architecture.width,
@@ -330,6 +336,21 @@ def _count_outputs(targets: Tensor) -> int:
     return int(targets.max()) + 1
 
 
+def _check_targets(targets: Tensor, outputs: int) -> None:
+    """Refuse targets that do not fit the outputs, where torch would fail late or broadcast."""
+    if targets.is_floating_point():
+        if _count_outputs(targets) != outputs:
+            raise InvalidInputError(
+                "Float targets need one column per output.", got=f"shape {tuple(targets.shape)} for {outputs} outputs"
+            )
+    elif targets.dtype != torch.int64 or int(targets.min()) < 0 or int(targets.max()) >= outputs:
+        raise InvalidInputError(
+            f"Targets that are not floats are class numbers 0..{outputs - 1} of type torch.int64.",
+            got=f"{targets.tolist()[:8]} of {targets.dtype}",
+            remedy="targets.long() for classes, targets.float() for numbers",
+        )
+
+
 def _check(problem: Problem) -> None:
     inputs, targets = problem.inputs, problem.targets
     if inputs.ndim < 2 or not inputs.is_floating_point():
@@ -347,6 +368,7 @@ def _check(problem: Problem) -> None:
             "A problem needs at least two training rows, and no more targets than inputs.",
             got=f"{len(targets)} targets, {len(inputs)} inputs",
         )
+    _check_targets(targets, problem.outputs)
     for name, values in (("inputs", inputs), ("targets", targets)):
         if values.is_floating_point() and not bool(torch.isfinite(values).all()):
             bad = int(
@@ -365,12 +387,14 @@ def _check(problem: Problem) -> None:
             got=str(problem.gamma0),
             remedy="the lazy limit gamma0 = 0 is solvers.StaticNTK()",
         )
-    if not problem.lr > 0 or problem.steps < 0 or not 0 <= problem.momentum < 1 or problem.weight_decay < 0:
+    if not 0 < problem.lr < math.inf or problem.steps < 0 or not 0 <= problem.momentum < 1 or problem.weight_decay < 0:
         raise InvalidInputError(
             "lr > 0, steps >= 0, 0 <= momentum < 1 and weight_decay >= 0 are needed.",
             got=f"lr={problem.lr}, steps={problem.steps}, momentum={problem.momentum}, "
             f"weight_decay={problem.weight_decay}",
         )
+    if not 0 <= problem.temperature < math.inf:
+        raise InvalidInputError("The temperature of the noise is not negative.", got=str(problem.temperature))
     if problem.batches is not None:
         if len(problem.batches) < problem.steps:
             raise InvalidInputError(

@@ -1,0 +1,172 @@
+"""A problem refuses what has no answer, before anything runs, and poses what a wrapped model is trained on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_dmft as dmft
+from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+
+INPUTS = torch.linspace(-1, 1, 30).reshape(5, 6)
+TARGETS = torch.linspace(-1, 1, 5)
+CLASSES = torch.tensor([0, 1, 2, 1, 0])
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no hidden layer": ({"depth": 0}, "at least one hidden layer"),
+    "widths of another depth": ({"depth": 2, "width_ratios": [1.0]}, r"width_ratios=\[2.0, 1.0\]"),
+    "last width is the unit": ({"depth": 2, "width_ratios": [1.0, 2.0]}, "relative to the last"),
+    "no width": ({"depth": 2, "width_ratios": [0.0, 1.0]}, "positive"),
+    "unknown activation": ({"activation": "tan"}, "one of .*tanh"),
+    "inputs without features": ({"inputs": INPUTS[:, 0]}, "sample axis"),
+    "inputs of integers": ({"inputs": torch.ones(5, 6, dtype=torch.int64)}, "floating point"),
+    "inputs not finite": ({"inputs": INPUTS.masked_fill(INPUTS > 0.95, math.nan)}, "row 4"),
+    "test inputs of another shape": ({"test_inputs": INPUTS[:, :3]}, "differ in shape"),
+    "targets not finite": ({"targets": TARGETS.masked_fill(TARGETS > 0.9, math.inf)}, "row 4"),
+    "targets of three axes": ({"targets": torch.ones(5, 1, 1)}, r"\(train, output\)"),
+    "more targets than inputs": ({"targets": torch.ones(6)}, "6 targets, 5 inputs"),
+    "one training row": ({"targets": torch.ones(1)}, "at least two training rows"),
+    "a negative class": ({"targets": CLASSES - 1}, r"class numbers 0\.\.1"),
+    "classes of bool": ({"targets": CLASSES > 0}, r"targets\.long\(\)"),
+    "gamma0 of zero": ({"gamma0": 0.0}, "StaticNTK"),
+    "gamma0 not finite": ({"gamma0": math.inf}, "gamma0 must be positive"),
+    "no learning rate": ({"lr": 0.0}, "lr=0.0"),
+    "learning rate not finite": ({"lr": math.inf}, "lr=inf"),
+    "negative steps": ({"steps": -1}, "steps=-1"),
+    "momentum of one": ({"momentum": 1.0}, "momentum=1.0"),
+    "negative decay": ({"weight_decay": -0.1}, "weight_decay=-0.1"),
+    "too few batches": ({"batches": [torch.tensor([0])]}, "1 batches for 3 steps"),
+    "an empty batch": ({"batches": 3 * [torch.tensor([], dtype=torch.int64)]}, "batch 0"),
+    "a batch of test rows": ({"targets": TARGETS[:4], "batches": 3 * [torch.tensor([4])]}, r"batch 0: \[4\]"),
+    "a loss for every row": ({"loss": nn.MSELoss(reduction="none")}, "one finite number"),
+    "a loss without value": ({"loss": lambda f, y: (f - y).sum() * math.nan}, "one finite number"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refuses(case: str) -> None:
+    change, message = REFUSED[case]
+    settings = {"inputs": INPUTS, "targets": TARGETS, "steps": 3} | change
+    with pytest.raises(InvalidInputError, match=message):
+        dmft.Problem.mlp(settings.pop("inputs"), settings.pop("targets"), **settings)
+
+
+def test_a_problem_needs_a_network() -> None:
+    with pytest.raises(InvalidInputError, match=r"Problem\.mlp or Problem\.like"):
+        dmft.Problem(INPUTS, TARGETS, nn.MSELoss(), lr=0.1, steps=1, gamma0=1.0, outputs=1)
+
+
+@pytest.mark.parametrize(
+    ("targets", "outputs"), [(TARGETS, 1), (TARGETS[:, None], 1), (torch.ones(5, 3), 3), (CLASSES, 3)]
+)
+def test_counts_outputs_and_has_targets_as_floats(targets: Tensor, outputs: int) -> None:
+    problem = dmft.Problem.mlp(INPUTS, targets)
+    assert problem.outputs == outputs
+    assert problem.target_values.shape == (5, outputs)
+    if targets.ndim == 1 and targets.is_floating_point():
+        assert torch.equal(problem.target_values[:, 0], targets)
+    if not targets.is_floating_point():
+        assert torch.equal(problem.target_values.argmax(1), targets)
+        assert isinstance(problem.loss, nn.CrossEntropyLoss)
+
+
+def test_error_is_minus_the_gradient_on_the_rows_of_the_batch() -> None:
+    batches = (torch.tensor([0, 2]), torch.tensor([1]))
+    problem = dmft.Problem.mlp(INPUTS[:3], TARGETS[:3], steps=2, batches=batches, test_inputs=INPUTS[3:])
+    assert problem.train.tolist() == [True, True, True, False, False]
+    outputs = torch.arange(5.0)[:, None]
+    difference = torch.arange(3.0) - TARGETS[:3]
+    expected = torch.zeros(2, 5)
+    expected[0, [0, 2]] = -2 * difference[[0, 2]] / 2  # the mean runs over the batch
+    expected[1, 1] = -2 * difference[1]
+    for step in range(2):
+        torch.testing.assert_close(problem.error(outputs, step)[:, 0], expected[step])
+    whole = dmft.Problem.mlp(INPUTS[:3], TARGETS[:3], test_inputs=INPUTS[3:])
+    assert whole.batch(0) is None
+    torch.testing.assert_close(whole.error(outputs, 0)[:3, 0], -2 * difference / 3)
+
+
+def test_one_axis_of_targets_is_not_broadcast_against_outputs() -> None:
+    flat, column = (dmft.Problem.mlp(INPUTS, y) for y in (TARGETS, TARGETS[:, None]))
+    outputs = torch.randn(5, 1, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(flat.training_loss(outputs), column.training_loss(outputs))
+
+
+def test_input_kernel_is_per_feature() -> None:
+    problem = dmft.Problem.mlp(INPUTS, TARGETS)
+    torch.testing.assert_close(problem.input_kernel, INPUTS @ INPUTS.T / 6)
+
+
+def perceptron(outputs: int = 1) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(6, 24),
+        nn.ReLU(),
+        nn.Linear(24, 12, bias=False),
+        nn.Tanh(),
+        nn.Linear(12, outputs),
+    )
+
+
+def test_like_reads_the_chain_off_a_wrapped_model() -> None:
+    images = INPUTS.reshape(5, 2, 3)
+    model = perceptron()
+    nn.init.constant_(model[1].bias, 0.25)
+    plan = dmft.parameterize(model, images, gamma0=0.7)
+    train = torch.tensor([True, True, True, False, False])
+    problem = dmft.Problem.like(plan, dmft.Probe(images, TARGETS, train=train), lr=0.3, steps=2, momentum=0.5)
+    assert problem.chain is not None
+    first, second = problem.chain.hidden
+    assert (first.activation, first.gain, first.width_ratio) == ("relu", math.sqrt(2), 2.0)
+    assert first.bias_std == pytest.approx(0.25)
+    assert (second.activation, second.gain, second.bias_std, second.width_ratio) == ("tanh", 1.0, None, 1.0)
+    assert problem.chain.readout_bias
+    assert (problem.gamma0, problem.lr, problem.steps, problem.momentum) == (0.7, 0.3, 2, 0.5)
+    assert problem.train_samples == 3
+    answer = dmft.solve(problem, dmft.solvers.InfiniteWidth(neurons=256, replicas=1))
+    assert [layer.name for layer in answer.layers] == ["1", "3", "5"]
+    assert answer.outputs.shape == (3, 5, 1)
+
+
+def test_like_takes_the_effective_gamma0_of_the_ntk_scheme() -> None:
+    plan = dmft.parameterize(perceptron(), INPUTS, scheme="ntk")
+    problem = dmft.Problem.like(plan, dmft.Probe(INPUTS, TARGETS), lr=0.3, steps=2)
+    assert problem.gamma0 == pytest.approx(12**-0.5)
+
+
+def test_like_refuses_the_standard_scheme() -> None:
+    plan = dmft.parameterize(perceptron(), INPUTS, scheme="standard")
+    with pytest.raises(UnsupportedProblemError, match='scheme="mean_field"'):
+        dmft.Problem.like(plan, dmft.Probe(INPUTS, TARGETS), lr=0.3, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("targets", "train", "message"),
+    [
+        (None, None, "nothing to train on"),
+        (TARGETS, torch.tensor([True, False, True, True, True]), "reorder the probe"),
+        (torch.ones(5, 2), None, "one column per output"),
+        (torch.tensor([0, 0, 2, 0, 0]), None, r"class numbers 0\.\.0"),
+    ],
+)
+def test_like_refuses_probes_that_do_not_fit(targets: Tensor | None, train: Tensor | None, message: str) -> None:
+    plan = dmft.parameterize(perceptron(), INPUTS)
+    with pytest.raises(InvalidInputError, match=message):
+        dmft.Problem.like(plan, dmft.Probe(INPUTS, targets, train=train), lr=0.3, steps=2)
+
+
+@pytest.mark.parametrize("steps", [[], [-1], [3]])
+def test_only_steps_of_the_run_can_be_recorded(steps: list[int]) -> None:
+    problem = dmft.Problem.mlp(INPUTS, TARGETS, steps=2)
+    with pytest.raises(InvalidInputError, match=r"0\.\.2"):
+        dmft.solve(problem, record=steps)
+
+
+def test_steps_are_recorded_once_and_in_order() -> None:
+    problem = dmft.Problem.mlp(INPUTS, TARGETS, steps=3)
+    answer = dmft.solve(problem, dmft.solvers.InfiniteWidth(neurons=64, replicas=1), record=[3, 0, 3])
+    assert answer.steps.tolist() == [0, 3]

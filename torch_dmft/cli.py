@@ -7,51 +7,61 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 from torch_dmft import __version__
+from torch_dmft.core.errors import DMFTError
+from torch_dmft.settings import Data, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status, 2 for a mistake in the arguments or the data."""
+    """Run the command; returns its exit status: 2 for a mistake in the arguments or the data, 130 if interrupted."""
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
-    from torch_dmft.core.errors import DMFTError
-
     try:
         command(**options)
-    except DMFTError as error:
+    except (DMFTError, OSError) as error:
         print(f"torch-dmft: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("torch-dmft: interrupted; what was logged so far is readable", file=sys.stderr)
+        return 130
     return 0
 
 
 def _demo(**options: object) -> None:
-    from torch_dmft.demo import Settings, run
+    settings = Settings(**options)  # type: ignore[arg-type]
+    from torch_dmft.demo import run
 
-    run(Settings(**options))  # type: ignore[arg-type]
+    run(settings)
 
 
 def _compare(measured: Path, predicted: list[Path], logdir: Path | None) -> None:
     from torch_dmft.comparison import compare
     from torch_dmft.core.trajectory import Trajectory
+    from torch_dmft.demo import terminal
 
     first, *others = (Trajectory.load(path) for path in predicted)
     comparison = compare(Trajectory.load(measured), first, *others)
-    print(comparison)
+    console = terminal()
+    console.print(comparison)
     if logdir is not None:
         comparison.write_tensorboard(logdir)
-        print(f"Written. See it with: tensorboard --logdir {logdir}")
+        console.print(f'Written. See it with: tensorboard --logdir "{logdir}"', soft_wrap=True, highlight=False)
 
 
 def _widths(text: str) -> tuple[int, ...]:
     return tuple(int(width) for width in text.split(","))
 
 
+# argparse names the type in its message.
+_widths.__name__ = "list of widths"
+
 _HELP = {
     "data": "digits (scikit-learn), synthetic, or cifar10 (torchvision; see --data-dir)",
     "samples": "training images, half of each of two classes",
     "width": "neurons per hidden layer of the network",
-    "widths": "comma-separated: train networks of these widths too and show how the gap to theory shrinks",
+    "widths": "such as 128,512,2048: train networks of these widths too and show how the gap to theory shrinks",
     "depth": "hidden layers",
     "activation": "tanh, relu, erf, gelu, silu, sigmoid, softplus or linear",
     "gamma0": "feature-learning strength: small is lazy, large is rich",
@@ -62,7 +72,7 @@ _HELP = {
     "replicas": "independent runs of the theory, for its error bars",
     "seed": "seed of all random numbers",
     "device": "cpu, cuda, cuda:1, ...",
-    "logdir": "where logs, figures and trajectories go",
+    "logdir": "where logs, figures and trajectories go (default: a folder of runs/ named by the settings)",
     "data_dir": "where the CIFAR-10 files are",
 }
 
@@ -78,7 +88,6 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="train a network on images beside its infinite-width limit, and report",
         description="Wrap a network, train it on images of two classes, predict it by DMFT and by the static NTK, compare.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.set_defaults(command=_demo)
     _add_settings(demo)
@@ -86,19 +95,27 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=_compare)
     compare.add_argument("measured", type=Path, help="the network's trajectory")
     compare.add_argument("predicted", type=Path, nargs="+", help="one or more predictions")
-    compare.add_argument("--logdir", type=Path, help="also write TensorBoard logs here")
+    compare.add_argument("--logdir", type=Path, metavar="DIR", help="also write TensorBoard logs here")
     return parser
+
+
+_KINDS = {"int": (int, "N"), "float": (float, "X"), "Path": (Path, "DIR"), "Path | None": (Path, "DIR")}
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """An option for every field of the demo's settings, with the field's default."""
-    from torch_dmft.demo import Settings
-
     for field in fields(Settings):
-        kind = _widths if field.name == "widths" else type(field.default)
-        options = {"choices": ("digits", "synthetic", "cifar10")} if field.name == "data" else {"metavar": "X"}
-        name = "--" + field.name.replace("_", "-")
-        parser.add_argument(name, type=kind, default=field.default, help=_HELP[field.name], **options)  # type: ignore[arg-type]
+        kind, metavar = _KINDS.get(str(field.type), (str, "NAME"))
+        if field.name == "widths":
+            kind, metavar = _widths, "N,N"
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=kind,  # type: ignore[arg-type]
+            default=field.default,
+            metavar=metavar,
+            choices=get_args(Data) if field.name == "data" else None,
+            help=_HELP[field.name] + (" (default: %(default)s)" if field.default not in (None, ()) else ""),
+        )
 
 
 if __name__ == "__main__":

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
-
-Name = Literal["digits", "synthetic", "cifar10"]
+from torch_dmft.settings import Data
 
 
 def load(
-    name: Name, samples: int, folder: str | Path = "data", *, classes: tuple[int, int] = (0, 1), seed: int = 0
+    name: Data, samples: int, folder: str | Path = "data", *, classes: tuple[int, int] = (0, 1), seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Half of ``samples`` from each of two classes, alternating.
 
@@ -34,10 +33,14 @@ def load(
     Raises:
         InvalidInputError: if the data are not there or not enough; the message tells how to get them.
     """
-    if name not in get_args(Name):
-        raise InvalidInputError("There are no such data.", got=repr(name), remedy=", ".join(get_args(Name)))
+    if name not in get_args(Data):
+        raise InvalidInputError("There are no such data.", got=repr(name), remedy=", ".join(get_args(Data)))
     if samples < 4 or samples % 2:
-        raise InvalidInputError("An even number of at least 4 samples is needed.", got=str(samples))
+        raise InvalidInputError(
+            "An even number of at least 4 samples is needed: half of each of two classes.",
+            got=str(samples),
+            remedy=f"{max(4, samples + samples % 2)} samples",
+        )
     half = samples // 2
     if name == "synthetic":
         images, labels = _synthetic(half, seed)
@@ -47,7 +50,11 @@ def load(
     for label in classes:
         found = (labels == label).nonzero().flatten()[:half]
         if len(found) < half:
-            raise InvalidInputError(f"{name} has only {len(found)} images of class {label}.", got=f"{samples} samples")
+            raise InvalidInputError(
+                f"There are only {len(found)} {name} images of class {label}.",
+                got=f"{samples} samples",
+                remedy=f"at most {2 * len(found)} samples",
+            )
         picked.append(found)
     inputs = images[torch.stack(picked, dim=1).flatten()].to(torch.float32)
     inputs = inputs - inputs.mean(0)
@@ -73,7 +80,7 @@ def _cifar10(folder: Path) -> tuple[Tensor, Tensor]:
         from torchvision.datasets import CIFAR10
     except (ImportError, RuntimeError) as error:
         raise InvalidInputError(
-            f"CIFAR-10 is read by torchvision, which cannot be imported: {error}",
+            f"CIFAR-10 is read by torchvision, which cannot be imported: {error}.",
             remedy="pip install 'torch_dmft[vision]' with a torchvision that fits your torch",
         ) from error
     try:
@@ -82,9 +89,9 @@ def _cifar10(folder: Path) -> tuple[Tensor, Tensor]:
         raise InvalidInputError(
             f"CIFAR-10 is not in {folder}.",
             got=str(error),
-            remedy="python -c \"from torchvision.datasets import CIFAR10; CIFAR10('data', download=True)\"",
+            remedy=f'python -c "from torchvision.datasets import CIFAR10; CIFAR10({str(folder)!r}, download=True)"',
         ) from error
-    return torch.from_numpy(dataset.data).permute(0, 3, 1, 2) / 255, torch.tensor(dataset.targets)
+    return torch.from_numpy(dataset.data).permute(0, 3, 1, 2), torch.tensor(dataset.targets)
 
 
 def _synthetic(half: int, seed: int) -> tuple[Tensor, Tensor]:

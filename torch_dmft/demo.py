@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,56 +15,15 @@ from torch_dmft import data
 from torch_dmft.comparison import Comparison, compare
 from torch_dmft.comparison.width import gap
 from torch_dmft.core.activation import activation
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import ConvergenceError, InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder
-from torch_dmft.parameterization import Plan, parameterize
-from torch_dmft.report.figures import figures
+from torch_dmft.parameterization import Plan, centered, parameterize
 from torch_dmft.report.overview import overview
 from torch_dmft.report.tensorboard import LiveScalars, write_comparison
 from torch_dmft.report.widths import gap_figure, gap_table
+from torch_dmft.settings import Settings
 from torch_dmft.theory import Problem, solve, solvers
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the demo runs; every field is an option of ``torch-dmft demo``.
-
-    Attributes:
-        data: ``"digits"``, ``"synthetic"`` or ``"cifar10"``, see ``torch_dmft.data``.
-        samples: P, training images, half of each of two classes.
-        width: N, neurons per hidden layer.
-        widths: further widths to train, to see the gap to theory shrink.
-        depth: L, hidden layers.
-        activation: name of phi.
-        gamma0: feature-learning strength.
-        lr: eta, the base learning rate of the mean squared error.
-        steps: full-batch SGD steps.
-        records: how many steps are recorded, evenly spaced.
-        neurons: sample of neurons that stands for infinite width.
-        replicas: independent theory runs, for error bars.
-        seed: of the network's and the theory's random numbers.
-        device: where everything runs.
-        logdir: TensorBoard logs and figures.
-        data_dir: where CIFAR-10 lies.
-    """
-
-    data: data.Name = "digits"
-    samples: int = 20
-    width: int = 512
-    widths: tuple[int, ...] = ()
-    depth: int = 3
-    activation: str = "tanh"
-    gamma0: float = 1.0
-    lr: float = 0.05
-    steps: int = 200
-    records: int = 40
-    neurons: int = 4096
-    replicas: int = 4
-    seed: int = 0
-    device: str = "cpu"
-    logdir: Path = Path("runs")
-    data_dir: Path = Path("data")
 
 
 def run(settings: Settings, console: Console | None = None) -> Comparison:
@@ -78,49 +37,61 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
         The comparison of the network of width ``settings.width`` with the theory and the static NTK.
 
     Raises:
-        InvalidInputError: for settings or data that cannot work, before anything runs.
+        DMFTError: for settings, data or a folder that cannot work, before anything runs.
+        ConvergenceError: if the network's training diverges; then no theory is tried.
     """
-    console = console or _console()
-    _check(settings)
+    console = console or terminal()
     started = time.perf_counter()
+    _check(settings)
+    logdir = settings.directory
     inputs, targets = data.load(settings.data, settings.samples, settings.data_dir, seed=settings.seed)
     probe = Probe(inputs.to(settings.device), targets.to(settings.device))
-    console.print(f"[bold]1. Wrap[/bold] a network for {len(inputs)} images of {settings.data}, two classes.")
     plan = wrap(settings, probe, settings.width)
+    problem = Problem.like(plan, probe, lr=settings.lr, steps=settings.steps)
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    twins = solvers.InfiniteWidth(neurons=settings.neurons, replicas=settings.replicas, generator=generator)
+    twins.check(problem)
+    _require_writable(logdir)
+
+    console.print(f"[bold]1. Wrap[/bold] a network for {len(inputs)} images of {settings.data}, two classes.")
     console.print(plan)
 
     console.print("[bold]2. Train and measure[/bold] it.")
-    with LiveScalars(settings.logdir / f"network (N={settings.width})", targets) as live:
+    if settings.centered:
+        console.print(
+            "gamma0 is small: trained is the centered model f - f_0, because a network of finite width starts at a "
+            "random output f_0 of order 1 / (gamma0 sqrt(N)), and the infinitely wide one at zero."
+        )
+    with LiveScalars(logdir / plan.origin, targets) as live:
         measured = train(settings, plan, probe, console, live)
 
     console.print("[bold]3. Predict[/bold] the infinitely wide network, and beside it the static NTK.")
-    problem = Problem.like(plan, probe, lr=settings.lr, steps=settings.steps)
-    generator = torch.Generator().manual_seed(settings.seed + 1)
-    sampled = solvers.InfiniteWidth(neurons=settings.neurons, replicas=settings.replicas, generator=generator)
-    theory = solve(problem, sampled, record=measured.steps, progress=True)
+    theory = solve(problem, twins, record=measured.steps, progress=console.is_terminal)
     static = solve(problem, solvers.StaticNTK(), record=measured.steps)
 
     console.print("[bold]4. Compare[/bold]")
     comparison = compare(measured, theory, static)
     console.print(comparison)
-    drawn = {"overview": overview(comparison), **figures(comparison)}
+    drawn = {"overview": overview(comparison)}
     if settings.widths:
         gaps = []
-        for width in sorted(settings.widths):
+        for width in sorted(set(settings.widths)):
             same = width == settings.width
-            run = measured if same else train(settings, wrap(settings, probe, width), probe, console)
-            gaps.append(gap(compare(run, theory)))
+            network = measured if same else train(settings, wrap(settings, probe, width), probe, console)
+            gaps.append(gap(compare(network, theory)))
         console.print(gap_table(gaps))
         drawn["widths"] = gap_figure(gaps)
 
-    write_comparison(comparison, settings.logdir, plan)
+    write_comparison(comparison, logdir, plan)
     for name, figure in drawn.items():
-        figure.savefig(settings.logdir / f"{name}.png", dpi=150)
-    for name, run in (("network", measured), ("theory", theory), ("static_ntk", static)):
-        run.save(settings.logdir / f"{name}.npz")
+        figure.savefig(logdir / f"{name}.png", dpi=150)
+    for name, found in (("network", measured), ("theory", theory), ("static_ntk", static)):
+        found.save(logdir / f"{name}.npz")
     console.print(
-        f"Done in {time.perf_counter() - started:.0f} s. Figures (.png) and trajectories (.npz) are in "
-        f"{settings.logdir}/; everything else opens with\n\n    tensorboard --logdir {settings.logdir}\n"
+        f"Done in {time.perf_counter() - started:.0f} s. At a glance: {logdir / 'overview.png'}; the trajectories are in "
+        f'{logdir}/*.npz; everything else opens with\n\n    tensorboard --logdir "{logdir}"\n',
+        soft_wrap=True,
+        highlight=False,
     )
     return comparison
 
@@ -145,31 +116,59 @@ def wrap(settings: Settings, probe: Probe, width: int) -> Plan:
 def train(
     settings: Settings, plan: Plan, probe: Probe, console: Console, live: LiveScalars | None = None
 ) -> Trajectory:
-    """Train a wrapped network by full-batch SGD, as any user would, and measure it on the way."""
-    model, loss = plan.model, nn.MSELoss()
+    """Train a wrapped network by full-batch SGD, as any user would, and measure it on the way.
+
+    Raises:
+        ConvergenceError: if the loss does not fall.
+    """
+    loss = nn.MSELoss()
+    model = centered(plan.model) if settings.centered else plan.model
     optimizer = torch.optim.SGD(plan.param_groups(settings.lr))
-    recorder = Recorder(plan, probe, every=max(1, settings.steps // settings.records), callbacks=[live] if live else [])
+    interval = max(1, settings.steps // settings.records)
+    recorder = Recorder(plan, probe, every=interval, model=model, callbacks=[live] if live else [])
     with recorder.attach(optimizer):
-        for _ in track(range(settings.steps), f"network (N={plan.width})", console=console):
+        for _ in track(range(settings.steps), plan.origin, console=console, disable=not console.is_terminal):
             optimizer.zero_grad()
             loss(model(probe.inputs), probe.targets).backward()
             optimizer.step()
-    return recorder.trajectory()
+    measured = recorder.trajectory()
+    start, end = measured.losses[0].item(), measured.losses[-1].item()
+    if not end <= start:
+        raise ConvergenceError(
+            f"Training of {plan.origin} diverges.",
+            got=f"a loss of {start:.3g} at step 0 and {end:.3g} at step {int(measured.steps[-1])}",
+            remedy=f"a smaller learning rate, such as --lr {settings.lr / 4:.2g}",
+        )
+    if bool((measured.losses[1:] > 1.05 * measured.losses[:-1]).any()):
+        console.print(
+            f"[yellow]The loss of {plan.origin} does not fall smoothly: the learning rate is close to instability, where "
+            f"small differences grow. Trust the comparison at a smaller one, such as --lr {settings.lr / 4:.2g}.[/yellow]"
+        )
+    return measured
 
 
-def _console() -> Console:
+def terminal() -> Console:
     """The terminal; wide enough for the tables where there is none."""
     console = Console()
     return console if console.is_terminal else Console(width=110)
 
 
 def _check(settings: Settings) -> None:
-    for name in ("width", "depth", "steps", "records", "neurons", "replicas"):
-        if getattr(settings, name) < 1:
-            raise InvalidInputError(f"{name} must be at least 1.", got=str(getattr(settings, name)))
-    for name in ("gamma0", "lr"):
-        if not getattr(settings, name) > 0:
-            raise InvalidInputError(f"{name} must be positive.", got=str(getattr(settings, name)))
     activation(settings.activation)
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InvalidInputError("No CUDA device is available.", got=settings.device, remedy="--device cpu")
+    try:
+        torch.empty(0, device=settings.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInputError(
+            f"This device cannot be used: {reason}.", got=settings.device, remedy="--device cpu"
+        ) from error
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InvalidInputError(
+            "The results cannot be written.", got=str(error), remedy="choose another folder by --logdir"
+        ) from error

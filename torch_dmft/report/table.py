@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -16,8 +17,8 @@ from torch import Tensor
 from torch_dmft.comparison import Comparison, Deviation, Deviations, movement, target_alignments
 from torch_dmft.core.trajectory import Trajectory
 
-# Wide enough that no table is cut; sentences are wrapped sooner.
-_WIDTH, _SENTENCE = 200, 100
+# Wide enough that no table is cut; sentences are wrapped sooner. A narrower terminal gets no alignments.
+_WIDTH, _SENTENCE, _NARROW = 200, 100, 100
 
 
 def text(comparison: Comparison) -> str:
@@ -28,24 +29,36 @@ def text(comparison: Comparison) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def render(comparison: Comparison) -> RenderableType:
+@dataclass(frozen=True)
+class Report:
     """The table as a rich renderable: kernels, outputs and loss, what was learned, the verdict."""
+
+    comparison: Comparison
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Fit the terminal."""
+        yield _sections(self.comparison, alignments=options.max_width >= _NARROW)
+        yield Padding(Text(self.comparison.verdict), (0, max(0, options.max_width - _SENTENCE), 0, 0))
+
+
+def render(comparison: Comparison) -> Report:
+    """The table as a rich renderable, which drops the alignments where they do not fit."""
+    return Report(comparison)
+
+
+def _sections(comparison: Comparison, *, alignments: bool) -> RenderableType:
     measured, *predictions = origins = [run.origin for run in comparison.runs]
     counts = ", ".join(f"{count} of {origin}" for origin, count in zip(origins, comparison.recorded, strict=True))
     steps = comparison.steps
     end = f"step {int(steps[-1])}, time {comparison.measured.times[-1].item():.4g}"
+    numbers = f"{'alignment, and ' if alignments else ''}relative error ± its standard error"
     return Group(
         Text(f"{measured} against {', '.join(predictions)}", style="bold"),
         Text(f"{len(steps)} common steps, {int(steps[0])} to {int(steps[-1])} (recorded: {counts})", style="dim"),
-        _kernels(
-            comparison,
-            f"Kernels at {end}: alignment, and relative error ± its standard error",
-            lambda values: values[-1],
-        ),
-        _kernels(comparison, f"Kernels, mean over the {len(steps)} steps", lambda values: values.mean()),
+        _kernels(comparison, f"Kernels at {end}: {numbers}", lambda values: values[-1], alignments),
+        _kernels(comparison, f"Kernels, mean over the {len(steps)} steps", lambda values: values.mean(), alignments),
         _functions(comparison, end),
         _learned(comparison),
-        Text(textwrap.fill(comparison.verdict, _SENTENCE)),
     )
 
 
@@ -64,20 +77,21 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _kernels(comparison: Comparison, title: str, reduce: Callable[[Tensor], Tensor]) -> Table:
-    table = _table(
-        title,
-        *("l", "weight", "prediction", "Phi\nalign", "Phi\nerror", "G\nalign", "G\nerror", "NTK\nalign", "NTK\nerror"),
-    )
+def _kernels(comparison: Comparison, title: str, reduce: Callable[[Tensor], Tensor], alignments: bool) -> Table:
+    numbers = ("align", "error") if alignments else ("error",)
+    columns = [f"{kernel}\n{number}" for kernel in ("Phi", "G", "NTK") for number in numbers]
+    table = _table(title, "l", "weight", "prediction", *columns)
+    first = 0 if alignments else 1
     last = len(comparison.predictions) - 1
     for position, name in enumerate(_names(comparison.measured)):
         for row, (prediction, deviations) in enumerate(_pairs(comparison)):
             layer = deviations.layers[position]
-            cells = [cell for each in (layer.forward, layer.backward, layer.ntk) for cell in _cells(each, reduce)]
+            kernels = (layer.forward, layer.backward, layer.ntk)
+            cells = [cell for kernel in kernels for cell in _cells(kernel, reduce)[first:]]
             table.add_row(*_head(position, name, row), prediction.origin, *cells, end_section=row == last)
     for row, (prediction, deviations) in enumerate(_pairs(comparison)):
-        sum_over_weights = _cells(deviations.ntk, reduce)
-        table.add_row("" if row else "all", "", prediction.origin, "", "", "", "", *sum_over_weights)
+        sum_over_weights = _cells(deviations.ntk, reduce)[first:]
+        table.add_row("" if row else "all", "", prediction.origin, *[""] * (2 * len(numbers)), *sum_over_weights)
     return table
 
 
@@ -113,8 +127,8 @@ def _learned(comparison: Comparison) -> Table:
     targets = comparison.targets
     table = _table(
         "What was learned: movement |K(T) - K(0)| / |K(0)|" + ("" if targets is None else ", target alignment of Phi"),
-        *("l", "weight", "run", "Phi moved", "G moved", "NTK moved"),
-        *([] if targets is None else ["Phi on targets, start", "end"]),
+        *("l", "weight", "run", "Phi\nmoved", "G\nmoved", "NTK\nmoved"),
+        *([] if targets is None else ["on targets:\nstart", "\nend"]),
     )
     for position, name in enumerate(_names(comparison.measured)):
         for row, run in enumerate(comparison.runs):

@@ -59,7 +59,7 @@ def train_and_record(
                 remedy=f"a smaller lr than {problem.lr}",
             )
         if step == last:
-            break
+            continue  # a progress bar ends at 100 %
         optimizer.zero_grad()
         problem.training_loss(outputs, problem.batch(step)).backward()  # type: ignore[no-untyped-call]
         if problem.weight_decay:

@@ -1,0 +1,86 @@
+"""What the demo runs; light to import, because ``torch-dmft --help`` lists it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from torch_dmft.core.errors import InvalidInputError
+
+Data = Literal["digits", "synthetic", "cifar10"]
+
+_PLACES = ("device", "logdir", "data_dir")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the demo runs; every field is an option of ``torch-dmft demo``.
+
+    Attributes:
+        data: ``"digits"``, ``"synthetic"`` or ``"cifar10"``, see ``torch_dmft.data``.
+        samples: P, training images, half of each of two classes.
+        width: N, neurons per hidden layer.
+        widths: further widths to train, to see the gap to theory shrink.
+        depth: L, hidden layers.
+        activation: name of phi.
+        gamma0: feature-learning strength.
+        lr: eta, the base learning rate of the mean squared error.
+        steps: full-batch SGD steps.
+        records: how many steps are recorded, evenly spaced.
+        neurons: sample of neurons that stands for infinite width.
+        replicas: independent theory runs, for error bars.
+        seed: of the network's and the theory's random numbers.
+        device: where everything runs.
+        logdir: where logs, figures and trajectories go; None for a folder of ``runs`` named by the settings.
+        data_dir: where CIFAR-10 lies.
+
+    Raises:
+        InvalidInputError: for a number out of its range.
+    """
+
+    data: Data = "digits"
+    samples: int = 20
+    width: int = 512
+    widths: tuple[int, ...] = ()
+    depth: int = 3
+    activation: str = "tanh"
+    gamma0: float = 1.0
+    lr: float = 0.05
+    steps: int = 200
+    records: int = 40
+    neurons: int = 4096
+    replicas: int = 4
+    seed: int = 0
+    device: str = "cpu"
+    logdir: Path | None = None
+    data_dir: Path = Path("data")
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot work."""
+        for name in ("width", "depth", "steps", "records", "neurons", "replicas"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} must be at least 1.", got=str(getattr(self, name)))
+        for name in ("gamma0", "lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InvalidInputError(f"{name} must be positive.", got=str(getattr(self, name)))
+        if any(width < 1 for width in self.widths):
+            raise InvalidInputError("Every width must be at least 1.", got=str(self.widths))
+
+    @property
+    def directory(self) -> Path:
+        """``logdir``, or a folder of ``runs`` named by what differs from the defaults, so that runs lie side by side."""
+        if self.logdir is not None:
+            return self.logdir
+        changed = [field for field in fields(self) if field.name not in _PLACES]
+        values = {
+            field.name: getattr(self, field.name) for field in changed if getattr(self, field.name) != field.default
+        }
+        if "widths" in values:
+            values["widths"] = "+".join(map(str, self.widths))
+        return Path("runs") / "-".join(["demo", *(f"{name}={value}" for name, value in values.items())])
+
+    @property
+    def centered(self) -> bool:
+        """Whether f - f_0 is trained, because the random f_0 ~ 1 / (gamma0 sqrt(N)) of finite networks would dominate."""
+        return self.gamma0 < 0.5

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,8 +33,8 @@ class AlternatingMonteCarlo:
     raising gamma0 in increments does not prevent it.)
 
     Covers dense chains with twice differentiable activations and any loss, several outputs, gains, biases, unequal
-    widths, momentum, weight decay and minibatches. Cost O(S (P C T)^3) time per layer and iteration and O((P C T)^2)
-    memory: for small problems. The error falls like 1/sqrt(neurons * replicas).
+    widths, momentum, weight decay, minibatches and Langevin noise. Cost O(S (P C T)^3) time per layer and iteration and
+    O((P C T)^2) memory: for small problems. The error falls like 1/sqrt(neurons * replicas).
 
     Attributes:
         neurons: S, Monte Carlo draws per replica, in pairs (r, -r) of moment-matched normals.
@@ -57,6 +58,8 @@ class AlternatingMonteCarlo:
     responses: bool = True
     generator: torch.Generator | None = None
 
+    takes_noise: ClassVar[bool] = True
+
     def check(self, problem: Problem) -> None:
         """Refuse settings and problems that cannot be done.
 
@@ -66,6 +69,12 @@ class AlternatingMonteCarlo:
             InsufficientMemoryError: if kernels over all pairs of times do not fit.
         """
         chain = require_chain(problem, "AlternatingMonteCarlo")
+        if problem.temperature and chain.readout_bias:
+            raise UnsupportedProblemError(
+                "Noise on an output bias moves all outputs at random, so that there is no limit to predict.",
+                got=f"temperature={problem.temperature} and a readout bias",
+                remedy="a readout without bias",
+            )
         if self.neurons < 2 or self.neurons % 2 or min(self.iterations, self.replicas, self.stride or 1) < 1:
             raise InvalidInputError(
                 "An even number of neurons and at least one iteration, replica and step are needed.", got=f"{self}"
@@ -90,11 +99,31 @@ class AlternatingMonteCarlo:
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Solve ``replicas`` times and average; see ``Solver.run``."""
         chain = require_chain(problem, "AlternatingMonteCarlo")
+        runs, rounds, change, history = [], 0, 0.0, [0.0]
+        for order, history in self.order_parameters(problem, int(record[-1]) + 1, progress=progress):
+            runs.append(_trajectory(problem, chain, order, record, two_time))
+            rounds, change = max(rounds, len(history)), max(change, history[-1])
+        facts: dict[str, str | int | float | bool | None] = {
+            "neurons": self.neurons,
+            "replicas": self.replicas,
+            "iterations": rounds,
+            "change": change,
+            "last changes": _shown(history),
+        }
+        return average(runs, origin="alternating Monte Carlo theory (N=inf)", metadata=facts)
+
+    def order_parameters(
+        self, problem: Problem, times: int, *, progress: bool
+    ) -> Iterator[tuple[OrderParameters, list[float]]]:
+        """All kernels and responses between the first ``times`` states, one solution per replica.
+
+        Yields:
+            A solution, and the changes in the iterations over its last horizon.
+        """
+        chain = require_chain(problem, "AlternatingMonteCarlo")
         generator = self.generator or torch.Generator(problem.inputs.device).manual_seed(0)
-        times = int(record[-1]) + 1
         stride = self.stride or times
         horizons = [*range(min(stride, times), times, stride), times]
-        runs, rounds, change, history = [], 0, 0.0, [0.0]
         for replica in range(self.replicas):
             sampler = SiteSampler(
                 problem,
@@ -105,20 +134,11 @@ class AlternatingMonteCarlo:
                 responses=self.responses,
                 equal_time=self.equal_time,
             )
-            order = sampler.lazy(horizons[0])
+            order, history = sampler.lazy(horizons[0]), [0.0]
             label = f"alternating Monte Carlo: replica {replica + 1} of {self.replicas}"
             for stage in track(range(len(horizons)), label, progress=progress):
                 order, history = self._converge(sampler, order.extended(horizons[stage]))
-                rounds, change = max(rounds, len(history)), max(change, history[-1])
-            runs.append(_trajectory(problem, chain, order, record, two_time))
-        facts: dict[str, str | int | float | bool | None] = {
-            "neurons": self.neurons,
-            "replicas": self.replicas,
-            "iterations": rounds,
-            "change": change,
-            "last changes": _shown(history),
-        }
-        return average(runs, origin="alternating Monte Carlo theory (N=inf)", metadata=facts)
+            yield order, history
 
     def _converge(self, sampler: SiteSampler, order: OrderParameters) -> tuple[OrderParameters, list[float]]:
         """Iterate to self-consistency over the times of ``order``; also the change in every iteration."""

@@ -1,16 +1,18 @@
 """The order parameters of a dense chain, and one round of the paper's Algorithm 1: sample all sites, average anew.
 
-Rows are flat: (t, mu) for activities and (t, mu, c) for gradients. With base rate eta, gains g, widths N_l and
-a(t) = (1 - eta lambda)^t, hidden layer l is the single-site process of ``single_site`` with
+Rows are flat: (t, mu) for activities and (t, mu, c) for gradients. With base rate eta, gains g and widths N_l, hidden
+layer l is the single-site process of ``single_site`` with
 
-    u ~ GP(0, Phi^{l-1}),              a_h = a(t) g_l,
-    r ~ GP(0, N_l / N_{l+1} G^{l+1}),  a_z = a(t) g_{l+1},
-    K_h = a_h (N_{l-1} / N_l) A^{l-1} + eta gamma0 (N_L / N_l) w(t, s) Delta(s) (g_l^2 Phi^{l-1} + [biased]),
-    K_z = a_z B^l + eta gamma0 (N_L / N_{l+1}) w(t, s) g_{l+1}^2 G^{l+1} Delta(s),
+    u ~ GP(0, C Phi^{l-1}),              r ~ GP(0, N_l / N_{l+1} C G^{l+1}),
+    K_h = g_l (N_{l-1} / N_l) C A^{l-1} + eta gamma0 (N_L / N_l) w(t, s) Delta(s) (g_l^2 Phi^{l-1} + [biased]),
+    K_z = g_{l+1} C B^l + eta gamma0 (N_L / N_{l+1}) w(t, s) g_{l+1}^2 G^{l+1} Delta(s),
 
-where w(t, s) = sum_{j=s}^{t-1} (1 - eta lambda)^(t-1-j) beta^(j-s) is the weight that momentum beta and weight decay
-lambda give, at state t, to the update of step s. At the top g_{L+1} = 1, N_{L+1} = N_L and G^{L+1} = delta_cc'; A^0 = 0
-and B^L = 0.
+where C(t, s) is the covariance of a weight that only weight decay lambda and noise of temperature T act on,
+
+    C(t, s) = k^(t+s) + 2 T eta sum_{j < min(t, s)} k^(t+s-2-2j),   k = 1 - eta lambda,
+
+and w(t, s) = sum_{j=s}^{t-1} k^(t-1-j) beta^(j-s) the weight that momentum beta and weight decay give, at state t, to the
+update of step s. At the top g_{L+1} = 1, N_{L+1} = N_L and G^{L+1} = delta_cc'; A^0 = 0 and B^L = 0.
 """
 
 from __future__ import annotations
@@ -138,10 +140,9 @@ class SiteSampler:
 
         self.normals = []
         for _ in chain.hidden:
-            bias_and_u, r = normals(1 + rows), normals(rows * self.outputs)
-            self.normals.append((torch.cat([bias_and_u, bias_and_u]), torch.cat([r, -r])))
-        step = torch.arange(times, dtype=torch.float64, device=self.inputs.device)
-        self.decay = (1 - problem.lr * problem.weight_decay) ** step
+            u, r = normals(rows), normals(rows * self.outputs)
+            self.normals.append((torch.cat([u, u]), torch.cat([r, -r])))
+        self.initial, self.noise = (part.to(self.inputs) for part in free_covariances(problem, times))
         self.update_weight = _update_weights(problem, times).to(self.inputs)
         self.gains = [*(layer.gain for layer in chain.hidden), 1.0]
         self.widths = [*(layer.width_ratio for layer in chain.hidden), 1.0]
@@ -171,7 +172,7 @@ class SiteSampler:
         forward_response, backward_response = [order.forward_response[0]], []
         for layer in range(depth):
             site = self._site(layer, order, learned)
-            fields = simulate(site, *self._drives(layer, order, site))
+            fields = simulate(site, *self._drives(layer, order))
             neurons = len(fields.activity)
             forward.append(fields.activity.mT @ fields.activity / neurons)
             backward.append(fields.gradient.mT @ fields.gradient / neurons)
@@ -210,36 +211,38 @@ class SiteSampler:
         g = next_gain**2 * order.backward[layer + 1].reshape(times, samples, outputs, times, samples, outputs)
         g_delta = torch.einsum("tmcsad,tsad->tmcsa", g, learned)
         narrowing = self.widths[layer - 1] / width if layer else 1.0
-        remembered = self._decayed(gain * narrowing * order.forward_response[layer], samples)
-        next_remembered = self._decayed(next_gain * order.backward_response[layer], samples * outputs)
+        remembered = gain * narrowing * self._free(order.forward_response[layer], times)
+        next_remembered = next_gain * self._free(order.backward_response[layer], times)
         return Site(
             activation(hidden.activation),
             samples,
             outputs,
             remembered + rate / width * phi_delta.reshape(rows, rows * outputs),
             next_remembered + rate / next_width * g_delta.reshape(rows * outputs, rows),
-            gain * self.decay[:times],
-            next_gain * self.decay[:times],
+            phi.new_full((times,), gain),
+            phi.new_full((times,), next_gain),
         )
 
-    def _drives(self, layer: int, order: OrderParameters, site: Site) -> tuple[Tensor, Tensor]:
-        """a_h (u + b) and a_z r of every neuron."""
-        rows, outputs = order.times * self.samples, self.outputs
-        bias_and_u, normal_r = self.normals[layer]
-        bias, normal_u = bias_and_u[:, :1], bias_and_u[:, 1 : rows + 1]
-        u = normal_u @ causal_root(order.forward[layer], self.samples).mT
-        r = normal_r[:, : rows * outputs] @ causal_root(order.backward[layer + 1], self.samples * outputs).mT
+    def _drives(self, layer: int, order: OrderParameters) -> tuple[Tensor, Tensor]:
+        """a_h u + b and a_z r of every neuron, with the biases as far as they are not learned."""
+        times = order.times
+        sizes = self.samples, self.samples * self.outputs
+        normal_u, normal_r = (drawn[:, : times * size] for drawn, size in zip(self.normals[layer], sizes, strict=True))
+        gain, next_gain = self.gains[layer : layer + 2]
         narrowing = self.widths[layer] / self.widths[layer + 1]
-        initial_bias = (self.chain.hidden[layer].bias_std or 0.0) * bias
-        decay = self.decay[: order.times].repeat_interleave(self.samples)
-        return (
-            site.forward_gain.repeat_interleave(self.samples) * u + decay * initial_bias,
-            site.backward_gain.repeat_interleave(self.samples * outputs) * math.sqrt(narrowing) * r,
-        )
+        std = self.chain.hidden[layer].bias_std
+        u = gain**2 * self._free(order.forward[layer], times)
+        if std is not None:
+            bias = std**2 * self.initial + self.noise
+            u = u + bias[:times, :times].repeat_interleave(self.samples, 0).repeat_interleave(self.samples, 1)
+        r = next_gain**2 * narrowing * self._free(order.backward[layer + 1], times)
+        return normal_u @ causal_root(u, sizes[0]).mT, normal_r @ causal_root(r, sizes[1]).mT
 
-    def _decayed(self, array: Tensor, rows: int) -> Tensor:
-        """What weight decay leaves of an initial weight's effect at the (late) time of each row."""
-        return self.decay[: len(array) // rows].repeat_interleave(rows)[:, None] * array
+    def _free(self, array: Tensor, times: int) -> Tensor:
+        """C(t, s) times an array with rows and columns ordered by time."""
+        rows, columns = (size // times for size in array.shape)
+        free = (self.initial + self.noise)[:times, :times]
+        return free.repeat_interleave(rows, 0).repeat_interleave(columns, 1) * array
 
     def _kept(self, backward_response: Tensor) -> Tensor:
         if self.equal_time:
@@ -260,6 +263,16 @@ def _moment_matched(normals: Float[Tensor, "neuron column"]) -> Float[Tensor, "n
     directions, triangle = torch.linalg.qr(normals[:, :matched])
     directions = directions * triangle.diagonal().sign() * math.sqrt(len(normals))
     return torch.cat([directions, normals[:, matched:]], dim=1)
+
+
+def free_covariances(problem: Problem, times: int) -> tuple[Tensor, Tensor]:
+    """What initial values of variance one and the noise add to C(t, s), the covariance of an untrained weight."""
+    keep, step = 1 - problem.lr * problem.weight_decay, torch.arange(times, dtype=torch.float64)
+    noise = torch.zeros(times, times, dtype=torch.float64)
+    for t in range(1, times):
+        noise[t, :t] = noise[:t, t] = keep * noise[t - 1, :t]
+        noise[t, t] = keep**2 * noise[t - 1, t - 1] + 2 * problem.temperature * problem.lr
+    return keep ** (step[:, None] + step), noise
 
 
 def _update_weights(problem: Problem, times: int) -> Tensor:

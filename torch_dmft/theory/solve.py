@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.problem import Problem
 
@@ -38,7 +38,8 @@ def solve(
 
     Args:
         problem: the question, see ``Problem``.
-        solver: the method, one of ``torch_dmft.solvers``; None takes ``solvers.InfiniteWidth()``.
+        solver: the method, one of ``torch_dmft.solvers``; None takes the most accurate affordable one, and the answer's
+            metadata say which and why.
         record: steps to keep, integers in 0..problem.steps; None keeps all. State t is the one *before* update t.
         two_time: keep kernels at pairs of times, ``(time, sample, time, sample)``, not only at equal times.
         progress: show a progress bar.
@@ -51,17 +52,29 @@ def solve(
         ConvergenceError: if the method fails; nothing unconverged is returned.
         InsufficientMemoryError: if the estimate of what is needed exceeds what is free.
     """
+    facts: dict[str, str | int | float | bool | None] = {}
     if solver is None:
-        from torch_dmft.theory.solvers import InfiniteWidth
+        from torch_dmft.theory.choose import choose  # the choice knows every solver, and they know this module
 
-        solver = InfiniteWidth()
+        solver, facts["chosen because"] = choose(problem)
+        if progress:
+            print(f"{type(solver).__name__}: {facts['chosen because']}")
+    _check_noise(problem, solver)
     solver.check(problem)
     steps = _record_steps(problem, record)
     started = time.perf_counter()
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress)
-    facts: dict[str, str | int | float | bool | None] = {"solver": type(solver).__name__, "gamma0": problem.gamma0}
-    facts["seconds"] = time.perf_counter() - started
+    facts |= {"solver": type(solver).__name__, "gamma0": problem.gamma0, "seconds": time.perf_counter() - started}
     return replace(trajectory, metadata={**facts, **trajectory.metadata})
+
+
+def _check_noise(problem: Problem, solver: Solver) -> None:
+    if problem.temperature and not getattr(solver, "takes_noise", False):
+        raise UnsupportedProblemError(
+            f"{type(solver).__name__} trains without noise.",
+            got=f"temperature={problem.temperature}",
+            remedy="solvers.AlternatingMonteCarlo(), or temperature=0.0",
+        )
 
 
 def _record_steps(problem: Problem, record: Iterable[int] | Tensor | None) -> Tensor:

@@ -1,0 +1,315 @@
+"""CPU time to 1% in the worst kernel: the engine against ensembles of finite networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import torch_dmft as dmft
+from benchmarks.clock import Say, Spent, median, timed
+from benchmarks.markdown import percent, seconds, table
+from benchmarks.networks import Sums, time_batched, time_sequential, train
+from benchmarks.setting import (
+    TARGET,
+    Kernels,
+    chain_problem,
+    engine,
+    kernels_of,
+    root_mean,
+    squared_errors,
+    worst,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Pilot runs on grids of sizes; each method's cheapest way to the target is then run and checked."""
+
+    samples: int = 10
+    steps: int = 60
+    target: float = TARGET
+    sizes: tuple[int, ...] = (2048, 3072, 4096, 6144, 8192, 12288, 16384)
+    seeds: int = 5
+    widths: tuple[int, ...] = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
+    pilot: int = 2**22  # pilot networks of width N: this over N^2, between 8 and 256
+    chunks: tuple[int, ...] = (1, 4, 16, 64)
+    limit: float = 900.0  # CPU seconds; an ensemble that needs more is run for as long and extrapolated
+    reference_neurons: int = 16384
+    reference_replicas: int = 16
+    reference_tolerance: float = 2.5e-3
+    check: tuple[tuple[int, int], ...] = ((128, 8192), (256, 2048), (512, 512))  # width, networks
+
+
+FULL = Settings()
+QUICK = Settings(
+    4, 4, 0.5, (64, 128), 2, (16, 32, 64), 2**12, (1, 4), 2.0, 512, 2, check=((16, 64), (32, 32), (64, 16))
+)
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What is known of ensembles of one width: mean kernels, one unit's relative variance, CPU seconds per unit."""
+
+    width: int
+    units: int
+    mean: Kernels
+    variance: dict[str, float]
+    cost: float
+    chunk: int
+
+
+def run(settings: Settings, say: Say) -> dict[str, Any]:
+    problem = chain_problem(samples=settings.samples, steps=settings.steps)
+    say(f"the reference: {settings.reference_replicas} replicas of {settings.reference_neurons} neurons")
+    exact = engine(
+        problem,
+        settings.reference_neurons,
+        1_000_000,
+        replicas=settings.reference_replicas,
+        tolerance=settings.reference_tolerance,
+    )
+    reference = kernels_of(exact)
+    assert exact.stderr is not None  # there are replicas
+    own = {name: float(k.norm() / reference[name].norm()) for name, k in kernels_of(exact.stderr).items()}
+    theory = _theory(settings, problem, reference, say)
+    costs = {width: _cost(settings, problem, width, say) for width in settings.widths}
+    plain = _plain(settings, problem, reference, costs, say)
+    reduced = _reduced(settings, problem, reference, costs, say)
+    return {
+        "target": settings.target,
+        "reference_stderr": own,
+        "reference_check": _check(settings, problem, reference, say),
+        "costs": list(costs.values()),
+        "theory": theory,
+        "ensemble": plain,
+        "reduced_ensemble": reduced,
+        "ratio": plain["cpu"] / theory["cpu"],
+        "reduced_ratio": reduced["cpu"] / theory["cpu"],
+    }
+
+
+def _theory(settings: Settings, problem: dmft.Problem, reference: Kernels, say: Say) -> dict[str, Any]:
+    """The cheapest number of neurons and replicas, and a fresh run of them."""
+    points = []
+    for size in settings.sizes:
+        runs = [timed(lambda s=size, i=seed: engine(problem, s, i)) for seed in range(settings.seeds)]  # type: ignore[misc]
+        errors = root_mean(squared_errors(kernels_of(answer), reference) for answer, _ in runs)
+        replicas = max(1, math.ceil((worst(errors) / settings.target) ** 2))
+        spent = median([took for _, took in runs])
+        points.append({"neurons": size, "replicas": replicas, "worst": worst(errors), **spent.json()})
+        say(f"engine with {size} neurons: {worst(errors):.2%}, {spent.cpu:.2f} s of CPU")
+    best = min(points, key=lambda point: point["replicas"] * point["cpu"])
+    fresh = [
+        timed(lambda i=seed: engine(problem, best["neurons"], 1000 + i, replicas=best["replicas"]))  # type: ignore[misc]
+        for seed in range(settings.seeds)
+    ]
+    errors = root_mean(squared_errors(kernels_of(answer), reference) for answer, _ in fresh)
+    spent = median([took for _, took in fresh])
+    say(f"engine: {best['replicas']} x {best['neurons']} neurons, {worst(errors):.2%} in {spent.cpu:.2f} s of CPU")
+    chosen = {"neurons": best["neurons"], "replicas": best["replicas"], "errors": errors, "worst": worst(errors)}
+    return {"points": points, **chosen, **spent.json()}
+
+
+def _cost(settings: Settings, problem: dmft.Problem, width: int, say: Say) -> dict[str, Any]:
+    """CPU seconds of one network by the fastest of: side by side in several numbers, and an ``nn.Sequential``."""
+    batched = {}
+    for chunk in settings.chunks:
+        if batched and chunk * width**2 > 2**25:  # the weights would fill hundreds of megabytes
+            break
+        batched[chunk] = median([time_batched(problem, width, chunk) for _ in range(3)]).cpu
+    chunk = min(batched, key=batched.__getitem__)
+    sequential = median([time_sequential(problem, width) for _ in range(3)]).cpu
+    say(f"width {width}: {batched[chunk]:.4f} s of CPU per network, {chunk} at once; nn.Sequential {sequential:.4f} s")
+    cheapest = min(batched[chunk], sequential)
+    return {"width": width, "chunk": chunk, "batched": batched[chunk], "sequential": sequential, "cpu": cheapest}
+
+
+def _plain(
+    settings: Settings, problem: dmft.Problem, reference: Kernels, costs: dict[int, Any], say: Say
+) -> dict[str, Any]:
+    """The cheapest width and number of independent networks."""
+    pilots = [_pilot(settings, problem, reference, costs[width], antithetic=False) for width in settings.widths]
+    bias = _amplitudes([((pilot, 1.0),) for pilot in pilots], reference, power=1)
+    options = []
+    for pilot in pilots:
+        room = {name: settings.target**2 - (bias[name] / pilot.width) ** 2 for name in reference}
+        if min(room.values()) > 0:
+            networks = math.ceil(max(pilot.variance[name] / room[name] for name in reference))
+            options.append((networks * pilot.cost, networks, pilot))
+    if not options:
+        raise ValueError("Every width of the grid is biased by more than the target: add larger ones.")
+    _, networks, pilot = min(options, key=lambda option: option[0])
+    answer = _verified(settings, problem, reference, [(pilot, 1.0, networks)], antithetic=False)
+    say(f"ensemble: {networks} networks of width {pilot.width}, {answer['worst']:.2%} in {answer['cpu']:.1f} s of CPU")
+    predicted = [{"width": p.width, "networks": n, "cpu": cost} for cost, n, p in options]
+    return {"options": predicted, "bias_times_width": bias, **answer}
+
+
+def _reduced(
+    settings: Settings, problem: dmft.Problem, reference: Kernels, costs: dict[int, Any], say: Say
+) -> dict[str, Any]:
+    """The same with antithetic pairs and Richardson's 2 K(2N) - K(N), which leaves a bias of order 1/N^2."""
+    pilots = {w: _pilot(settings, problem, reference, costs[w], antithetic=True) for w in settings.widths}
+    couples = [((pilots[w], -1.0), (pilots[2 * w], 2.0)) for w in settings.widths if 2 * w in pilots]
+    bias = _amplitudes(couples, reference, power=2)
+    options = []
+    for couple in couples:
+        width = couple[0][0].width
+        room = {name: settings.target**2 - (bias[name] / width**2) ** 2 for name in reference}
+        if min(room.values()) <= 0:
+            continue
+        # For fixed variance the cost sum_i n_i tau_i is least at n_i ~ |w_i| sigma_i / sqrt(tau_i).
+        price = {
+            name: sum(abs(weight) * math.sqrt(pilot.variance[name] * pilot.cost) for pilot, weight in couple)
+            for name in reference
+        }
+        name = max(reference, key=lambda name: price[name] ** 2 / room[name])
+        counts = [
+            math.ceil(abs(weight) * math.sqrt(pilot.variance[name] / pilot.cost) * price[name] / room[name])
+            for pilot, weight in couple
+        ]
+        parts = [(pilot, weight, count) for (pilot, weight), count in zip(couple, counts, strict=True)]
+        options.append((sum(pilot.cost * count for pilot, _, count in parts), parts))
+    if not options:
+        raise ValueError("Every pair of widths of the grid is biased by more than the target: add larger ones.")
+    _, parts = min(options, key=lambda option: option[0])
+    answer = _verified(settings, problem, reference, parts, antithetic=True)
+    say(f"variance-reduced ensemble: {answer['parts']}, {answer['worst']:.2%} in {answer['cpu']:.1f} s of CPU")
+    return {"bias_times_width_squared": bias, **answer}
+
+
+def _pilot(
+    settings: Settings, problem: dmft.Problem, reference: Kernels, cost: dict[str, Any], *, antithetic: bool
+) -> Pilot:
+    width = cost["width"]
+    networks = 2 * max(4, min(128, settings.pilot // (2 * width**2)))
+    generator = torch.Generator().manual_seed(width + antithetic)
+    chunk = _even(cost["chunk"]) if antithetic else cost["chunk"]
+    sums = train(problem, width, networks, generator, chunk=chunk, antithetic=antithetic)
+    price = (1 + antithetic) * cost["cpu"]
+    return Pilot(width, sums.units, sums.mean, sums.variance(reference), price, chunk)
+
+
+def _amplitudes(
+    combinations: Sequence[Sequence[tuple[Pilot, float]]], reference: Kernels, *, power: int
+) -> dict[str, float]:
+    """The c in the bias c / N^power of every kernel of sum_i w_i K_i.
+
+    Its square is that of the distance from K* less the sampling noise.
+    """
+    found = {}
+    for name, kernel in reference.items():
+        top = bottom = 0.0
+        for combination in combinations:
+            scale = combination[0][0].width ** (2 * power)
+            estimate = torch.stack([weight * pilot.mean[name] for pilot, weight in combination]).sum(0)
+            square = float((estimate - kernel).square().sum() / kernel.square().sum())
+            noise = sum(weight**2 * pilot.variance[name] / pilot.units for pilot, weight in combination)
+            precision = (scale * noise) ** -2  # the square of a noisy number is as uncertain as the noise's square
+            top += precision * scale * (square - noise)
+            bottom += precision
+        found[name] = math.sqrt(max(0.0, top / bottom))
+    return found
+
+
+def _verified(
+    settings: Settings,
+    problem: dmft.Problem,
+    reference: Kernels,
+    parts: Sequence[tuple[Pilot, float, int]],
+    *,
+    antithetic: bool,
+) -> dict[str, Any]:
+    """Run sum_i w_i K_i; if that exceeds the time limit, run a share and extrapolate the error by its square root."""
+    per_unit = 1 + antithetic
+    planned = sum(pilot.cost * units for pilot, _, units in parts)
+    share = min(1.0, settings.limit / planned)
+    generator = torch.Generator().manual_seed(12345)
+    estimate: Kernels = {name: torch.zeros_like(kernel) for name, kernel in reference.items()}
+    noise = dict.fromkeys(reference, 0.0)
+    spent = Spent(0.0, 0.0)
+    for pilot, weight, units in parts:
+        count = max(2, math.ceil(share * units))
+
+        def ensemble(pilot: Pilot = pilot, count: int = count) -> Sums:
+            return train(problem, pilot.width, per_unit * count, generator, chunk=pilot.chunk, antithetic=antithetic)
+
+        sums, took = timed(ensemble)
+        spent = Spent(spent.cpu + took.cpu, spent.wall + took.wall)
+        for name, kernel in sums.mean.items():
+            estimate[name] += weight * kernel
+            noise[name] += weight**2 * sums.variance(reference)[name] / count
+    squares = squared_errors(estimate, reference)
+    errors = {name: math.sqrt(max(0.0, squares[name] - (1 - share) * noise[name])) for name in reference}
+    return {
+        "parts": [{"width": p.width, "weight": weight, "networks": per_unit * n} for p, weight, n in parts],
+        "errors": errors,
+        "worst": worst(errors),
+        "noise": worst({name: math.sqrt(share * value) for name, value in noise.items()}),
+        "cpu": min(planned, spent.cpu / share),
+        "run": {"share": share, "extrapolated": share < 1, **spent.json()},
+    }
+
+
+def _check(settings: Settings, problem: dmft.Problem, reference: Kernels, say: Say) -> dict[str, Any]:
+    """The reference against antithetic ensembles extrapolated to N = infinity, which share nothing with the engine."""
+    say("the reference against extrapolated ensembles")
+    generator = torch.Generator().manual_seed(999)
+    sums = []
+    for width, networks in settings.check:
+        chunk = _even(min(networks, max(2, 2**21 // width**2)))
+        sums.append(train(problem, width, networks, generator, chunk=chunk, antithetic=True))
+    inverse = torch.tensor([1 / width for width, _ in settings.check], dtype=torch.float64)
+    difference, stderr = {}, {}
+    for name, kernel in reference.items():
+        variance = torch.tensor([one.variance(reference)[name] / one.units for one in sums], dtype=torch.float64)
+        design = torch.stack([torch.ones_like(inverse), inverse], dim=1) / variance.sqrt()[:, None]
+        weights = torch.linalg.pinv(design)[0] / variance.sqrt()  # of the intercept
+        limit = torch.stack([one.mean[name] for one in sums], dim=-1) @ weights
+        difference[name] = float((limit - kernel).norm() / kernel.norm())
+        stderr[name] = float((weights.square() * variance).sum().sqrt())
+    say(f"they differ by {worst(difference):.2%}, of which sampling explains {worst(stderr):.2%}")
+    return {"difference": difference, "stderr": stderr}
+
+
+def _even(number: int) -> int:
+    """The even number of at least 2 next to it."""
+    return max(2, number - number % 2)
+
+
+def report(settings: Settings, result: dict[str, Any]) -> str:
+    theory, plain, reduced = (result[name] for name in ("theory", "ensemble", "reduced_ensemble"))
+
+    def networks(answer: dict[str, Any]) -> str:
+        return " + ".join(f"{part['networks']} of width {part['width']}" for part in answer["parts"])
+
+    def row(name: str, how: str, answer: dict[str, Any], ratio: float) -> list[str]:
+        cpu = seconds(answer["cpu"]) + (" (extrapolated)" if answer.get("run", {}).get("extrapolated") else "")
+        return [name, how, percent(answer["worst"]), cpu, f"{ratio:.1f}"]
+
+    neurons = f"{theory['replicas']} x {theory['neurons']} neurons"
+    check = result["reference_check"]
+    rows = [
+        row("engine", neurons, theory, 1.0),
+        row("independent networks", networks(plain), plain, result["ratio"]),
+        row("antithetic pairs, 2 K(2N) - K(N)", networks(reduced), reduced, result["reduced_ratio"]),
+    ]
+    reference = (
+        f"{settings.reference_replicas} replicas of {settings.reference_neurons} neurons with other seeds "
+        f"(own standard error {percent(worst(result['reference_stderr']))} in the worst kernel)"
+    )
+    return f"""\
+CPU seconds of one thread to an error of {percent(result["target"])} in the worst of Phi^1..Phi^3, G^1..G^3 over all
+{settings.steps + 1} states: tanh, depth 3, P = {settings.samples}, gamma0 = 1, lr = 0.1 with half the sum of squares.
+Each method takes its own best sizes, found by pilot runs that are not counted. An ensemble pays c/N of bias and
+s/sqrt(N E) of noise; its networks are trained in float32 with a written-out backward pass that measures kernels for
+next to nothing, in the fastest number side by side, or one by one as nn.Sequential with torch.optim where that is faster.
+
+{table(["method", "size", "error", "CPU time", "times the engine"], rows)}
+
+Errors are against {reference}. That reference differs from antithetic ensembles extrapolated to infinite width by at most
+{percent(worst(check["difference"]))}, of which their own sampling explains {percent(worst(check["stderr"]))}."""

@@ -1,0 +1,153 @@
+r"""Finite networks as fast as one thread trains them: the peer that the engine is timed against.
+
+Many tanh chains with one output side by side. The backward pass is written out, so that the gradient fields k = gamma0 N df/dh
+serve the update and the kernel G alike and measuring costs two small Gram matrices per layer; a weight is read three
+times a step (forward, backward, update in place) and nothing of its size is allocated. With the effective weights W,
+
+.. math::
+    h^{l+1} = W^l \phi(h^l), \quad k^l = \phi'(h^l) \odot W^{l\top} k^{l+1}, \quad
+    W^l \leftarrow W^l + \eta \gamma_0 N_l^{-1} \sum_\mu \Delta_\mu k^{l+1}_\mu \phi(h^l_\mu)^\top .
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+import torch_dmft as dmft
+from benchmarks.clock import Spent, timed
+from benchmarks.setting import Kernels
+
+
+@dataclass
+class Sums:
+    """Sums over independent units (networks, or antithetic pairs) of every kernel and of its square."""
+
+    units: int
+    total: Kernels
+    squares: Kernels
+
+    @property
+    def mean(self) -> Kernels:
+        return {name: total / self.units for name, total in self.total.items()}
+
+    def variance(self, reference: Kernels) -> dict[str, float]:
+        """The variance of one unit's kernel, summed over entries, in units of |K*|^2."""
+        return {
+            name: float(
+                (self.squares[name] - self.total[name].square() / self.units).sum()
+                / ((self.units - 1) * kernel.square().sum())
+            )
+            for name, kernel in reference.items()
+        }
+
+
+def train(
+    problem: dmft.Problem,
+    width: int,
+    networks: int,
+    generator: torch.Generator,
+    *,
+    chunk: int,
+    antithetic: bool = False,
+) -> Sums:
+    """Train networks of a problem and sum their kernels over all states 0..T.
+
+    Args:
+        problem: a tanh chain with one output, gain 1 and no biases, trained on half the sum of squares.
+        width: N.
+        networks: how many, a multiple of two if ``antithetic``.
+        generator: source of the initial weights.
+        chunk: networks trained side by side.
+        antithetic: draw in pairs of opposite readout; a pair is then one unit.
+    """
+    total: Kernels = {}
+    squares: Kernels = {}
+    for start in range(0, networks, chunk):
+        weights = draw(problem, width, min(chunk, networks - start), generator, antithetic=antithetic)
+        for name, kernel in evolve(problem, weights).items():
+            units = kernel.unflatten(1, (2, -1)).mean(1) if antithetic else kernel
+            new, new_squares = units.sum(1).double(), units.square().sum(1).double()
+            total[name] = total[name] + new if name in total else new
+            squares[name] = squares[name] + new_squares if name in squares else new_squares
+    return Sums(networks // 2 if antithetic else networks, total, squares)
+
+
+def draw(
+    problem: dmft.Problem, width: int, networks: int, generator: torch.Generator, *, antithetic: bool = False
+) -> list[Tensor]:
+    """Folded initial weights, input to readout, each ``(network, out, in)``."""
+    chain = problem.chain
+    assert chain is not None  # benchmarks pose chains
+    draws = networks // 2 if antithetic else networks
+    sizes = [chain.input_dim, *[width] * chain.depth]
+    weights = [
+        torch.randn(draws, n_out, n_in, generator=generator, dtype=problem.dtype).div_(math.sqrt(n_in))
+        for n_in, n_out in pairwise(sizes)
+    ]
+    readout = torch.randn(draws, 1, width, generator=generator, dtype=problem.dtype) / (problem.gamma0 * width)
+    if antithetic:
+        return [*(torch.cat([weight, weight]) for weight in weights), torch.cat([readout, -readout])]
+    return [*weights, readout]
+
+
+@torch.no_grad()
+def evolve(problem: dmft.Problem, weights: list[Tensor]) -> Kernels:
+    """Train in place; the kernels of every network, ``(time, network, sample, sample)``."""
+    *hidden, readout = weights
+    networks, _, width = readout.shape
+    inputs = problem.inputs.expand(networks, -1, -1)
+    depth, found = len(hidden), {}  # type: int, dict[str, list[Tensor]]
+    for step in range(problem.steps + 1):
+        features = [inputs]
+        for weight in hidden:
+            features.append(torch.bmm(features[-1], weight.mT).tanh_())
+        error = problem.target_values - torch.bmm(features[-1], readout.mT)  # Delta, (network, sample, 1)
+        pulled = problem.gamma0 * width * readout
+        fields: list[Tensor] = [torch.empty(0)] * depth
+        for layer in reversed(range(depth)):
+            slope = torch.addcmul(
+                torch.ones((), dtype=readout.dtype), features[layer + 1], features[layer + 1], value=-1
+            )
+            fields[layer] = slope.mul_(pulled)
+            if layer:
+                pulled = torch.bmm(fields[layer], hidden[layer])
+        for layer in range(depth):
+            for name, rows in ((f"Phi{layer + 1}", features[layer + 1]), (f"G{layer + 1}", fields[layer])):
+                found.setdefault(name, []).append(torch.bmm(rows, rows.mT) / width)
+        if step == problem.steps:
+            break
+        for layer, weight in enumerate(hidden):
+            rate = problem.lr * problem.gamma0 / weight.shape[2]
+            weight.baddbmm_((error * fields[layer]).mT, features[layer], alpha=rate)
+        readout.baddbmm_(error.mT, features[-1], alpha=problem.lr / width)
+    return {name: torch.stack(kernels) for name, kernels in found.items()}
+
+
+def time_batched(problem: dmft.Problem, width: int, chunk: int) -> Spent:
+    """What one network takes when ``chunk`` of them are trained and measured side by side."""
+    generator = torch.Generator().manual_seed(0)
+    _, spent = timed(lambda: train(problem, width, chunk, generator, chunk=chunk))
+    return Spent(spent.cpu / chunk, spent.wall / chunk)
+
+
+def time_sequential(problem: dmft.Problem, width: int) -> Spent:
+    """What one ``nn.Sequential`` takes with ``torch.optim.SGD``; it is not measured, which would cost it more."""
+    chain = problem.chain
+    assert chain is not None  # benchmarks pose chains
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = chain.build(width)
+    plan = dmft.parameterize(model, problem.inputs, problem.gamma0, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(plan.param_groups(problem.lr))
+
+    def loop() -> None:
+        for _ in range(problem.steps):
+            optimizer.zero_grad()
+            problem.training_loss(model(problem.inputs)).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    return timed(loop)[1]

@@ -64,7 +64,9 @@ def new_directions(
     """
     wide = residual.double()
     eigenvalues, vectors = torch.linalg.eigh(wide @ wide.T)
-    keep = eigenvalues > tolerance**2
+    # More rows than dimensions have zero eigenvalues, which come out as rounding errors of the largest.
+    rounding = len(wide) * torch.finfo(wide.dtype).eps * float(eigenvalues[-1])
+    keep = eigenvalues > max(tolerance**2, rounding)
     directions = (vectors[:, keep] / eigenvalues[keep].sqrt()).T @ wide
     return orthonormal(directions.to(basis.dtype), basis)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
@@ -99,18 +99,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_KINDS = {"int": (int, "N"), "float": (float, "X"), "Path": (Path, "DIR"), "Path | None": (Path, "DIR")}
+# Of every annotation in the settings: what reads the option, and what help calls it; else a name.
+_KINDS: dict[str, tuple[Callable[[str], object], str]] = {
+    "int": (int, "N"),
+    "float": (float, "X"),
+    "tuple[int, ...]": (_widths, "N,N"),
+    "Path": (Path, "DIR"),
+    "Path | None": (Path, "DIR"),
+}
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """An option for every field of the demo's settings, with the field's default."""
     for field in fields(Settings):
         kind, metavar = _KINDS.get(str(field.type), (str, "NAME"))
-        if field.name == "widths":
-            kind, metavar = _widths, "N,N"
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
-            type=kind,  # type: ignore[arg-type]
+            type=kind,
             default=field.default,
             metavar=metavar,
             choices=get_args(Data) if field.name == "data" else None,

@@ -13,7 +13,7 @@ from torch_dmft.settings import Data
 
 
 def load(
-    name: Data, samples: int, folder: str | Path = "data", *, classes: tuple[int, int] = (0, 1), seed: int = 0
+    name: str, samples: int, folder: str | Path = "data", *, classes: tuple[int, int] = (0, 1), seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Half of ``samples`` from each of two classes, alternating.
 

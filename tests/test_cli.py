@@ -1,0 +1,146 @@
+"""The command torch-dmft: help, mistakes and their remedies, and the comparison of saved runs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.trajectories import two_layers
+from torch_dmft import cli
+from torch_dmft.settings import Settings
+
+
+def refused(capsys, *arguments: str) -> str:
+    """What is said of a mistake, which is one line, with status 2."""
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("torch-dmft: ")
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def test_help_lists_every_setting_with_its_default(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["demo", "--help"])
+    assert exit_.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for option in ("--data-dir", "--gamma0", "--widths", "--lr", "(default: 0.05)", "(default: digits)"):
+        assert option in shown
+    assert "default: None" not in shown
+    assert "default: ()" not in shown
+
+
+def test_options_become_settings(monkeypatch):
+    received = []
+    monkeypatch.setattr("torch_dmft.demo.run", received.append)
+    assert cli.main(["demo"]) == 0
+    arguments = "--data synthetic --widths 8,16 --gamma0 0.3 --steps 7 --logdir here --data-dir there --device cpu"
+    assert cli.main(["demo", *arguments.split()]) == 0
+    assert received == [
+        Settings(),
+        Settings("synthetic", widths=(8, 16), gamma0=0.3, steps=7, logdir=Path("here"), data_dir=Path("there")),
+    ]
+
+
+def test_help_and_mistakes_do_not_wait_for_torch():
+    code = "import sys; from torch_dmft import cli; cli._parser(); print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert shown.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [("--data mnist", "--data"), ("--widths 8,x", "--widths"), ("--depth 1.5", "--depth"), ("--dept 1 --foo", "--foo")],
+)
+def test_what_argparse_refuses_names_the_option(capsys, arguments, name):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["demo", *arguments.split()])
+    assert exit_.value.code == 2
+    assert name in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--samples 5", "Remedy: 6 samples."),
+        ("--samples 5000", "Remedy: at most 356 samples."),
+        ("--activation sine", "Remedy: one of erf, gelu,"),
+        ("--device cuda:99", "Remedy: --device cpu."),
+        ("--device abacus", "Remedy: --device cpu."),
+        ("--data synthetic --neurons 20", "Too few neurons"),
+        ("--widths 0,8", "Every width must be at least 1."),
+        ("--steps 0", "steps must be at least 1."),
+        ("--lr nan", "lr must be positive."),
+        ("--gamma0 0", "gamma0 must be positive."),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_written(capsys, tmp_path, arguments, said):
+    folder = tmp_path / "logs"
+    assert said in refused(capsys, "demo", *arguments.split(), "--logdir", str(folder))
+    assert not folder.exists()
+
+
+def test_missing_cifar10_is_told_in_one_line(capsys, monkeypatch, tmp_path):
+    from tests.vision import torchvision
+
+    assert torchvision.datasets.CIFAR10
+    said = refused(capsys, "demo", "--data", "cifar10", "--data-dir", str(tmp_path), "--logdir", str(tmp_path / "logs"))
+    assert "download=True" in said
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(capsys, tmp_path):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("mine")
+    for place in (in_the_way, in_the_way / "deeper"):
+        assert "--logdir" in refused(capsys, "demo", "--data", "synthetic", "--logdir", str(place))
+    assert in_the_way.read_text() == "mine"
+
+
+def test_saved_runs_are_compared(capsys, tmp_path):
+    two_layers(noise=0.02).save(tmp_path / "a.npz")
+    two_layers(origin="theory (N=inf)").save(tmp_path / "b.npz")
+    two_layers(richness=0, origin="static NTK (N=inf)").save(tmp_path / "c.npz")
+    paths = [str(tmp_path / f"{name}.npz") for name in "abc"]
+    assert cli.main(["compare", *paths, "--logdir", str(tmp_path / "logs")]) == 0
+    shown = capsys.readouterr().out
+    assert "network (N=256) against theory (N=inf), static NTK (N=inf)" in shown
+    assert "nearest prediction first: theory (N=inf)" in " ".join(shown.split())
+    assert (tmp_path / "logs" / "theory (N=inf)").is_dir()
+
+
+def test_files_that_are_no_runs_are_refused(capsys, tmp_path):
+    two_layers().save(tmp_path / "a.npz")
+    (tmp_path / "text.npz").write_text("no run")
+    assert "no saved trajectory" in refused(capsys, "compare", str(tmp_path / "a.npz"), str(tmp_path / "text.npz"))
+    assert "missing.npz" in refused(capsys, "compare", str(tmp_path / "a.npz"), str(tmp_path / "missing.npz"))
+
+
+def test_an_interrupt_ends_it_quietly(tmp_path):
+    """As Ctrl-C does in a terminal, once the first scalars are in the log."""
+    arguments = (
+        "-m torch_dmft.cli demo --data synthetic --samples 8 --width 16 --depth 1 --steps 1000000 --records 1000000"
+    )
+    process = subprocess.Popen(
+        [sys.executable, *arguments.split(), "--logdir", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not any(path.stat().st_size > 3000 for path in tmp_path.rglob("events*")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert said == "torch-dmft: interrupted; what was logged so far is readable\n"

@@ -80,7 +80,8 @@ def infinite_width(
         if isinstance(model_or_factory, nn.Module):
             narrow = model_or_factory
         else:
-            narrow = model_or_factory(_TEMPLATE_WIDTH).to(example_input)
+            with torch.random.fork_rng(devices=[]):  # its weights are thrown away, and should cost no random numbers
+                narrow = model_or_factory(_TEMPLATE_WIDTH).to(example_input)
         architecture = describe(narrow, example_input)
         common = "auto" if isinstance(gain, Mapping) else gain
         rules = parameter_rules(architecture, narrow, gamma0=gamma0, gain=common)

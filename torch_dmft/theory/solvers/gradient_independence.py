@@ -28,7 +28,9 @@ class GradientIndependence(InfiniteWidth):
             record,
             neurons=self.neurons,
             replicas=self.replicas,
-            tolerance=default_tolerance(problem.gamma0) if self.tolerance is None else self.tolerance,
+            tolerance=default_tolerance(problem.gamma0, self.neurons * self.replicas)
+            if self.tolerance is None
+            else self.tolerance,
             generator=self.generator,
             two_time=two_time,
             progress=progress,

@@ -14,7 +14,7 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.memory import require_memory
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.cost import Cost, twin_cost
-from torch_dmft.theory.infinite.layers import InfiniteLinear
+from torch_dmft.theory.infinite.lazy_layer import LazyLayer
 from torch_dmft.theory.infinite.twin import default_tolerance, infinite_width
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import layer_names, track
@@ -41,7 +41,7 @@ class InfiniteWidth:
     Args:
         neurons: S, neurons per replica and width.
         replicas: R, independent runs; their mean is the answer and their spread gives the standard error.
-        tolerance: relative part of a feature or gradient vector that may be ignored; None for 1e-2 * min(1, gamma0).
+        tolerance: relative part of a feature or gradient vector that may be ignored; None for min(1e-2, 1/sqrt(S R)) * min(1, gamma0).
         generator: source of randomness; None for a fresh one with seed 0.
     """
 
@@ -78,7 +78,11 @@ class InfiniteWidth:
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins and average; see ``solve``."""
-        tolerance = default_tolerance(problem.gamma0) if self.tolerance is None else self.tolerance
+        tolerance = (
+            default_tolerance(problem.gamma0, self.neurons * self.replicas)
+            if self.tolerance is None
+            else self.tolerance
+        )
         if progress:
             print(self.estimate(problem, len(record)))
         return train_replicas(
@@ -110,13 +114,26 @@ def train_replicas(
 ) -> Trajectory:
     """The mean over independently drawn twins of a problem's network, each trained and recorded."""
     posed = rotated(problem)
-    runs, ranks = [], [0]
+    runs, ranks, saturated = [], [0], False
     for replica, own in enumerate(replica_generators(generator, replicas)):
         plan = twin_of(posed, neurons, tolerance=tolerance, generator=own, law=law, responses=responses)
         bar = track(range(problem.steps + 1), f"{origin}: replica {replica + 1} of {replicas}", progress=progress)
         runs.append(train_and_record(posed, plan, record, two_time=two_time, steps=bar))
-        ranks += [max(layer.rank) for layer in plan.model.modules() if isinstance(layer, InfiniteLinear)]
-    facts = {"neurons": neurons, "replicas": replicas, "tolerance": tolerance, "rank": max(ranks)}
+        lazy = [layer for layer in plan.model.modules() if isinstance(layer, LazyLayer)]
+        ranks += [max(layer.rank) for layer in lazy]
+        saturated = saturated or any(layer.saturated for layer in lazy)
+    facts: dict[str, str | int | float | bool | None]
+    facts = {
+        "neurons": neurons,
+        "replicas": replicas,
+        "tolerance": tolerance,
+        "rank": max(ranks),
+        "saturated": saturated,
+    }
+    if saturated:
+        facts["advice"] = (
+            f"these are networks of width {neurons}: solvers.WideEnsemble() extrapolates such to infinite width"
+        )
     answer = average(runs, origin=origin, metadata=facts)
     return renamed(answer, problem)
 

@@ -81,10 +81,12 @@ class InfiniteReadout(nn.Linear):
         like = population.known.storage
         super().__init__(population.size, out_features, bias=bias, dtype=like.dtype, device=like.device)
         self.population, self.std = population, std
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
         self.register_buffer("drawn", torch.tensor(False, device=like.device))
+
+    def reset_parameters(self) -> None:
+        """Zeros, where ``nn.Linear`` would take random numbers of torch's own: weights are drawn when features are met."""
+        for parameter in self.parameters(recurse=False):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``(..., S)``, drawing its weights first if that has not been done."""

@@ -67,7 +67,7 @@ def write_cifar10(folder: Path, per_class: int) -> np.ndarray:
 
 @pytest.fixture
 def cifar10(monkeypatch):
-    """torchvision's CIFAR10, content with files of its format whatever their checksum."""
+    """CIFAR10 of torchvision, content with files of its format whatever their checksum."""
     from tests.vision import torchvision
 
     module = torchvision.datasets.cifar

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from torch_dmft.comparison import Comparison
+from torch_dmft.comparison.verdict import predicted_kernels
+from torch_dmft.report.choice import sample_order
 from torch_dmft.report.style import looks, new_figure, tidy
 
 
@@ -20,7 +22,7 @@ def overview(comparison: Comparison) -> Figure:
     preactivations, if fields were kept.
     """
     measured, theory = comparison.measured, comparison.predictions[0]
-    kept = all(run.layers[-2].fields is not None for run in (measured, theory))
+    kept = all(len(run.layers) > 1 and run.layers[-2].fields is not None for run in (measured, theory))
     figure = new_figure(13.5 if kept else 10.6, 3.1, f"{measured.origin} and its predictions")
     widths = [1.2, 1.2, 1.0, 1.0, 1.2] if kept else [1.2, 1.2, 1.0, 1.0]
     panels = figure.subplots(1, len(widths), width_ratios=widths)
@@ -30,26 +32,27 @@ def overview(comparison: Comparison) -> Figure:
         look = styles[run.origin]
         style = {"color": look.color, "linestyle": look.linestyle, "marker": look.marker, "markersize": 3}
         panels[0].plot(run.times, run.losses, label=run.origin, **style)
-    panels[0].set_yscale("log")
+    positive = all(bool((run.losses > 0).all()) for run in comparison.runs)
+    panels[0].set_yscale("log" if positive else "linear")
     panels[0].set(xlabel=_TIME, ylabel="training loss")
     panels[0].legend(frameon=False, fontsize=7.5)
 
     for prediction, deviations in zip(comparison.predictions, comparison.deviations, strict=True):
-        forward = [layer.forward.relative_error for layer in deviations.layers[1:]]
-        backward = [layer.backward.relative_error for layer in deviations.layers[:-1]]
-        mean = torch.stack(forward + backward).mean(0)
+        kernels = [kernel for _, kernel in predicted_kernels(deviations)] or [deviations.ntk]
+        mean = torch.stack([kernel.relative_error for kernel in kernels]).mean(0)
         look = styles[prediction.origin]
         panels[1].plot(measured.times, mean, color=look.color, linestyle=look.linestyle, label=prediction.origin)
     panels[1].set(xlabel=_TIME, ylabel="relative error of Φ and G", ylim=(0, None))
     panels[1].legend(frameon=False, fontsize=7.5)
 
-    matrices = [run.layers[-1].forward.matrix().double().numpy() for run in (measured, theory)]
-    order = _by_target(comparison)
+    order, samples = sample_order(comparison)
+    last = (run.layers[-1].forward.per_sample().equal_time[-1].cpu() for run in (measured, theory))
+    matrices = [kernel[order][:, order].double().numpy() for kernel in last]
     low, high = min(map(np.min, matrices)), max(map(np.max, matrices))
     for axes, matrix, run in zip(panels[2:4], matrices, (measured, theory), strict=True):
-        image = axes.imshow(matrix[np.ix_(order, order)], vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
+        image = axes.imshow(matrix, vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
         axes.set_title(f"last Φ,\n{run.origin}", fontsize=8)
-        axes.set_xlabel("sample, by target", fontsize=8)
+        axes.set_xlabel(samples, fontsize=8)
         axes.tick_params(labelsize=7)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -65,18 +68,10 @@ def overview(comparison: Comparison) -> Figure:
 _TIME = "time (learning rate × step)"
 
 
-def _by_target(comparison: Comparison) -> np.ndarray:
-    targets = comparison.measured.targets
-    if targets is None:
-        return np.arange(comparison.measured.outputs.shape[1])
-    keys = targets[:, 0] if targets.shape[1] == 1 else targets.argmax(1)
-    return keys.argsort(stable=True).numpy()
-
-
 def _densities(axes: Axes, comparison: Comparison, color: str) -> None:
     """Preactivations of the last hidden layer: the network as bars, the theory as lines, before and after training."""
     fields = [run.layers[-2].fields for run in (comparison.measured, comparison.predictions[0])]
-    values = [found.preactivation.flatten(1).double().numpy() for found in fields if found is not None]
+    values = [found.preactivation.flatten(1).cpu().double().numpy() for found in fields if found is not None]
     low, high = np.quantile(values[0], [0.001, 0.999])
     bins = np.linspace(low, high, 48)
     for end, (name, shade, line) in enumerate((("start", "0.85", ":"), ("end", "0.65", "-"))):

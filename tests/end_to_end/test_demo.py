@@ -1,0 +1,178 @@
+"""The demo, whole and small: what it prints, what it writes, and that all of it can be read back."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from torch_dmft import data
+from torch_dmft.core.errors import ConvergenceError
+from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.demo import run, train, wrap
+from torch_dmft.measurement import Probe
+from torch_dmft.settings import Settings
+
+NETWORK, THEORY, STATIC = ORIGINS = ["network (N=32)", "theory (N=inf)", "static NTK (N=inf)"]
+TINY = {"samples": 6, "width": 32, "depth": 2, "steps": 20, "records": 5, "neurons": 128, "replicas": 2}
+
+
+def read(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+
+
+def run_demo(folder: Path, columns: int = 110, **settings) -> tuple[str, Path]:
+    """What a demo prints without a terminal, and its folder."""
+    file = folder / "printed.txt"
+    with file.open("w") as printed:
+        run(Settings(**{**TINY, "logdir": folder / "logs", **settings}), Console(file=printed, width=columns))
+    return file.read_text(), folder / "logs"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[str, Path]:
+    return run_demo(tmp_path_factory.mktemp("demo"), widths=(16, 32))
+
+
+def test_it_prints_its_four_steps_and_the_way_to_tensorboard(demo):
+    printed, logdir = demo
+    for heading in (
+        "1. Wrap",
+        "2. Train and measure",
+        "3. Predict",
+        "4. Compare",
+        "Kernels at step 20",
+        "What was learned",
+    ):
+        assert heading in printed
+    assert f'tensorboard --logdir "{logdir}"' in printed
+    assert "nearest prediction first" in " ".join(printed.split())
+
+
+def test_without_a_terminal_it_draws_no_progress_bars(demo):
+    assert "replica 1" not in demo[0]
+    assert "100%" not in demo[0]
+
+
+def test_trajectories_load_and_are_complete(demo):
+    _, logdir = demo
+    for name, origin in zip(("network", "theory", "static_ntk"), ORIGINS, strict=True):
+        found = Trajectory.load(logdir / f"{name}.npz")
+        assert found.origin == origin
+        assert found.steps.tolist() == [0, 4, 8, 12, 16, 20]
+        assert found.losses[-1] < found.losses[0]
+        assert len(found.layers) == 3
+        assert found.outputs.shape == (6, 6, 1)
+
+
+def test_network_and_predictions_share_their_charts(demo):
+    _, logdir = demo
+    tags = {origin: set(read(logdir / origin).Tags()["scalars"]) for origin in ORIGINS}
+    assert tags[NETWORK]
+    assert tags[NETWORK] <= tags[THEORY]
+    assert tags[THEORY] == tags[STATIC]
+    for origin, name in zip(ORIGINS, ("network", "theory", "static_ntk"), strict=True):
+        scalars = read(logdir / origin).Scalars("loss")
+        saved = Trajectory.load(logdir / f"{name}.npz")
+        assert [event.step for event in scalars] == saved.steps.tolist()
+        torch.testing.assert_close(torch.tensor([event.value for event in scalars]), saved.losses.float())
+
+
+def test_the_network_was_logged_while_it_trained(demo):
+    files = sorted((demo[1] / NETWORK).iterdir())
+    live, final = (EventAccumulator(str(file)).Reload() for file in files)
+    assert len(live.Scalars("loss")) == 6
+    assert set(live.Tags()["scalars"]) == set(final.Tags()["scalars"])
+
+
+def test_the_comparison_has_layout_images_and_text(demo):
+    events = read(demo[1] / "comparison")
+    proto = events.Tensors("custom_scalars__config__")[0].tensor_proto
+    assert "Loss" in [category.title for category in layout_pb2.Layout.FromString(proto.string_val[0]).category]
+    images = events.Tags()["images"]
+    assert {"figures/loss", "figures/forward_kernels", "figures/preactivations"} <= set(images)
+    assert any(re.fullmatch(r"G kernels/0 \(1\) step 20", tag) for tag in images)
+    assert {"comparison/text_summary", "plan/text_summary"} <= set(events.Tags()["tensors"])
+
+
+def test_figures_are_pictures(demo):
+    _, logdir = demo
+    assert sorted(path.stem for path in logdir.glob("*.png")) == ["overview", "widths"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in logdir.glob("*.png"))
+
+
+def test_widths_are_compared_and_their_exponents_shown(demo):
+    printed, _ = demo
+    table = printed[printed.index("by width") :]
+    assert re.search(r"\n\W+16\W+0\.\d+\W+0\.\d+", table)
+    assert re.search(r"exponent\W+-?\d\.\d\d", table)
+
+
+def test_it_fits_eighty_columns(tmp_path):
+    printed, _ = run_demo(tmp_path, columns=80, data="synthetic", depth=1)
+    tables = printed[printed.index("4. Compare") : printed.index("Done in")]
+    assert "…" not in tables
+    assert max(map(len, tables.splitlines())) <= 80
+
+
+def test_small_gamma0_is_centered_and_said_to_be(tmp_path):
+    printed, logdir = run_demo(tmp_path, data="synthetic", depth=1, gamma0=0.1)
+    assert "centered model f - f_0" in " ".join(printed.split())
+    for name in ("network", "theory"):
+        found = Trajectory.load(logdir / f"{name}.npz")
+        assert found.outputs[0].abs().max() < (1e-6 if name == "network" else 0.05)
+
+
+def test_divergence_is_told_before_any_theory_is_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch_dmft.demo.solve", lambda *_, **__: pytest.fail("the theory was tried"))
+    with pytest.raises(ConvergenceError, match=r"network \(N=32\) diverges.*--lr 25"):
+        run_demo(tmp_path, data="synthetic", activation="relu", lr=100.0)
+
+
+@pytest.mark.parametrize(("lr", "said"), [(0.2, True), (0.01, False)])
+def test_closeness_to_instability_is_said(lr, said):
+    settings = Settings(**TINY, data="synthetic", activation="relu", gamma0=3.0, lr=lr)
+    probe = Probe(*data.load("synthetic", settings.samples))
+    console = Console(file=io.StringIO(), width=400)
+    train(settings, wrap(settings, probe, settings.width), probe, console)
+    assert ("close to instability" in console.file.getvalue()) == said
+
+
+def test_folders_are_named_by_what_differs_from_the_defaults():
+    assert Settings().directory == Path("runs/demo")
+    assert Settings(gamma0=0.3, widths=(64, 128)).directory == Path("runs/demo-widths=64+128-gamma0=0.3")
+    assert Settings(device="cuda", data_dir=Path("there")).directory == Path("runs/demo")
+    assert Settings(depth=2, logdir=Path("here")).directory == Path("here")
+
+
+def test_a_killed_demo_leaves_every_record_readable(tmp_path):
+    arguments = (
+        "-m torch_dmft.cli demo --data synthetic --samples 8 --width 16 --depth 1 --steps 1000000 --records 1000000"
+    )
+    process = subprocess.Popen(
+        [sys.executable, *arguments.split(), "--logdir", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while sum(path.stat().st_size for path in tmp_path.rglob("events*")) < 10_000:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    steps = [event.step for event in read(tmp_path / "network (N=16)").Scalars("loss")]
+    assert len(steps) > 3
+    assert steps == list(range(len(steps)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torch_dmft.comparison.consistency import Consistency, consistency
 from torch_dmft.comparison.deviation import Deviation, deviation
 from torch_dmft.comparison.match import common_steps, distinct_origins, refuse_mismatch
 from torch_dmft.comparison.verdict import verdict
@@ -52,6 +53,7 @@ class Deviations:
         outputs: over the rows the model is trained on, in units of the output.
         test_outputs: over the other rows; None if there are none.
         losses: the absolute difference of the losses.
+        consistency: whether the measured run's width explains them, if the prediction is a ``FiniteWidth`` answer.
     """
 
     layers: tuple[LayerDeviations, ...]
@@ -59,6 +61,7 @@ class Deviations:
     outputs: Difference
     test_outputs: Difference | None
     losses: Difference
+    consistency: Consistency | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ def compare(measured: Trajectory, predicted: Trajectory, *others: Trajectory) ->
 
     Per weight and step: the alignment tr(X Y^T) / (|X| |Y|) and the relative error |X - Y| / |Y| of Phi^l, G^{l+1} and
     the NTK, with error bars from the prediction's standard errors (``Deviation``); for outputs and loss the difference.
+    A prediction for a finite width (``solvers.FiniteWidth``) also tells whether the width explains the deviations
+    (``Consistency``).
     Weights are matched by position, times by step: only steps that all runs recorded are compared.
 
     Args:
@@ -175,6 +180,7 @@ def _deviations(measured: Trajectory, predicted: Trajectory) -> Deviations:
         outputs=_difference(*outputs, rows=train),
         test_outputs=_difference(*outputs, rows=test) if test.any() else None,
         losses=_difference(measured.losses, predicted.losses, spread("losses")),
+        consistency=consistency(measured, predicted),
     )
 
 

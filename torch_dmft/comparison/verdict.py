@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from torch_dmft.comparison.consistency import Consistency
+
 if TYPE_CHECKING:
     from torch_dmft.comparison.comparison import Comparison, Deviations
     from torch_dmft.comparison.deviation import Deviation
@@ -46,6 +48,9 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
         yield f"The kernels of the inputs differ by {error:.2g}: are these runs about the same data?"
     if len(comparison.predictions) > 1:
         yield _ranking(comparison)
+    for deviations in comparison.deviations:
+        if deviations.consistency is not None:
+            yield _explained(comparison, deviations.consistency)
 
 
 def _farthest(comparison: Comparison, name: str, worst: Deviation) -> str:
@@ -59,6 +64,31 @@ def _farthest(comparison: Comparison, name: str, worst: Deviation) -> str:
     if isinstance(width, int | float) and width > 0 and math.isfinite(error):
         sentence += f", or {error * math.sqrt(width):.2g} / sqrt(N) with N = {width:g} (finite width alone gives a few)"
     return f"{sentence}."
+
+
+def _explained(comparison: Comparison, found: Consistency) -> str:
+    """Whether the width explains the deviations, and if not, where to look."""
+    if not found.is_decidable:
+        return (
+            f"{found.replicas} networks are too few to tell whether N = {found.width} explains this: take 19 or more."
+        )
+    origin, rank = comparison.measured.origin, f"p = {found.p:.2g} among {found.replicas} networks of that width"
+    if found.consistent:
+        return f"{origin} is consistent with width N = {found.width} ({rank})."
+    name, worst = found.worst
+    sentence = (
+        f"{origin} is not consistent with width N = {found.width} ({rank}): {name} is {worst.ratio:.2g} times as far off as a "
+        f"typical network's (z = {worst.z:.1f})."
+    )
+    width = comparison.measured.metadata.get("width")
+    if isinstance(width, int) and width != found.width:
+        return f"{sentence} The measured network has N = {width}."
+    if not found.starts_wrong:
+        return f"{sentence} It is training that takes it away, so look at gamma0, learning rate, loss and optimizer."
+    weight = "" if found.start.suspect is None else f", first of weight {found.start.suspect!r}"
+    start = int(comparison.steps[0])
+    cause = f"so look at the initialisation{weight}" if start == 0 else f"first at weight {found.start.suspect!r}"
+    return f"{sentence} It is off at step {start} already, {cause}."
 
 
 def _ranking(comparison: Comparison) -> str:

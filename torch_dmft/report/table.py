@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from rich import box
@@ -14,7 +14,15 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from torch_dmft.comparison import Comparison, Deviation, Deviations, movement, target_alignments
+from torch_dmft.comparison import (
+    Comparison,
+    Consistency,
+    Deviation,
+    Deviations,
+    Score,
+    movement,
+    target_alignments,
+)
 from torch_dmft.core.trajectory import Trajectory
 
 # Wide enough that no table is cut; sentences are wrapped sooner. A narrower terminal gets no alignments.
@@ -59,6 +67,7 @@ def _sections(comparison: Comparison, *, alignments: bool) -> RenderableType:
         _kernels(comparison, f"Kernels, mean over the {len(steps)} steps", lambda values: values.mean(), alignments),
         _functions(comparison, end),
         _learned(comparison),
+        *(_explained(each.consistency) for each in comparison.deviations if each.consistency is not None),
     )
 
 
@@ -140,6 +149,28 @@ def _learned(comparison: Comparison) -> Table:
             is_last = row == len(comparison.predictions)
             table.add_row(*_head(position, name, row), run.origin, *cells, end_section=is_last)
     return table
+
+
+def _explained(found: Consistency) -> Table:
+    """What the width explains, at the start and in what was learned."""
+    columns = ["Phi", "z", "G", "z"]
+    parts = [found.start] if found.learned is None else [found.start, found.learned]
+    names = [f"{part}\n{column}" for part in ("start", "learned")[: len(parts)] for column in columns]
+    title = f"Deviation in units of a typical network's of width N = {found.width}, and its z-score"
+    table = _table(title, "l", "weight", *names)
+    for position, layer in enumerate(found.start.layers):
+        kernels = [each for part in parts for each in (part.layers[position].forward, part.layers[position].backward)]
+        is_last = position == len(found.start.layers) - 1
+        table.add_row(str(position), layer.name, *_scores(kernels), end_section=is_last)
+    table.add_row("", "NTK", *_scores([each for part in parts for each in (part.ntk, None)]))
+    table.add_row("", "outputs", *_scores([each for part in parts for each in (part.outputs, None)]))
+    table.add_row("", "together", *_scores([found.together]))
+    return table
+
+
+def _scores(scores: Iterable[Score | None]) -> Iterator[str]:
+    for score in scores:
+        yield from ("", "") if score is None else (f"{score.ratio:.2f}", f"{score.z:.1f}")
 
 
 def _number(value: Tensor) -> str:

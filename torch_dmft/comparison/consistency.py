@@ -1,0 +1,247 @@
+r"""Consistency: whether a measured network deviates from its prediction no more than its own width explains.
+
+The prediction brings R networks of width N. If the measured network is one more of them, all R + 1 are exchangeable, and
+the rank of its deviation among theirs is uniform, however the entries of a kernel and its times are correlated. Every
+kernel is seen twice: as it starts, K(0), and in what it learned, K(t) - K(0) at all later times. Flattened and divided by
+the standard deviations over networks, it is a vector x_i per network, whose deviation is the regularised Mahalanobis
+distance from the others,
+
+.. math:: D_i^2 = (x_i - \bar x_{-i})^T (\Sigma_{-i} + \rho)^{-1} (x_i - \bar x_{-i})
+
+with rho the mean variance over the directions that the networks span. A network's score in a kernel is
+
+    z_i = (log D_i - mean of log D_j) / (standard deviation of log D_j),    over the others j,
+
+and its largest score over all kernels is ranked among those of the others. So a network of width N is called inconsistent
+in 5 of 100 cases, at any number of kernels, samples and steps. Nothing is assumed of distributions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torch_dmft.core.trajectory import Trajectory
+
+LEVEL = 0.05
+"""The part of networks of the right width that are called inconsistent."""
+_ROUND_OFF = 1e-5
+"""Relative to a kernel's size: entries that vary less over networks are given by the data (float32 round-off)."""
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How far a network deviates in one kernel.
+
+    Attributes:
+        ratio: D / (root of the mean D^2 of the replicas): 1 for a typical network of width N.
+        z: the same on the replicas' own scale: of mean 0 and variance 1 for networks of width N.
+    """
+
+    ratio: float
+    z: float
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """The scores of one weight's kernels, None for kernels that are given by the data or the outputs."""
+
+    name: str
+    forward: Score | None
+    backward: Score | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a measured network's kernels at the start, or of what they learned.
+
+    Attributes:
+        layers: one entry per weight.
+        ntk: of the whole NTK.
+        outputs: over all rows.
+        p: the part of networks of width N whose largest score here is at least this network's.
+    """
+
+    layers: tuple[LayerScores, ...]
+    ntk: Score | None
+    outputs: Score | None
+    p: float
+
+    def named(self) -> dict[str, Score]:
+        """The scores there are, each with a name such as ``"G of weight 1 (fc2)"``."""
+        found: dict[str, Score | None] = {}
+        for position, layer in enumerate(self.layers):
+            found[f"Phi of weight {position} ({layer.name})"] = layer.forward
+            found[f"G of weight {position} ({layer.name})"] = layer.backward
+        found |= {"the NTK": self.ntk, "the outputs": self.outputs}
+        return {name: score for name, score in found.items() if score is not None}
+
+    @property
+    def suspect(self) -> str | None:
+        """The weight that makes the kernel that deviates most: where to look first.
+
+        Phi^l is made by weight l - 1, G^{l+1} (at the output of weight l) by weight l + 1.
+        """
+        makers: dict[tuple[str, str], float] = {}
+        for position, layer in enumerate(self.layers):
+            if layer.forward is not None and position > 0:
+                makers[self.layers[position - 1].name, "forward"] = layer.forward.z
+            if layer.backward is not None and position + 1 < len(self.layers):
+                makers[self.layers[position + 1].name, "backward"] = layer.backward.z
+        return max(makers, key=lambda maker: makers[maker])[0] if makers else None
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Whether a measured network is what its width explains.
+
+    Attributes:
+        width: N of the prediction.
+        replicas: R.
+        p: the part of networks of width N whose largest score, of all there are, is at least this one's.
+        start: scores at the first common step.
+        learned: scores of what has changed since, None if there is no later step.
+        together: of the mean of log D over all kernels; a network too narrow deviates a little in all of them.
+    """
+
+    width: int
+    replicas: int
+    p: float
+    start: Scores
+    learned: Scores | None
+    together: Score
+
+    @property
+    def is_decidable(self) -> bool:
+        """Whether there are enough replicas to call any network inconsistent."""
+        return 1 / (self.replicas + 1) <= LEVEL
+
+    @property
+    def consistent(self) -> bool:
+        """Whether more than 5 of 100 networks of width N deviate as much."""
+        return self.p > LEVEL
+
+    @property
+    def starts_wrong(self) -> bool:
+        """Whether the deviation is there from the start, and not less than in what was learned later."""
+        start, learned = (
+            max((score.z for score in scores.named().values()), default=-math.inf) if scores else -math.inf
+            for scores in (self.start, self.learned)
+        )
+        return self.start.p <= LEVEL and start >= learned
+
+    @property
+    def worst(self) -> tuple[str, Score]:
+        """The largest score, and of what, such as ``"G of weight 1 (fc2)"``."""
+        named = [*self.start.named().items()]
+        named += [] if self.learned is None else [(f"what {k} learned", v) for k, v in self.learned.named().items()]
+        return max([*named, ("all kernels together", self.together)], key=lambda item: item[1].z)
+
+
+def consistency(measured: Trajectory, predicted: Trajectory) -> Consistency | None:
+    """Judge a measured network by the networks that a prediction for a finite width is the mean of.
+
+    Args:
+        measured: one network.
+        predicted: a ``FiniteWidth`` answer at the same steps.
+
+    Returns:
+        The scores, or None if the prediction has no replicas, or networks do not differ at all.
+    """
+    width = predicted.metadata.get("width")
+    if not predicted.replicas or not isinstance(width, int):
+        return None
+    rows = _rows([measured, *predicted.replicas])
+    start = {key: _log_distances(values[:, 0]) for key, values in rows.items()}
+    learned = {key: _log_distances(values[:, 1:] - values[:, :1]) for key, values in rows.items()}
+    known = [logs for logs in (*start.values(), *learned.values()) if logs is not None]
+    if not known:
+        return None
+    together = torch.stack(known).mean(0)
+    return Consistency(
+        width=width,
+        replicas=len(predicted.replicas),
+        p=_rank([*known, together]),
+        start=_scores(start, measured),
+        learned=_scores(learned, measured) if len(measured.steps) > 1 else None,
+        together=_score(together),
+    )
+
+
+def _rows(runs: Sequence[Trajectory]) -> dict[Key, Float[Tensor, "network time entry"]]:
+    """What is compared, by kind and position."""
+
+    def stacked(arrays: Sequence[Tensor]) -> Tensor:
+        return torch.stack([array.detach().to("cpu", torch.float64).flatten(1) for array in arrays])
+
+    found = {}
+    for position in range(len(runs[0].layers)):
+        found["forward", position] = stacked([run.layers[position].forward.equal_time for run in runs])
+        found["backward", position] = stacked([run.layers[position].backward.equal_time for run in runs])
+    found["ntk", 0] = stacked([run.ntk.equal_time for run in runs])
+    found["outputs", 0] = stacked([run.outputs for run in runs])
+    return found
+
+
+def _log_distances(values: Float[Tensor, "network ..."]) -> Float[Tensor, " network"] | None:
+    """The log D of every network up to a common constant, None if the networks do not differ.
+
+    Leaving network i out is a rank-one change of the scatter matrix A = sum_j x_j x_j^T of centered vectors, so that with
+    h_i = x_i^T (A + rho)^-1 x_i, D_i^2 is h_i / (1 - h_i n / (n - 1)) up to a factor; h comes from the n x n Gram matrix.
+    """
+    x = values.flatten(1)
+    n = len(x)
+    centered = x - x.mean(0)
+    scale = centered.square().sum(0).div(n - 1).sqrt()
+    varies = scale > _ROUND_OFF * x.square().mean().sqrt()
+    if not bool(varies.any()):
+        return None
+    standardised = centered[:, varies] / scale[varies]
+    eigenvalues, vectors = torch.linalg.eigh(standardised @ standardised.T)
+    eigenvalues = eigenvalues.clamp_min(0)
+    h = vectors.square() @ (eigenvalues / (eigenvalues + eigenvalues.mean()))
+    return (h / (1 - h * n / (n - 1))).log() / 2
+
+
+def _z_scores(logs: Float[Tensor, " network"]) -> Float[Tensor, " network"]:
+    """Every network's log D in units of the others' mean and standard deviation."""
+    n = len(logs)
+    centered = logs - logs.mean()
+    gap = centered * n / (n - 1)  # from the mean of the others
+    squares = (centered.square().sum() - centered * gap).clamp_min(0)
+    return gap / (squares / (n - 2)).sqrt()
+
+
+def _rank(kernels: Sequence[Float[Tensor, " network"]]) -> float:
+    """The part of networks, the measured one at position 0 among them, whose largest score is at least its."""
+    largest = torch.stack([_z_scores(logs) for logs in kernels]).max(0).values
+    return float((largest >= largest[0]).double().mean())
+
+
+def _score(logs: Float[Tensor, " network"]) -> Score:
+    typical = logs[1:].mul(2).exp().mean().sqrt()
+    return Score(math.exp(logs[0].item()) / typical.item(), _z_scores(logs)[0].item())
+
+
+def _scores(table: Mapping[Key, Tensor | None], measured: Trajectory) -> Scores:
+    def score(kind: str, position: int = 0) -> Score | None:
+        logs = table[kind, position]
+        return None if logs is None else _score(logs)
+
+    known = [logs for logs in table.values() if logs is not None]
+    return Scores(
+        layers=tuple(
+            LayerScores(layer.name, score("forward", position), score("backward", position))
+            for position, layer in enumerate(measured.layers)
+        ),
+        ntk=score("ntk"),
+        outputs=score("outputs"),
+        p=_rank(known) if known else 1.0,
+    )

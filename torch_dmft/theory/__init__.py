@@ -2,6 +2,7 @@
 
 from torch_dmft.theory.infinite.twin import infinite_width
 from torch_dmft.theory.problem import Chain, HiddenLayer, Problem
+from torch_dmft.theory.responses import Responses, responses
 from torch_dmft.theory.solve import Solver, solve
 
-__all__ = ["Chain", "HiddenLayer", "Problem", "Solver", "infinite_width", "solve"]
+__all__ = ["Chain", "HiddenLayer", "Problem", "Responses", "Solver", "infinite_width", "responses", "solve"]

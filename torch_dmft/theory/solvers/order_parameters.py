@@ -170,8 +170,7 @@ class SiteSampler:
         learned = self._learned(order.outputs)
         forward, backward = [order.forward[0]], []
         forward_response, backward_response = [order.forward_response[0]], []
-        for layer in range(depth):
-            site = self._site(layer, order, learned)
+        for layer, site in enumerate(self.sites(order)):
             fields = simulate(site, *self._drives(layer, order))
             neurons = len(fields.activity)
             forward.append(fields.activity.mT @ fields.activity / neurons)
@@ -191,6 +190,11 @@ class SiteSampler:
             tuple(forward_response) if self.responses else order.forward_response,
             (*backward_response, order.backward_response[-1]) if self.responses else order.backward_response,
         )
+
+    def sites(self, order: OrderParameters) -> list[Site]:
+        """The single-site processes of all hidden layers."""
+        learned = self._learned(order.outputs)
+        return [self._site(layer, order, learned) for layer in range(self.chain.depth)]
 
     def _learned(self, outputs: Float[Tensor, "time sample output"]) -> Float[Tensor, "time time sample output"]:
         """w(t, s) Delta(s): what state t has of the error signal of step s (the last state is not followed by one)."""

@@ -1,0 +1,135 @@
+"""The response functions A and B of the theory, by three ways that share nothing but the problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import singledispatch
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.theory.infinite.twin import default_tolerance
+from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solve import Solver
+from torch_dmft.theory.solvers.alternating_monte_carlo import AlternatingMonteCarlo
+from torch_dmft.theory.solvers.assembly import layer_names, require_chain
+from torch_dmft.theory.solvers.deep_linear import DeepLinear
+from torch_dmft.theory.solvers.gradient_independence import GradientIndependence
+from torch_dmft.theory.solvers.infinite_width import InfiniteWidth, rotated, twin_of
+from torch_dmft.theory.solvers.linear_responses import linear_responses
+from torch_dmft.theory.solvers.replicas import replica_generators, standard_error
+from torch_dmft.theory.solvers.twin_responses import twin_responses
+
+Pairs = list[tuple[Tensor, Tensor]]
+"""(A^l, B^l) of the hidden weights l = 1..L-1, as matrices between rows (t, mu) and (t, mu, c)."""
+
+
+@dataclass(frozen=True)
+class Responses:
+    """How the two ends of one hidden weight l answer to each other, because both passes use the same matrix.
+
+    Attributes:
+        layer: module path of the weight.
+        forward_response: A^l(t, s) = < d phi(h^l(t)) / d r^l(s) >, zero for s >= t:
+            ``(time, sample, time, sample)``, with an output axis at the end for several outputs.
+        backward_response: B^l(t, s) = < d g^{l+1}(t) / d u^{l+1}(s) >, zero for s > t:
+            ``(time, sample, time, sample)``, with an output axis after the first sample axis for several outputs.
+        stderr: the standard error of both in the same layout, or None.
+    """
+
+    layer: str
+    forward_response: Tensor
+    backward_response: Tensor
+    stderr: Responses | None = None
+
+
+def responses(problem: Problem, solver: Solver | None = None) -> tuple[Responses, ...]:
+    r"""The response functions of every hidden weight, between all pairs of the states 0..steps.
+
+    A weight is used forward and backward, so the preactivation h^{l+1} remembers the gradients sent back before, and the
+    pregradient z^l the activities sent forward:
+
+    .. math:: h^{l+1} \ni u^{l+1} + g\, A^l g^{l+1}, \qquad z^l \ni r^l + g\, B^l \phi(h^l),
+
+    where u and r are what the untrained weight W(t) (after weight decay and noise) makes of activities and gradients if it
+    met each of them alone, with covariances C Phi and C G. Both responses vanish like gamma0 in the lazy limit, except
+    for B(t, t) = < phi''(h) z >.
+
+    - ``AlternatingMonteCarlo`` (None is its default setting) differentiates the single-site process.
+    - ``DeepLinear`` uses the paper's eq. 11, exactly.
+    - ``InfiniteWidth`` reads them off the lazily sampled weight by Stein's lemma, < phi r > = A < r r >. Only what A makes
+      of gradients is ever at work, so that A is known along gradients that occur; it is zero here on directions whose share
+      is below the solver's tolerance. Compare A C G and B C Phi, not A and B, with the other two.
+
+    Args:
+        problem: a dense chain of at least two hidden layers, else there are no hidden weights.
+        solver: which of the three.
+
+    Returns:
+        One ``Responses`` per hidden weight, in forward order.
+
+    Raises:
+        UnsupportedProblemError: for other solvers, or problems that the solver does not cover.
+
+    Source: Bordelon & Pehlevan 2022, section 3 and eq. 11.
+    """
+    solver = AlternatingMonteCarlo() if solver is None else solver
+    chain = require_chain(problem, type(solver).__name__)
+    solver.check(problem)
+    names = layer_names(problem, chain)[1:-1]
+    per_weight = list(zip(*_solutions(solver, problem), strict=True))
+    return tuple(_averaged(problem, name, pairs) for name, pairs in zip(names, per_weight, strict=True))
+
+
+@singledispatch
+def _solutions(solver: Solver, problem: Problem) -> list[Pairs]:
+    """One list of responses per replica."""
+    raise UnsupportedProblemError(
+        f"{type(solver).__name__} has no response functions.",
+        remedy="solvers.AlternatingMonteCarlo(), solvers.InfiniteWidth() or, for linear chains, solvers.DeepLinear()",
+    )
+
+
+@_solutions.register
+def _(solver: AlternatingMonteCarlo, problem: Problem) -> list[Pairs]:
+    orders = [order for order, _ in solver.order_parameters(problem, problem.steps + 1, progress=False)]
+    return [list(zip(order.forward_response[1:], order.backward_response[:-1], strict=True)) for order in orders]
+
+
+@_solutions.register
+def _(solver: DeepLinear, problem: Problem) -> list[Pairs]:
+    return [linear_responses(problem, solver)]
+
+
+@_solutions.register
+def _(solver: InfiniteWidth, problem: Problem) -> list[Pairs]:
+    posed = rotated(problem)
+    draws = solver.neurons * solver.replicas
+    tolerance = default_tolerance(problem.gamma0, draws) if solver.tolerance is None else solver.tolerance
+    found = []
+    for generator in replica_generators(solver.generator, solver.replicas):
+        twin = twin_of(posed, solver.neurons, tolerance=tolerance, generator=generator, law="limit", responses=True)
+        found.append(twin_responses(posed, twin, tolerance=tolerance))
+    return found
+
+
+_solutions.register(GradientIndependence, _solutions.dispatch(object))  # it drops what it would be asked for
+
+
+def _averaged(problem: Problem, name: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> Responses:
+    shaped = [(_shaped(problem, a, "A"), _shaped(problem, b, "B")) for a, b in pairs]
+    forward, backward = ([pair[end] for pair in shaped] for end in (0, 1))
+    mean = Responses(name, torch.stack(forward).mean(0), torch.stack(backward).mean(0))
+    if len(pairs) == 1:
+        return mean
+    return replace(mean, stderr=Responses(name, standard_error(forward), standard_error(backward)))
+
+
+def _shaped(problem: Problem, matrix: Float[Tensor, "left right"], which: str) -> Tensor:
+    times, row = problem.steps + 1, (problem.samples,)
+    several = (problem.samples, problem.outputs) if problem.outputs > 1 else row
+    left, right = (row, several) if which == "A" else (several, row)
+    return matrix.reshape(times, *left, times, *right).to(problem.dtype)

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import NAMES
 from benchmarks.__main__ import main, measure
+from benchmarks.agreement import PROBLEMS
 from benchmarks.clock import exponent
 from benchmarks.ensemble import Pilot, _amplitudes
 from benchmarks.page import page
@@ -19,6 +20,7 @@ FIELDS = {
     "algorithm1": {"algorithm1", "engine", "ratio", "algorithm1_times", "engine_times"},
     "large": {"estimate", "stderr", "peak", "cpu", "wall", "rank"},
     "recorder": {"mlp", "cnn"},
+    "agreement": set(PROBLEMS),
 }
 
 

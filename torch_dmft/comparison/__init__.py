@@ -5,6 +5,7 @@ from torch_dmft.comparison.consistency import Consistency, LayerScores, Score, S
 from torch_dmft.comparison.deviation import Deviation, deviation
 from torch_dmft.comparison.metrics import alignment, centered_alignment, relative_error, target_alignment
 from torch_dmft.comparison.richness import movement, target_alignments
+from torch_dmft.comparison.spectrum import NTKSpectrum, ntk_spectrum
 
 __all__ = [
     "Comparison",
@@ -14,6 +15,7 @@ __all__ = [
     "Difference",
     "LayerDeviations",
     "LayerScores",
+    "NTKSpectrum",
     "Score",
     "Scores",
     "alignment",
@@ -21,6 +23,7 @@ __all__ = [
     "compare",
     "deviation",
     "movement",
+    "ntk_spectrum",
     "relative_error",
     "target_alignment",
     "target_alignments",

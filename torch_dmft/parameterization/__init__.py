@@ -3,16 +3,19 @@
 from torch_dmft.parameterization.apply import parameterize
 from torch_dmft.parameterization.centered import centered
 from torch_dmft.parameterization.coordinate_check import CoordinateCheck, coordinate_check
+from torch_dmft.parameterization.effective import EffectiveScaling, effective_scaling
 from torch_dmft.parameterization.plan import Plan
 from torch_dmft.parameterization.rules import ParameterRule, parameter_rules
 from torch_dmft.parameterization.scheme import mean_field
 
 __all__ = [
     "CoordinateCheck",
+    "EffectiveScaling",
     "ParameterRule",
     "Plan",
     "centered",
     "coordinate_check",
+    "effective_scaling",
     "mean_field",
     "parameter_rules",
     "parameterize",

@@ -46,6 +46,7 @@ class Population(nn.Module):
         super().__init__()
         self.size, self.law, self.generator = size, law, generator
         self.drawn = 0
+        self.full = law != "limit"
         self.known = Rows(size, dtype=dtype, device=device)
         if law == "limit":
             self.known.append(torch.full((1, size), size**-0.5, dtype=dtype, device=device))
@@ -53,8 +54,8 @@ class Population(nn.Module):
             self._sobol = SobolEngine(_SOBOL_DIMENSIONS, scramble=True, seed=seed).draw(size, dtype=torch.float64).T
 
     def can_match(self, count: int) -> bool:
-        """Whether the next ``count`` latents will be orthogonal to everything known."""
-        return self.law == "limit" and self.known.count + count <= self.size // 2
+        """Whether the next ``count`` latents will be orthogonal to everything known, and all past variables are known."""
+        return not self.full and self.known.count + count <= self.size // 2
 
     def draw(self, count: int) -> Float[Tensor, "count size"]:
         """``count`` fresh latents, N(0, 1) per neuron."""
@@ -67,7 +68,8 @@ class Population(nn.Module):
 
     def observe(self, variables: Float[Tensor, "m size"]) -> None:
         """Make later latents orthogonal to these variables: ``variables`` are of unit norm."""
-        if not self.can_match(len(variables)):
+        self.full = not self.can_match(len(variables))  # for good: fewer later ones would fit, and these be missing
+        if self.full:
             return
         residual = project_off(variables, self.known.rows)
         directions = new_directions(residual, self.known.rows, _NEW_DIRECTION)
@@ -90,12 +92,12 @@ class Population(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Position in the random streams, for ``state_dict``."""
-        state = {"drawn": self.drawn, "generator": self.generator.get_state()}
+        state = {"drawn": self.drawn, "full": self.full, "generator": self.generator.get_state()}
         return state | ({"sobol": self._sobol} if self.law == "limit" else {})
 
     def set_extra_state(self, state: Any) -> None:
         """Continue the random streams of a ``state_dict``."""
-        self.drawn = state["drawn"]
+        self.drawn, self.full = state["drawn"], state["full"]
         self.generator.set_state(state["generator"].cpu())
         if self.law == "limit":
             self._sobol = state["sobol"].cpu()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from torch_dmft.architecture import Architecture, Role
+from torch_dmft.architecture import Architecture, Layer, Role
 from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.core.undisturbed import undisturbed
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, _NormBase)
 _WIDENED = (nn.Linear, _ConvNd, *NORMS)
@@ -28,20 +31,32 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
     """
     places = []
     for layer in architecture.layers:
-        if layer.kind != "linear":
+        module = model.get_submodule(layer.path)
+        if layer.kind == "embedding":
             places.append(
                 Place(
                     layer.path,
-                    f"the theory has no infinite {layer.kind} layer yet",
-                    "compare wide networks of several widths instead, or use nn.Linear layers",
+                    "the theory has no infinite embedding yet",
+                    "compare wide networks of several widths instead, or feed one-hot rows to an nn.Linear",
                 )
             )
         elif layer.role not in (Role.INPUT, Role.HIDDEN, Role.READOUT):
-            places.append(Place(layer.path, f"a linear layer cannot have the role {layer.role}", "correct roles="))
+            places.append(
+                Place(layer.path, f"a {layer.kind} layer cannot have the role {layer.role}", "correct roles=")
+            )
+        elif isinstance(module, _ConvNd) and layer.role is Role.READOUT:
+            reason = "the theory has no convolution as the readout yet"
+            places.append(Place(layer.path, reason, "average over the positions, then read out with an nn.Linear"))
+        elif isinstance(module, _ConvNd) and module.groups != 1:
+            places.append(Place(layer.path, "the theory has no convolution in groups yet", "build it with groups=1"))
+    has_positions = any(layer.kind == "conv" for layer in architecture.layers)
     for path, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             reason = "BatchNorm couples the samples of a batch, which the theory does not cover"
             places.append(Place(path, reason, "replace it by nn.LayerNorm or nn.RMSNorm, or leave it out"))
+        elif has_positions and len(getattr(module, "normalized_shape", ())) > 1:
+            reason = "the theory has no norm over channels and positions together yet"
+            places.append(Place(path, reason, "normalise the channels of each position, or leave it out"))
         elif isinstance(module, nn.GroupNorm):
             places.append(Place(path, "the theory has no GroupNorm yet", "replace it by nn.LayerNorm"))
         elif isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
@@ -73,15 +88,18 @@ def refuse_unwidenable(model: nn.Module) -> None:
 def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Module:
     """A copy of a model with every width scaled so that the readout reads ``neurons`` neurons; parameters on "meta".
 
-    Behind a flattened feature map the readout reads a multiple of its positions, so the width is the nearest possible.
+    Where an axis is made from others (a flattened feature map holds every channel at every position), all widths scale by
+    one ratio that keeps them integers, so the width is the nearest possible.
     """
-    sizes = {layer.out_axis: layer.out_features for layer in architecture.layers if layer.out_axis is not None}
+    written = {layer.out_axis for layer in architecture.layers}
+    read = [layer.in_features for layer in architecture.layers if layer.in_axis is not None]
+    ratio = neurons / architecture.width
+    if any(layer.in_axis not in written for layer in architecture.layers if layer.in_axis is not None):
+        unit = math.gcd(*read)
+        ratio = max(1, round(ratio * unit)) / unit
 
     def wide(features: int, axis: int | None) -> int:
-        if axis is None:
-            return features
-        size = sizes.get(axis, features)  # a flattened axis holds this many neurons at every position
-        return features // size * max(1, round(size * neurons / architecture.width))
+        return features if axis is None else max(1, round(features * ratio))
 
     # Weights are replaced, so they are not copied.
     kept = {id(parameter): parameter for parameter in model.parameters()}
@@ -126,6 +144,28 @@ def _wide_norm(module: nn.Module, wide: Callable[[int], int]) -> nn.Module:
         return nn.RMSNorm(shape, module.eps, module.elementwise_affine)
     has_shift = getattr(module, "bias", None) is not None
     return nn.LayerNorm(shape, module.eps, module.elementwise_affine, bias=has_shift)
+
+
+def rows_per_sample(model: nn.Module, architecture: Architecture, example_input: Tensor) -> Mapping[str, int]:
+    """The largest number of rows per sample (tokens, pixels) that each layer reads or writes, by module path."""
+    rows = {layer.path: 1 for layer in architecture.layers}
+
+    def count(layer: Layer) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            counts = (inputs[0].numel() // layer.in_features, output.numel() // layer.out_features)
+            rows[layer.path] = max(rows[layer.path], max(counts) // len(example_input))
+
+        return hook
+
+    kept = [layer for layer in architecture.layers if layer.kind != "embedding"]
+    handles = [model.get_submodule(layer.path).register_forward_hook(count(layer)) for layer in kept]
+    try:
+        with undisturbed(model), torch.no_grad():
+            model(example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return rows
 
 
 def materialise(model: nn.Module, like: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder, capture, measure
 from torch_dmft.measurement.gradients import Layouts
 from torch_dmft.parameterization import Plan
-from torch_dmft.theory.infinite.layers import InfiniteLinear
+from torch_dmft.theory.infinite.lazy_layer import LazyLayer
 from torch_dmft.theory.problem import Problem
 
 
@@ -95,7 +95,7 @@ def _probe(problem: Problem) -> Probe:
 def _make_room(plan: Plan, optimizer: SGD, directions: int) -> None:
     """Let the infinite layers take as many new directions as one step can bring."""
     for layer in plan.model.modules():
-        if isinstance(layer, InfiniteLinear):
-            needed = max(layer.rank) + directions
-            if needed > min(layer.core.shape):
+        if isinstance(layer, LazyLayer):
+            needed = max(layer.rank) + directions * layer.positions
+            if any(min(needed, size) > room for size, room in zip(layer.sizes, layer.core.shape, strict=False)):
                 layer.reserve(2 * needed, optimizer)

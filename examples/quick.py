@@ -1,0 +1,55 @@
+"""Four lines in your training loop, two more for the theory.
+
+    python examples/quick.py --gamma0 1.0
+
+Trains a small network on digits, records its kernels, asks the theory of the infinitely wide network the same question,
+and prints how far the two are apart, with the static NTK beside them.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+import torch_dmft as dmft
+from torch_dmft import data
+
+
+def main(arguments: Sequence[str] | None = None) -> dmft.Comparison:
+    """Train, record, predict, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--gamma0", type=float, default=1.0, help="feature-learning strength")
+    parser.add_argument("--lr", type=float, default=0.1, help="base learning rate")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--neurons", type=int, default=2048, help="sample that stands for infinite width")
+    options = parser.parse_args(arguments)
+
+    torch.manual_seed(0)
+    inputs, targets = data.load("digits", samples=16)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, options.width), nn.Tanh(), nn.Linear(options.width, options.width), nn.Tanh(),
+        nn.Linear(options.width, 1),
+    )  # fmt: skip
+
+    plan = dmft.parameterize(model, inputs, gamma0=options.gamma0)  # 1
+    optimizer = torch.optim.SGD(plan.param_groups(options.lr))  # 2
+    recorder = dmft.Recorder(plan, dmft.Probe(inputs, targets), every=5)  # 3
+    with recorder.attach(optimizer):  # 4
+        for _ in range(options.steps):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(inputs), targets).backward()
+            optimizer.step()
+    measured = recorder.trajectory()
+
+    problem = dmft.Problem.like(plan, recorder.probe, lr=options.lr, steps=options.steps)
+    theory = dmft.solve(problem, dmft.solvers.InfiniteWidth(options.neurons), record=measured.steps)
+    static = dmft.solve(problem, dmft.solvers.StaticNTK(), record=measured.steps)
+    comparison = dmft.compare(measured, theory, static)
+    print(comparison)
+    return comparison
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Every example runs, explains itself, and shows what it says."""
+
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str) -> Callable:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_help_explains_it(name, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        example(name)(["--help"])
+    assert exit_.value.code == 0
+    assert f"python examples/{name}.py" in capsys.readouterr().out
+
+
+def test_quick(capsys):
+    comparison = example("quick")(["--width", "128", "--steps", "30", "--neurons", "512"])
+    theory, static = comparison.deviations
+    assert theory.layers[-1].forward.relative_error[-1] < 0.5 * static.layers[-1].forward.relative_error[-1]
+    assert "nearest prediction first: theory" in " ".join(capsys.readouterr().out.split())
+
+
+def test_quick_is_a_script():
+    arguments = ["--width", "16", "--steps", "5", "--neurons", "256"]
+    shown = subprocess.run(
+        [sys.executable, EXAMPLES / "quick.py", *arguments], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "What was learned" in shown.stdout
+    assert shown.stderr == ""
+
+
+def test_lr_transfer(tmp_path, capsys):
+    figure = tmp_path / "transfer.png"
+    best = example("lr_transfer")(f"--widths 32,512 --seeds 2 --figure {figure}".split())
+    assert best["mean_field"][32] == best["mean_field"][512]
+    assert best["standard"][32] >= 4 * best["standard"][512]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert "stable" in capsys.readouterr().out
+
+
+def test_richness(tmp_path):
+    figure = tmp_path / "richness.png"
+    found = example("richness")(f"--gammas 0.1,1 --width 256 --steps 30 --neurons 512 --figure {figure}".split())
+    for (lazy, lazy_aligned), (rich, rich_aligned) in found.values():
+        assert lazy < 0.15
+        assert rich > 0.5
+        assert rich_aligned > lazy_aligned
+    (_, network), (_, theory) = found["network"], found["theory"]
+    assert network == pytest.approx(theory, rel=0.25)
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_cnn_widths(capsys):
+    narrow, wide = example("cnn_widths")(["--widths", "4,32,128", "--steps", "40"])
+    assert wide.deviations[0].losses.rms.mean() < narrow.deviations[0].losses.rms.mean()
+    assert wide.deviations[0].layers[-1].forward.relative_error[-1] < 0.25
+    assert wide.deviations[0].layers[-1].forward.alignment[-1] > 0.99
+    assert "network (N=128) against network (N=512)" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.memory import require_memory
 from torch_dmft.parameterization import Plan
-from torch_dmft.theory.infinite.layers import InfiniteLinear
+from torch_dmft.theory.infinite.lazy_layer import LazyLayer
 from torch_dmft.theory.infinite.twin import default_tolerance
 from torch_dmft.theory.infinite.widen import refuse_unsupported, refuse_unwidenable
 from torch_dmft.theory.problem import Problem
@@ -123,8 +123,8 @@ class _Networks(Iterator[Plan]):
 
     def learn(self, trained: Plan) -> None:
         """Go over to dense networks if this one met too many directions: the law is the same."""
-        layers = [m for m in trained.model.modules() if isinstance(m, InfiniteLinear)]
-        ranks = [sum(layer.rank) / (layer.in_features + layer.out_features) for layer in layers]
+        layers = [m for m in trained.model.modules() if isinstance(m, LazyLayer)]
+        ranks = [sum(layer.rank) / sum(layer.sizes) for layer in layers]
         self.are_dense = self.are_dense or max(ranks, default=0.0) > _DENSE_FROM
 
 

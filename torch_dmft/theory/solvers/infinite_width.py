@@ -41,7 +41,8 @@ class InfiniteWidth:
     Args:
         neurons: S, neurons per replica and width.
         replicas: R, independent runs; their mean is the answer and their spread gives the standard error.
-        tolerance: relative part of a feature or gradient vector that may be ignored; None for min(1e-2, 1/sqrt(S R)) * min(1, gamma0).
+        tolerance: relative part of a feature or gradient vector that may be ignored; None for
+            min(1e-2, 1/sqrt(S R)) * min(1, gamma0).
         generator: source of randomness; None for a fresh one with seed 0.
     """
 

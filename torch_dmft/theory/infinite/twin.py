@@ -18,7 +18,13 @@ from torch_dmft.parameterization import ParameterRule, Plan, mean_field, paramet
 from torch_dmft.theory.infinite.conv import InfiniteConv
 from torch_dmft.theory.infinite.latents import Population
 from torch_dmft.theory.infinite.layers import InfiniteLinear, InfiniteReadout
-from torch_dmft.theory.infinite.widen import materialise, refuse_unsupported, rows_per_sample, widened
+from torch_dmft.theory.infinite.widen import (
+    has_composite_axes,
+    materialise,
+    refuse_unsupported,
+    rows_per_sample,
+    widened,
+)
 
 _TEMPLATE_WIDTH = 64
 
@@ -104,7 +110,9 @@ def infinite_width(
         with torch.device("meta"):
             wide = model_or_factory(neurons)
     architecture = _resized(architecture, wide)
-    draw = _Draw(law, generator, example_input, gains, biases)
+    # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
+    matched = "network" if has_composite_axes(architecture) else law
+    draw = _Draw(matched, generator, example_input, gains, biases)
     for layer in architecture.layers:
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
         settings |= {"responses": responses, "rank": rank, "positions": positions[layer.path]}

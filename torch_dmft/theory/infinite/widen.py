@@ -85,17 +85,21 @@ def refuse_unwidenable(model: nn.Module) -> None:
         raise UnsupportedModelError("This model cannot be widened:", places)
 
 
+def has_composite_axes(architecture: Architecture) -> bool:
+    """Whether a layer reads an axis made from those that layers write: a flattened feature map, a concatenation."""
+    written = {layer.out_axis for layer in architecture.layers}
+    return any(layer.in_axis not in written for layer in architecture.layers if layer.in_axis is not None)
+
+
 def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Module:
     """A copy of a model with every width scaled so that the readout reads ``neurons`` neurons; parameters on "meta".
 
     Where an axis is made from others (a flattened feature map holds every channel at every position), all widths scale by
     one ratio that keeps them integers, so the width is the nearest possible.
     """
-    written = {layer.out_axis for layer in architecture.layers}
-    read = [layer.in_features for layer in architecture.layers if layer.in_axis is not None]
     ratio = neurons / architecture.width
-    if any(layer.in_axis not in written for layer in architecture.layers if layer.in_axis is not None):
-        unit = math.gcd(*read)
+    if has_composite_axes(architecture):
+        unit = math.gcd(*(layer.in_features for layer in architecture.layers if layer.in_axis is not None))
         ratio = max(1, round(ratio * unit)) / unit
 
     def wide(features: int, axis: int | None) -> int:

@@ -15,12 +15,15 @@ _LAZY = 0.02
 def choose(problem: Problem) -> tuple[Solver, str]:
     """The most accurate affordable solver for a problem, and why.
 
+    - Langevin noise: ``AlternatingMonteCarlo``, which alone takes it.
     - Linear chains: ``DeepLinear``, exact to round-off.
     - Lazy chains, gamma0 < 0.02: ``StaticNTK``, exact up to order gamma0^2.
     - Networks that have no infinite-width twin here, and those whose twin would meet as many directions as it has neurons:
       ``WideEnsemble``, plain networks extrapolated in 1/N.
     - Everything else: ``InfiniteWidth``.
     """
+    if problem.temperature:
+        return solvers.AlternatingMonteCarlo(), "no other solver takes Langevin noise"
     if problem.chain is not None and all(layer.activation == "linear" for layer in problem.chain.hidden):
         return solvers.DeepLinear(), "a linear chain is solved exactly"
     if problem.chain is not None and problem.gamma0 < _LAZY:

@@ -11,6 +11,7 @@ import torch
 from tests.reference.ensembles import Limit, observables, z_scores
 from tests.theory.extensions.noise import noisy_networks
 from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.theory.choose import choose
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import solve
 from torch_dmft.theory.solvers import AlternatingMonteCarlo, InfiniteWidth
@@ -79,6 +80,7 @@ def test_in_small_steps_the_covariance_is_that_of_an_ornstein_uhlenbeck_process(
 
 
 def test_who_takes_no_noise_says_so() -> None:
+    assert isinstance(choose(pose())[0], AlternatingMonteCarlo)
     with pytest.raises(UnsupportedProblemError, match="AlternatingMonteCarlo"):
         solve(pose(), InfiniteWidth())
     biased = pose()

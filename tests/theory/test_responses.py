@@ -116,6 +116,8 @@ def test_who_has_no_responses_says_so() -> None:
         responses(pose(), GradientIndependence())
     with pytest.raises(UnsupportedProblemError, match="linear"):
         responses(pose(), DeepLinear())
+    with pytest.raises(UnsupportedProblemError, match="noise"):
+        responses(pose(temperature=0.1), InfiniteWidth())
     assert responses(pose(depth=1, steps=1), AlternatingMonteCarlo(neurons=100, replicas=1)) == ()
 
 

@@ -59,7 +59,7 @@ def solve(
         solver, facts["chosen because"] = choose(problem)
         if progress:
             print(f"{type(solver).__name__}: {facts['chosen because']}")
-    _check_noise(problem, solver)
+    check_noise(problem, solver)
     solver.check(problem)
     steps = _record_steps(problem, record)
     started = time.perf_counter()
@@ -68,7 +68,12 @@ def solve(
     return replace(trajectory, metadata={**facts, **trajectory.metadata})
 
 
-def _check_noise(problem: Problem, solver: Solver) -> None:
+def check_noise(problem: Problem, solver: Solver) -> None:
+    """Refuse Langevin noise where the solver takes none.
+
+    Raises:
+        UnsupportedProblemError: if so.
+    """
     if problem.temperature and not getattr(solver, "takes_noise", False):
         raise UnsupportedProblemError(
             f"{type(solver).__name__} trains without noise.",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch_dmft.architecture import Role
 from torch_dmft.core.activation import activation
+from torch_dmft.theory.infinite.widen import rows_per_sample
 from torch_dmft.theory.problem import Problem
 
 _FLOPS_PER_SECOND = 2e10
@@ -45,9 +47,10 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -
     """Estimate the cost of ``replicas`` twins of a problem's network.
 
     With n rows, C outputs and T steps, gradients explore about n C (3 log(1 + T) + 1) directions through smooth activations
-    and 0.4 n C T through others, features half as many; never more than there are neurons or vectors. One step costs
-    2 S n [(3 k + k') + (1 + C) (3 k' + k)] operations per hidden matrix: coordinates, residual, image and learned part, forward
-    and backward. Minibatches and momentum explore up to three times more.
+    and 0.4 n C T through others, features half as many; never more than there are neurons or vectors. The pixels of a
+    convolution are rows. One step costs 2 S n [(3 k + k') + (1 + C) (3 k' + k)] operations per hidden matrix: coordinates,
+    residual, image and learned part, forward and backward; a convolution has an image for each of its taps. Minibatches and
+    momentum explore up to three times more.
 
     Args:
         problem: the problem.
@@ -55,28 +58,47 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -
         replicas: independent twins.
         recorded: number of recorded steps.
     """
-    hidden, smooth = _hidden_matrices(problem)
-    rows, outputs, steps = problem.samples, problem.outputs, problem.steps
+    matrices, smooth = _hidden_matrices(problem)
+    outputs, steps, element = problem.outputs, problem.steps, problem.inputs.element_size()
     per_row = 3 * math.log1p(steps) + 1 if smooth else 0.4 * steps + 1
-    wide = min(neurons, rows * outputs * (steps + 1), math.ceil(rows * outputs * per_row))
-    narrow = min(wide, math.ceil(0.6 * rows * per_row))
-    element = problem.inputs.element_size()
-    recorded_bytes = 4 * (hidden + 2) * recorded * (rows * outputs) ** 2 * element
-    memory = 2 * hidden * neurons * (narrow + wide) * element * 2 + recorded_bytes  # the populations know them too
-    passes = 3 * narrow + wide + (1 + outputs * recorded / max(steps, 1)) * (3 * wide + narrow)
-    flops = 2.0 * neurons * rows * passes * hidden * (steps + 1) * replicas
-    dense = 6.0 * neurons * rows * problem.inputs[0].numel() * (steps + 1) * replicas
-    return Cost(wide, wide >= neurons // 2, memory, flops + dense)
+    backward_passes = 1 + outputs * recorded / max(steps, 1)
+    rank, full = 0, False
+    memory = 4 * (len(matrices) + 2) * recorded * (problem.samples * outputs) ** 2 * element
+    flops = 6.0 * problem.samples * problem.inputs[0].numel()
+    for matrix in matrices:
+        read, written = problem.samples * matrix.read, problem.samples * matrix.written
+        gradients = min(neurons, written * outputs * (steps + 1), math.ceil(written * outputs * per_row))
+        features = min(neurons, read * (steps + 1), math.ceil(0.6 * read * per_row))
+        rank = max(rank, gradients, features)
+        full = full or rank >= neurons // 2
+        held = neurons * (features + gradients) * (1 + matrix.taps) * 2  # the populations know them too
+        memory += (held + matrix.taps * features * gradients) * element
+        forward = 2 * features * read + (matrix.taps * features + gradients) * written
+        backward = 2 * gradients * written + (matrix.taps * gradients + features) * read
+        flops += 2.0 * (forward + backward_passes * backward)
+    return Cost(rank, full, memory, flops * neurons * (steps + 1) * replicas)
 
 
-def _hidden_matrices(problem: Problem) -> tuple[int, bool]:
-    """How many matrices lie between widths, and whether all activations are smooth."""
+@dataclass(frozen=True)
+class _Matrix:
+    """A weight between widths: rows per sample that it reads and writes, and kernel taps."""
+
+    read: int
+    written: int
+    taps: int
+
+
+def _hidden_matrices(problem: Problem) -> tuple[list[_Matrix], bool]:
+    """The matrices between widths, and whether all activations are smooth."""
     if problem.chain is not None:
-        return problem.chain.depth - 1, all(activation(layer.activation).smooth for layer in problem.chain.hidden)
+        smooth = all(activation(layer.activation).smooth for layer in problem.chain.hidden)
+        return [_Matrix(1, 1, 1)] * (problem.chain.depth - 1), smooth
     assert problem.network is not None  # a problem without a chain has a network
-    layers = problem.network.architecture.layers
-    named = [layer.activation for layer in layers if layer.activation is not None]
-    return max(len(layers) - 2, 0), all(activation(name).smooth for name in named)
+    architecture = problem.network.architecture
+    rows = rows_per_sample(problem.network.model, architecture, problem.inputs[:1])
+    named = [layer.activation for layer in architecture.layers if layer.activation is not None]
+    hidden = [layer for layer in architecture.layers if layer.role is Role.HIDDEN]
+    return [_Matrix(*rows[layer.path], layer.taps) for layer in hidden], all(activation(name).smooth for name in named)
 
 
 def _duration(seconds: float) -> str:

@@ -115,14 +115,14 @@ def infinite_width(
     draw = _Draw(matched, generator, example_input, gains, biases)
     for layer in architecture.layers:
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
-        settings |= {"responses": responses, "rank": rank, "positions": positions[layer.path]}
+        settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path])}
         module = wide.get_submodule(layer.path)
         wide.set_submodule(layer.path, draw.layer(layer, module, architecture.width, gamma0, settings))
     materialise(wide, example_input)
     architecture = replace(architecture, layers=tuple(_renamed(layer) for layer in architecture.layers))
     twin_rules = _rules(wide, architecture, gamma0, gains)
     origin = "theory (N=inf)" if law == "limit" else f"lazily sampled network (N={architecture.width})"
-    return Plan(wide, architecture, twin_rules, scheme="mean_field", gamma0=gamma0, origin=origin)
+    return Plan(wide, architecture, twin_rules, scheme="mean_field", gamma0=gamma0, origin=origin, optimizers=("sgd",))
 
 
 class _Draw:

@@ -150,14 +150,17 @@ def _wide_norm(module: nn.Module, wide: Callable[[int], int]) -> nn.Module:
     return nn.LayerNorm(shape, module.eps, module.elementwise_affine, bias=has_shift)
 
 
-def rows_per_sample(model: nn.Module, architecture: Architecture, example_input: Tensor) -> Mapping[str, int]:
-    """The largest number of rows per sample (tokens, pixels) that each layer reads or writes, by module path."""
-    rows = {layer.path: 1 for layer in architecture.layers}
+def rows_per_sample(
+    model: nn.Module, architecture: Architecture, example_input: Tensor
+) -> Mapping[str, tuple[int, int]]:
+    """How many rows per sample (tokens, pixels) each layer reads and writes in a call, by module path."""
+    rows = {layer.path: (1, 1) for layer in architecture.layers}
 
     def count(layer: Layer) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            counts = (inputs[0].numel() // layer.in_features, output.numel() // layer.out_features)
-            rows[layer.path] = max(rows[layer.path], max(counts) // len(example_input))
+            read = inputs[0].numel() // (layer.in_features * len(example_input))
+            written = output.numel() // (layer.out_features * len(example_input))
+            rows[layer.path] = (read, written)
 
         return hook
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Role
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.parameterization.optimizer import param_groups
+from torch_dmft.parameterization.optimizer import OPTIMIZERS, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
 from torch_dmft.parameterization.table import as_table, as_text
 
@@ -30,6 +30,7 @@ class Plan:
         rules: one rule for every parameter.
         scheme: "mean_field", "ntk" or "standard".
         gamma0: the richness that enters theory: 1/sqrt(width) for the schemes "ntk" and "standard".
+        optimizers: names that ``param_groups`` takes; an infinite-width twin stands for plain or momentum SGD alone.
         origin: what legends call this model: ``"network (N=512)"``, or ``"theory (N=inf)"`` for an infinite-width twin.
     """
 
@@ -43,6 +44,7 @@ class Plan:
         gamma0: float = 1.0,
         initial: Mapping[str, Tensor] | None = None,
         origin: str | None = None,
+        optimizers: tuple[str, ...] = OPTIMIZERS,
     ) -> None:
         """Put a plan together; ``initial`` holds copies of the tensors that ``undo`` brings back, None if it cannot."""
         self.model = model
@@ -51,6 +53,7 @@ class Plan:
         self.scheme = scheme
         self.gamma0 = gamma0
         self.origin = f"network (N={self.width})" if origin is None else origin
+        self.optimizers = optimizers
         self._initial = initial
 
     @property
@@ -97,6 +100,12 @@ class Plan:
         Raises:
             InvalidInputError: if there are no rules for the optimiser.
         """
+        if optimizer in OPTIMIZERS and optimizer not in self.optimizers:
+            raise InvalidInputError(
+                "This model cannot be trained with an optimiser that treats every entry of a weight by itself.",
+                got=repr(optimizer),
+                remedy=f"one of {', '.join(self.optimizers)}: an infinite-width twin trains weights in other coordinates",
+            )
         return param_groups(self.model, self.rules, lr, optimizer, weight_decay, eps)
 
     @torch.no_grad()

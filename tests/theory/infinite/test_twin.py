@@ -1,9 +1,11 @@
 """The twin is an ordinary module: trained by an ordinary loop, measured by the ordinary recorder."""
 
+import pytest
 import torch
 from torch import nn
 
 from torch_dmft import Probe, Recorder, infinite_width
+from torch_dmft.core.errors import InvalidInputError
 
 
 def test_a_recorder_measures_the_twin_while_it_trains() -> None:
@@ -25,10 +27,17 @@ def test_a_recorder_measures_the_twin_while_it_trains() -> None:
             loss = nn.functional.mse_loss(limit.model(inputs), targets)
             loss.backward()
             optimizer.step()
-            found.append(float(loss))
+            found.append(loss.item())
 
     measured = recorder.trajectory()
     assert measured.origin == "theory (N=inf)"
     assert found == sorted(found, reverse=True)
     assert found[-1] < 0.5 * found[0]
     torch.testing.assert_close(measured.losses[:-1], torch.tensor(found, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_adam_is_refused_since_it_sees_single_entries_of_a_weight() -> None:
+    model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    limit = infinite_width(model, torch.zeros(2, 5), neurons=64)
+    with pytest.raises(InvalidInputError, match="sgd"):
+        limit.param_groups(0.1, optimizer="adam")

@@ -2,7 +2,7 @@
 
 With rows (t, mu) of h and (t, mu, c) of z and g, and the couplings K_h (strictly causal) and K_z (causal),
 
-    h = a_h (u + b) + K_h g,    x = phi(h),    z = a_z r + K_z x,    g_c = phi'(h) z_c,
+    h = a_h u + b + K_h g,    x = phi(h),    z = a_z r + K_z x,    g_c = phi'(h) z_c,
 
 where a_h and a_z depend on time only. Everything is found by forward substitution in time, for many neurons at once.
 The responses differentiate the same recursions by the raw drives:
@@ -67,7 +67,7 @@ class SiteFields:
 def simulate(
     site: Site, forward_drive: Float[Tensor, "neuron row"], backward_drive: Float[Tensor, "neuron row_output"]
 ) -> SiteFields:
-    """The fields that the drives a_h (u + b) and a_z r produce."""
+    """The fields that the drives a_h u + b and a_z r produce."""
     P, PC = site.samples, site.samples * site.outputs
     h, z = forward_drive.clone(), backward_drive.clone()
     x, g = torch.empty_like(h), torch.empty_like(z)

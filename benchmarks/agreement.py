@@ -33,7 +33,7 @@ class Settings:
 
 
 FULL = Settings()
-QUICK = Settings(samples=3, steps=3, neurons=256, draws=200, replicas=4, widths=(32, 64, 128), pairs=4, records=2)
+QUICK = Settings(samples=3, steps=2, neurons=128, draws=100, replicas=2, widths=(16, 32, 64), pairs=4, records=1)
 
 PROBLEMS: dict[str, dict[str, Any]] = {
     "tanh, depth 2, gamma0 = 1": {"depth": 2, "activation": "tanh", "gamma0": 1.0},

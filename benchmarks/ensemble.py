@@ -37,7 +37,7 @@ class Settings:
     widths: tuple[int, ...] = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
     pilot: int = 2**22  # pilot networks of width N: this over N^2, between 8 and 256
     chunks: tuple[int, ...] = (1, 4, 16, 64)
-    limit: float = 900.0  # CPU seconds; an ensemble that needs more is run for as long and extrapolated
+    limit: float = 300.0  # CPU seconds; an ensemble that needs more is run for as long and extrapolated
     reference_neurons: int = 16384
     reference_replicas: int = 16
     reference_tolerance: float = 2.5e-3

@@ -32,18 +32,28 @@ class Population(nn.Module):
     - ``"limit"``: the first latents are scrambled Sobol points, and each latent is made orthogonal, over the S neurons, to the
       constant vector, to all earlier latents and to all past variables (``observe``), and has second moment one. The averages
       that vanish in the infinite-width limit then vanish exactly and only higher moments fluctuate. Linear networks become
-      exact. When the known vectors fill half of the S dimensions, later latents are plain.
+      exact. When the known vectors fill their share of the S dimensions, later latents are plain.
 
     Args:
         size: S.
         law: ``"limit"`` or ``"network"``.
         generator: source of randomness.
+        share: largest share of the S dimensions that known vectors may fill. Being orthogonal to k vectors makes a latent
+            smaller on the neurons where these are large, which biases averages by less than k/S.
     """
 
     def __init__(
-        self, size: int, *, law: str, generator: torch.Generator, dtype: torch.dtype, device: torch.device | str
+        self,
+        size: int,
+        *,
+        law: str,
+        generator: torch.Generator,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        share: float = 1 / 2,
     ) -> None:
         super().__init__()
+        self.capacity = int(share * size)
         self.size, self.law, self.generator = size, law, generator
         self.drawn = 0
         self.full = law != "limit"
@@ -55,25 +65,31 @@ class Population(nn.Module):
 
     def can_match(self, count: int) -> bool:
         """Whether the next ``count`` latents will be orthogonal to everything known, and all past variables are known."""
-        return not self.full and self.known.count + count <= self.size // 2
+        return not self.full and self.known.count + count <= self.capacity
 
     def draw(self, count: int) -> Float[Tensor, "count size"]:
         """``count`` fresh latents, N(0, 1) per neuron."""
         latents = self._raw(count)
-        if self.can_match(count):
+        self.full = not self.can_match(count)  # for good: matching to a part of what was drawn would bias kernels
+        if not self.full:
             directions = orthonormal(latents, self.known.rows)
             self.known.append(directions)
             latents = directions * self.size**0.5
         return latents
 
-    def observe(self, variables: Float[Tensor, "m size"]) -> None:
-        """Make later latents orthogonal to these variables: ``variables`` are of unit norm."""
-        self.full = not self.can_match(len(variables))  # for good: fewer later ones would fit, and these be missing
+    def observe(self, variables: Float[Tensor, "m size"]) -> Float[Tensor, " m"]:
+        """Make later latents orthogonal to these variables, which are of unit norm.
+
+        Returns:
+            The part of each variable's squared norm outside of the span of everything known before; 1 without matching.
+        """
+        self.full = not self.can_match(len(variables))
         if self.full:
-            return
+            return variables.new_ones(len(variables))
         residual = project_off(variables, self.known.rows)
         directions = new_directions(residual, self.known.rows, _NEW_DIRECTION)
         self.known.append(directions)
+        return residual.square().sum(1)
 
     def _raw(self, count: int) -> Tensor:
         """Gaussians before any matching: Sobol points first, then independent draws."""

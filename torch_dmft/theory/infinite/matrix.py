@@ -79,11 +79,18 @@ class GaussianMatrix(nn.Module):
         return torch.cat([coordinates, x @ directions.T], dim=1)
 
     def _extend(self, directions: Tensor, side: Side, other: Side) -> None:
-        side.population.observe(directions)
+        unknown = side.population.observe(directions)
         count = len(directions) * self.copies
-        matched = side.image_population.can_match(count)  # then fresh latents are orthogonal to Q' already
+        matched = side.image_population.can_match(count)
         fresh = side.image_population.draw(count)
-        images = self.scale * (fresh if matched else project_off(fresh, other.basis.rows))
+        if matched:
+            # Orthogonal to Q' already, but longer than what a projection leaves. The responses to the known images hold a
+            # noise that makes up for the difference, less what matching has taken from it.
+            excess = (unknown * (other.basis.count / side.image_population.size)).repeat_interleave(self.copies)
+            fresh = fresh * (1 - excess).sqrt().unsqueeze(1) if self.responses else fresh
+        else:
+            fresh = project_off(fresh, other.basis.rows)
+        images = self.scale * fresh
         if self.responses:
             known = (directions @ other.images.rows.T).unflatten(1, (other.basis.count, self.copies))
             images = torch.addmm(images, known.mT.reshape(count, -1), other.basis.rows)

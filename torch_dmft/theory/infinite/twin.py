@@ -54,16 +54,22 @@ def infinite_width(
 ) -> Plan:
     """The infinite-width twin of a model: the same module with ``neurons`` neurons per width and lazily sampled weights.
 
-    Hidden ``nn.Linear`` layers become ``InfiniteLinear``, the readout ``InfiniteReadout``. Everything else (activations,
-    residual sums, LayerNorm, RMSNorm) is the model's own code, whose averages over neurons run over the sample. Train
-    ``plan.model`` with ``plan.param_groups(lr)`` and ``torch.optim.SGD``; measure it with ``Recorder(plan, probe)``.
+    Hidden ``nn.Linear`` layers become ``InfiniteLinear``, hidden convolutions ``InfiniteConv``, the readout
+    ``InfiniteReadout``. Everything else (activations, pooling, residual sums, LayerNorm, RMSNorm) is the model's own code,
+    whose averages over neurons run over the sample. Train ``plan.model`` with ``plan.param_groups(lr)`` and
+    ``torch.optim.SGD``; measure it with ``Recorder(plan, probe)``.
+
+    Convolutions meet new directions with every pixel: allow for them with ``rank``. A layer that has met as many as it has
+    neurons (``layer.saturated``) is that of an ordinary network of width S. Where an axis is made from others (a feature map
+    that is flattened rather than averaged, a concatenation), latents are plain: errors are larger, but not biased.
 
     Args:
         model_or_factory: a model, the ``Plan`` of a wrapped model (whose gains and gamma0 are kept), or a function
             width -> model.
         example_input: a batch that the model accepts; its dtype and device are the twin's.
         gamma0: feature-learning strength; a plan brings its own.
-        neurons: S, the sample that stands for infinity: width of the readout's input, other widths in proportion.
+        neurons: S, the sample that stands for infinity: width of the readout's input, other widths in proportion
+            (for a factory, the width it is called with).
         gain: g of input and hidden weights: ``"auto"`` by the activation, a number, or a number per module path.
         bias_std: standard deviation of the Gaussian initial biases per module path; biases not named start at zero.
         law: ``"limit"`` (variance-reduced, for N = infinity) or ``"network"`` (exactly the law of a network of width S).
@@ -112,7 +118,10 @@ def infinite_width(
     architecture = _resized(architecture, wide)
     # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
     matched = "network" if has_composite_axes(architecture) else law
-    draw = _Draw(matched, generator, example_input, gains, biases)
+    share = (
+        1 / 8 if any(layer.kind == "conv" for layer in architecture.layers) else 1 / 2
+    )  # features of every pixel are known
+    draw = _Draw(matched, generator, example_input, gains, biases, share)
     for layer in architecture.layers:
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
         settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path])}
@@ -135,15 +144,22 @@ class _Draw:
         like: Tensor,
         gains: Mapping[str, float],
         biases: Mapping[str, float],
+        share: float,
     ) -> None:
         self.law, self.generator, self.like, self.gains, self.biases = law, generator, like, gains, biases
+        self.share = share
         self.populations: dict[int, Population] = {}
 
     def population(self, axis: int | None, size: int) -> Population:
         assert axis is not None  # input and hidden layers write widths, hidden and readout layers read them
         if axis not in self.populations:
             self.populations[axis] = Population(
-                size, law=self.law, generator=self.generator, dtype=self.like.dtype, device=self.like.device
+                size,
+                law=self.law,
+                generator=self.generator,
+                dtype=self.like.dtype,
+                device=self.like.device,
+                share=self.share,
             )
         return self.populations[axis]
 

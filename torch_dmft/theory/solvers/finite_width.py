@@ -37,7 +37,7 @@ class FiniteWidth:
     5.2). The mean and Sigma are estimated from ``replicas`` independent networks, each sampled lazily: exactly i.i.d.
     networks of width N (``torch_dmft.theory.infinite.latents``, law "network"), for O(N k) time and memory per matrix
     instead of O(N^2). Where that saves nothing (small widths, or training that explores so many directions that the rank
-    k exceeds 0.4 N), and for architectures that the engine does not cover (convolutions, BatchNorm), ordinary dense
+    k exceeds 0.4 N), and for architectures that the engine does not cover (BatchNorm), ordinary dense
     networks of the same law are trained.
 
     The answer's ``stderr`` is that of the mean, its ``spread`` the standard deviation of one network, and its

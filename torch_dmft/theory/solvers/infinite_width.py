@@ -36,7 +36,8 @@ class InfiniteWidth:
     sums, LayerNorm and RMSNorm. Cost O(S P k) per step and hidden matrix, where the rank k (about 50 to 200 for smooth
     activations) hardly grows with the steps; memory O(S k). The error falls like 1/sqrt(S R).
 
-    Refuses layers that ``infinite_width`` refuses (convolutions, BatchNorm, attention).
+    Convolutions are covered, at a rank that grows with the pixels; ``metadata["saturated"]`` tells where it met S, so that
+    the answer is one for networks of S channels. Refuses layers that ``infinite_width`` refuses (BatchNorm, attention).
 
     Args:
         neurons: S, neurons per replica and width.

@@ -42,19 +42,22 @@ class LiveScalars:
     def __init__(self, logdir: str | Path, targets: Tensor | None = None) -> None:
         self.logdir = Path(logdir)
         self._targets = targets
-        self._writer = SummaryWriter(str(logdir))
+        self._writer: SummaryWriter | None = None
         self._first: Record | None = None
 
     def __call__(self, step: int, record: Record) -> None:
         """Write the scalars of one record."""
         self._first = self._first or record
+        if self._writer is None:  # points of an earlier run into the same directory, from this step on, are forgotten
+            self._writer = SummaryWriter(str(self.logdir), purge_step=step)
         for tag, value in scalars(record, self._first, self._targets).items():
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()
 
     def close(self) -> None:
         """Close the log file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def __enter__(self) -> LiveScalars:
         return self

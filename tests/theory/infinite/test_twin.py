@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from torch_dmft import Probe, Recorder, infinite_width
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 
 
 def test_a_recorder_measures_the_twin_while_it_trains() -> None:
@@ -41,3 +41,11 @@ def test_adam_is_refused_since_it_sees_single_entries_of_a_weight() -> None:
     limit = infinite_width(model, torch.zeros(2, 5), neurons=64)
     with pytest.raises(InvalidInputError, match="sgd"):
         limit.param_groups(0.1, optimizer="adam")
+
+
+def test_norm_layers_that_start_elsewhere_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(5, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 1))
+    nn.init.constant_(model[1].weight, 0.5)
+    nn.init.constant_(model[1].bias, 0.3)
+    with pytest.raises(UnsupportedModelError, match=r"(?s)1\.weight.*1\.bias"):
+        infinite_width(model, torch.zeros(2, 5), neurons=64)

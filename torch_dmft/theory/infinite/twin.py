@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from torch_dmft.architecture import Architecture, Layer, Role, Vector, describe
 from torch_dmft.architecture.rules import Weight, rule
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.parameterization import ParameterRule, Plan, mean_field, parameter_rules
 from torch_dmft.theory.infinite.conv import InfiniteConv
 from torch_dmft.theory.infinite.latents import Population
@@ -106,6 +106,7 @@ def infinite_width(
         rules = parameter_rules(architecture, narrow, gamma0=gamma0, gain=common)
         biases = {}
     refuse_unsupported(narrow, architecture)
+    _refuse_other_starts(architecture, rules)
     positions = rows_per_sample(narrow, architecture, example_input)
     gains = {rule.path: rule.gain for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)}
     gains |= gain if isinstance(gain, Mapping) else {}
@@ -132,6 +133,22 @@ def infinite_width(
     twin_rules = _rules(wide, architecture, gamma0, gains)
     origin = "theory (N=inf)" if law == "limit" else f"lazily sampled network (N={architecture.width})"
     return Plan(wide, architecture, twin_rules, scheme="mean_field", gamma0=gamma0, origin=origin, optimizers=("sgd",))
+
+
+def _refuse_other_starts(architecture: Architecture, rules: tuple[ParameterRule, ...]) -> None:
+    """Refuse norm layers whose gain or shift did not start at one and zero, as those of the twin do."""
+    started = {rule.name: rule.std for rule in rules}
+    places = [
+        Place(
+            vector.path,
+            f"{vector.name} starts at a root mean square of {started[vector.name]:.3g}, which the twin cannot take over",
+            "start norm layers at gain 1 and shift 0",
+        )
+        for vector in architecture.vectors
+        if not math.isclose(started[vector.name], float(vector.name.endswith("weight")), abs_tol=1e-6)
+    ]
+    if places:
+        raise UnsupportedModelError("The theory cannot predict this model:", places)
 
 
 class _Draw:

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.activation import activation
+from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.moments import Marginals, marginals
-from torch_dmft.theory.problem import Chain
 
 
 @dataclass(frozen=True)

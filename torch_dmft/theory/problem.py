@@ -12,65 +12,13 @@ from torch import Tensor, nn
 
 from torch_dmft.core.activation import activation as named_activation
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.theory.chain import Chain, HiddenLayer, chain_of
 
 if TYPE_CHECKING:
     from torch_dmft.measurement import Probe
     from torch_dmft.parameterization import Plan
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class HiddenLayer:
-    """One hidden layer of a chain: h = gain * W x / sqrt(fan_in) + b, followed by phi(h).
-
-    Attributes:
-        activation: name of phi.
-        gain: g, the forward multiplier of a unit-form weight.
-        bias_std: standard deviation of the Gaussian initial bias; 0.0 is a trained bias that starts at zero, None
-            no bias.
-        width_ratio: N_l / N_L, this layer's width relative to the last hidden layer's.
-    """
-
-    activation: str
-    gain: float = 1.0
-    bias_std: float | None = None
-    width_ratio: float = 1.0
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A dense chain: ``hidden`` layers from the input on, then the readout f_c = w_c . phi(h^L) / (gamma0 N_L) (+ b_c).
-
-    Attributes:
-        input_dim: D.
-        hidden: the L hidden layers in forward order.
-        outputs: C.
-        readout_bias: whether each output has a bias, zero at the start, trained with learning rate eta.
-    """
-
-    input_dim: int
-    hidden: tuple[HiddenLayer, ...]
-    outputs: int
-    readout_bias: bool = False
-
-    @property
-    def depth(self) -> int:
-        """L, the number of hidden layers."""
-        return len(self.hidden)
-
-    def build(self, width: int) -> nn.Sequential:
-        """An ordinary ``nn.Sequential`` whose last hidden layer has ``width`` neurons (torch's own initialisation)."""
-        modules: list[nn.Module] = []
-        fan_in = self.input_dim
-        for layer in self.hidden:
-            fan_out = max(1, round(layer.width_ratio * width))
-            modules += [
-                nn.Linear(fan_in, fan_out, bias=layer.bias_std is not None),
-                named_activation(layer.activation).module(),
-            ]
-            fan_in = fan_out
-        return nn.Sequential(*modules, nn.Linear(fan_in, self.outputs, bias=self.readout_bias))
 
 
 @dataclass(frozen=True)
@@ -302,28 +250,9 @@ class Problem:
             momentum=momentum,
             weight_decay=weight_decay,
             batches=None if batches is None else tuple(batches),
-            chain=_chain_of(plan),
+            chain=chain_of(plan),
             network=plan,
         )
-
-
-def _chain_of(plan: Plan) -> Chain | None:
-    """The plan's model as a dense chain, or None if it is something else."""
-    architecture = plan.architecture
-    if not architecture.is_chain:
-        return None
-    rules = {rule.name: rule for rule in plan.rules}
-    hidden = tuple(
-        HiddenLayer(
-            activation=layer.activation or "linear",
-            gain=rules[layer.weight].gain,
-            bias_std=None if layer.bias is None else rules[layer.bias].std,
-            width_ratio=layer.out_features / architecture.width,
-        )
-        for layer in architecture.layers[:-1]
-    )
-    first, last = architecture.layers[0], architecture.layers[-1]
-    return Chain(first.in_features, hidden, last.out_features, readout_bias=last.bias is not None)
 
 
 def _default_loss(targets: Tensor) -> Loss:

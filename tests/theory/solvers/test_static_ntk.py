@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tests.reference import ensembles, networks
 from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
+from torch_dmft.theory.chain import Chain, HiddenLayer
 from torch_dmft.theory.initial_kernels import InitialKernels
-from torch_dmft.theory.problem import Chain, HiddenLayer, Problem
+from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import solve
 from torch_dmft.theory.solvers.static_ntk import StaticNTK
 

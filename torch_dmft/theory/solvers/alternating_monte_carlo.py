@@ -14,7 +14,8 @@ from torch_dmft.core.errors import ConvergenceError, InvalidInputError, Unsuppor
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.memory import require_memory
-from torch_dmft.theory.problem import Chain, Problem
+from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, require_chain, track
 from torch_dmft.theory.solvers.order_parameters import OrderParameters, SiteSampler
 from torch_dmft.theory.solvers.replicas import average

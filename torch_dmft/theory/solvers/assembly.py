@@ -11,7 +11,8 @@ from torch import Tensor
 from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
-from torch_dmft.theory.problem import Chain, Problem
+from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.problem import Problem
 
 
 def require_chain(problem: Problem, solver: str) -> Chain:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.theory.problem import Chain, Problem
+from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, error_signal, gram, require_chain, require_finite, track
 from torch_dmft.theory.solvers.latent_chain import LatentChain, combine, stacked
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_dmft.theory.problem import Chain
+from torch_dmft.theory.chain import Chain
 
 
 class LatentChain:

@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.activation import activation
-from torch_dmft.theory.problem import Chain, Problem
+from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import error_signal
 from torch_dmft.theory.solvers.single_site import Site, causal_root, response, simulate
 from torch_dmft.theory.solvers.static_ntk import StaticNTK

@@ -20,8 +20,9 @@ from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.memory import require_memory
+from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.initial_kernels import ChainKernels, InitialKernels
-from torch_dmft.theory.problem import Chain, Problem
+from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, error_signal, require_chain, require_finite, track
 from torch_dmft.theory.solvers.expanded_site import Drive, PairAverages, SecondMoments, Site, sample
 from torch_dmft.theory.solvers.replicas import average

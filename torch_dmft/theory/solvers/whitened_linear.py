@@ -31,7 +31,8 @@ from torch import Tensor
 
 from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.theory.problem import Chain, HiddenLayer, Problem
+from torch_dmft.theory.chain import Chain, HiddenLayer
+from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, require_chain, track
 from torch_dmft.theory.solvers.deep_linear import require_linear
 from torch_dmft.theory.solvers.latent_chain import LatentChain, combine, stacked

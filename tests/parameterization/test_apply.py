@@ -170,6 +170,7 @@ def test_a_refused_model_is_untouched() -> None:
         {"init": "orthogonal"},
         {"gamma0": 0.0},
         {"gamma0": float("nan")},
+        {"gamma0": float("inf")},
         {"gain": -1.0},
         {"scheme": "ntk", "gamma0": 2.0},
         {"scheme": "standard", "gain": 2.0},

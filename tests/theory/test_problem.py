@@ -29,7 +29,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "targets not finite": ({"targets": TARGETS.masked_fill(TARGETS > 0.9, math.inf)}, "row 4"),
     "targets of three axes": ({"targets": torch.ones(5, 1, 1)}, r"\(train, output\)"),
     "more targets than inputs": ({"targets": torch.ones(6)}, "6 targets, 5 inputs"),
-    "one training row": ({"targets": torch.ones(1)}, "at least two training rows"),
+    "fewer targets than inputs": ({"targets": TARGETS[:3]}, "test_inputs"),
+    "one training row": ({"inputs": INPUTS[:1], "targets": torch.ones(1)}, "at least two training rows"),
     "a negative class": ({"targets": CLASSES - 1}, r"class numbers 0\.\.1"),
     "classes of bool": ({"targets": CLASSES > 0}, r"targets\.long\(\)"),
     "gamma0 of zero": ({"gamma0": 0.0}, "StaticNTK"),
@@ -41,7 +42,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "negative decay": ({"weight_decay": -0.1}, "weight_decay=-0.1"),
     "too few batches": ({"batches": [torch.tensor([0])]}, "1 batches for 3 steps"),
     "an empty batch": ({"batches": 3 * [torch.tensor([], dtype=torch.int64)]}, "batch 0"),
-    "a batch of test rows": ({"targets": TARGETS[:4], "batches": 3 * [torch.tensor([4])]}, r"batch 0: \[4\]"),
+    "a batch of test rows": (
+        {"inputs": INPUTS[:4], "targets": TARGETS[:4], "test_inputs": INPUTS[4:], "batches": 3 * [torch.tensor([4])]},
+        r"batch 0: \[4\]",
+    ),
+    "a batch as a mask": ({"batches": 3 * [torch.ones(5, dtype=torch.bool)]}, r"nonzero\(\)"),
+    "a class as the loss": ({"loss": nn.MSELoss}, r"MSELoss\(\)"),
     "a loss for every row": ({"loss": nn.MSELoss(reduction="none")}, "one finite number"),
     "a loss without value": ({"loss": lambda f, y: (f - y).sum() * math.nan}, "one finite number"),
 }

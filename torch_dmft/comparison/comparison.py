@@ -13,6 +13,7 @@ from torch_dmft.comparison.consistency import Consistency, consistency
 from torch_dmft.comparison.deviation import Deviation, deviation
 from torch_dmft.comparison.match import common_steps, distinct_origins, refuse_mismatch
 from torch_dmft.comparison.verdict import verdict
+from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 
 if TYPE_CHECKING:
@@ -139,8 +140,15 @@ def compare(measured: Trajectory, predicted: Trajectory, *others: Trajectory) ->
 
     Raises:
         InvalidInputError: if the runs have no step in common, or differ in samples, outputs, training rows, targets,
-            base learning rate or weights; the message lists every difference.
+            base learning rate or weights; the message lists every difference. Also if one is no trajectory.
     """
+    for run in (measured, predicted, *others):
+        if not isinstance(run, Trajectory):
+            raise InvalidInputError(
+                "Only trajectories can be compared, each an argument of its own.",
+                got=type(run).__name__,
+                remedy="recorder.trajectory() for the network, solve(problem) for a prediction",
+            )
     runs = distinct_origins((measured, predicted, *others))
     for prediction in runs[1:]:
         refuse_mismatch(runs[0], prediction)

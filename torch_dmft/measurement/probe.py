@@ -30,6 +30,12 @@ class Probe:
 
     def __post_init__(self) -> None:
         """Refuse data that would give undefined kernels, and bring targets and train into one form."""
+        for name in ("inputs", "targets", "train"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and not (value is None and name != "inputs"):
+                raise InvalidInputError(
+                    f"The {name} of a probe are a tensor.", got=type(value).__name__, remedy="torch.as_tensor(...)"
+                )
         if self.inputs.ndim == 0 or len(self.inputs) < 2:
             raise InvalidInputError(
                 "A probe needs at least two samples: centered kernels and alignments are undefined for fewer.",

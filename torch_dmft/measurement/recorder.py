@@ -82,6 +82,10 @@ class Recorder:
     ) -> None:
         if every is not None and schedule is not None:
             raise InvalidInputError("A recorder has one schedule.", got="both every and schedule", remedy="give one")
+        if not isinstance(probe, Probe):
+            raise InvalidInputError(
+                "A recorder needs a probe.", got=type(probe).__name__, remedy="Probe(inputs, targets)"
+            )
         if schedule is None:
             schedule = every_steps(1 if every is None else every)
         self.probe = probe

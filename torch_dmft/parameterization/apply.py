@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -86,8 +88,10 @@ def _check(gamma0: float, scheme: str, gain: float | str, init: str) -> None:
         )
     if init not in ("normal", "keep"):
         raise InvalidInputError("There is no such init.", got=repr(init), remedy='"normal" or "keep"')
-    if not gamma0 > 0:
-        raise InvalidInputError("gamma0 must be positive.", got=repr(gamma0), remedy='a small value, or scheme="ntk"')
+    if not 0 < gamma0 < math.inf:
+        raise InvalidInputError(
+            "gamma0 is a positive number.", got=repr(gamma0), remedy='a small value, or scheme="ntk"'
+        )
     if gain != "auto" and (isinstance(gain, str) or not gain > 0):
         raise InvalidInputError("gain must be positive.", got=repr(gain), remedy='a number, or "auto"')
     if scheme != "mean_field" and gamma0 != 1.0:

@@ -162,6 +162,12 @@ class Problem:
         Raises:
             InvalidInputError: for shapes or values that do not fit, each with its remedy.
         """
+        if inputs.ndim and targets.ndim and len(targets) != len(inputs):
+            raise InvalidInputError(
+                "Every training input needs its target.",
+                got=f"{len(targets)} targets, {len(inputs)} inputs",
+                remedy="rows that are not trained on go into test_inputs",
+            )
         if depth < 1:
             raise InvalidInputError("A network needs at least one hidden layer.", got=f"depth={depth}")
         ratios = (1.0,) * depth if width_ratios is None else tuple(float(r) for r in width_ratios)
@@ -225,6 +231,12 @@ class Problem:
             UnsupportedProblemError: if the plan's scheme has no infinite-width limit of this kind.
             InvalidInputError: if the probe has no targets or its training rows do not come first.
         """
+        if isinstance(plan, nn.Module):
+            raise InvalidInputError(
+                "A bare model does not say how it is scaled.",
+                got=type(plan).__name__,
+                remedy="pass the plan: plan = parameterize(model, example_input)",
+            )
         if plan.scheme == "standard":
             raise UnsupportedProblemError(
                 "The standard parameterization has no stable infinite-width limit with learning.",
@@ -331,12 +343,17 @@ def _check(problem: Problem) -> None:
                 got=f"{len(problem.batches)} batches for {problem.steps} steps",
             )
         for step, rows in enumerate(problem.batches):
-            if rows.numel() == 0 or int(rows.min()) < 0 or int(rows.max()) >= problem.train_samples:
+            is_index = not rows.is_floating_point() and rows.dtype != torch.bool
+            if not is_index or rows.numel() == 0 or int(rows.min()) < 0 or int(rows.max()) >= problem.train_samples:
                 raise InvalidInputError(
-                    "A batch holds row numbers of training rows.", got=f"batch {step}: {rows.tolist()[:8]}"
+                    "A batch holds row numbers of training rows.",
+                    got=f"batch {step}: {rows.tolist()[:8]}",
+                    remedy=f"a tensor of integers 0..{problem.train_samples - 1}; mask.nonzero().flatten() of a mask",
                 )
     if problem.chain is None and problem.network is None:
         raise InvalidInputError("A problem needs a network.", remedy="use Problem.mlp or Problem.like")
+    if isinstance(problem.loss, type):
+        raise InvalidInputError("The loss is a class.", got=problem.loss.__name__, remedy=f"{problem.loss.__name__}()")
     probe = problem.training_loss(
         torch.zeros(problem.samples, problem.outputs, dtype=inputs.dtype, device=inputs.device)
     )

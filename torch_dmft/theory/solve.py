@@ -48,6 +48,7 @@ def solve(
         A ``Trajectory``; ``stderr`` holds the method's standard error where it has one.
 
     Raises:
+        InvalidInputError: if the solver is none, or the steps to record are not the problem's.
         UnsupportedProblemError: if the method does not cover the problem; the message names one that does.
         ConvergenceError: if the method fails; nothing unconverged is returned.
         InsufficientMemoryError: if the estimate of what is needed exceeds what is free.
@@ -59,6 +60,10 @@ def solve(
         solver, facts["chosen because"] = choose(problem)
         if progress:
             print(f"{type(solver).__name__}: {facts['chosen because']}")
+    if isinstance(solver, type) or not isinstance(solver, Solver):
+        raise InvalidInputError(
+            "This is no solver.", got=repr(solver), remedy="a method with its settings, such as solvers.StaticNTK()"
+        )
     check_noise(problem, solver)
     solver.check(problem)
     steps = _record_steps(problem, record)

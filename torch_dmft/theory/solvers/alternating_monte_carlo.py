@@ -87,7 +87,7 @@ class AlternatingMonteCarlo:
             raise UnsupportedProblemError(
                 "AlternatingMonteCarlo differentiates gradients, so it needs activations with a second derivative.",
                 got=", ".join(rough),
-                remedy="solvers.InfiniteWidth(), which takes any activation",
+                remedy="a smooth activation, or solvers.InfiniteWidth(), which takes any (but no Langevin noise)",
             )
         rows = problem.samples * problem.outputs * (problem.steps + 1)
         require_memory(

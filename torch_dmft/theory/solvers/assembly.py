@@ -25,7 +25,7 @@ def require_chain(problem: Problem, solver: str) -> Chain:
         raise UnsupportedProblemError(
             f"{solver} needs a plain chain of linear layers and activations.",
             got="a network of another shape",
-            remedy="solvers.InfiniteWidth() takes any network",
+            remedy="solvers.InfiniteWidth(), or solve(problem) without a solver, which takes the one that fits",
         )
     return problem.chain
 

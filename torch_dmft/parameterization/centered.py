@@ -18,7 +18,7 @@ class Centered(Wrapper):
 
     Attributes:
         model: the model itself, trained as before; its keys in the state_dict begin with ``model.``.
-        initial: a copy of the model whose parameters are turned to buffers, so that no optimiser sees them; its keys
+        initial: a copy of the model whose parameters are turned to buffers, so that no optimizer sees them; its keys
             begin with ``initial.``. It follows train and eval mode, so that with BatchNorm too f - f_0 = 0 at first,
             but without dropout, which would only add noise.
     """

@@ -1,4 +1,4 @@
-"""Parameter groups: what an optimiser of torch.optim needs to train with a plan's learning rates."""
+"""Parameter groups: what an optimizer of torch.optim needs to train with a plan's learning rates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def param_groups(
     """Group a model's trained parameters by equal settings; see ``Plan.param_groups``."""
     if optimizer not in OPTIMIZERS:
         raise InvalidInputError(
-            "There are no rules for this optimiser.",
+            "There are no rules for this optimizer.",
             got=repr(optimizer),
             remedy='"sgd" (with or without momentum), "adam" (also for NAdam, RAdam, Adamax) or "adamw"',
         )

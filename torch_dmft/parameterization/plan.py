@@ -80,7 +80,7 @@ class Plan:
     def param_groups(
         self, lr: float, *, optimizer: str = "sgd", weight_decay: float = 0.0, eps: float = 1e-8
     ) -> list[dict[str, Any]]:
-        """Parameter groups for an optimiser of torch.optim; momentum, betas and schedulers are as ever.
+        """Parameter groups for an optimizer of torch.optim; momentum, betas and schedulers are as ever.
 
         SGD moves the unit form by eta gamma0^2 N_L times the gradient and decays it by the factor 1 - eta lambda in a
         step; AdamW decays it by the same factor. Adam puts the decay into the gradient before normalising it: lambda is
@@ -98,11 +98,11 @@ class Plan:
             absolute rates needs one for each: ``OneCycleLR(optimizer, max_lr=[group["lr"] for group in groups], ...)``.
 
         Raises:
-            InvalidInputError: if there are no rules for the optimiser.
+            InvalidInputError: if there are no rules for the optimizer.
         """
         if optimizer in OPTIMIZERS and optimizer not in self.optimizers:
             raise InvalidInputError(
-                "This model cannot be trained with an optimiser that treats every entry of a weight by itself.",
+                "This model cannot be trained with an optimizer that treats every entry of a weight by itself.",
                 got=repr(optimizer),
                 remedy=f"one of {', '.join(self.optimizers)}: an infinite-width twin trains weights in other coordinates",
             )

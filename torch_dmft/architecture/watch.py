@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -15,6 +14,7 @@ from torch_dmft.architecture.axes import SAMPLE
 from torch_dmft.architecture.operations import follow
 from torch_dmft.architecture.trace import CONSTANT, Call, Trace, Value
 from torch_dmft.core.errors import InvalidInputError, Place
+from torch_dmft.core.undisturbed import undisturbed
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -41,29 +41,6 @@ class _Mode(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         follow(self.trace, Call(func, plain_name(func), tuple(args), kwargs or {}, result))
         return result
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; training flags, buffers and random states are as before after it."""
-    flags = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, training in flags:
-                module.training = training
-            with torch.no_grad():
-                for module, name, buffer, before in buffers:
-                    module._buffers[name] = buffer
-                    buffer.copy_(before)
 
 
 @contextmanager
@@ -107,15 +84,18 @@ def watch(model: nn.Module, example: Example, refused: set[str]) -> Trace:
     trace = Trace(model, refused)
     args = () if isinstance(example, Mapping) else (example,) if isinstance(example, Tensor) else tuple(example)
     kwargs = dict(example) if isinstance(example, Mapping) else {}
-    # Copies, because the model may work in place.
-    args, kwargs = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-    for leaf in tree_leaves((args, kwargs)):
-        if isinstance(leaf, Tensor):
-            trace.assign(leaf, Value((SAMPLE, *(None,) * (leaf.ndim - 1)) if leaf.ndim else (), serial=0))
     # With gradients on, a tensor made where the trace cannot see (a custom autograd function) gives itself away.
-    with undisturbed(model), _module_paths(model, trace), torch.enable_grad(), _Mode(trace):
+    with undisturbed(model), _module_paths(model, trace):
+        # Copies, because the model may work in place.
+        args, kwargs = tree_map(
+            lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+        )
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                trace.assign(leaf, Value((SAMPLE, *(None,) * (leaf.ndim - 1)) if leaf.ndim else (), serial=0))
         try:
-            outputs = model(*args, **kwargs)
+            with _Mode(trace):
+                outputs = model(*args, **kwargs)
         except Exception as error:
             raise InvalidInputError(
                 f"The model fails on the example input, in {trace.path or 'its own forward'!r}.",

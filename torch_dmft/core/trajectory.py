@@ -156,11 +156,18 @@ class Trajectory:
         )
 
     def to(self, *args: torch.dtype | torch.device | str) -> Trajectory:
-        """The same run with every floating-point tensor converted as by ``torch.Tensor.to``."""
+        """The same run with every tensor on a device, and every floating-point tensor in a dtype.
+
+        Args:
+            *args: a dtype, a device, or both.
+        """
+        devices = [arg for arg in args if not isinstance(arg, torch.dtype)]
 
         def convert(value: _T) -> _T:
             if isinstance(value, Tensor):
-                return value.to(*args) if value.is_floating_point() else value  # type: ignore[call-overload]
+                for arg in args if value.is_floating_point() else devices:
+                    value = value.to(arg)
+                return value
             if isinstance(value, tuple):
                 return tuple(convert(item) for item in value)  # type: ignore[return-value]
             if is_dataclass(value) and not isinstance(value, type):

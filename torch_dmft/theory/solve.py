@@ -45,7 +45,7 @@ def solve(
         progress: show a progress bar.
 
     Returns:
-        A ``Trajectory``; ``stderr`` holds the method's standard error where it has one.
+        A ``Trajectory`` on the CPU; ``stderr`` holds the method's standard error where it has one.
 
     Raises:
         InvalidInputError: if the solver is none, or the steps to record are not the problem's.
@@ -68,7 +68,7 @@ def solve(
     solver.check(problem)
     steps = _record_steps(problem, record)
     started = time.perf_counter()
-    trajectory = solver.run(problem, steps, two_time=two_time, progress=progress)
+    trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
     facts |= {"solver": type(solver).__name__, "gamma0": problem.gamma0, "seconds": time.perf_counter() - started}
     return replace(trajectory, metadata={**facts, **trajectory.metadata})
 

@@ -110,6 +110,16 @@ def test_every_difference_is_listed_at_once():
         assert told in str(raised.value)
 
 
+def test_a_run_of_adam_is_not_judged_by_a_theory_of_sgd():
+    measured, predicted = two_layers(), two_layers(origin=THEORY)
+    trained = {name: replace(measured, metadata={"optimizer": name}) for name in ("SGD", "AdamW")}
+    theory = replace(predicted, metadata={"solver": "InfiniteWidth"})
+    compare(trained["SGD"], theory)
+    compare(trained["AdamW"], trained["AdamW"])
+    with pytest.raises(InvalidInputError, match="trained by AdamW"):
+        compare(trained["AdamW"], theory)
+
+
 def test_missing_weights_are_named():
     other = two_layers(origin=THEORY)
     with pytest.raises(InvalidInputError, match=r"\[0, 2, 4\] and \[0, 2\]"):

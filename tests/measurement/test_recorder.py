@@ -284,6 +284,9 @@ def test_base_rate(generator: torch.Generator) -> None:
     assert measured_lr(SGD(plan.param_groups(0.2))) == pytest.approx(0.2, rel=1e-12)
     assert measured_lr(AdamW(plan.param_groups(0.2, optimizer="adamw"))) == pytest.approx(0.2, rel=1e-12)
     assert math.isnan(measured_lr(SGD(plan.model.parameters(), lr=0.2)))
+    recorder = Recorder(plan, Probe(*data))
+    with recorder.attach(AdamW(plan.param_groups(0.2, optimizer="adamw"))):
+        assert recorder.trajectory().metadata["optimizer"] == "AdamW"
     warm = SGD(plan.param_groups(0.2))
     torch.optim.lr_scheduler.LambdaLR(warm, lambda step: step / 10)
     assert measured_lr(warm) == pytest.approx(0.2, rel=1e-12)

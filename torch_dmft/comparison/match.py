@@ -13,6 +13,9 @@ from torch import Tensor
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
 
+_ADAPTIVE = frozenset({"Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"})
+"""Optimizers whose steps are not linear in the gradient, for which no solver has a theory."""
+
 
 def common_steps(runs: Sequence[Trajectory]) -> Tensor:
     """The steps that every run recorded, in order: ``(time,)``.
@@ -74,6 +77,9 @@ def _differences(measured: Trajectory, predicted: Trajectory) -> Iterator[str]:
         and not math.isclose(measured.lr, predicted.lr, rel_tol=1e-5)
     ):
         yield f"the base learning rates are {measured.lr:g} and {predicted.lr:g}"
+    optimizer = measured.metadata.get("optimizer")
+    if optimizer in _ADAPTIVE and "solver" in predicted.metadata:
+        yield f"the network was trained by {optimizer}, and solvers predict SGD"
     if len(measured.layers) != len(predicted.layers):
         names = [", ".join(layer.name for layer in run.layers) or "none" for run in (measured, predicted)]
         yield f"the weights are [{names[0]}] and [{names[1]}]"

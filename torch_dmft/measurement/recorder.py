@@ -97,6 +97,7 @@ class Recorder:
         self.subject = subject_of(plan_or_model, probe.inputs, run=model)
         self._loss = _default_loss(probe) if loss is None else loss
         self._lr = math.nan
+        self._optimizer: str | None = None
         self._seconds = 0.0
         self._attached = False
         self._layouts: Layouts | None = None
@@ -124,6 +125,7 @@ class Recorder:
             )
         if math.isnan(self._lr):
             self._lr = base_rate(self.subject, optimizer)
+        self._optimizer = type(optimizer).__name__
 
         def after_step(*_: Any) -> None:
             self.step += 1
@@ -198,6 +200,7 @@ class Recorder:
                 "width": subject.width,
                 "gamma0": subject.gamma0,
                 "scheme": subject.scheme,
+                "optimizer": self._optimizer,
                 "seconds": self._seconds,
             },
         )
@@ -207,6 +210,7 @@ class Recorder:
         return {
             "step": self.step,
             "lr": self._lr,
+            "optimizer": self._optimizer,
             "seconds": self._seconds,
             "records": [asdict(record) for record in self.records],
             "first_fields": [asdict(field) for field in self._first_fields],
@@ -229,6 +233,7 @@ class Recorder:
                 remedy="build the recorder for the same model with the same settings before loading",
             )
         self.step, self._lr, self._seconds = state["step"], state["lr"], state["seconds"]
+        self._optimizer = state["optimizer"]
         self.records = [
             Record(**{**record, "layers": tuple(LayerRecord(**layer) for layer in record["layers"])})
             for record in state["records"]

@@ -220,11 +220,12 @@ class Problem:
         Args:
             plan: what ``parameterize`` returned (schemes "mean_field" and "ntk").
             probe: the data; its training rows must come first and have targets.
-            lr: eta, the base rate given to ``plan.param_groups``.
-            steps: number of optimizer steps.
+            lr: eta, the base rate given to ``plan.param_groups``, the same in every step.
+            steps: number of steps of ``torch.optim.SGD``.
             loss: the training loss; default ``nn.MSELoss()`` for floats, ``nn.CrossEntropyLoss()`` for classes.
-            momentum: the optimizer's momentum.
-            weight_decay: the weight decay given to ``plan.param_groups``.
+            momentum: the optimizer's momentum, without dampening and not Nesterov's.
+            weight_decay: the weight decay given to ``plan.param_groups``. Together with momentum theory decays the weights
+                outside of it, where ``torch.optim.SGD`` takes the decay into the momentum: then decay them in the loop.
             batches: one index tensor into the training rows per step; None for full-batch training.
 
         Raises:

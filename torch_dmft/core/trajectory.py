@@ -165,9 +165,10 @@ class Trajectory:
 
         def convert(value: _T) -> _T:
             if isinstance(value, Tensor):
+                moved: Tensor = value
                 for arg in args if value.is_floating_point() else devices:
-                    value = value.to(arg)
-                return value
+                    moved = moved.to(arg)
+                return moved  # type: ignore[return-value]
             if isinstance(value, tuple):
                 return tuple(convert(item) for item in value)  # type: ignore[return-value]
             if is_dataclass(value) and not isinstance(value, type):

@@ -123,7 +123,9 @@ class Trajectory:
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise NotRecordedError(f"No weight is called {name!r}.", got=", ".join(layer.name for layer in self.layers))
+        raise NotRecordedError(
+            f"No weight is called {name!r}.", remedy=f"one of {', '.join(layer.name for layer in self.layers)}"
+        )
 
     def at_steps(self, steps: Tensor) -> Trajectory:
         """The same run at a subset of its recorded steps.
@@ -137,7 +139,11 @@ class Trajectory:
         known = {int(step): position for position, step in enumerate(self.steps)}
         missing = [int(step) for step in steps if int(step) not in known]
         if missing:
-            raise NotRecordedError(f"Steps {missing[:5]} were not recorded.", got=f"{len(known)} recorded steps")
+            raise NotRecordedError(
+                f"Steps {missing[:5]} were not recorded.",
+                got=f"{len(known)} recorded steps",
+                remedy="some of trajectory.steps, or a denser schedule (every=, record=)",
+            )
         index = torch.tensor([known[int(step)] for step in steps], dtype=torch.int64)
         return replace(
             self,

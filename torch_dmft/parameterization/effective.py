@@ -88,7 +88,11 @@ def effective_scaling(
             )
             lrs[rule.name] = rates[rule.name] / scaling.lr
     if readout.name not in lrs:
-        raise InvalidInputError("No learning rate is known for the readout.", got=", ".join(lrs) or "no parameters")
+        raise InvalidInputError(
+            "No learning rate is known for the readout.",
+            got=", ".join(lrs) or "no parameters",
+            remedy="the param_groups of an optimizer that trains this model, its readout included",
+        )
     return EffectiveScaling(gamma0, lrs[readout.name], lrs, gains, width)
 
 

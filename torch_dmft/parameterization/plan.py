@@ -75,7 +75,9 @@ class Plan:
         for rule in self.rules:
             if rule.name == name:
                 return rule
-        raise InvalidInputError(f"No parameter is called {name!r}.", got=", ".join(rule.name for rule in self.rules))
+        raise InvalidInputError(
+            f"No parameter is called {name!r}.", remedy=f"one of {', '.join(rule.name for rule in self.rules)}"
+        )
 
     def param_groups(
         self, lr: float, *, optimizer: str = "sgd", weight_decay: float = 0.0, eps: float = 1e-8
@@ -140,7 +142,11 @@ class Plan:
             InvalidInputError: if it was saved for other parameters, or by another version of the format.
         """
         if state.get("version") != _VERSION:
-            raise InvalidInputError("This plan was saved in another format.", got=f"version {state.get('version')}")
+            raise InvalidInputError(
+                "This plan was saved in another format.",
+                got=f"version {state.get('version')}",
+                remedy="load it with the version of torch_dmft that saved it",
+            )
         rules = tuple(ParameterRule(**{**rule, "role": Role(rule["role"])}) for rule in state["rules"])
         if [rule.name for rule in rules] != [rule.name for rule in self.rules]:
             raise InvalidInputError(

@@ -39,7 +39,8 @@ class Problem:
         weight_decay: lambda of theta <- theta - ... - eta lambda theta.
         batches: one index tensor into the training rows per step, or None for full-batch steps.
         chain: the network as a dense chain, or None if it is something else.
-        network: a torch model (any width) that shows the architecture when ``chain`` is None.
+        network: the plan of a wrapped model of any width, which names the layers and, if ``chain`` is None, shows the
+            architecture; None for a chain that was posed without a model.
         temperature: T of Langevin noise: every unit-form parameter also gets sqrt(2 T eta) N(0, 1) in every step.
     """
 
@@ -181,6 +182,7 @@ class Problem:
             raise InvalidInputError(
                 "Test inputs differ in shape from training inputs.",
                 got=f"{tuple(test_inputs.shape)} beside {tuple(inputs.shape)}",
+                remedy="rows alike in both",
             )
         rows = inputs if test_inputs is None else torch.cat([inputs, test_inputs.to(inputs)])
         rows = rows.flatten(1) if rows.ndim > 1 else rows
@@ -283,7 +285,9 @@ def _check_targets(targets: Tensor, outputs: int) -> None:
     if targets.is_floating_point():
         if _count_outputs(targets) != outputs:
             raise InvalidInputError(
-                "Float targets need one column per output.", got=f"shape {tuple(targets.shape)} for {outputs} outputs"
+                "Float targets need one column per output.",
+                got=f"shape {tuple(targets.shape)} for {outputs} outputs",
+                remedy="targets of shape (sample, output), or a model with as many outputs",
             )
     elif targets.dtype != torch.int64 or int(targets.min()) < 0 or int(targets.max()) >= outputs:
         raise InvalidInputError(
@@ -299,6 +303,8 @@ def _check(problem: Problem) -> None:
         raise InvalidInputError(
             "Inputs need a sample axis and at least one feature axis, in floating point.",
             got=f"shape {tuple(inputs.shape)}, {inputs.dtype}",
+            remedy="inputs of shape (sample, feature), inputs.float() of numbers; of tokens there is no theory yet, so feed "
+            "one-hot rows to an nn.Linear instead of an nn.Embedding",
         )
     if targets.ndim not in (1, 2) or (not targets.is_floating_point() and targets.ndim != 1):
         raise InvalidInputError(
@@ -336,12 +342,15 @@ def _check(problem: Problem) -> None:
             f"weight_decay={problem.weight_decay}",
         )
     if not 0 <= problem.temperature < math.inf:
-        raise InvalidInputError("The temperature of the noise is not negative.", got=str(problem.temperature))
+        raise InvalidInputError(
+            "The temperature is a number >= 0.", got=str(problem.temperature), remedy="0.0: no noise"
+        )
     if problem.batches is not None:
         if len(problem.batches) < problem.steps:
             raise InvalidInputError(
                 "batches needs one index tensor per step.",
                 got=f"{len(problem.batches)} batches for {problem.steps} steps",
+                remedy="list the batches of every epoch, in the order of training",
             )
         for step, rows in enumerate(problem.batches):
             is_index = not rows.is_floating_point() and rows.dtype != torch.bool

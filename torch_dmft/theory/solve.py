@@ -17,7 +17,10 @@ from torch_dmft.theory.problem import Problem
 
 @runtime_checkable
 class Solver(Protocol):
-    """A method: a frozen dataclass of its settings with these two functions."""
+    """A method: a frozen dataclass of its settings with these two functions.
+
+    One that takes Langevin noise says so by a class attribute ``takes_noise = True``.
+    """
 
     def check(self, problem: Problem) -> None:
         """Refuse, with a reason and a remedy, a problem outside the method's assumptions."""
@@ -42,7 +45,7 @@ def solve(
             metadata say which and why.
         record: steps to keep, integers in 0..problem.steps; None keeps all. State t is the one *before* update t.
         two_time: keep kernels at pairs of times, ``(time, sample, time, sample)``, not only at equal times.
-        progress: show a progress bar.
+        progress: show progress bars, which solver was chosen and what it is expected to cost.
 
     Returns:
         A ``Trajectory`` on the CPU; ``stderr`` holds the method's standard error where it has one.

@@ -117,7 +117,11 @@ def _flow(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
     start = torch.zeros(problem.samples * problem.outputs, dtype=ntk.dtype).numpy()
     found = solve_ivp(velocity, (0.0, end), start, method="LSODA", t_eval=times, rtol=1e-10, atol=1e-12)
     if not found.success:
-        raise ConvergenceError("Gradient flow could not be integrated.", got=found.message)
+        raise ConvergenceError(
+            "Gradient flow could not be integrated.",
+            got=found.message,
+            remedy='StaticNTK(time="discrete"), or a smaller lr',
+        )
     return torch.as_tensor(found.y.T, dtype=ntk.dtype, device=ntk.device).reshape(
         len(times), problem.samples, problem.outputs
     )

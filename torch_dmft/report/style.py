@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from torch_dmft.core.trajectory import Trajectory
 
 _MEASURED = "#000000"
-_PREDICTED = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+"""Okabe and Ito's, without the black of the measured run."""
+
 _DASHES: tuple[str, ...] = ("-", "--", "-.", ":")
 
 
@@ -27,7 +29,7 @@ class Look:
 
 def looks(runs: Sequence[Trajectory]) -> list[Look]:
     """One look per run: the measured one, which comes first, as points; predictions as lines."""
-    predicted = [Look(_PREDICTED[i % len(_PREDICTED)], _DASHES[i % len(_DASHES)], "") for i in range(len(runs) - 1)]
+    predicted = [Look(COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)], "") for i in range(len(runs) - 1)]
     return [Look(_MEASURED, "", "o"), *predicted]
 
 

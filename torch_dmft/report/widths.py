@@ -9,10 +9,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from torch_dmft.comparison.width import Gap, slope
-from torch_dmft.report.style import new_figure, tidy
+from torch_dmft.report.style import COLORS, new_figure, tidy
 
 _KINDS = {"forward": "Φ", "backward": "G", "ntk": "NTK"}
-_COLORS = ("#0072b2", "#d55e00", "#009e73")
 _MARKERS = ("o", "s", "^")
 
 
@@ -34,7 +33,7 @@ def gap_figure(gaps: Sequence[Gap]) -> Figure:
     figure = new_figure(5.2, 3.8, "Gap between single networks and theory")
     axes = figure.add_subplot()
     widths = np.array([found.width for found in gaps], dtype=float)
-    for (kind, symbol), color, marker in zip(_KINDS.items(), _COLORS, _MARKERS, strict=True):
+    for (kind, symbol), color, marker in zip(_KINDS.items(), COLORS, _MARKERS, strict=False):
         heights = [getattr(found, kind) for found in gaps]
         exponent = f", exponent {slope(gaps, kind):.2f}" if len(gaps) > 1 else ""
         axes.loglog(widths, heights, marker=marker, color=color, label=f"{symbol}{exponent}")

@@ -110,14 +110,26 @@ def test_every_difference_is_listed_at_once():
         assert told in str(raised.value)
 
 
-def test_a_run_of_adam_is_not_judged_by_a_theory_of_sgd():
-    measured, predicted = two_layers(), two_layers(origin=THEORY)
-    trained = {name: replace(measured, metadata={"optimizer": name}) for name in ("SGD", "AdamW")}
-    theory = replace(predicted, metadata={"solver": "InfiniteWidth"})
-    compare(trained["SGD"], theory)
-    compare(trained["AdamW"], trained["AdamW"])
-    with pytest.raises(InvalidInputError, match="trained by AdamW"):
-        compare(trained["AdamW"], theory)
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"optimizer": "AdamW", "momentum": 0.0, "weight decay": True}, "trained by AdamW"),
+        ({"optimizer": "SGD", "momentum": 0.9, "nesterov": True}, "Nesterov"),
+        ({"optimizer": "SGD", "momentum": 0.9, "weight decay": True}, "into its momentum"),
+    ],
+)
+def test_optimizers_that_no_solver_predicts_are_refused(facts, told):
+    measured = replace(two_layers(), metadata=facts)
+    theory = replace(two_layers(origin=THEORY), metadata={"solver": "InfiniteWidth"})
+    compare(measured, measured)
+    with pytest.raises(InvalidInputError, match=told):
+        compare(measured, theory)
+
+
+@pytest.mark.parametrize("setting", [{}, {"momentum": 0.9}, {"weight decay": True}])
+def test_plain_sgd_is_what_solvers_predict(setting):
+    theory = replace(two_layers(origin=THEORY), metadata={"solver": "InfiniteWidth"})
+    compare(replace(two_layers(), metadata={"optimizer": "SGD", **setting}), theory)
 
 
 def test_missing_weights_are_named():

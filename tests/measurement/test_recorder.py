@@ -284,14 +284,26 @@ def test_base_rate(generator: torch.Generator) -> None:
     assert measured_lr(SGD(plan.param_groups(0.2))) == pytest.approx(0.2, rel=1e-12)
     assert measured_lr(AdamW(plan.param_groups(0.2, optimizer="adamw"))) == pytest.approx(0.2, rel=1e-12)
     assert math.isnan(measured_lr(SGD(plan.model.parameters(), lr=0.2)))
-    recorder = Recorder(plan, Probe(*data))
-    with recorder.attach(AdamW(plan.param_groups(0.2, optimizer="adamw"))):
-        assert recorder.trajectory().metadata["optimizer"] == "AdamW"
     warm = SGD(plan.param_groups(0.2))
     torch.optim.lr_scheduler.LambdaLR(warm, lambda step: step / 10)
     assert measured_lr(warm) == pytest.approx(0.2, rel=1e-12)
     with pytest.raises(InvalidInputError, match="trains none"):
         measured_lr(SGD(mlp().parameters(), lr=0.1))
+
+
+def test_the_optimizer_is_told_among_the_facts(generator: torch.Generator) -> None:
+    data = vectors(generator)
+    plan = parameterize(mlp().double(), data[0], generator=generator)
+    recorder = Recorder(plan, Probe(*data))
+    with recorder.attach(SGD(plan.param_groups(0.2, weight_decay=0.1), momentum=0.9, nesterov=True)):
+        pass
+    resumed = Recorder(plan, Probe(*data))
+    resumed.load_state_dict(recorder.state_dict())
+    for run in (recorder.trajectory(), resumed.trajectory()):
+        facts = [run.metadata[name] for name in ("optimizer", "momentum", "nesterov", "weight decay")]
+        assert facts == ["SGD", 0.9, True, True]
+    with recorder.attach(AdamW(plan.param_groups(0.2, optimizer="adamw"))):
+        assert recorder.trajectory().metadata["optimizer"] == "AdamW"
 
 
 def test_default_losses(generator: torch.Generator) -> None:

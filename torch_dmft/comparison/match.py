@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -77,9 +77,8 @@ def _differences(measured: Trajectory, predicted: Trajectory) -> Iterator[str]:
         and not math.isclose(measured.lr, predicted.lr, rel_tol=1e-5)
     ):
         yield f"the base learning rates are {measured.lr:g} and {predicted.lr:g}"
-    optimizer = measured.metadata.get("optimizer")
-    if optimizer in _ADAPTIVE and "solver" in predicted.metadata:
-        yield f"the network was trained by {optimizer}, and solvers predict SGD"
+    if "solver" in predicted.metadata:
+        yield from _beyond_theory(measured.metadata)
     if len(measured.layers) != len(predicted.layers):
         names = [", ".join(layer.name for layer in run.layers) or "none" for run in (measured, predicted)]
         yield f"the weights are [{names[0]}] and [{names[1]}]"
@@ -91,6 +90,19 @@ def _differences(measured: Trajectory, predicted: Trajectory) -> Iterator[str]:
                 yield f"the {kernel} kernel of weight {ours.name!r} is {axes[0]} and that of {theirs.name!r} {axes[1]}"
     if measured.ntk.equal_time.shape[1:] != predicted.ntk.equal_time.shape[1:]:
         yield "the NTKs differ in shape"
+
+
+def _beyond_theory(facts: Mapping[str, object]) -> Iterator[str]:
+    """What the optimizer of a measured run did that no solver predicts."""
+    if facts.get("optimizer") in _ADAPTIVE:
+        yield f"the network was trained by {facts['optimizer']}, and solvers predict SGD"
+    if facts.get("nesterov"):
+        yield "the network was trained with Nesterov's momentum, and solvers predict plain momentum"
+    if facts.get("optimizer") == "SGD" and facts.get("momentum") and facts.get("weight decay"):
+        yield (
+            "SGD took the weight decay into its momentum, and solvers predict decay outside of it (give param_groups no "
+            "weight decay, and multiply the parameters by 1 - lr * weight_decay before each step)"
+        )
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -22,7 +22,7 @@ from torch_dmft.measurement.record import FieldRecord, LayerRecord, Record, fiel
 from torch_dmft.measurement.schedule import Schedule, at_steps
 from torch_dmft.measurement.schedule import every as every_steps
 from torch_dmft.measurement.snapshot import Snapshot, snapshot
-from torch_dmft.measurement.subject import base_rate, subject_of
+from torch_dmft.measurement.subject import base_rate, optimizer_facts, subject_of
 from torch_dmft.measurement.two_time import TwoTimeMemory
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Recorder:
         self.subject = subject_of(plan_or_model, probe.inputs, run=model)
         self._loss = _default_loss(probe) if loss is None else loss
         self._lr = math.nan
-        self._optimizer: str | None = None
+        self._optimizer: dict[str, str | float | bool] = {}
         self._seconds = 0.0
         self._attached = False
         self._layouts: Layouts | None = None
@@ -125,7 +125,7 @@ class Recorder:
             )
         if math.isnan(self._lr):
             self._lr = base_rate(self.subject, optimizer)
-        self._optimizer = type(optimizer).__name__
+        self._optimizer = optimizer_facts(optimizer)
 
         def after_step(*_: Any) -> None:
             self.step += 1
@@ -200,7 +200,7 @@ class Recorder:
                 "width": subject.width,
                 "gamma0": subject.gamma0,
                 "scheme": subject.scheme,
-                "optimizer": self._optimizer,
+                **self._optimizer,
                 "seconds": self._seconds,
             },
         )

@@ -119,3 +119,14 @@ def base_rate(subject: Subject, optimizer: Optimizer) -> float:
         if found and math.isclose(min(found), max(found), rel_tol=1e-9):
             return found[0]
     return math.nan
+
+
+def optimizer_facts(optimizer: Optimizer) -> dict[str, str | float | bool]:
+    """What decides whether theory covers an optimizer's steps: its name, its momentum, and what it does to the gradient."""
+    groups = optimizer.param_groups
+    return {
+        "optimizer": type(optimizer).__name__,
+        "momentum": max(float(group.get("momentum", 0.0)) for group in groups),
+        "nesterov": any(bool(group.get("nesterov", False)) for group in groups),
+        "weight decay": any(bool(group.get("weight_decay", 0.0)) for group in groups),
+    }

@@ -69,7 +69,7 @@ class Trajectory:
         stderr: the standard error of every number above in the same layout, or None if the method has none.
         replicas: the independent networks of finite width whose mean this is, at equal times and without fields, if it
             is a prediction for that width; else empty. Covariances over initialisations are theirs.
-        metadata: plain facts of the run (width, gamma0, neurons, seed, seconds, ...), saved with it.
+        metadata: plain facts of the run (width or neurons, gamma0, optimizer or solver, seconds, ...), saved with it.
     """
 
     steps: Tensor

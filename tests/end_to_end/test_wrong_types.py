@@ -19,6 +19,8 @@ plan, probe = dmft.parameterize(model, inputs), dmft.Probe(inputs, targets)
 problem = dmft.Problem.mlp(inputs, targets, steps=1)
 static = dmft.solve(problem, dmft.solvers.StaticNTK())
 mistakes = {
+    "no example input": lambda: dmft.parameterize(model, None),
+    "an array as the example input": lambda: dmft.describe(model, inputs.numpy()),
     "arrays as a probe": lambda: dmft.Probe(inputs.numpy(), targets.numpy()),
     "a list as the mask": lambda: dmft.Probe(inputs, targets, train=[True] * 4),
     "data instead of a probe": lambda: dmft.Recorder(plan, inputs),
@@ -36,6 +38,8 @@ for name, mistake in mistakes.items():
 """
 
 REMEDIES = {
+    "no example input": "a tensor with samples on its first axis",
+    "an array as the example input": "a tensor with samples on its first axis",
     "arrays as a probe": "torch.as_tensor",
     "a list as the mask": "torch.as_tensor",
     "data instead of a probe": "Probe(inputs, targets)",

@@ -79,8 +79,14 @@ def watch(model: nn.Module, example: Example, refused: set[str]) -> Trace:
         The notes; complaints about what could not be followed are in ``places``.
 
     Raises:
-        InvalidInputError: if the model fails on the example.
+        InvalidInputError: if the model fails on the example, or that is no batch.
     """
+    if not isinstance(example, Tensor | tuple | list | Mapping):
+        raise InvalidInputError(
+            "The example input is no batch.",
+            got=type(example).__name__,
+            remedy="a tensor with samples on its first axis, or a tuple or a dict for several arguments",
+        )
     trace = Trace(model, refused)
     args = () if isinstance(example, Mapping) else (example,) if isinstance(example, Tensor) else tuple(example)
     kwargs = dict(example) if isinstance(example, Mapping) else {}

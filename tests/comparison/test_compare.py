@@ -115,6 +115,7 @@ def test_every_difference_is_listed_at_once():
     [
         ({"optimizer": "AdamW", "momentum": 0.0, "weight decay": True}, "trained by AdamW"),
         ({"optimizer": "SGD", "momentum": 0.9, "nesterov": True}, "Nesterov"),
+        ({"optimizer": "SGD", "momentum": 0.0, "lr scheduler": True}, "scheduler"),
         ({"optimizer": "SGD", "momentum": 0.9, "weight decay": True}, "into its momentum"),
     ],
 )

@@ -304,6 +304,11 @@ def test_the_optimizer_is_told_among_the_facts(generator: torch.Generator) -> No
         assert facts == ["SGD", 0.9, True, True]
     with recorder.attach(AdamW(plan.param_groups(0.2, optimizer="adamw"))):
         assert recorder.trajectory().metadata["optimizer"] == "AdamW"
+        assert not recorder.trajectory().metadata["lr scheduler"]
+    cooling = SGD(plan.param_groups(0.2))
+    torch.optim.lr_scheduler.ExponentialLR(cooling, 0.9)
+    with recorder.attach(cooling):
+        assert recorder.trajectory().metadata["lr scheduler"]
 
 
 def test_default_losses(generator: torch.Generator) -> None:

@@ -96,6 +96,8 @@ def _beyond_theory(facts: Mapping[str, object]) -> Iterator[str]:
     """What the optimizer of a measured run did that no solver predicts."""
     if facts.get("optimizer") in _ADAPTIVE:
         yield f"the network was trained by {facts['optimizer']}, and solvers predict SGD"
+    if facts.get("lr scheduler"):
+        yield "a scheduler changed the learning rate, and solvers predict a constant one"
     if facts.get("nesterov"):
         yield "the network was trained with Nesterov's momentum, and solvers predict plain momentum"
     if facts.get("optimizer") == "SGD" and facts.get("momentum") and facts.get("weight decay"):

@@ -129,4 +129,5 @@ def optimizer_facts(optimizer: Optimizer) -> dict[str, str | float | bool]:
         "momentum": max(float(group.get("momentum", 0.0)) for group in groups),
         "nesterov": any(bool(group.get("nesterov", False)) for group in groups),
         "weight decay": any(bool(group.get("weight_decay", 0.0)) for group in groups),
+        "lr scheduler": any("initial_lr" in group for group in groups),  # which every scheduler of torch leaves there
     }

@@ -25,7 +25,7 @@ class Settings:
     steps: int = 10
     lr: float = 0.2
     neurons: int = 8192
-    draws: int = 4000
+    draws: int = 2000
     replicas: int = 8
     widths: tuple[int, ...] = (128, 256, 512)
     pairs: int = 128
@@ -76,7 +76,7 @@ def _methods(settings: Settings, problem: dict[str, Any]) -> dict[str, Callable[
     methods: dict[str, Callable[[torch.Generator], Any]] = {
         "InfiniteWidth": lambda g: s.InfiniteWidth(settings.neurons, settings.replicas, tolerance, g),
         "AlternatingMonteCarlo": lambda g: s.AlternatingMonteCarlo(
-            settings.draws, replicas=settings.replicas, generator=g
+            settings.draws, stride=2, replicas=settings.replicas, generator=g
         ),
         "GradientIndependence": lambda g: s.GradientIndependence(settings.neurons, settings.replicas, generator=g),
         "Perturbation": lambda g: s.Perturbation(settings.neurons, settings.replicas, generator=g),

@@ -23,7 +23,7 @@ class Settings:
 
     samples: int = 4
     steps: int = 10
-    lr: float = 0.2
+    lr: float = 0.1
     neurons: int = 8192
     draws: int = 2000
     replicas: int = 8

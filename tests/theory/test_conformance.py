@@ -191,7 +191,7 @@ def test_solvers_for_chains_refuse_other_networks(solver):
         _answer(solver, problem)
 
 
-@pytest.mark.parametrize("record", [[-1], [STEPS + 1], []])
+@pytest.mark.parametrize("record", [[-1], [STEPS + 1], [], torch.tensor([0.0, 1.5])])
 def test_steps_that_cannot_be_recorded(record):
     with pytest.raises(DMFTError, match="Remedy"):
         solve(_mlp(), solvers.StaticNTK(), record=record)

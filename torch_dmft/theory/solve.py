@@ -33,7 +33,7 @@ def solve(
     problem: Problem,
     solver: Solver | None = None,
     *,
-    record: Iterable[int] | Tensor | None = None,
+    record: Iterable[int] | int | Tensor | None = None,
     two_time: bool = False,
     progress: bool = False,
 ) -> Trajectory:
@@ -43,7 +43,7 @@ def solve(
         problem: the question, see ``Problem``.
         solver: the method, one of ``torch_dmft.solvers``; None takes the most accurate affordable one, and the answer's
             metadata say which and why.
-        record: steps to keep, integers in 0..problem.steps; None keeps all. State t is the one *before* update t.
+        record: step or steps to keep, integers in 0..problem.steps; None keeps all. State t is the one *before* update t.
         two_time: keep kernels at pairs of times, ``(time, sample, time, sample)``, not only at equal times.
         progress: show progress bars, which solver was chosen and what it is expected to cost.
 
@@ -90,13 +90,13 @@ def check_noise(problem: Problem, solver: Solver) -> None:
         )
 
 
-def _record_steps(problem: Problem, record: Iterable[int] | Tensor | None) -> Tensor:
+def _record_steps(problem: Problem, record: Iterable[int] | int | Tensor | None) -> Tensor:
     if record is None:
         return torch.arange(problem.steps + 1)
-    steps = torch.unique(torch.as_tensor(list(record), dtype=torch.int64))
-    if len(steps) == 0 or int(steps[0]) < 0 or int(steps[-1]) > problem.steps:
+    steps = torch.unique(torch.as_tensor([record] if isinstance(record, int) else list(record)))
+    if len(steps) == 0 or steps.is_floating_point() or int(steps[0]) < 0 or int(steps[-1]) > problem.steps:
         raise InvalidInputError(
-            f"Steps to record lie in 0..{problem.steps}.",
+            f"Steps to record are integers in 0..{problem.steps}.",
             got=str(steps.tolist()[:8]),
             remedy="record=range(0, steps + 1, 10)",
         )

@@ -85,7 +85,7 @@ def infinite_width(
         UnsupportedModelError: for layers whose infinite-width law is not implemented, with every place named.
         InvalidInputError: for settings that make no sense.
     """
-    if neurons < 16 or law not in ("limit", "network") or not gamma0 > 0:
+    if neurons < 16 or law not in ("limit", "network") or not 0 < gamma0 < math.inf:
         raise InvalidInputError(
             'At least 16 neurons, gamma0 > 0 and law "limit" or "network" are needed.',
             got=f"neurons={neurons}, gamma0={gamma0}, law={law!r}",

@@ -16,8 +16,13 @@ from torch_dmft.theory.solvers.infinite_width import InfiniteWidth, train_replic
 class GradientIndependence(InfiniteWidth):
     """The gradient-independence ansatz: forward and backward weights are treated as independent Gaussian matrices.
 
-    The same computation as ``InfiniteWidth`` with A = B = 0 (Bordelon & Pehlevan 2022, section 5.1). Right at
-    initialisation and for gamma0 -> 0, wrong as soon as features move; useful to see how much the responses matter.
+    The same computation as ``InfiniteWidth`` with A = B = 0 in the field equations (Bordelon & Pehlevan 2022, section 5.1).
+    Right at initialisation and for networks of one hidden layer, which have no responses; wrong as soon as deeper networks
+    train; useful to see how much the responses matter.
+
+    Outputs are those of the forward pass, f = <z phi> / gamma0, and lose what lower layers contribute to them, as with
+    random feedback weights, so that at any depth above one they train too slowly even for gamma0 -> 0. The variant that
+    lets f follow the tangent kernel, df/dt = K Delta, agrees with ``StaticNTK`` there; it is not implemented.
     Arguments, cost, memory and refusals are those of ``InfiniteWidth``.
     """
 

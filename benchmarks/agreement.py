@@ -119,12 +119,13 @@ def _observed(run: dmft.Trajectory) -> dict[str, Tensor]:
 def report(settings: Settings, result: dict[str, Any]) -> str:
     parts = [
         f"Outputs and all kernels of P = {settings.samples} samples at {settings.records + 1} of {settings.steps} steps "
-        f"(0.5 sum loss, lr {settings.lr:g}): root mean square of (a - b) / (standard error of a - b) over all entries, and in "
-        "brackets the worst relative difference of a kernel. About 1 means that two methods agree to within their "
+        f"(0.5 sum loss, lr {settings.lr:g}): root mean square of (a - b) / (standard error of a - b) over all entries, "
+        "and in brackets the worst relative difference of a kernel. About 1 means that two methods agree to within their "
         "noise. Two methods without noise have the relative difference alone. `GradientIndependence`, `Perturbation` and "
         "`StaticNTK` are approximations: where they are far from the others they are wrong, not the others. "
-        "`GradientIndependence` has outputs that do not feel what lower layers learn, at any gamma0. `AlternatingMonteCarlo` stops at changes of 1e-3, "
-        "which its standard error leaves out; it shows where sampling is exact, in linear networks."
+        "`GradientIndependence` has outputs that do not feel what lower layers learn, at any gamma0. "
+        "`AlternatingMonteCarlo` stops at changes of 1e-3, which its standard error leaves out; it shows where sampling "
+        "is exact, in linear networks."
     ]
     for problem, gaps in result.items():
         names = list(dict.fromkeys(name for pair in gaps for name in pair.split(" | ")))

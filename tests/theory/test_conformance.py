@@ -115,7 +115,7 @@ def test_layout_symmetry_and_positivity(case, answers):
 
 @pytest.mark.parametrize("case", [case for case in SUPPORTED if case[0] not in NETWORKS], ids=": ".join)
 def test_initial_kernels_are_those_of_the_static_theory(case, answers):
-    solver, problem = case
+    _, problem = case
     run, static = answers[case], answers["StaticNTK", problem]
     error = run.stderr
     for layer, expected, spread in zip(run.layers, static.layers, error.layers if error else run.layers, strict=True):

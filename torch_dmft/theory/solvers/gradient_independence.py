@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.theory.infinite.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.infinite_width import InfiniteWidth, train_replicas
 
@@ -28,17 +27,7 @@ class GradientIndependence(InfiniteWidth):
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins without responses and average; see ``solve``."""
+        origin = "gradient independence (N=inf)"
         return train_replicas(
-            problem,
-            record,
-            neurons=self.neurons,
-            replicas=self.replicas,
-            tolerance=default_tolerance(problem.gamma0, self.neurons * self.replicas)
-            if self.tolerance is None
-            else self.tolerance,
-            generator=self.generator,
-            two_time=two_time,
-            progress=progress,
-            origin="gradient independence (N=inf)",
-            responses=False,
+            self, problem, record, two_time=two_time, progress=progress, origin=origin, responses=False
         )

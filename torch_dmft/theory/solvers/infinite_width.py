@@ -80,45 +80,29 @@ class InfiniteWidth:
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins and average; see ``solve``."""
-        tolerance = (
-            default_tolerance(problem.gamma0, self.neurons * self.replicas)
-            if self.tolerance is None
-            else self.tolerance
-        )
-        if progress:
-            print(self.estimate(problem, len(record)))
-        return train_replicas(
-            problem,
-            record,
-            neurons=self.neurons,
-            replicas=self.replicas,
-            tolerance=tolerance,
-            generator=self.generator,
-            two_time=two_time,
-            progress=progress,
-            origin="theory (N=inf)",
-        )
+        return train_replicas(self, problem, record, two_time=two_time, progress=progress, origin="theory (N=inf)")
 
 
 def train_replicas(
+    solver: InfiniteWidth,
     problem: Problem,
     record: Tensor,
     *,
-    neurons: int,
-    replicas: int,
-    tolerance: float,
-    generator: torch.Generator | None,
     two_time: bool,
     progress: bool,
     origin: str,
-    law: str = "limit",
     responses: bool = True,
 ) -> Trajectory:
     """The mean over independently drawn twins of a problem's network, each trained and recorded."""
+    neurons, replicas, tolerance = solver.neurons, solver.replicas, solver.tolerance
+    if tolerance is None:
+        tolerance = default_tolerance(problem.gamma0, neurons * replicas)
+    if progress:
+        print(solver.estimate(problem, len(record)))
     posed = rotated(problem)
     runs, ranks, saturated = [], [0], False
-    for replica, own in enumerate(replica_generators(generator, replicas)):
-        plan = twin_of(posed, neurons, tolerance=tolerance, generator=own, law=law, responses=responses)
+    for replica, own in enumerate(replica_generators(solver.generator, replicas)):
+        plan = twin_of(posed, neurons, tolerance=tolerance, generator=own, law="limit", responses=responses)
         bar = track(range(problem.steps + 1), f"{origin}: replica {replica + 1} of {replicas}", progress=progress)
         runs.append(train_and_record(posed, plan, record, two_time=two_time, steps=bar))
         lazy = [layer for layer in plan.model.modules() if isinstance(layer, LazyLayer)]

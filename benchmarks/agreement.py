@@ -123,7 +123,7 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
         "and in brackets the worst relative difference of a kernel. About 1 means that two methods agree to within their "
         "noise. Two methods without noise have the relative difference alone. `GradientIndependence`, `Perturbation` and "
         "`StaticNTK` are approximations: where they are far from the others they are wrong, not the others. "
-        "`GradientIndependence` has outputs that do not feel what lower layers learn, at any gamma0. "
+        "For small gamma0 the three meet. "
         "`AlternatingMonteCarlo` stops at changes of 1e-3, which its standard error leaves out; it shows where sampling "
         "is exact, in linear networks."
     ]

@@ -65,6 +65,8 @@ def _supported(solver: str, problem: str) -> bool:
             return False  # the data are not white; its own tests have white ones
         case "AlternatingMonteCarlo":
             return problem != "relu"
+        case "GradientIndependence":
+            return problem != "momentum and decay"
         case "Perturbation":
             return problem not in ("relu", "momentum and decay")
         case _:

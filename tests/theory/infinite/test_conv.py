@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import torch_dmft as dmft
 from tests.reference.ensembles import Limit, observables, z_scores
 from tests.theory.infinite import convolutional
+from tests.theory.validation.wrong import WithoutResponses
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.theory.infinite.conv import InfiniteConv
 from torch_dmft.theory.infinite.latents import Population
@@ -149,7 +150,7 @@ def test_limit_is_that_of_wide_networks(case) -> None:
 
 def test_limit_needs_the_responses(case) -> None:
     problem, limit, neurons = case
-    prediction = dmft.solve(problem, dmft.solvers.GradientIndependence(neurons=neurons, replicas=2))
+    prediction = dmft.solve(problem, WithoutResponses(neurons=neurons, replicas=2))
     z = _largest_z(limit, prediction)
     assert max(z["losses"], z["forward.2"]) > 5, z
 
@@ -232,7 +233,7 @@ def test_a_residual_network_agrees_with_wide_ones(responses: bool, generator) ->
     settings = {"lr": 0.05, "steps": 6, "momentum": 0.5, "weight_decay": 0.1}
     problem = dmft.Problem.like(plan, dmft.Probe(images, targets), **settings)
     wide = dmft.solve(problem, dmft.solvers.WideEnsemble(widths=(32, 64, 128), pairs=48))
-    solver = dmft.solvers.InfiniteWidth if responses else dmft.solvers.GradientIndependence
+    solver = dmft.solvers.InfiniteWidth if responses else WithoutResponses
     mine = dmft.solve(problem, solver(neurons=1024, replicas=4))
     theirs, errors, own = (observables(t) for t in (wide, wide.stderr, mine.stderr))
     z = {

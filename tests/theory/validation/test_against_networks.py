@@ -11,7 +11,7 @@ import torch_dmft as dmft
 from tests.reference.ensembles import Limit, extrapolate
 from tests.theory.validation.agreement import assert_agrees, moved
 from tests.theory.validation.cases import CASES, RECORD, pose
-from tests.theory.validation.wrong import drop_equal_time_response
+from tests.theory.validation.wrong import WithoutResponses, drop_equal_time_response
 
 NEURONS, REPLICAS = 2048, 8
 
@@ -59,9 +59,16 @@ def test_the_networks_learn_smoothly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", marked(RESPONSIVE))
-def test_gradient_independence_does_not(name: str) -> None:
-    answer = dmft.solve(pose(CASES[name]), dmft.solvers.GradientIndependence(NEURONS, REPLICAS), record=RECORD)
+def test_a_theory_without_responses_does_not(name: str) -> None:
+    answer = dmft.solve(pose(CASES[name]), WithoutResponses(NEURONS, REPLICAS), record=RECORD)
     with pytest.raises(AssertionError, match=r"outputs is .* off"):
+        assert_agrees(networks(name), answer)
+
+
+@pytest.mark.parametrize("name", marked(RESPONSIVE))
+def test_gradient_independence_has_other_kernels(name: str) -> None:
+    answer = dmft.solve(pose(CASES[name]), dmft.solvers.GradientIndependence(NEURONS, REPLICAS), record=RECORD)
+    with pytest.raises(AssertionError, match=r"backward\.0 is .* off.*forward\.\d is .* off"):
         assert_agrees(networks(name), answer)
 
 

@@ -1,7 +1,8 @@
-"""A wrong theory: the engine without the equal-time response B(t, t), for tests that must notice."""
+"""Wrong theories, for tests that must notice: the engine without responses, and without the equal-time one B(t, t)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,7 +10,20 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.infinite.layers import InfiniteLinear
+from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solvers import InfiniteWidth
+from torch_dmft.theory.solvers.infinite_width import train_replicas
+
+
+@dataclass(frozen=True)
+class WithoutResponses(InfiniteWidth):
+    """Networks with random feedback: A = B = 0, but outputs are those of the forward pass."""
+
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+        settings = {"two_time": two_time, "progress": progress, "origin": "wrong", "responses": False}
+        return train_replicas(self, problem, record, **settings)  # type: ignore[arg-type]
 
 
 class _WithoutEqualTime(Function):

@@ -1,33 +1,121 @@
-"""GradientIndependence: the theory with the responses A and B dropped."""
+"""GradientIndependence: the theory with the responses A and B dropped, its outputs following the tangent kernel."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+from torch.optim import SGD
 
+from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.measurement import Recorder, capture, measure
+from torch_dmft.measurement.gradients import Layouts
+from torch_dmft.parameterization import Plan
+from torch_dmft.theory.cost import Cost
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solvers.assembly import require_finite
 from torch_dmft.theory.solvers.infinite_width import InfiniteWidth, train_replicas
+from torch_dmft.theory.solvers.training import known_targets, make_room, probe_of
 
 
 @dataclass(frozen=True)
 class GradientIndependence(InfiniteWidth):
-    """The gradient-independence ansatz: forward and backward weights are treated as independent Gaussian matrices.
+    r"""The gradient-independence ansatz: forward and backward weights are treated as independent Gaussian matrices.
 
-    The same computation as ``InfiniteWidth`` with A = B = 0 in the field equations (Bordelon & Pehlevan 2022, section 5.1).
-    Right at initialisation and for networks of one hidden layer, which have no responses; wrong as soon as deeper networks
-    train; useful to see how much the responses matter.
+    The field equations with A = B = 0 (Bordelon & Pehlevan 2022, section 5.1), solved by twins whose W^T knows nothing of
+    W. The outputs are not those of the twins' forward pass, which would lose what lower layers learn, as networks with
+    random feedback weights do. They follow the tangent kernel,
 
-    Outputs are those of the forward pass, f = <z phi> / gamma0, and lose what lower layers contribute to them, as with
-    random feedback weights, so that at any depth above one they train too slowly even for gamma0 -> 0. The variant that
-    lets f follow the tangent kernel, df/dt = K Delta, agrees with ``StaticNTK`` there; it is not implemented.
-    Arguments, cost, memory and refusals are those of ``InfiniteWidth``.
+    .. math:: f(t + 1) = f(t) + \eta K(t) \Delta(t), \quad f(0) = 0, \quad \Delta = -\partial L / \partial f ,
+
+    K(t) being measured on the twin in every step, and the twin learns by the error signal Delta of this f.
+
+    Exact for gamma0 -> 0, where it is ``StaticNTK``, and, up to O(eta), for networks of one hidden layer, which have no
+    responses. Good near gamma0 = 0, where its error is of order gamma0^2; wrong as soon as deeper networks learn features.
+    It shows how much the responses matter.
+
+    The outputs are first order in eta, where ``InfiniteWidth`` is exact at any eta. Refuses momentum, for which K would be
+    needed between all pairs of steps, and weight decay, which moves the outputs along the weights themselves. Otherwise
+    arguments, memory and refusals are those of ``InfiniteWidth``; the kernel costs one more backward pass per output in
+    every step, recorded or not.
     """
+
+    def check(self, problem: Problem) -> None:
+        """Refuse settings and problems that cannot be done."""
+        if problem.momentum:
+            raise UnsupportedProblemError(
+                "Gradient independence moves the outputs by the tangent kernel of the present step; with momentum they "
+                "follow those between all pairs of steps.",
+                got=f"momentum={problem.momentum}",
+                remedy="momentum=0.0, or solvers.InfiniteWidth()",
+            )
+        if problem.weight_decay:
+            raise UnsupportedProblemError(
+                "Weight decay moves the outputs along the weights themselves, of which the tangent kernel knows nothing.",
+                got=f"weight_decay={problem.weight_decay}",
+                remedy="weight_decay=0.0, or solvers.InfiniteWidth()",
+            )
+        super().check(problem)
+
+    def estimate(self, problem: Problem, recorded: int | None = None) -> Cost:
+        """What solving the problem will cost: kernels are measured in every step, whatever is recorded."""
+        return replace(super().estimate(problem, recorded), flops=super().estimate(problem).flops)
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins without responses and average; see ``solve``."""
-        origin = "gradient independence (N=inf)"
         return train_replicas(
-            self, problem, record, two_time=two_time, progress=progress, origin=origin, responses=False
+            self,
+            problem,
+            record,
+            two_time=two_time,
+            progress=progress,
+            origin="gradient independence (N=inf)",
+            responses=False,
+            train=follow_the_tangent_kernel,
         )
+
+
+def follow_the_tangent_kernel(
+    problem: Problem, plan: Plan, record: Tensor, *, two_time: bool, steps: Iterable[int]
+) -> Trajectory:
+    """Train a model by the error signal of outputs that follow its tangent kernel, and record both.
+
+    Args:
+        problem: data, loss and schedule.
+        plan: the model and its learning rates; its own outputs are used for their gradients alone.
+        record: ``(time,)`` steps to keep.
+        two_time: whether to keep kernels at pairs of times.
+        steps: 0..problem.steps, possibly wrapped in a progress bar.
+
+    Raises:
+        ConvergenceError: if the outputs stop being finite.
+    """
+    recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time, loss=problem.loss)
+    optimizer = SGD(plan.param_groups(problem.lr), lr=problem.lr)
+    kept, last = set(record.tolist()), int(record[-1])
+    layouts: Layouts | None = None
+    outputs = torch.zeros(problem.samples, problem.outputs, dtype=problem.dtype, device=problem.inputs.device)
+    for step in steps:
+        if step > last:
+            break
+        make_room(plan, optimizer, problem.samples * (2 + problem.outputs))
+        with capture(recorder.subject) as taps:
+            forward = plan.model(problem.inputs)
+        taken = measure(taps, forward, layouts=layouts, retain_graph=step < last)
+        layouts = taken.layouts
+        if step in kept:
+            recorder.step = step
+            recorder.keep(replace(taken, outputs=outputs))
+        if step == last:
+            continue  # a progress bar ends at 100 %
+        error = problem.error(outputs, step)
+        optimizer.zero_grad()
+        forward.backward(gradient=-error)
+        optimizer.step()
+        rows = error.numel()
+        outputs = outputs + problem.lr * (taken.ntk.reshape(rows, rows) @ error.flatten()).reshape(error.shape)
+        require_finite(problem, outputs, step + 1)
+    return replace(recorder.trajectory(), lr=problem.lr, targets=known_targets(problem))

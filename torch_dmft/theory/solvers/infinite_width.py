@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,9 @@ from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import layer_names, track
 from torch_dmft.theory.solvers.replicas import average, replica_generators
 from torch_dmft.theory.solvers.training import train_and_record
+
+Train = Callable[..., Trajectory]
+"""Trains a model on a problem and records it, with the signature of ``train_and_record``."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,9 @@ def train_replicas(
     progress: bool,
     origin: str,
     responses: bool = True,
+    train: Train = train_and_record,
 ) -> Trajectory:
-    """The mean over independently drawn twins of a problem's network, each trained and recorded."""
+    """The mean over independently drawn twins of a problem's network, each trained and recorded by ``train``."""
     neurons, replicas, tolerance = solver.neurons, solver.replicas, solver.tolerance
     if tolerance is None:
         tolerance = default_tolerance(problem.gamma0, neurons * replicas)
@@ -104,7 +109,7 @@ def train_replicas(
     for replica, own in enumerate(replica_generators(solver.generator, replicas)):
         plan = twin_of(posed, neurons, tolerance=tolerance, generator=own, law="limit", responses=responses)
         bar = track(range(problem.steps + 1), f"{origin}: replica {replica + 1} of {replicas}", progress=progress)
-        runs.append(train_and_record(posed, plan, record, two_time=two_time, steps=bar))
+        runs.append(train(posed, plan, record, two_time=two_time, steps=bar))
         lazy = [layer for layer in plan.model.modules() if isinstance(layer, LazyLayer)]
         ranks += [max(layer.rank) for layer in lazy]
         saturated = saturated or any(layer.saturated for layer in lazy)

@@ -33,14 +33,14 @@ def train_and_record(
     Raises:
         ConvergenceError: if the outputs stop being finite.
     """
-    recorder = Recorder(plan, _probe(problem), schedule=record.tolist(), two_time=two_time, loss=problem.loss)
+    recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time, loss=problem.loss)
     optimizer = SGD(plan.param_groups(problem.lr), lr=problem.lr, momentum=problem.momentum)
     kept, last = set(record.tolist()), int(record[-1])
     layouts: Layouts | None = None
     for step in steps:
         if step > last:
             break
-        _make_room(plan, optimizer, problem.samples * (2 + problem.outputs))
+        make_room(plan, optimizer, problem.samples * (2 + problem.outputs))
         recorder.step = step
         shared = plan.architecture.row_independent  # else test rows would take part in the training, as in BatchNorm
         if not shared:
@@ -68,7 +68,7 @@ def train_and_record(
                     torch._foreach_mul_(group["params"], 1 - problem.lr * problem.weight_decay)
         optimizer.step()
     trajectory = recorder.trajectory()
-    return replace(trajectory, lr=problem.lr, targets=_known_targets(problem))
+    return replace(trajectory, lr=problem.lr, targets=known_targets(problem))
 
 
 def _measured_apart(problem: Problem, plan: Plan, recorder: Recorder, step: int, *, keep: bool) -> Tensor:
@@ -81,18 +81,19 @@ def _measured_apart(problem: Problem, plan: Plan, recorder: Recorder, step: int,
     return outputs.new_zeros(problem.train_samples, outputs.shape[1]).index_copy(0, rows, outputs)
 
 
-def _known_targets(problem: Problem) -> Tensor | None:
+def known_targets(problem: Problem) -> Tensor | None:
+    """Targets as floats if every row has one."""
     return problem.target_values.cpu() if problem.samples == problem.train_samples else None
 
 
-def _probe(problem: Problem) -> Probe:
+def probe_of(problem: Problem) -> Probe:
     """The problem's rows; targets of test rows are unknown and never read."""
     missing = problem.samples - problem.train_samples
     padding = problem.targets.new_zeros(missing, *problem.targets.shape[1:])
     return Probe(problem.inputs, torch.cat([problem.targets, padding]), train=problem.train)
 
 
-def _make_room(plan: Plan, optimizer: SGD, directions: int) -> None:
+def make_room(plan: Plan, optimizer: SGD, directions: int) -> None:
     """Let the infinite layers take as many new directions as one step can bring."""
     for layer in plan.model.modules():
         if isinstance(layer, LazyLayer):

@@ -97,7 +97,7 @@ def not_a_number() -> nn.Module:
         (Around(lambda self, x, h: h * self.inner(h)[:, :1]), "inner", "is no width"),
         (Around(lambda self, x, h: self.inner(h).softmax(-1)), "(model)", "`softmax` over a width"),
         (Around(lambda self, x, h: nn.functional.normalize(self.inner(h))), "(model)", "`normalize` over a width"),
-        (Around(lambda self, x, h: torch.einsum("ij,ij->ij", h, self.inner(h))), "(model)", "`einsum`"),
+        (Around(lambda self, x, h: torch.einsum("ij,kj,kl->il", h, h, self.inner(h))), "(model)", "`einsum`"),
         (Around(lambda self, x, h: self.inner(h).cumsum(1)), "(model)", "`cumsum`"),
         (Around(lambda self, x, h: self.inner(h).view(-1, 2, 4).transpose(1, 2).reshape(-1, 8)), "(model)", "splits"),
         (

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.transformer import FEATURES, TOKENS, Transformer
+
 
 @dataclass(frozen=True)
 class Case:
@@ -132,6 +134,8 @@ CASES = [
     Case("residual, reused", Residual, vectors(4)),
     Case("convolution", Conv, vectors(3, 7, 6)),
     Case("embedding", Tokens, tokens(6)),
+    Case("attention", lambda: Transformer(8, blocks=2), vectors(TOKENS, FEATURES)),
+    Case("attention by hand", lambda: Transformer(8, norm=False, by_hand=True), vectors(TOKENS, FEATURES)),
     Case("sequence first", SequenceFirst, vectors(4, 3)),
     Case("folded", Folded, vectors(4, 3)),
 ]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests import transformer
 from tests.architecture.models import ResidualMLP
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.parameterization import coordinate_check
@@ -68,6 +69,20 @@ def test_updates_of_a_convolutional_network(optimizer, lr, generator) -> None:
         cnn, inputs, targets, widths=(64, 128, 256), seeds=4, lr=lr, optimizer=optimizer, generator=generator
     )
     assert check.passed, str(check)
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adam", 0.03)])
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_updates_of_a_transformer_need_scores_over_d(power, optimizer, lr, generator) -> None:
+    inputs, targets = transformer.data(6, generator)
+
+    def factory(width: int) -> nn.Module:
+        # A factor of 1.01 hides the square root from ``describe``.
+        return transformer.Transformer(width, power=power, scale=1.0 if power == 1 else 1.01)
+
+    check = coordinate_check(factory, inputs, targets, lr=lr, optimizer=optimizer, generator=generator)
+    assert check.passed is (power == 1), str(check)
+    assert (check.exponents["blocks.0.attention.out"] > 0.1) is (power < 1), str(check)
 
 
 def test_features_move_in_proportion_to_gamma0_and_outputs_do_not(regression, generator) -> None:

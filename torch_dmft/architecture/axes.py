@@ -4,17 +4,37 @@ Every axis of a tensor carries a label. ``None`` is an axis whose size the data 
 tokens). A weight makes a new axis, numbered by an integer. Adding two tensors unifies their axes; concatenating,
 flattening and slicing derive a new axis from others. In the end an axis is a *width* unless it was unified with
 the data or reaches the model's output.
+
+A width may be split into consecutive parts, such as the heads of attention. Their number is fixed; the entries of each
+part are a width. Side by side the parts are the whole again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import reduce
+from itertools import combinations
 
 Label = int | None
 
 SAMPLE: int = 0
 """The label of the axis that counts samples; it is neither a width nor a feature axis."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A width laid out on several axes.
+
+    Attributes:
+        whole: the width.
+        counts: how many parts there are, outermost axis first.
+        parts: the new axes: one for each count, and last the entries of one part.
+    """
+
+    whole: int
+    counts: tuple[int, ...]
+    parts: tuple[int, ...]
 
 
 class Axes:
@@ -25,6 +45,7 @@ class Axes:
         self._by_data: set[int] = set()
         self._by_output: set[int] = set()
         self._derived: list[tuple[int, tuple[int, ...]]] = []
+        self._splits: list[Split] = []
 
     def new(self) -> int:
         """A new axis, a width until something fixes it."""
@@ -39,6 +60,37 @@ class Axes:
         whole = self.new()
         self._derived.append((whole, labels))
         return whole
+
+    def split(self, whole: int, counts: tuple[int, ...]) -> tuple[int, ...]:
+        """The axes of a width laid out in this many parts: one for each count, and the entries of one part."""
+        for known in self._splits:
+            if known.counts == counts and self.root(known.whole) == self.root(whole):
+                return known.parts
+        parts = tuple(self.new() for _ in (*counts, whole))
+        for number in parts[:-1]:
+            self.fix(number)
+        self._derived.append((parts[-1], (whole,)))
+        self._splits.append(Split(whole, counts, parts))
+        return parts
+
+    def joined(self, parts: tuple[Label, ...]) -> Label:
+        """One axis in place of these: the whole that was split into them, else an axis derived from them."""
+        for known in self._splits:
+            if None not in parts and [self.root(p) for p in parts if p] == [self.root(p) for p in known.parts]:
+                return known.whole
+        return self.derived(part for part in parts if part is None or not self.is_fixed(part))
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether a width is laid out in parts (after ``settle``)."""
+        return any(self.is_width(split.whole) for split in self._splits)
+
+    def meets_parts_of_others(self, label: int) -> bool:
+        """Whether entries of this width were combined one by one with parts of a width that is not laid out alike."""
+        root = self.root(label)
+        pairs = [(a, b) for a in self._splits for b in self._splits if self.root(a.parts[-1]) == self.root(b.parts[-1])]
+        is_entries = any(self.root(a.parts[-1]) == root for a, _ in pairs)
+        return is_entries or any(self.root(a.whole) == root and a.counts != b.counts for a, b in pairs)
 
     def root(self, label: int) -> int:
         """The number all axes unified with this one share."""
@@ -56,7 +108,11 @@ class Axes:
             return label
         low, high = sorted((self.root(a), self.root(b)))
         self._parent[high] = low
-        return low
+        for one, other in combinations(self._splits, 2):  # parts whose entries are combined make wholes that are
+            ends = self.root(one.parts[-1]), self.root(other.parts[-1])
+            if one.counts == other.counts and ends == (low, low) and self.root(one.whole) != self.root(other.whole):
+                self.unify(one.whole, other.whole)
+        return self.root(low)
 
     def unified(self, labels: Iterable[Label]) -> Label:
         """Say that all these axes are one; None if there are none."""

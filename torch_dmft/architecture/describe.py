@@ -71,7 +71,14 @@ def describe(model: nn.Module, example_input: Example, *, roles: Roles | None = 
         raise UnsupportedModelError(_REFUSAL, places)
     # A chain is data, weights and at most one known activation between two of them.
     is_chain = re.fullmatch("r*(La?)+Lr*", trace.letters) is not None and trace.letters.count("L") == len(layers)
-    return Architecture(layers, vectors, is_chain, row_independent=not (batch_norms or trace.mixes_rows))
+    return Architecture(
+        layers,
+        vectors,
+        is_chain,
+        row_independent=not (batch_norms or trace.mixes_rows),
+        dot_products=tuple(product for label, product in trace.dot_products if trace.axes.is_width(label)),
+        has_parts=trace.axes.has_splits,
+    )
 
 
 _REFUSAL = "This model cannot be scaled as it is:"

@@ -71,6 +71,29 @@ class Vector:
 
 
 @dataclass(frozen=True)
+class DotProduct:
+    """A sum of products over a width, such as the scores factor * q.k of attention.
+
+    It has a limit if the factor falls like 1/size. Divided by sqrt(size) it has one for independent vectors only, while
+    training aligns them.
+
+    Attributes:
+        path: path of the module that takes it.
+        size: neurons summed over: d, the width of a head.
+        factor: the constant that multiplies the sum before anything else happens to it.
+    """
+
+    path: str
+    size: int
+    factor: float
+
+    @property
+    def scale(self) -> float:
+        """Factor * size, which has to be the same at every width."""
+        return self.factor * self.size
+
+
+@dataclass(frozen=True)
 class Architecture:
     """What ``describe`` found in a model: every parameter is in exactly one place.
 
@@ -81,12 +104,16 @@ class Architecture:
             skip, and a layer without an activation is linear.
         row_independent: whether each output row depends on its own input row alone (False with BatchNorm in train
             mode).
+        dot_products: sums of products over a width, in the order of the forward pass.
+        has_parts: whether a width is laid out in parts (heads), so that neurons of one width meet each other.
     """
 
     layers: tuple[Layer, ...]
     vectors: tuple[Vector, ...]
     is_chain: bool
     row_independent: bool
+    dot_products: tuple[DotProduct, ...] = ()
+    has_parts: bool = False
 
     @property
     def readout(self) -> Layer:

@@ -72,7 +72,10 @@ def remedy(module: nn.Module) -> str:
         case nn.RNNBase() | nn.RNNCellBase():
             return "not yet; unroll the recurrence over nn.Linear modules"
         case nn.MultiheadAttention() | nn.TransformerEncoderLayer() | nn.TransformerDecoderLayer():
-            return "not yet; products of two feature tensors have no scaling rule here"
+            return (
+                "never, as it divides scores by sqrt(d); write it with four nn.Linear, heads = unflatten(-1, (H, -1)) and "
+                "scaled_dot_product_attention(q, k, v, scale=1 / q.shape[-1])"
+            )
         case nn.Bilinear():
             return "never; replace it by nn.Linear layers on each input"
         case _ConvTransposeNd():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +11,26 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from torch_dmft.architecture.axes import Axes, Label
+from torch_dmft.architecture.roles import DotProduct
 from torch_dmft.architecture.rules import Norm, Weight, rule
 from torch_dmft.core.errors import Place
 
+_DIVIDE = (
+    "divide scores by the width d of a head, not by sqrt(d): scaled_dot_product_attention(q, k, v, scale=1 / q.shape[-1]), "
+    "or q @ k.mT / q.shape[-1]; times any constant"
+)
 CONSTANT: int = -1
 """The serial number of values that depend on neither data nor parameters."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum of products over an axis that may be a width: its label and size, what took it, and in which module."""
+
+    label: int
+    size: int
+    name: str
+    path: str
 
 
 @dataclass(frozen=True)
@@ -26,12 +42,16 @@ class Value:
         weights: paths of the weights whose output this is, up to norms, reshaping and constant factors.
         sources: paths of the weights it depends on without another weight in between.
         serial: number of the operation that made it; 0 for the data.
+        factor: product of the constants it was multiplied by since anything else happened to it.
+        sum: the sum over a width that it is, up to ``factor`` and reshaping; None for anything else.
     """
 
     dims: tuple[Label, ...]
     weights: frozenset[str] = frozenset()
     sources: frozenset[str] = frozenset()
     serial: int = CONSTANT
+    factor: float = 1.0
+    sum: Sum | None = None
 
     @property
     def past_weights(self) -> bool:
@@ -92,6 +112,7 @@ class Trace:
         heads: paths of the weights that reach the model's output without another weight in between.
         used: identities of the parameters reached.
         places: what could not be followed.
+        dot_products: sums of products, each with the axis it runs over.
         must_be_fixed: axes, each with the complaint that is due if it turns out to be a width.
         letters: the operations in order: L linear layer, a named activation, r reshape, x anything else.
         mixes_rows: whether an operation combined different samples.
@@ -106,6 +127,7 @@ class Trace:
         self.heads: set[str] = set()
         self.used: set[int] = set()
         self.places: list[Place] = []
+        self.dot_products: list[tuple[Label, DotProduct]] = []
         self.must_be_fixed: list[tuple[Label, Place]] = []
         self.letters = ""
         self.mixes_rows = False
@@ -178,6 +200,24 @@ class Trace:
         """Note that the outputs of these weights met an activation."""
         for path in weights:
             self.uses[path].activations.add(name)
+
+    def settle_sum(self, value: Value) -> None:
+        """Note the factor that a sum of products has in the end; one that has no limit is refused if the axis is a width."""
+        if value.sum is None:
+            return
+        label, size, name, path = value.sum.label, value.sum.size, value.sum.name, value.sum.path
+        root = math.sqrt(size)
+        found = (label, DotProduct(path, size, value.factor))
+        if found in self.dot_products:
+            return
+        self.dot_products.append(found)
+        if math.isclose(value.factor, 1.0, rel_tol=1e-6):
+            reason = f"`{name}` sums over a width, here {size} neurons, without dividing by it"
+        elif math.isclose(abs(value.factor), 1 / root, rel_tol=1e-6):
+            reason = f"`{name}` over a width, here {size} neurons, is divided by its square root, {root:.3g}"
+        else:
+            return
+        self.must_be_fixed.append((label, Place(path or "(model)", reason, _DIVIDE)))
 
     # Order
 

@@ -118,6 +118,7 @@ def _finish(trace: Trace, outputs: list[Tensor]) -> None:
         trace.complain(Place("(output)", "the model returns no floating-point tensor", "return the outputs as tensors"))
     for output in outputs:
         value = trace.value(output)
+        trace.settle_sum(value)
         for label in value.dims:
             trace.axes.reach_output(label)
         for path in value.sources:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.undisturbed import undisturbed
@@ -56,7 +57,8 @@ def empirical_ntk(
                 kernel = kernel[:, None, :, None]
         case "jacobian" | "vjp":
             module, multipliers = _trained(model)
-            with undisturbed(module):
+            # The fused kernels of attention know neither forward derivatives nor batches of gradients.
+            with undisturbed(module), sdpa_kernel(SDPBackend.MATH):
                 kernel = (_jacobian if method == "jacobian" else _row_by_row)(module, multipliers, inputs)
         case _:
             raise InvalidInputError("Unknown method.", got=repr(method), remedy='"layerwise", "jacobian" or "vjp"')

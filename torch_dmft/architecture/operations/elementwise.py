@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from torch_dmft.architecture.axes import Label
 from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules, rule
 from torch_dmft.architecture.trace import CONSTANT, Call, Trace
@@ -16,7 +18,7 @@ RULES: Rules = {}
 )
 def _same(trace: Trace, call: Call) -> Outcome | None:
     value = trace.value(call.input)
-    return _constant(trace, call) if value.serial == CONSTANT else Outcome([value.dims], "", value.weights)
+    return _constant(trace, call) if value.serial == CONSTANT else Outcome([value.dims], "", value.weights, factor=1.0)
 
 
 @rule(
@@ -30,7 +32,9 @@ def _constant(trace: Trace, call: Call) -> Outcome:
 @rule(RULES, "alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout feature_dropout")
 def _dropout(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
-    return Outcome([value.dims], "" if call.argument(1, "p", 0.5) == 0 else "x", value.weights)
+    if call.argument(1, "p", 0.5) == 0:
+        return Outcome([value.dims], "", value.weights, factor=1.0)
+    return Outcome([value.dims], "x", value.weights)
 
 
 _NAMED = {name: name for name in ("relu", "tanh", "erf", "sigmoid", "gelu", "silu", "softplus")}
@@ -76,7 +80,25 @@ def product(trace: Trace, call: Call) -> Outcome:
     if len(features) > 1:
         for _, value in features:
             trace.activation(value.weights, None)
-    return Outcome([_broadcast(trace, call)], weights=_through(trace, call))
+    return Outcome([_broadcast(trace, call)], weights=_through(trace, call), factor=_constant_factor(trace, call))
+
+
+def _constant_factor(trace: Trace, call: Call) -> float | None:
+    """The number that a product or quotient multiplies features by, if it is one."""
+    feature, other = (*call.args, *call.kwargs.values(), None)[:2]
+    divides = call.name in ("div", "divide", "true_divide", "truediv")
+    if not divides and not isinstance(feature, Tensor):
+        feature, other = other, feature
+    if not divides and isinstance(other, Tensor) and trace.value(feature).serial == CONSTANT:
+        feature, other = other, feature
+    is_number = isinstance(other, int | float) or (isinstance(other, Tensor) and other.numel() == 1)
+    is_reflected = getattr(call.function, "__name__", "") in ("__rtruediv__", "__rdiv__")
+    if not is_number or is_reflected or (not divides and call.name not in ("mul", "multiply")):
+        return None
+    if isinstance(other, Tensor) and trace.value(other).serial != CONSTANT:
+        return None
+    number = float(other)
+    return (1 / number if number else None) if divides else number
 
 
 def _through(trace: Trace, call: Call) -> frozenset[str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from torch_dmft.architecture.axes import SAMPLE
-from torch_dmft.architecture.operations import elementwise, layers, rearranging, reducing
+from torch_dmft.architecture.operations import elementwise, layers, products, rearranging, reducing
 from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules
-from torch_dmft.architecture.trace import CONSTANT, Call, Trace, Value
+from torch_dmft.architecture.trace import CONSTANT, Call, Sum, Trace, Value
 
-_RULES: Rules = elementwise.RULES | rearranging.RULES | reducing.RULES | layers.RULES
+_RULES: Rules = elementwise.RULES | rearranging.RULES | reducing.RULES | products.RULES | layers.RULES
 
-_PRODUCTS = {"matmul", "mm", "bmm", "mv", "einsum", "addmm", "baddbmm", "scaled_dot_product_attention"}
+_OTHER_PRODUCTS = {"mv", "dot", "inner", "outer", "kron", "tensordot", "addmm", "addbmm", "baddbmm", "chain_matmul"}
 
 
 def follow(trace: Trace, call: Call) -> None:
@@ -44,9 +46,19 @@ def follow(trace: Trace, call: Call) -> None:
         serial = features[0][1].serial
     before = [value.sources for _, value in features]
     sources = frozenset((outcome.source,)) if outcome.source is not None else frozenset().union(*before)
+    factor, total = _scale(trace, outcome, [value for _, value in features])
     dims = outcome.dims if len(outcome.dims) == len(call.results) else outcome.dims * len(call.results)
     for result, labels in zip(call.results, dims, strict=True):
-        trace.assign(result, Value(labels, outcome.weights, sources, serial))
+        trace.assign(result, Value(labels, outcome.weights, sources, serial, factor, total))
+
+
+def _scale(trace: Trace, outcome: Outcome, features: list[Value]) -> tuple[float, Sum | None]:
+    """What a result was multiplied by, and the sum it is; a sum that anything else happens to has its final factor."""
+    if outcome.factor is not None and len(features) == 1:
+        return features[0].factor * outcome.factor, features[0].sum
+    for value in features:
+        trace.settle_sum(value)
+    return (math.prod(value.factor for value in features) if outcome.sum else 1.0), outcome.sum
 
 
 def _is_comparison(trace: Trace, call: Call) -> bool:
@@ -59,8 +71,10 @@ def _complain(trace: Trace, call: Call) -> None:
     """Complain of a function without a rule if it acts past a weight; the data may be prepared in any way."""
     if not any(value.past_weights for _, value in trace.features(call)):
         return
-    if call.name in _PRODUCTS:
-        remedy = "not yet; products of feature tensors (attention) have no scaling rule"
+    if call.name in _OTHER_PRODUCTS:
+        remedy = "write it with `@`, einsum or scaled_dot_product_attention"
+    elif call.name in products.RULES:
+        remedy = "not yet; products are taken within a sample, over tokens or over one width that both arguments share"
     else:
         remedy = "not yet; write it with elementwise functions, reshapes, sums, pooling, norms and layers"
     trace.complain(trace.place(f"`{call.name}` on features has no rule", remedy))

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from torch_dmft.architecture.axes import Label
-from torch_dmft.architecture.trace import Call, Trace
+from torch_dmft.architecture.trace import Call, Sum, Trace
 
 Dims = tuple[Label, ...]
 
@@ -25,6 +25,8 @@ class Outcome:
         claimed: the parameters used as their layer's rule says.
         source: path of the weight that was applied, if one was.
         constant: whether the result depends on the arguments' shapes only.
+        factor: the constant by which the only argument with features is multiplied; None if anything else happens to it.
+        sum: the sum over a width that the result is, with the factors of all arguments; None if it is none.
     """
 
     dims: list[Dims]
@@ -33,6 +35,8 @@ class Outcome:
     claimed: tuple[Tensor, ...] = ()
     source: str | None = None
     constant: bool = False
+    factor: float | None = None
+    sum: Sum | None = None
 
 
 Rule = Callable[[Trace, Call], Outcome | None]

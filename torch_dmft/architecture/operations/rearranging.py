@@ -22,24 +22,42 @@ def _reshape(trace: Trace, call: Call) -> Outcome | None:
     labels: list[Label] = [None] * call.results[0].ndim
     for old, new in groups:
         before = [value.dims[axis] for axis in old]
-        widths = [label for label in before if label not in (None, SAMPLE)]
+        widths = [label for label in before if label not in (None, SAMPLE) and not trace.axes.is_fixed(label)]
         if SAMPLE in before and widths:
             return None
         if not widths:
             labels[new[0]] = SAMPLE if SAMPLE in before else None
         elif len(old) == len(new) == 1:
             labels[new[0]] = before[0]
+        elif len(new) == 1:
+            labels[new[0]] = trace.axes.joined(tuple(before))
+        elif len(old) == 1 and _inferred(call) == new[-1]:
+            counts = tuple(call.results[0].shape[axis] for axis in new[:-1])
+            for axis, label in zip(new, trace.axes.split(widths[0], counts), strict=True):
+                labels[axis] = label
         else:
             whole = trace.axes.derived(before)
             for axis in new:
                 labels[axis] = whole
-            if len(new) > 1:
-                place = trace.place(
-                    f"`{call.name}` splits a width into several axes", "not yet; keep features on one axis"
-                )
-                trace.must_be_fixed.append((whole, place))
+            reason = f"`{call.name}` splits a width into several axes, and nothing says which of them grow with it"
+            trace.must_be_fixed.append((whole, trace.place(reason, _SPLIT)))
     _pick(trace, value, tuple(axis for axis, size in enumerate(tensor.shape) if size == 1))
-    return Outcome([tuple(labels)], "r", value.weights)
+    return Outcome([tuple(labels)], "r", value.weights, factor=1.0)
+
+
+def _inferred(call: Call) -> int | None:
+    """The axis of a reshape's result whose size was given as -1, so that it is what grows with a width."""
+    first = 2 if call.name == "unflatten" else 1
+    given = tree_leaves((call.args[first:], [call.kwargs.get(name) for name in ("size", "shape", "sizes")]))
+    sizes = [size for size in given if isinstance(size, int)]
+    ahead = call.argument(1, "dim") % call.input.ndim if call.name == "unflatten" else 0
+    return ahead + sizes.index(-1) if -1 in sizes else None
+
+
+_SPLIT = (
+    "fix the number of parts (heads) and leave their size to torch: unflatten(-1, (heads, -1)) or "
+    "view(batch, tokens, heads, -1)"
+)
 
 
 def _pick(trace: Trace, value: Value, axes: tuple[int, ...]) -> None:
@@ -69,7 +87,7 @@ def _rearrange(trace: Trace, call: Call) -> Outcome | None:
         tuple(_kept(trace, tensor, value, *axis) for axis in zip(view.shape, axes, strict=True))
         for view, axes in zip(moved, origins, strict=True)
     ]
-    return Outcome(dims, "r" if len(moved) == 1 else "x", value.weights)
+    return Outcome(dims, "r" if len(moved) == 1 else "x", value.weights, factor=1.0)
 
 
 def _origin(source: Tensor, size: int, stride: int) -> int | None:

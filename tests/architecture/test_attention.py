@@ -1,0 +1,221 @@
+"""Attention is understood where it has an infinite-width limit, and refused with a reason and a remedy where it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.transformer import FEATURES, HEADS, TOKENS, Transformer
+from torch_dmft.architecture import DotProduct, Role, describe
+from torch_dmft.core.errors import UnsupportedModelError
+
+WIDTH, HEAD = 16, 8
+
+
+class Attends(nn.Module):
+    """Stem, any way to attend with the projections q, k and v of ``sizes``, mean over tokens, readout."""
+
+    def __init__(self, attend: Callable[[nn.Module, Tensor], Tensor], *sizes: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(FEATURES, WIDTH)
+        self.q, self.k, self.v = (nn.Linear(WIDTH, size) for size in sizes or (WIDTH,) * 3)
+        self.out, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.attend = attend
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.out(self.attend(self, self.stem(x))).mean(1))
+
+
+class Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv = nn.Linear(FEATURES, WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+        self.head = nn.Linear(WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.qkv(self.stem(x)).chunk(3, -1))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1 / q.shape[-1])
+        return self.head(mixed.transpose(1, 2).flatten(2).mean(1))
+
+
+def heads(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    return tuple(layer(x).view(len(x), TOKENS, HEADS, -1).transpose(1, 2) for layer in (model.q, model.k, model.v))
+
+
+def merge(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).reshape(len(x), TOKENS, -1)
+
+
+def by_hand(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = heads(model, x)
+    causal = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+    scores = (q @ k.transpose(-2, -1) / q.size(-1)).masked_fill(~causal, -torch.inf)
+    return merge(scores.softmax(-1) @ v)
+
+
+def factor_ahead(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = heads(model, x)
+    return merge((((q * HEAD**-0.5) @ (k / HEAD**0.5).mT) + torch.eye(TOKENS)).softmax(-1) @ v)
+
+
+def by_einsum(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).unflatten(-1, (HEADS, -1)) for layer in (model.q, model.k, model.v))
+    weights = torch.softmax(torch.einsum("bqhd,bkhd->bhqk", q, k) * torch.tensor(1 / HEAD), dim=-1)
+    return torch.einsum("...hqk,...khd->...qhd", weights, v).flatten(2)
+
+
+def masked(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = heads(model, x)
+    mask = torch.zeros(TOKENS, TOKENS)
+    return merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1 / HEAD))
+
+
+def folded(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = (part.reshape(-1, TOKENS, HEAD) for part in heads(model, x))
+    return merge(torch.bmm((torch.bmm(q, k.mT) / HEAD).softmax(-1), v).view(len(x), HEADS, TOKENS, HEAD))
+
+
+@pytest.mark.parametrize("attend", [by_hand, factor_ahead, by_einsum, masked])
+def test_scores_over_d_are_dot_products_of_one_width(attend: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    found = describe(Attends(attend), torch.randn(3, TOKENS, FEATURES))
+    (product,) = found.dot_products
+    assert (product.path, product.size, product.factor) == ("", HEAD, pytest.approx(1 / HEAD))
+    assert product.scale == pytest.approx(1)
+    assert found.has_parts
+    roles = {layer.path: layer.role for layer in found.layers}
+    assert roles == {"stem": Role.INPUT, **dict.fromkeys("qkv", Role.HIDDEN), "out": Role.HIDDEN, "head": Role.READOUT}
+    q, k, v, out = (layer for layer in found.layers if layer.role is Role.HIDDEN)
+    assert q.out_axis == k.out_axis  # neurons that meet in scores are drawn together
+    assert q.out_axis != v.out_axis
+    assert v.out_axis == out.in_axis  # heads side by side are the width that was split
+
+
+def test_a_whole_encoder() -> None:
+    found = describe(Transformer(WIDTH, blocks=2), torch.randn(3, TOKENS, FEATURES))
+    paths = [f"blocks.{block}.attention" for block in (0, 1)]
+    assert found.dot_products == tuple(DotProduct(path, HEAD, 1 / HEAD) for path in paths)
+    assert {vector.axis for vector in found.vectors} == {found.layers[0].out_axis}
+    assert found.row_independent
+    assert not found.is_chain
+
+
+@pytest.mark.parametrize("model", [Fused(), Attends(folded)], ids=["one projection for q, k and v", "heads as samples"])
+def test_axes_that_were_cut_in_other_ways_are_derived(model: nn.Module) -> None:
+    found = describe(model, torch.randn(3, TOKENS, FEATURES))
+    assert [product.scale for product in found.dot_products] == [1.0]
+    assert found.layers[-2].out_axis is not None
+
+
+def test_attention_over_data_features_needs_no_scale() -> None:
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(FEATURES, WIDTH), nn.Linear(WIDTH, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.scaled_dot_product_attention(x, x, self.stem(x)).mean(1))
+
+    found = describe(Pools(), torch.randn(3, TOKENS, FEATURES))
+    assert not found.dot_products
+    assert [layer.role for layer in found.layers] == [Role.INPUT, Role.READOUT]
+
+
+def scaled(scale: float | None, **options: object) -> Callable[[nn.Module, Tensor], Tensor]:
+    def attend(model: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = heads(model, x)
+        return merge(F.scaled_dot_product_attention(q, k, v, scale=scale, **options))
+
+    return attend
+
+
+def written(power: float) -> Callable[[nn.Module, Tensor], Tensor]:
+    def attend(model: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = heads(model, x)
+        return merge(((q @ k.mT) / q.shape[-1] ** power).softmax(-1) @ v)
+
+    return attend
+
+
+def half_ahead(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = heads(model, x)
+    return merge((HEAD**-0.5 * q @ k.mT).softmax(-1) @ v)
+
+
+def mask_before_scale(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = heads(model, x)
+    return merge(((q @ k.mT + torch.eye(TOKENS)) / HEAD).softmax(-1) @ v)
+
+
+def explicit_sizes(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).view(-1, TOKENS, HEADS, HEAD).transpose(1, 2) for layer in (model.q, model.k, model.v))
+    return merge(F.scaled_dot_product_attention(q, k, v, scale=1 / HEAD))
+
+
+def growing_heads(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).unflatten(-1, (-1, HEAD)).transpose(1, 2) for layer in (model.q, model.k, model.v))
+    return merge(F.scaled_dot_product_attention(q, k, v, scale=1 / HEAD))
+
+
+def across_samples(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).transpose(0, 1) for layer in (model.q, model.k, model.v))
+    return F.scaled_dot_product_attention(q, k, v, scale=1 / WIDTH).transpose(0, 1)
+
+
+def outer(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = heads(model, x)
+    return merge(q @ (k.mT @ v) / HEAD)
+
+
+def grouped(model: nn.Module, x: Tensor) -> Tensor:
+    q = model.q(x).unflatten(-1, (4, -1)).transpose(1, 2)
+    k, v = (layer(x).unflatten(-1, (2, -1)).transpose(1, 2).repeat_interleave(2, 1) for layer in (model.k, model.v))
+    return merge(F.scaled_dot_product_attention(q, k, v, scale=1 / q.shape[-1]))
+
+
+def one_key_for_all_heads(model: nn.Module, x: Tensor) -> Tensor:
+    q = model.q(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    k, v = model.k(x)[:, None], model.v(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    return merge(F.scaled_dot_product_attention(q, k, v, scale=1 / q.shape[-1]))
+
+
+@pytest.mark.parametrize(
+    ("attend", "sizes", "message"),
+    [
+        (scaled(None), (), r"over a width, here 8 neurons, is divided by its square root.*scale=1 / q\.shape\[-1\]"),
+        (scaled(HEAD**-0.5), (), "square root"),
+        (scaled(1.0), (), "without dividing"),
+        (scaled(1 / HEAD, dropout_p=0.1), (), "`scaled_dot_product_attention` on features has no rule"),
+        (written(0.5), (), "`matmul` over a width, here 8 neurons, is divided by its square root"),
+        (written(0.0), (), "`matmul` sums over a width, here 8 neurons, without dividing"),
+        (half_ahead, (), "square root"),
+        (mask_before_scale, (), "without dividing"),
+        (explicit_sizes, (), r"`view` splits a width.*view\(batch, tokens, heads, -1\)"),
+        (growing_heads, (), r"`unflatten` splits a width.*unflatten\(-1, \(heads, -1\)\)"),
+        (across_samples, (), r"has no rule.*within a sample"),
+        (outer, (), "`matmul` on features has no rule"),
+        (grouped, (WIDTH, HEAD, HEAD), r"k: its neurons meet those of one part"),
+        (one_key_for_all_heads, (WIDTH, HEAD, WIDTH), r"k: its neurons meet those of one part"),
+    ],
+)
+def test_what_has_no_limit_or_no_rule_is_refused(attend, sizes: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        describe(Attends(attend, *sizes), torch.randn(3, TOKENS, FEATURES))
+
+
+@pytest.mark.parametrize("module", [nn.MultiheadAttention(WIDTH, HEADS), nn.TransformerEncoderLayer(WIDTH, HEADS)])
+def test_torch_s_own_attention_is_refused_with_a_remedy(module: nn.Module) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mix, self.head = nn.Linear(FEATURES, WIDTH), module, nn.Linear(WIDTH, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x)
+            return self.head(self.mix(h, h, h)[0] if isinstance(module, nn.MultiheadAttention) else self.mix(h))
+
+    with pytest.raises(UnsupportedModelError, match=r"divides scores by sqrt\(d\).*scale=1 / q\.shape\[-1\]"):
+        describe(Model(), torch.randn(3, TOKENS, FEATURES))

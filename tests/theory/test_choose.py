@@ -1,9 +1,11 @@
 """solve(problem) takes the best solver and says why."""
 
+import pytest
 import torch
 from torch import nn
 
 from torch_dmft import Probe, Problem, parameterize, solve
+from torch_dmft.core.errors import UnsupportedModelError
 from torch_dmft.theory import solvers
 from torch_dmft.theory.choose import choose
 
@@ -31,6 +33,45 @@ def test_saturated_and_unknown_networks_get_plain_networks():
     solver, why = choose(problem)
     assert isinstance(solver, solvers.WideEnsemble)
     assert "1" in why
+
+
+def _network(*layers, **options):
+    model = nn.Sequential(nn.Linear(5, 16), *layers, nn.Tanh(), nn.Linear(16, 1))
+    return Problem.like(parameterize(model, INPUTS), Probe(INPUTS, TARGETS), lr=0.1, steps=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("layers", "places"),
+    [
+        ([nn.GroupNorm(2, 16)], {"1": "no GroupNorm yet, and a GroupNorm cannot be built at another width yet"}),
+        ([nn.Tanh(), nn.Dropout(0.5)], {"2": "dropout makes training random"}),
+        (
+            [nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.5)],
+            {"3": "dropout makes training random"},
+        ),  # nets have BatchNorm
+    ],
+    ids=["GroupNorm", "dropout", "BatchNorm and dropout"],
+)
+def test_what_neither_theory_nor_networks_can_do_is_refused_once(layers, places):
+    with pytest.raises(UnsupportedModelError, match="Neither the theory nor plain networks") as caught:
+        solve(_network(*layers))
+    assert [place.path for place in caught.value.places] == list(places)
+    for place in caught.value.places:
+        assert place.reason.endswith(places[place.path])
+    without = [layer for layer in layers if isinstance(layer, nn.Tanh | nn.BatchNorm1d)]
+    choose(_network(*without))  # the remedies are enough
+
+
+def test_noise_gets_the_field_theory_where_it_is_small_and_smooth():
+    assert isinstance(choose(_mlp(temperature=0.1))[0], solvers.AlternatingMonteCarlo)
+    for problem, reason in (
+        (_mlp(temperature=0.1, activation="relu"), "second derivative"),
+        (_mlp(temperature=0.1, steps=100), "606 rows"),
+        (_network(nn.LayerNorm(16), temperature=0.1), "plain chain"),
+    ):
+        solver, why = choose(problem)
+        assert isinstance(solver, solvers.WideEnsemble)
+        assert reason in why
 
 
 def test_the_answer_says_which_and_why():

@@ -41,7 +41,8 @@ class Problem:
         chain: the network as a dense chain, or None if it is something else.
         network: the plan of a wrapped model of any width, which names the layers and, if ``chain`` is None, shows the
             architecture; None for a chain that was posed without a model.
-        temperature: T of Langevin noise: every unit-form parameter also gets sqrt(2 T eta) N(0, 1) in every step.
+        temperature: T of Langevin noise: in every step every parameter also gets sqrt(2 T lr_p) / (gamma0 sqrt N) N(0, 1),
+            where lr_p is its own learning rate and N the width; that is sqrt(2 T eta) in unit form.
     """
 
     inputs: Tensor
@@ -216,6 +217,7 @@ class Problem:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         batches: Sequence[Tensor] | None = None,
+        temperature: float = 0.0,
     ) -> Problem:
         """The problem that a wrapped model is being trained on: same data, loss, schedule and architecture, no width.
 
@@ -229,6 +231,8 @@ class Problem:
             weight_decay: the weight decay given to ``plan.param_groups``. Together with momentum theory decays the weights
                 outside of it, where ``torch.optim.SGD`` takes the decay into the momentum: then decay them in the loop.
             batches: one index tensor into the training rows per step; None for full-batch training.
+            temperature: T of Langevin noise, which your loop brings; without momentum by a noise in the gradients,
+                ``p.grad += torch.randn_like(p) * math.sqrt(2 * T / (group["lr"] * plan.width)) / plan.gamma0``.
 
         Raises:
             UnsupportedProblemError: if the plan's scheme has no infinite-width limit of this kind.
@@ -265,6 +269,7 @@ class Problem:
             momentum=momentum,
             weight_decay=weight_decay,
             batches=None if batches is None else tuple(batches),
+            temperature=temperature,
             chain=chain_of(plan),
             network=plan,
         )

@@ -86,7 +86,7 @@ def check_noise(problem: Problem, solver: Solver) -> None:
         raise UnsupportedProblemError(
             f"{type(solver).__name__} trains without noise.",
             got=f"temperature={problem.temperature}",
-            remedy="solvers.AlternatingMonteCarlo(), or temperature=0.0",
+            remedy="solvers.AlternatingMonteCarlo() for chains, solvers.WideEnsemble() for any network, or temperature=0.0",
         )
 
 

@@ -7,14 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from tests.reference.ensembles import Limit, observables, z_scores
 from tests.theory.extensions.noise import noisy_networks
+from torch_dmft.architecture import Role
 from torch_dmft.core.errors import UnsupportedProblemError
-from torch_dmft.theory.choose import choose
+from torch_dmft.measurement import Probe
+from torch_dmft.parameterization import parameterize
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import solve
-from torch_dmft.theory.solvers import AlternatingMonteCarlo, InfiniteWidth
+from torch_dmft.theory.solvers import AlternatingMonteCarlo, FiniteWidth, InfiniteWidth, WideEnsemble
+from torch_dmft.theory.solvers.networks import langevin_noise
 from torch_dmft.theory.solvers.order_parameters import free_covariances
 
 STEPS = 6
@@ -80,9 +84,68 @@ def test_in_small_steps_the_covariance_is_that_of_an_ornstein_uhlenbeck_process(
 
 
 def test_who_takes_no_noise_says_so() -> None:
-    assert isinstance(choose(pose())[0], AlternatingMonteCarlo)
-    with pytest.raises(UnsupportedProblemError, match="AlternatingMonteCarlo"):
+    with pytest.raises(UnsupportedProblemError, match=r"AlternatingMonteCarlo.*WideEnsemble"):
         solve(pose(), InfiniteWidth())
-    biased = pose()
-    with pytest.raises(UnsupportedProblemError, match="output bias"):
-        solve(replace(biased, chain=replace(biased.chain, readout_bias=True)), AlternatingMonteCarlo())
+
+
+def test_plain_networks_with_noise_meet_the_field_theory() -> None:
+    problem = pose(steps=4, bias_std=0.5)
+    problem = replace(problem, chain=replace(problem.chain, readout_bias=True))
+    theory = solve(problem, AlternatingMonteCarlo(neurons=1000, replicas=4), record=[4])
+    expected, own = observables(theory), observables(theory.stderr)
+
+    def largest(posed: Problem) -> dict[str, float]:
+        run = solve(posed, WideEnsemble((32, 64, 128), pairs=100), record=[4])
+        found, noise, z = observables(run), observables(run.stderr), {}
+        for name in ("outputs", "forward.1", "forward.2", "backward.0", "backward.1", "ntk"):
+            unfinished = 1e-3 * expected[name].square().mean().sqrt()  # the iteration stops there
+            error = (noise[name] ** 2 + own[name] ** 2 + unfinished**2).sqrt()
+            z[name] = float(((found[name] - expected[name]) / error).abs().max())
+        return z
+
+    z, cold = largest(problem), largest(replace(problem, temperature=0.0))
+    assert max(z.values()) <= 5, z
+    assert min(cold[name] for name in ("forward.1", "forward.2", "backward.0", "ntk")) > 8, cold
+
+
+def test_noise_on_a_wrapped_network_is_that_of_the_unit_form(generator: torch.Generator) -> None:
+    """sqrt(2 T eta) in unit form, which for a loop of one's own is sqrt(2 T lr_p / N) / gamma0; none on frozen weights."""
+    model = nn.Sequential(
+        nn.Linear(60, 200), nn.LayerNorm(200), nn.Tanh(), nn.Linear(200, 150), nn.Tanh(), nn.Linear(150, 90)
+    )
+    model[0].bias.requires_grad_(False)
+    plan = parameterize(model, torch.randn(3, 60), gamma0=0.7)
+    problem = Problem.like(plan, Probe(torch.randn(3, 60), torch.randn(3, 90)), lr=0.2, steps=1, temperature=0.3)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    langevin_noise(problem, plan, generator)()
+    rates = {id(parameter): group["lr"] for group in plan.param_groups(0.2) for parameter in group["params"]}
+    for rule in plan.rules:
+        parameter = model.get_parameter(rule.name)
+        kick = (parameter - before[rule.name]).detach()
+        if rule.name == "0.bias":
+            assert not kick.any()
+            continue
+        multiplier = {Role.VECTOR: 1.0, Role.OUTPUT_BIAS: 1 / (0.7 * 150**0.5)}.get(rule.role, rule.std)
+        expected = multiplier * math.sqrt(2 * 0.3 * 0.2)
+        assert expected == pytest.approx(math.sqrt(2 * 0.3 * rates[id(parameter)] / 150) / 0.7)
+        relative = float(kick.square().mean()) / expected**2 - 1
+        assert abs(relative) <= 5 * math.sqrt(2 / kick.numel()), rule.name
+
+
+def test_an_antithetic_pair_stays_one_under_noise() -> None:
+    """With targets of zero the opposite network is as good, and the mean output of a pair is zero for all times."""
+    problem = pose(steps=4)
+    run = solve(replace(problem, targets=torch.zeros_like(problem.targets)), WideEnsemble((16, 32), pairs=4))
+    assert run.outputs.abs().max() < 1e-12
+    assert not torch.allclose(run.layers[1].forward.array[4], run.layers[1].forward.array[0], rtol=0.05)
+
+
+def test_one_width_has_its_own_prediction_with_noise() -> None:
+    """Networks of one finite width against the oracle's."""
+    problem = pose()
+    networks = noisy_networks(problem, STEPS, {32: 2000, 64: 2000}).estimates[0]
+    run = solve(problem, FiniteWidth(32, replicas=400), record=[STEPS])
+    found, noise = observables(run), observables(run.stderr)
+    for name in ("forward.1", "forward.2", "backward.0", "backward.1"):
+        z = (found[name] - networks.mean[name]) / (noise[name] ** 2 + networks.stderr[name] ** 2).sqrt()
+        assert float(z.abs().max()) <= 5, name

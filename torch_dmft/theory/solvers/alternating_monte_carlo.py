@@ -70,12 +70,6 @@ class AlternatingMonteCarlo:
             InsufficientMemoryError: if kernels over all pairs of times do not fit.
         """
         chain = require_chain(problem, "AlternatingMonteCarlo")
-        if problem.temperature and chain.readout_bias:
-            raise UnsupportedProblemError(
-                "Noise on an output bias moves all outputs at random, so that there is no limit to predict.",
-                got=f"temperature={problem.temperature} and a readout bias",
-                remedy="a readout without bias",
-            )
         if self.neurons < 2 or self.neurons % 2 or min(self.iterations, self.replicas, self.stride or 1) < 1:
             raise InvalidInputError(
                 "An even number of neurons and at least one iteration, replica and step are needed.", got=f"{self}"
@@ -87,7 +81,7 @@ class AlternatingMonteCarlo:
             raise UnsupportedProblemError(
                 "AlternatingMonteCarlo differentiates gradients, so it needs activations with a second derivative.",
                 got=", ".join(rough),
-                remedy="a smooth activation, or solvers.InfiniteWidth(), which takes any (but no Langevin noise)",
+                remedy="a smooth activation, or solvers.InfiniteWidth(), which takes any (with noise solvers.WideEnsemble())",
             )
         rows = problem.samples * problem.outputs * (problem.steps + 1)
         require_memory(

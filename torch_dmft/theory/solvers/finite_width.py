@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch_dmft.theory.infinite.widen import refuse_unsupported, refuse_unwidena
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import track
 from torch_dmft.theory.solvers.infinite_width import renamed, rotated, twin_of
-from torch_dmft.theory.solvers.networks import initialise, network_of
+from torch_dmft.theory.solvers.networks import initialise, langevin_noise, network_of
 from torch_dmft.theory.solvers.replicas import average
 from torch_dmft.theory.solvers.training import train_and_record
 
@@ -37,8 +38,8 @@ class FiniteWidth:
     5.2). The mean and Sigma are estimated from ``replicas`` independent networks, each sampled lazily: exactly i.i.d.
     networks of width N (``torch_dmft.theory.infinite.latents``, law "network"), for O(N k) time and memory per matrix
     instead of O(N^2). Where that saves nothing (small widths, or training that explores so many directions that the rank
-    k exceeds 0.4 N), and for architectures that the engine does not cover (BatchNorm), ordinary dense
-    networks of the same law are trained.
+    k exceeds 0.4 N), for Langevin noise, and for architectures that the engine does not cover (BatchNorm), ordinary
+    dense networks of the same law are trained.
 
     The answer's ``stderr`` is that of the mean, its ``spread`` the standard deviation of one network, and its
     ``replicas`` hold every network, from which any covariance follows. ``compare(measured, answer)`` judges by them
@@ -58,6 +59,8 @@ class FiniteWidth:
     replicas: int = 64
     generator: torch.Generator | None = None
     tolerance: float | None = None
+
+    takes_noise: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
         """Refuse settings and problems that cannot be done."""
@@ -90,7 +93,9 @@ class FiniteWidth:
         runs = []
         for _ in track(range(self.replicas), origin, progress=progress):
             plan = next(networks)
-            run = train_and_record(posed, plan, record, two_time=two_time, steps=range(problem.steps + 1))
+            noise = langevin_noise(posed, plan, networks.generator)
+            steps = range(problem.steps + 1)
+            run = train_and_record(posed, plan, record, two_time=two_time, steps=steps, noise=noise)
             networks.learn(plan)
             runs.append(renamed(run, problem))
         facts = {"width": self.width, "replicas": self.replicas, "dense": networks.are_dense}
@@ -109,7 +114,8 @@ class _Networks(Iterator[Plan]):
         directions = problem.samples * (1 + problem.outputs)
         is_small = solver.tolerance is None and self.width <= _SMALL
         saturates = directions > _DENSE_FROM * self.width
-        self.are_dense = self.tolerance == 0 or is_small or saturates or not _is_covered(problem)
+        is_noisy = problem.temperature > 0  # in all directions at once
+        self.are_dense = self.tolerance == 0 or is_small or saturates or is_noisy or not _is_covered(problem)
         self._dense: Plan | None = None
 
     def __next__(self) -> Plan:

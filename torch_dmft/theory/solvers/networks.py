@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -14,6 +16,7 @@ from torch_dmft.theory.infinite.widen import NORMS, materialise, refuse_unwidena
 from torch_dmft.theory.problem import Problem
 
 _MATRICES = (Role.INPUT, Role.HIDDEN)
+_READOUT = (Role.READOUT, Role.OUTPUT_BIAS)
 
 
 def network_of(problem: Problem, width: int) -> Plan:
@@ -89,6 +92,36 @@ def initialise(plan: Plan, generator: torch.Generator) -> None:
 @torch.no_grad()
 def negate_readout(plan: Plan) -> None:
     """Turn f into -f, the antithetic network: as likely a draw as the network itself, and its f(0) cancels in the mean."""
-    for name in (plan.architecture.readout.weight, plan.architecture.readout.bias):
-        if name is not None:
-            plan.model.get_parameter(name).neg_()
+    for rule in plan.rules:
+        if rule.role in _READOUT:
+            plan.model.get_parameter(rule.name).neg_()
+
+
+def langevin_noise(
+    problem: Problem, plan: Plan, generator: torch.Generator, *, negated: bool = False
+) -> Callable[[], None] | None:
+    """What adds the noise of one step to all parameters that are trained; None at temperature zero.
+
+    A parameter with the learning rate lr_p gets sqrt(2 T lr_p) / (gamma0 sqrt N) N(0, 1), which is sqrt(2 T eta) in unit
+    form. On an output bias it vanishes in the limit, as lr_p = eta has no factor N.
+
+    Args:
+        problem: T and eta.
+        plan: the network.
+        generator: where the noise comes from.
+        negated: whether the readout's noise has the opposite sign, as that of an antithetic network.
+    """
+    if not problem.temperature:
+        return None
+
+    @torch.no_grad()
+    def kick() -> None:
+        for rule in plan.rules:
+            if rule.lr == 0:  # frozen
+                continue
+            parameter = plan.model.get_parameter(rule.name)
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device=generator.device)
+            size = math.sqrt(2 * problem.temperature * problem.lr * rule.lr / plan.width) / plan.gamma0
+            parameter.add_(drawn.to(parameter.device), alpha=-size if negated and rule.role in _READOUT else size)
+
+    return kick

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,13 @@ from torch_dmft.theory.problem import Problem
 
 
 def train_and_record(
-    problem: Problem, plan: Plan, record: Tensor, *, two_time: bool, steps: Iterable[int]
+    problem: Problem,
+    plan: Plan,
+    record: Tensor,
+    *,
+    two_time: bool,
+    steps: Iterable[int],
+    noise: Callable[[], None] | None = None,
 ) -> Trajectory:
     """Run the problem's training on a model and record it; one forward pass serves measurement and update alike.
 
@@ -29,6 +35,7 @@ def train_and_record(
         record: ``(time,)`` steps to keep.
         two_time: whether to keep kernels at pairs of times.
         steps: 0..problem.steps, possibly wrapped in a progress bar.
+        noise: what moves the parameters at random after each step.
 
     Raises:
         ConvergenceError: if the outputs stop being finite.
@@ -67,6 +74,8 @@ def train_and_record(
                 for group in optimizer.param_groups:
                     torch._foreach_mul_(group["params"], 1 - problem.lr * problem.weight_decay)
         optimizer.step()
+        if noise is not None:
+            noise()
     trajectory = recorder.trajectory()
     return replace(trajectory, lr=problem.lr, targets=known_targets(problem))
 

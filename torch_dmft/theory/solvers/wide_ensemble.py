@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,7 @@ from torch_dmft.theory.infinite.widen import refuse_unwidenable
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import track
 from torch_dmft.theory.solvers.infinite_width import renamed, rotated
-from torch_dmft.theory.solvers.networks import initialise, negate_readout, network_of
+from torch_dmft.theory.solvers.networks import initialise, langevin_noise, negate_readout, network_of
 from torch_dmft.theory.solvers.replicas import average
 from torch_dmft.theory.solvers.training import train_and_record
 
@@ -35,8 +36,9 @@ class WideEnsemble:
     a fixed linear combination of means, without bias beyond O(1/N^2), and its standard error is exact error propagation.
 
     No theory of the layers is needed, so that this takes whatever can be built and trained at another width:
-    convolutions, and BatchNorm (trained in train mode, recorded in eval mode, as ``Recorder`` does). Refuses dropout,
-    grouped convolutions other than depthwise ones, and modules with parameters of another kind.
+    convolutions, Langevin noise (that of the readout has opposite signs in a pair), and BatchNorm (trained in train mode,
+    recorded in eval mode, as ``Recorder`` does). Refuses dropout, grouped convolutions other than depthwise ones, and
+    modules with parameters of another kind.
 
     The answer's metadata hold ``chi_squared``, the squared residual of the fit in units of its error, averaged over all
     numbers, per degree of freedom. It is about 1 if the widths are large enough for a straight line in 1/N; entries are
@@ -53,6 +55,8 @@ class WideEnsemble:
     widths: tuple[int, ...] = (128, 256, 512)
     pairs: int = 32
     generator: torch.Generator | None = None
+
+    takes_noise: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
         """Refuse settings and problems that cannot be done."""
@@ -142,13 +146,16 @@ def _mean_of_all(run: Trajectory) -> float:
 def _train_pair(
     problem: Problem, plan: Plan, record: Tensor, generator: torch.Generator, *, two_time: bool
 ) -> Trajectory:
-    """The mean of a network and of the same network with the opposite readout."""
+    """The mean of a network and of the same network with the opposite readout, also in the noise."""
     initialise(plan, generator)
     start = {name: value.clone() for name, value in plan.model.state_dict().items()}
-    runs = []
-    for sign in (1, -1):
+    state, runs = generator.get_state(), []
+    for negated in (False, True):
         plan.model.load_state_dict(start)
-        if sign < 0:
+        generator.set_state(state)
+        if negated:
             negate_readout(plan)
-        runs.append(train_and_record(problem, plan, record, two_time=two_time, steps=range(int(record[-1]) + 1)))
+        noise = langevin_noise(problem, plan, generator, negated=negated)
+        steps = range(int(record[-1]) + 1)
+        runs.append(train_and_record(problem, plan, record, two_time=two_time, steps=steps, noise=noise))
     return combine(runs, lambda values: (values[0] + values[1]) / 2)

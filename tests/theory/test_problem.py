@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import torch_dmft as dmft
-from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError, UnsupportedProblemError
 
 INPUTS = torch.linspace(-1, 1, 30).reshape(5, 6)
 TARGETS = torch.linspace(-1, 1, 5)
@@ -163,6 +163,14 @@ def test_like_refuses_probes_that_do_not_fit(targets: Tensor | None, train: Tens
     plan = dmft.parameterize(perceptron(), INPUTS)
     with pytest.raises(InvalidInputError, match=message):
         dmft.Problem.like(plan, dmft.Probe(INPUTS, targets, train=train), lr=0.3, steps=2)
+
+
+def test_like_refuses_tokens_by_the_embeddings_that_read_them() -> None:
+    model = nn.Sequential(nn.Embedding(7, 8), nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 1))
+    tokens = torch.arange(10).reshape(5, 2) % 7
+    plan = dmft.parameterize(model, tokens)
+    with pytest.raises(UnsupportedModelError, match=r"0: .*embedding.*one-hot rows to an nn\.Linear"):
+        dmft.Problem.like(plan, dmft.Probe(tokens, TARGETS), lr=0.3, steps=2)
 
 
 @pytest.mark.parametrize("steps", [[], [-1], [3]])

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.loss import Loss, default_loss
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.measurement.gradients import Layouts
 from torch_dmft.measurement.probe import Probe
@@ -28,7 +29,6 @@ from torch_dmft.measurement.two_time import TwoTimeMemory
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Callback = Callable[[int, Record], None]
 
 
@@ -95,7 +95,7 @@ class Recorder:
         self.step = 0
         self.records: list[Record] = []
         self.subject = subject_of(plan_or_model, probe.inputs, run=model)
-        self._loss = _default_loss(probe) if loss is None else loss
+        self._loss = default_loss(probe.targets) if loss is None else loss
         self._lr = math.nan
         self._optimizer: dict[str, str | float | bool] = {}
         self._seconds = 0.0
@@ -270,8 +270,3 @@ class Recorder:
 
 def _stack(arrays: Iterable[Tensor]) -> Kernel:
     return Kernel(torch.stack(list(arrays)))
-
-
-def _default_loss(probe: Probe) -> Loss:
-    classes = probe.targets is not None and not probe.targets.is_floating_point()
-    return nn.CrossEntropyLoss() if classes else nn.MSELoss()

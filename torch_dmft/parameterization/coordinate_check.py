@@ -13,11 +13,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.loss import Loss
 from torch_dmft.parameterization.apply import parameterize
 from torch_dmft.parameterization.plan import Plan
 from torch_dmft.parameterization.table import as_text
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 _OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,

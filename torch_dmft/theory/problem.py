@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from torch_dmft.core.activation import activation as named_activation
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.loss import Loss, default_loss
 from torch_dmft.theory.chain import Chain, HiddenLayer, chain_of
+from torch_dmft.theory.infinite.widen import refuse_unsupported
 
 if TYPE_CHECKING:
     from torch_dmft.measurement import Probe
     from torch_dmft.parameterization import Plan
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Problem:
         return cls(
             inputs=rows,
             targets=targets,
-            loss=_default_loss(targets) if loss is None else loss,
+            loss=default_loss(targets) if loss is None else loss,
             lr=lr,
             steps=steps,
             gamma0=gamma0,
@@ -236,6 +236,7 @@ class Problem:
 
         Raises:
             UnsupportedProblemError: if the plan's scheme has no infinite-width limit of this kind.
+            UnsupportedModelError: if the model reads tokens, naming its embeddings.
             InvalidInputError: if the probe has no targets or its training rows do not come first.
         """
         if isinstance(plan, nn.Module):
@@ -253,6 +254,8 @@ class Problem:
             raise InvalidInputError(
                 "The probe has no targets, so there is nothing to train on.", remedy="Probe(inputs, targets)"
             )
+        if not probe.inputs.is_floating_point():
+            refuse_unsupported(plan.model, plan.architecture)
         train = torch.as_tensor(probe.train)
         count = int(train.sum())
         if not bool(train[:count].all()):
@@ -261,7 +264,7 @@ class Problem:
         return cls(
             inputs=probe.inputs,
             targets=targets,
-            loss=_default_loss(targets) if loss is None else loss,
+            loss=default_loss(targets) if loss is None else loss,
             lr=lr,
             steps=steps,
             gamma0=plan.gamma0,
@@ -273,10 +276,6 @@ class Problem:
             chain=chain_of(plan),
             network=plan,
         )
-
-
-def _default_loss(targets: Tensor) -> Loss:
-    return nn.MSELoss() if targets.is_floating_point() else nn.CrossEntropyLoss()
 
 
 def _count_outputs(targets: Tensor) -> int:

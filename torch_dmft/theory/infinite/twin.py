@@ -100,7 +100,9 @@ def infinite_width(
             narrow = model_or_factory
         else:
             with torch.random.fork_rng(devices=[]):  # its weights are thrown away, and should cost no random numbers
-                narrow = model_or_factory(_TEMPLATE_WIDTH).to(example_input)
+                narrow = model_or_factory(_TEMPLATE_WIDTH).to(example_input.device)
+            if example_input.is_floating_point():  # tokens have no precision; embeddings are refused below, by name
+                narrow = narrow.to(example_input.dtype)
         architecture = describe(narrow, example_input)
         common = "auto" if isinstance(gain, Mapping) else gain
         rules = parameter_rules(architecture, narrow, gamma0=gamma0, gain=common)

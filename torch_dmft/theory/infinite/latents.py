@@ -18,6 +18,9 @@ From dimension 13 on some triples have leading bits that add up to a constant, w
 +-0.3 at any S, and replicas fall into two clusters instead of scattering about the limit.
 """
 
+_BATCH = 16
+"""Latents that are projected off everything known together: one pass over it, instead of one for each few."""
+
 _NEW_DIRECTION = 1e-3
 """Part of a past variable outside the span of the others below which it counts as already known."""
 
@@ -38,6 +41,8 @@ class Population(nn.Module):
         size: S.
         law: ``"limit"`` or ``"network"``.
         generator: source of randomness.
+        quasi: whether the first latents are Sobol points. Distant points of a sequence depend on each other, so neurons that
+            meet each other directly, as the heads of one width may, need independent ones.
         share: largest share of the S dimensions that known vectors may fill. Being orthogonal to k vectors makes a latent
             smaller on the neurons where these are large, which biases averages by less than k/S.
     """
@@ -50,6 +55,7 @@ class Population(nn.Module):
         generator: torch.Generator,
         dtype: torch.dtype,
         device: torch.device | str,
+        quasi: bool = True,
         share: float = 1 / 2,
     ) -> None:
         super().__init__()
@@ -58,8 +64,12 @@ class Population(nn.Module):
         self.drawn = 0
         self.full = law != "limit"
         self.known = Rows(size, dtype=dtype, device=device)
+        self._ahead = torch.empty(0, size, dtype=dtype, device=device)  # next latents, orthogonal to known[:_cleared]
+        self._cleared = 0
+        self._sobol: Tensor | None = None
         if law == "limit":
             self.known.append(torch.full((1, size), size**-0.5, dtype=dtype, device=device))
+        if law == "limit" and quasi:
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
             self._sobol = SobolEngine(_SOBOL_DIMENSIONS, scramble=True, seed=seed).draw(size, dtype=torch.float64).T
 
@@ -69,13 +79,23 @@ class Population(nn.Module):
 
     def draw(self, count: int) -> Float[Tensor, "count size"]:
         """``count`` fresh latents, N(0, 1) per neuron."""
-        latents = self._raw(count)
         self.full = not self.can_match(count)  # for good: matching to a part of what was drawn would bias kernels
-        if not self.full:
-            directions = orthonormal(latents, self.known.rows)
-            self.known.append(directions)
-            latents = directions * self.size**0.5
-        return latents
+        if self.full:
+            return self._raw(count)
+        if count > len(self._ahead):
+            more = torch.cat([self._since_cleared(self._ahead), self._fresh(max(_BATCH, count) - len(self._ahead))])
+            self._ahead, self._cleared = more, self.known.count
+        latents, self._ahead = self._ahead[:count], self._ahead[count:]
+        directions = orthonormal(latents, self.known.rows[self._cleared :])
+        self.known.append(directions)
+        return directions * self.size**0.5
+
+    def _fresh(self, count: int) -> Tensor:
+        """Raw latents without their part along everything known."""
+        return project_off(self._raw(count), self.known.rows)
+
+    def _since_cleared(self, latents: Tensor) -> Tensor:
+        return project_off(latents, self.known.rows[self._cleared :])
 
     def observe(self, variables: Float[Tensor, "m size"]) -> Float[Tensor, " m"]:
         """Make later latents orthogonal to these variables, which are of unit norm.
@@ -94,9 +114,9 @@ class Population(nn.Module):
     def _raw(self, count: int) -> Tensor:
         """Gaussians before any matching: Sobol points first, then independent draws."""
         like = self.known.storage
-        quasi = 0 if self.law != "limit" else max(0, min(count, _SOBOL_DIMENSIONS - self.drawn))
+        quasi = 0 if self._sobol is None else max(0, min(count, _SOBOL_DIMENSIONS - self.drawn))
         parts = []
-        if quasi:
+        if self._sobol is not None and quasi:
             uniform = self._sobol[self.drawn : self.drawn + quasi].clamp(1e-12, 1 - 1e-12)
             parts.append(torch.special.ndtri(uniform).to(like))
         if quasi < count:
@@ -108,12 +128,19 @@ class Population(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Position in the random streams, for ``state_dict``."""
-        state = {"drawn": self.drawn, "full": self.full, "generator": self.generator.get_state()}
-        return state | ({"sobol": self._sobol} if self.law == "limit" else {})
+        state = {
+            "drawn": self.drawn,
+            "full": self.full,
+            "ahead": self._ahead,
+            "cleared": self._cleared,
+            "generator": self.generator.get_state(),
+        }
+        return state | ({} if self._sobol is None else {"sobol": self._sobol})
 
     def set_extra_state(self, state: Any) -> None:
         """Continue the random streams of a ``state_dict``."""
-        self.drawn, self.full = state["drawn"], state["full"]
+        self.drawn, self.full, self._cleared = state["drawn"], state["full"], state["cleared"]
+        self._ahead = state["ahead"].to(self._ahead)
         self.generator.set_state(state["generator"].cpu())
-        if self.law == "limit":
+        if self._sobol is not None:
             self._sobol = state["sobol"].cpu()

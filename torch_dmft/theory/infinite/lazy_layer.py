@@ -64,6 +64,61 @@ class LazyLayer(nn.Module):
         result: Tensor = _Multiply.apply(rows, self.core, self.initial_scale, self, reads)  # type: ignore[no-untyped-call]
         return result
 
+    @torch.no_grad()
+    def forward_rows(self, x: Tensor, reads: Reads | None = None) -> tuple[Tensor, Tensor, int]:
+        """Apply the weight: y = g a c W_0 Q + (c m^T) Q' with the coordinates c = Q x of what each output row reads.
+
+        Returns:
+            y, c, and the number of directions of Q that were known.
+        """
+        matrix = self.matrix
+        c = matrix.meet_inputs(x)
+        self.check_rank()
+        rank = c.shape[1]
+        if reads is not None:
+            c = reads.gather(c)
+        y = c @ matrix.forward_side.images.rows
+        y *= self.gain * self.initial_scale
+        gradients = matrix.backward_side.basis.rows
+        if len(gradients):
+            learned = self.core[: len(gradients), :rank].flatten(1)
+            y.addmm_(c @ learned.T, gradients)
+        return y, c, rank
+
+    @torch.no_grad()
+    def backward_rows(
+        self, y_grad: Tensor, rank: int, reads: Reads | None = None, *, further: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Apply the transpose: x_grad = g a d W_0^T Q' + (d m) Q with the coordinates d = Q' y_grad.
+
+        Args:
+            y_grad: ``(output row, S_out)``.
+            rank: of the forward pass.
+            reads: of the forward pass.
+            further: whether ``x_grad`` is wanted.
+
+        Returns:
+            d and x_grad.
+        """
+        matrix = self.matrix
+        d = matrix.meet_gradients(y_grad)
+        self.check_rank()
+        if not further:
+            return d, None
+        spread = d if reads is None else reads.scatter(d)
+        x_grad = spread @ matrix.backward_side.images.rows
+        x_grad *= self.gain * self.initial_scale
+        learned = self.core[: d.shape[1], :rank]
+        learned = learned.reshape(d.shape[1], rank, -1).transpose(1, 2).reshape(-1, rank)
+        return d, x_grad.addmm_(spread @ learned, matrix.forward_side.basis.rows[:rank])
+
+    def core_gradient(self, d: Tensor, c: Tensor, rank: int) -> Tensor:
+        """The gradient of ``core``, sum over output rows of d c^T."""
+        gradient = torch.zeros_like(self.core)
+        used = gradient[: d.shape[1], :rank]
+        used += (d.T @ c).reshape(used.shape)
+        return gradient
+
     @property
     def sizes(self) -> tuple[int, int]:
         """Neurons: S_out, S_in."""
@@ -114,46 +169,22 @@ class LazyLayer(nn.Module):
 
 
 class _Multiply(Function):
-    """y = g a (Q x) (W_0 Q) + Q' m (Q x) and its gradients, by coordinates; a sum over taps if rows read others."""
+    """``LazyLayer.forward_rows`` and ``backward_rows`` for autograd."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, core: Tensor, scale: Tensor, layer: LazyLayer, reads: Reads | None) -> Tensor:
-        matrix = layer.matrix
-        c = matrix.meet_inputs(x)
-        layer.check_rank()
-        ctx.layer, ctx.scale, ctx.reads, ctx.rank = layer, float(scale), reads, c.shape[1]
-        if reads is not None:
-            c = reads.gather(c)
-        ctx.save_for_backward(c, core)
-        gradients = matrix.backward_side.basis.rows
-        y = c @ matrix.forward_side.images.rows
-        y *= layer.gain * ctx.scale
-        if not len(gradients):
-            return y
-        learned = core[: len(gradients), : ctx.rank].flatten(1)
-        return torch.addmm(y, c @ learned.T, gradients)
+        y, c, rank = layer.forward_rows(x, reads)
+        ctx.layer, ctx.reads, ctx.rank = layer, reads, rank
+        ctx.save_for_backward(c, core)  # core so that autograd notices if it is changed in between
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         (grad,) = grads
         layer: LazyLayer = ctx.layer
-        c, core = ctx.saved_tensors
-        matrix = layer.matrix
-        d = matrix.meet_gradients(grad)
-        layer.check_rank()
-        used = slice(d.shape[1]), slice(ctx.rank)
-        x_grad = core_grad = scale_grad = None
-        if ctx.needs_input_grad[0]:
-            spread = d if ctx.reads is None else ctx.reads.scatter(d)
-            x_grad = spread @ matrix.backward_side.images.rows
-            x_grad *= layer.gain * ctx.scale
-            inputs = matrix.forward_side.basis.rows[: ctx.rank]
-            learned = core[used].reshape(d.shape[1], ctx.rank, -1).transpose(1, 2).reshape(-1, ctx.rank)
-            x_grad = torch.addmm(x_grad, spread @ learned, inputs)
-        if ctx.needs_input_grad[1]:
-            core_grad = torch.zeros_like(core)
-            core_grad[used] = (d.T @ c).reshape(core[used].shape)
-        if ctx.needs_input_grad[2]:
-            scale_grad = grad.new_zeros(())
-        return x_grad, core_grad, scale_grad, None, None
+        c, _ = ctx.saved_tensors
+        wants_x, wants_core, wants_scale = ctx.needs_input_grad[:3]
+        d, x_grad = layer.backward_rows(grad, ctx.rank, ctx.reads, further=wants_x)
+        core_grad = layer.core_gradient(d, c, ctx.rank) if wants_core else None
+        return x_grad, core_grad, torch.zeros_like(layer.initial_scale) if wants_scale else None, None, None

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torch_dmft.theory.infinite.latents import Population
-from torch_dmft.theory.infinite.rows import Rows, new_directions, project_off
+from torch_dmft.theory.infinite.rows import Rows, inner, new_directions, project_off
 
 
 class Side(nn.Module):
@@ -68,15 +68,22 @@ class GaussianMatrix(nn.Module):
 
     def _meet(self, x: Tensor, side: Side, other: Side) -> Tensor:
         basis = side.basis.rows
-        coordinates = x @ basis.T
-        residual = torch.addmm(x, coordinates, basis, alpha=-1)
-        norms = torch.linalg.vector_norm(x, dim=1)
+        coordinates = inner(x, basis)
+        squares = x.square().sum(1)
+        # |x|^2 - |Q x|^2 tells without another pass over Q which rows cannot be covered, up to rounding.
+        rounding = 64 * torch.finfo(x.dtype).eps
+        outside = squares - coordinates.square().sum(1)
+        rows = (outside > (self.tolerance**2 - rounding) * squares).nonzero().flatten()
+        if not len(rows):
+            return coordinates
+        norms = squares[rows].sqrt()
+        residual = torch.addmm(x[rows], coordinates[rows], basis, alpha=-1)
         uncovered = torch.linalg.vector_norm(residual, dim=1) > self.tolerance * norms
         if not bool(uncovered.any()):
             return coordinates
         directions = new_directions(residual[uncovered] / norms[uncovered, None], basis, self.tolerance)
         self._extend(directions, side, other)
-        return torch.cat([coordinates, x @ directions.T], dim=1)
+        return torch.cat([coordinates, inner(x, directions)], dim=1)
 
     def _extend(self, directions: Tensor, side: Side, other: Side) -> None:
         unknown = side.population.observe(directions)
@@ -92,7 +99,7 @@ class GaussianMatrix(nn.Module):
             fresh = project_off(fresh, other.basis.rows)
         images = self.scale * fresh
         if self.responses:
-            known = (directions @ other.images.rows.T).unflatten(1, (other.basis.count, self.copies))
+            known = inner(directions, other.images.rows).unflatten(1, (other.basis.count, self.copies))
             images = torch.addmm(images, known.mT.reshape(count, -1), other.basis.rows)
         side.basis.append(directions)
         side.images.append(images)

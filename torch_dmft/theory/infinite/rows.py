@@ -8,6 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+_FEW = 5
+"""Number of vectors from which on ``basis @ vectors.T`` is the faster order."""
+
+_SMALL = 0.1
+"""Squared singular value below which what rounding leaves along a basis is worth another projection."""
+
 
 class Rows(nn.Module):
     """``count`` vectors of length ``size``; ``rows`` is the ``(count, size)`` view of all of them.
@@ -49,9 +55,14 @@ class Rows(nn.Module):
         self.count = len(state)
 
 
+def inner(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m k"]:
+    """All inner products <v, q>, in the order in which the matrix library is fast for few and for many vectors."""
+    return vectors @ basis.T if len(vectors) < _FEW else (basis @ vectors.T).T
+
+
 def project_off(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m size"]:
     """The part of each vector orthogonal to an orthonormal basis."""
-    return torch.addmm(vectors, vectors @ basis.T, basis, alpha=-1) if len(basis) else vectors
+    return torch.addmm(vectors, inner(vectors, basis), basis, alpha=-1) if len(basis) else vectors
 
 
 def new_directions(
@@ -60,15 +71,15 @@ def new_directions(
     """Orthonormal directions, orthogonal to ``basis``, that leave at most ``tolerance`` of any residual uncovered.
 
     The directions are the leading right singular vectors of the residual, found from its small Gram matrix in float64.
-    Dividing by a small singular value magnifies what rounding left along the basis, so they are projected off once more.
+    Dividing by a small singular value magnifies what rounding left along the basis, which is then projected off once more.
     """
-    wide = residual.double()
-    eigenvalues, vectors = torch.linalg.eigh(wide @ wide.T)
+    eigenvalues, vectors = torch.linalg.eigh((residual @ residual.T).double())
     # More rows than dimensions have zero eigenvalues, which come out as rounding errors of the largest.
-    rounding = len(wide) * torch.finfo(wide.dtype).eps * float(eigenvalues[-1])
+    rounding = len(residual) * torch.finfo(residual.dtype).eps * float(eigenvalues[-1])
     keep = eigenvalues > max(tolerance**2, rounding)
-    directions = (vectors[:, keep] / eigenvalues[keep].sqrt()).T @ wide
-    return orthonormal(directions.to(basis.dtype), basis)
+    directions = (vectors[:, keep] / eigenvalues[keep].sqrt()).T.to(residual.dtype) @ residual
+    magnified = bool((eigenvalues[keep] < _SMALL).any())
+    return orthonormal(directions, basis) if magnified else directions
 
 
 def orthonormal(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m size"]:

@@ -11,13 +11,13 @@ from torch.optim import SGD
 
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.measurement import Recorder, capture, measure
-from torch_dmft.measurement.gradients import Layouts
+from torch_dmft.measurement import Recorder
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.cost import Cost
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import require_finite
 from torch_dmft.theory.solvers.infinite_width import InfiniteWidth, train_replicas
+from torch_dmft.theory.solvers.passes import Passes
 from torch_dmft.theory.solvers.training import known_targets, make_room, probe_of
 
 
@@ -96,24 +96,21 @@ def follow_the_tangent_kernel(
     recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time, loss=problem.loss)
     optimizer = SGD(plan.param_groups(problem.lr), lr=problem.lr)
     kept, last = set(record.tolist()), int(record[-1])
-    layouts: Layouts | None = None
+    passes = Passes(recorder.subject)
     outputs = torch.zeros(problem.samples, problem.outputs, dtype=problem.dtype, device=problem.inputs.device)
     for step in steps:
         if step > last:
             break
         make_room(plan, optimizer, problem.samples * (2 + problem.outputs))
-        with capture(recorder.subject) as taps:
-            forward = plan.model(problem.inputs)
-        taken = measure(taps, forward, layouts=layouts, retain_graph=step < last)
-        layouts = taken.layouts
+        one = passes(problem.inputs, measured=True)
+        taken = one.measure()
         if step in kept:
             recorder.step = step
             recorder.keep(replace(taken, outputs=outputs))
         if step == last:
             continue  # a progress bar ends at 100 %
         error = problem.error(outputs, step)
-        optimizer.zero_grad()
-        forward.backward(gradient=-error)
+        one.backward(error)
         optimizer.step()
         rows = error.numel()
         outputs = outputs + problem.lr * (taken.ntk.reshape(rows, rows) @ error.flatten()).reshape(error.shape)

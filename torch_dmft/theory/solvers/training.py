@@ -11,11 +11,11 @@ from torch.optim import SGD
 
 from torch_dmft.core.errors import ConvergenceError
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.measurement import Probe, Recorder, capture, measure
-from torch_dmft.measurement.gradients import Layouts
+from torch_dmft.measurement import Probe, Recorder, Snapshot
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.infinite.lazy_layer import LazyLayer
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solvers.passes import Pass, Passes
 
 
 def train_and_record(
@@ -43,23 +43,20 @@ def train_and_record(
     recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time, loss=problem.loss)
     optimizer = SGD(plan.param_groups(problem.lr), lr=problem.lr, momentum=problem.momentum)
     kept, last = set(record.tolist()), int(record[-1])
-    layouts: Layouts | None = None
+    passes = Passes(recorder.subject)
     for step in steps:
         if step > last:
             break
         make_room(plan, optimizer, problem.samples * (2 + problem.outputs))
         recorder.step = step
-        shared = plan.architecture.row_independent  # else test rows would take part in the training, as in BatchNorm
-        if not shared:
-            outputs = _measured_apart(problem, plan, recorder, step, keep=step in kept)
-        elif step in kept:
-            with capture(recorder.subject) as taps:
-                outputs = plan.model(problem.inputs)
-            taken = measure(taps, outputs, layouts=layouts, retain_graph=step < last)
-            layouts = taken.layouts
-            recorder.keep(taken)
+        keep = step in kept
+        if plan.architecture.row_independent:
+            one = passes(problem.inputs if keep else problem.inputs[: problem.train_samples], measured=keep)
+            if keep:
+                recorder.keep(one.measure())
         else:
-            outputs = plan.model(problem.inputs[: problem.train_samples])
+            one = _measured_apart(problem, recorder, passes, step, keep=keep)
+        outputs = one.outputs
         if not bool(torch.isfinite(outputs).all()):
             raise ConvergenceError(
                 f"Training diverges: the outputs are not finite at step {step}.",
@@ -67,8 +64,7 @@ def train_and_record(
             )
         if step == last:
             continue  # a progress bar ends at 100 %
-        optimizer.zero_grad()
-        problem.training_loss(outputs, problem.batch(step)).backward()  # type: ignore[no-untyped-call]
+        one.backward(problem.error(outputs, step))
         if problem.weight_decay:
             with torch.no_grad():
                 for group in optimizer.param_groups:
@@ -80,14 +76,27 @@ def train_and_record(
     return replace(trajectory, lr=problem.lr, targets=known_targets(problem))
 
 
-def _measured_apart(problem: Problem, plan: Plan, recorder: Recorder, step: int, *, keep: bool) -> Tensor:
-    """Record in eval mode, then the outputs of the rows that the step sees, in train mode; other rows are zero."""
+def _measured_apart(problem: Problem, recorder: Recorder, passes: Passes, step: int, *, keep: bool) -> Pass:
+    """Record in eval mode, then pass the rows that the step sees in train mode, as BatchNorm would mix them with others."""
     if keep:
         recorder.record()
     batch = problem.batch(step) if step < problem.steps else None
     rows = torch.arange(problem.train_samples, device=problem.inputs.device) if batch is None else batch
-    outputs = plan.model(problem.inputs[rows])
-    return outputs.new_zeros(problem.train_samples, outputs.shape[1]).index_copy(0, rows, outputs)
+    return _Part(passes(problem.inputs[rows], measured=False), rows, problem.train_samples)
+
+
+class _Part:
+    """A pass of some of the training rows; the outputs of the others are zero."""
+
+    def __init__(self, inner: Pass, rows: Tensor, samples: int) -> None:
+        self._inner, self._rows = inner, rows
+        self.outputs = inner.outputs.new_zeros(samples, inner.outputs.shape[1]).index_copy(0, rows, inner.outputs)
+
+    def measure(self) -> Snapshot:
+        return self._inner.measure()
+
+    def backward(self, error: Tensor) -> None:
+        self._inner.backward(error[self._rows])
 
 
 def known_targets(problem: Problem) -> Tensor | None:

@@ -10,8 +10,9 @@ from torch_dmft.core.activation import activation
 from torch_dmft.theory.infinite.widen import rows_per_sample
 from torch_dmft.theory.problem import Problem
 
-_FLOPS_PER_SECOND = 2e10
-"""What one core of a current CPU reaches on the engine's thin matrix products."""
+_PEAK, _PER_ROW = 8e10, 2e9
+"""Operations per second of one core of a current CPU in single precision: its peak, and that of products with one row, which
+wait for memory; n rows are n times faster until they meet the peak."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,14 @@ class Cost:
         saturated: whether that meets the number of neurons, so that the sample is no more than a wide network.
         memory: bytes of one replica: bases, images, and what is recorded.
         flops: floating-point operations of all replicas.
+        seconds: time on one CPU core.
     """
 
     rank: int
     saturated: bool
     memory: int
     flops: float
-
-    @property
-    def seconds(self) -> float:
-        """Time on one CPU core."""
-        return self.flops / _FLOPS_PER_SECOND
+    seconds: float
 
     def __str__(self) -> str:
         full = ", meets the number of neurons" if self.saturated else ""
@@ -48,9 +46,10 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -
 
     With n rows, C outputs and T steps, gradients explore about n C (3 log(1 + T) + 1) directions through smooth activations
     and 0.4 n C T through others, features half as many; never more than there are neurons or vectors. The pixels of a
-    convolution are rows. One step costs 2 S n [(3 k + k') + (1 + C) (3 k' + k)] operations per hidden matrix: coordinates,
-    residual, image and learned part, forward and backward; a convolution has an image for each of its taps. Minibatches and
-    momentum explore up to three times more.
+    convolution are rows. One step costs 2 S n [(2 k + k') + B (2 k' + k)] operations per hidden matrix: coordinates, image
+    and learned part, forward and in B backward passes: one for each output in steps that are recorded, and one for the
+    update, which a recorded step of a chain need not repeat. A convolution has an image for each of its taps. Finding the
+    directions costs 8 S (k + k')^2 in all, a few rows at a time. Minibatches and momentum explore up to three times more.
 
     Args:
         problem: the problem.
@@ -61,10 +60,11 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -
     matrices, smooth = _hidden_matrices(problem)
     outputs, steps, element = problem.outputs, problem.steps, problem.inputs.element_size()
     per_row = 3 * math.log1p(steps) + 1 if smooth else 0.4 * steps + 1
-    backward_passes = 1 + outputs * recorded / max(steps, 1)
+    share = recorded / max(steps, 1)
+    backward_passes = 1 + (outputs - 1) * share if problem.chain else 1 + outputs * share
     rank, full = 0, False
     memory = 4 * (len(matrices) + 2) * recorded * (problem.samples * outputs) ** 2 * element
-    flops = 6.0 * problem.samples * problem.inputs[0].numel()
+    flops = 6.0 * problem.samples * problem.inputs[0].numel() * (steps + 1)
     for matrix in matrices:
         read, written = problem.samples * matrix.read, problem.samples * matrix.written
         gradients = min(neurons, written * outputs * (steps + 1), math.ceil(written * outputs * per_row))
@@ -73,10 +73,13 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -
         full = full or rank >= neurons // 2
         held = neurons * (features + gradients) * (1 + matrix.taps) * 2  # the populations know them too
         memory += (held + matrix.taps * features * gradients) * element
-        forward = 2 * features * read + (matrix.taps * features + gradients) * written
-        backward = 2 * gradients * written + (matrix.taps * gradients + features) * read
-        flops += 2.0 * (forward + backward_passes * backward)
-    return Cost(rank, full, memory, flops * neurons * (steps + 1) * replicas)
+        forward = features * read + (matrix.taps * features + gradients) * written
+        backward = gradients * written + (matrix.taps * gradients + features) * read
+        flops += 2.0 * (forward + backward_passes * backward) * (steps + 1) + 8.0 * (features + gradients) ** 2
+    flops *= neurons * replicas
+    rows = problem.samples * min((matrix.read for matrix in matrices), default=1)
+    speed = min(_PEAK, _PER_ROW * rows) * 4 / element
+    return Cost(rank, full, memory, flops, flops / speed)
 
 
 @dataclass(frozen=True)

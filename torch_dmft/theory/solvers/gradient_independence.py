@@ -39,8 +39,8 @@ class GradientIndependence(InfiniteWidth):
 
     The outputs are first order in eta, where ``InfiniteWidth`` is exact at any eta. Refuses momentum, for which K would be
     needed between all pairs of steps, and weight decay, which moves the outputs along the weights themselves. Otherwise
-    arguments, memory and refusals are those of ``InfiniteWidth``; the kernel costs one more backward pass per output in
-    every step, recorded or not.
+    arguments, memory and refusals are those of ``InfiniteWidth``; the kernel needs the gradients of every output in every
+    step, recorded or not.
     """
 
     def check(self, problem: Problem) -> None:
@@ -62,7 +62,7 @@ class GradientIndependence(InfiniteWidth):
 
     def estimate(self, problem: Problem, recorded: int | None = None) -> Cost:
         """What solving the problem will cost: kernels are measured in every step, whatever is recorded."""
-        return replace(super().estimate(problem, recorded), flops=super().estimate(problem).flops)
+        return replace(super().estimate(problem), memory=super().estimate(problem, recorded).memory)
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins without responses and average; see ``solve``."""

@@ -97,7 +97,9 @@ def test_scores_over_d_are_dot_products_of_one_width(attend: Callable[[nn.Module
 def test_a_whole_encoder() -> None:
     found = describe(Transformer(WIDTH, blocks=2), torch.randn(3, TOKENS, FEATURES))
     paths = [f"blocks.{block}.attention" for block in (0, 1)]
-    assert found.dot_products == tuple(DotProduct(path, HEAD, 1 / HEAD) for path in paths)
+    assert found.dot_products == tuple(
+        DotProduct(path, "scaled_dot_product_attention", HEAD, 1 / HEAD) for path in paths
+    )
     assert {vector.axis for vector in found.vectors} == {found.layers[0].out_axis}
     assert found.row_independent
     assert not found.is_chain
@@ -187,12 +189,12 @@ def one_key_for_all_heads(model: nn.Module, x: Tensor) -> Tensor:
     [
         (scaled(None), (), r"over a width, here 8 neurons, is divided by its square root.*scale=1 / q\.shape\[-1\]"),
         (scaled(HEAD**-0.5), (), "square root"),
-        (scaled(1.0), (), "without dividing"),
+        (scaled(1.0), (), "is not divided by it"),
         (scaled(1 / HEAD, dropout_p=0.1), (), "`scaled_dot_product_attention` on features has no rule"),
         (written(0.5), (), "`matmul` over a width, here 8 neurons, is divided by its square root"),
-        (written(0.0), (), "`matmul` sums over a width, here 8 neurons, without dividing"),
+        (written(0.0), (), "`matmul` over a width, here 8 neurons, is not divided"),
         (half_ahead, (), "square root"),
-        (mask_before_scale, (), "without dividing"),
+        (mask_before_scale, (), "is not divided by it"),
         (explicit_sizes, (), r"`view` splits a width.*view\(batch, tokens, heads, -1\)"),
         (growing_heads, (), r"`unflatten` splits a width.*unflatten\(-1, \(heads, -1\)\)"),
         (across_samples, (), r"has no rule.*within a sample"),

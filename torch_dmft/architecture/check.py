@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Iterator
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
+from torch_dmft.architecture.roles import Architecture, DotProduct
 from torch_dmft.architecture.rules import remedy, rule
 from torch_dmft.architecture.trace import Trace
 from torch_dmft.core.errors import Place
@@ -80,8 +83,8 @@ def _tied(model: nn.Module) -> list[Place]:
     ]
 
 
-def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:
-    """What came out wrong in the forward pass: parameters never reached, sums over widths."""
+def followed(trace: Trace, model: nn.Module, refused: set[str], like: Architecture | None) -> list[Place]:
+    """What came out wrong in the forward pass: parameters never reached, sums over widths that have no limit."""
     places = list(trace.places)
     for name, parameter in model.named_parameters():
         if id(parameter) not in trace.used and not _inside(name, refused):
@@ -94,4 +97,37 @@ def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:
                 Place(path, reason, "not yet; give all projections one width and split each into the same heads")
             )
     places.extend(place for label, place in trace.must_be_fixed if trace.axes.is_width(label))
+    products = dot_products(trace)
+    others = [None] * len(products) if like is None else like.dot_products
+    if len(others) != len(products):
+        reason = f"it takes {len(products)} dot products over widths here, and {len(others)} at another width"
+        places.append(Place("(model)", reason, "let the width change sizes only"))
+    places.extend(place for product, other in zip(products, others, strict=False) for place in _scale(product, other))
     return list(dict.fromkeys(places))
+
+
+def dot_products(trace: Trace) -> tuple[DotProduct, ...]:
+    """The sums of products that run over a width."""
+    return tuple(product for label, product in trace.dot_products if trace.axes.is_width(label))
+
+
+def _scale(product: DotProduct, other: DotProduct | None) -> Iterator[Place]:
+    """What is wrong with the factor of a dot product: by comparison with another width, or else by how it looks at one."""
+    where, size, factor = product.path or "(model)", product.size, product.factor
+    over = f"`{product.function}` over a width, here {size} neurons,"
+    root = math.sqrt(size)
+    if other is not None:
+        if not math.isclose(product.scale, other.scale, rel_tol=1e-4):
+            reason = f"{over} is multiplied by {factor:.4g}, but over {other.size} neurons by {other.factor:.4g}"
+            remedy = "let it fall like 1 / width: compute it in forward, as a constant times 1 / q.shape[-1]"
+            yield Place(where, reason, remedy)
+    elif math.isclose(factor, 1.0, rel_tol=1e-6):
+        yield Place(where, f"{over} is not divided by it", _DIVIDE)
+    elif math.isclose(abs(factor), 1 / root, rel_tol=1e-6):
+        yield Place(where, f"{over} is divided by its square root, {root:.4g}", _DIVIDE)
+
+
+_DIVIDE = (
+    "divide by the width d of a head instead: scaled_dot_product_attention(q, k, v, scale=1 / q.shape[-1]) or "
+    "q @ k.mT / q.shape[-1], times any constant (if only that constant makes it look so, build the model at another width)"
+)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torch_dmft.architecture.axes import Label
-from torch_dmft.architecture.check import can_run, followed, standing
+from torch_dmft.architecture.check import can_run, dot_products, followed, standing
 from torch_dmft.architecture.roles import Architecture, Layer, Role, Vector
 from torch_dmft.architecture.rules import Weight, rule
 from torch_dmft.architecture.trace import Trace, Use
@@ -25,7 +25,9 @@ class Wrapper(nn.Module):
     model: nn.Module
 
 
-def describe(model: nn.Module, example_input: Example, *, roles: Roles | None = None) -> Architecture:
+def describe(
+    model: nn.Module, example_input: Example, *, roles: Roles | None = None, like: Architecture | None = None
+) -> Architecture:
     """Find every weight of a model, its role and its fan-in, and which axes are widths.
 
     The model runs once, in evaluation mode, and every torch function it calls is followed. An axis made by a weight is
@@ -36,6 +38,8 @@ def describe(model: nn.Module, example_input: Example, *, roles: Roles | None = 
         model: any module of linear, convolution, embedding and norm layers whose data flow torch functions carry.
         example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         roles: for module paths or names of weights, roles that overrule what is found.
+        like: the architecture of this model at another width. Dot products over a width, the scores of attention, are then
+            refused unless their factors at both widths are as 1/width; without it, if their factor is 1 or 1/sqrt(width).
 
     Returns:
         The architecture; its layers are in the order of the forward pass.
@@ -45,13 +49,13 @@ def describe(model: nn.Module, example_input: Example, *, roles: Roles | None = 
         InvalidInputError: if the model fails on the example input, or ``roles`` names nothing.
     """
     if isinstance(model, Wrapper):
-        return describe(model.model, example_input, roles=roles)
+        return describe(model.model, example_input, roles=roles, like=like)
     places, refused = standing(model)
     if not can_run(model):
         raise UnsupportedModelError(_REFUSAL, places)
     batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None)]
     trace = watch(model, example_input, refused)
-    places += followed(trace, model, refused)
+    places += followed(trace, model, refused, like)
     if places:  # roles found past an unknown operation would only be misleading
         raise UnsupportedModelError(_REFUSAL, places)
 
@@ -76,7 +80,7 @@ def describe(model: nn.Module, example_input: Example, *, roles: Roles | None = 
         vectors,
         is_chain,
         row_independent=not (batch_norms or trace.mixes_rows),
-        dot_products=tuple(product for label, product in trace.dot_products if trace.axes.is_width(label)),
+        dot_products=dot_products(trace),
         has_parts=trace.axes.has_splits,
     )
 

@@ -79,11 +79,13 @@ class DotProduct:
 
     Attributes:
         path: path of the module that takes it.
+        function: plain name of the torch function that takes it.
         size: neurons summed over: d, the width of a head.
         factor: the constant that multiplies the sum before anything else happens to it.
     """
 
     path: str
+    function: str
     size: int
     factor: float
 

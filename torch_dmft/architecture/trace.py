@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +14,6 @@ from torch_dmft.architecture.roles import DotProduct
 from torch_dmft.architecture.rules import Norm, Weight, rule
 from torch_dmft.core.errors import Place
 
-_DIVIDE = (
-    "divide scores by the width d of a head, not by sqrt(d): scaled_dot_product_attention(q, k, v, scale=1 / q.shape[-1]), "
-    "or q @ k.mT / q.shape[-1]; times any constant"
-)
 CONSTANT: int = -1
 """The serial number of values that depend on neither data nor parameters."""
 
@@ -29,7 +24,7 @@ class Sum:
 
     label: int
     size: int
-    name: str
+    function: str
     path: str
 
 
@@ -202,22 +197,12 @@ class Trace:
             self.uses[path].activations.add(name)
 
     def settle_sum(self, value: Value) -> None:
-        """Note the factor that a sum of products has in the end; one that has no limit is refused if the axis is a width."""
+        """Note the factor that a sum of products has in the end."""
         if value.sum is None:
             return
-        label, size, name, path = value.sum.label, value.sum.size, value.sum.name, value.sum.path
-        root = math.sqrt(size)
-        found = (label, DotProduct(path, size, value.factor))
-        if found in self.dot_products:
-            return
-        self.dot_products.append(found)
-        if math.isclose(value.factor, 1.0, rel_tol=1e-6):
-            reason = f"`{name}` sums over a width, here {size} neurons, without dividing by it"
-        elif math.isclose(abs(value.factor), 1 / root, rel_tol=1e-6):
-            reason = f"`{name}` over a width, here {size} neurons, is divided by its square root, {root:.3g}"
-        else:
-            return
-        self.must_be_fixed.append((label, Place(path or "(model)", reason, _DIVIDE)))
+        found = DotProduct(value.sum.path, value.sum.function, value.sum.size, value.factor)
+        if (value.sum.label, found) not in self.dot_products:
+            self.dot_products.append((value.sum.label, found))
 
     # Order
 

@@ -11,12 +11,12 @@ STANDARD_ERRORS = 5.0
 SHARPNESS = 0.03
 
 
-def assert_agrees(limit: Limit, answer: Trajectory) -> None:
+def assert_agrees(limit: Limit, answer: Trajectory, sharpness: float = SHARPNESS) -> None:
     """Outputs, loss and every kernel of an answer with its standard errors are those of the networks' limit.
 
     Raises:
         AssertionError: naming each observable with an entry more than five standard errors off, or with standard errors
-            (of theory and networks together) above 3 % of it, which would let wrong answers pass.
+            (of theory and networks together) above ``sharpness`` of it, which would let wrong answers pass.
     """
     values, errors = observables(answer), observables(answer.stderr)
     failures = []
@@ -26,7 +26,7 @@ def assert_agrees(limit: Limit, answer: Trajectory) -> None:
         worst = float(scores.abs().max())
         if not worst <= STANDARD_ERRORS:
             failures.append(f"{name} is {worst:.1f} standard errors off")
-        if not relative <= SHARPNESS:
+        if not relative <= sharpness:
             failures.append(f"{name} is known to {100 * relative:.1f}% only")
     assert not failures, "; ".join(failures)
 

@@ -26,7 +26,8 @@ from torch_dmft.theory.infinite.widen import (
     widened,
 )
 
-_TEMPLATE_WIDTH = 64
+_TEMPLATE_WIDTH = 192
+"""Width at which the model of a factory is looked at: small, and a multiple of most numbers of heads or groups."""
 
 
 def default_tolerance(gamma0: float, draws: int = 1) -> float:
@@ -99,16 +100,20 @@ def infinite_width(
         if isinstance(model_or_factory, nn.Module):
             narrow = model_or_factory
         else:
-            with torch.random.fork_rng(devices=[]):  # its weights are thrown away, and should cost no random numbers
-                narrow = model_or_factory(_TEMPLATE_WIDTH).to(example_input.device)
-            if example_input.is_floating_point():  # tokens have no precision; embeddings are refused below, by name
-                narrow = narrow.to(example_input.dtype)
+            narrow = _built(model_or_factory, _TEMPLATE_WIDTH, example_input)
         architecture = describe(narrow, example_input)
         common = "auto" if isinstance(gain, Mapping) else gain
         rules = parameter_rules(architecture, narrow, gamma0=gamma0, gain=common)
         biases = {}
     refuse_unsupported(narrow, architecture)
     _refuse_other_starts(architecture, rules)
+    if architecture.dot_products:  # a look at one width cannot tell how their factors depend on it
+        if isinstance(model_or_factory, nn.Module | Plan):
+            doubled = widened(narrow, architecture, 2 * architecture.width)
+            materialise(doubled, example_input)
+        else:
+            doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
+        describe(doubled, example_input, like=architecture)
     positions = rows_per_sample(narrow, architecture, example_input)
     gains = {rule.path: rule.gain for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)}
     gains |= gain if isinstance(gain, Mapping) else {}
@@ -124,7 +129,7 @@ def infinite_width(
     share = (
         1 / 8 if any(layer.kind == "conv" for layer in architecture.layers) else 1 / 2
     )  # features of every pixel are known
-    draw = _Draw(matched, generator, example_input, gains, biases, share)
+    draw = _Draw(matched, generator, example_input, gains, biases, share, quasi=not architecture.has_parts)
     for layer in architecture.layers:
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
         settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path])}
@@ -135,6 +140,13 @@ def infinite_width(
     twin_rules = _rules(wide, architecture, gamma0, gains)
     origin = "theory (N=inf)" if law == "limit" else f"lazily sampled network (N={architecture.width})"
     return Plan(wide, architecture, twin_rules, scheme="mean_field", gamma0=gamma0, origin=origin, optimizers=("sgd",))
+
+
+def _built(factory: Callable[[int], nn.Module], width: int, like: Tensor) -> nn.Module:
+    """A model to look at: its weights are thrown away, and should cost no random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        model = factory(width).to(like.device)
+    return model.to(like.dtype) if like.is_floating_point() else model  # embeddings are refused by name, not by dtype
 
 
 def _refuse_other_starts(architecture: Architecture, rules: tuple[ParameterRule, ...]) -> None:
@@ -164,9 +176,11 @@ class _Draw:
         gains: Mapping[str, float],
         biases: Mapping[str, float],
         share: float,
+        *,
+        quasi: bool,
     ) -> None:
         self.law, self.generator, self.like, self.gains, self.biases = law, generator, like, gains, biases
-        self.share = share
+        self.share, self.quasi = share, quasi
         self.populations: dict[int, Population] = {}
 
     def population(self, axis: int | None, size: int) -> Population:
@@ -178,6 +192,7 @@ class _Draw:
                 generator=self.generator,
                 dtype=self.like.dtype,
                 device=self.like.device,
+                quasi=self.quasi,
                 share=self.share,
             )
         return self.populations[axis]

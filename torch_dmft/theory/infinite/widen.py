@@ -176,7 +176,7 @@ def rows_per_sample(
 
 
 def materialise(model: nn.Module, like: Tensor) -> None:
-    """Give every module that is still on "meta" memory and its own initial values.
+    """Give every module that is still on "meta" memory: norm layers with their own initial values, weights with zeros.
 
     Raises:
         UnsupportedModelError: for modules that cannot initialise themselves, naming all of them.
@@ -186,13 +186,17 @@ def materialise(model: nn.Module, like: Tensor) -> None:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if not any(tensor.is_meta for tensor in own):
             continue
-        if not isinstance(module, NORMS):
+        if not isinstance(module, _WIDENED):
             reason = f"{type(module).__name__} holds tensors of its own"
             remedy = "build them in forward, or pass a model rather than a factory"
             places.append(Place(path or "(model)", reason, remedy))
             continue
         module.to_empty(device=like.device, recurse=False)
         module.to(like.dtype)
-        module.reset_parameters()
+        if isinstance(module, NORMS):
+            module.reset_parameters()
+        else:
+            for parameter in module.parameters(recurse=False):
+                nn.init.zeros_(parameter)
     if places:
         raise UnsupportedModelError("The wide model cannot be built:", places)

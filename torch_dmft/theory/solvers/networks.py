@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from torch_dmft.architecture import Role, describe
 from torch_dmft.parameterization import ParameterRule, Plan, mean_field, parameter_rules
@@ -45,16 +43,12 @@ def network_of(problem: Problem, width: int) -> Plan:
         gains = {rule.path: rule.gain for rule in shown.rules if rule.role in _MATRICES}
         biases = {rule.path: rule.std for rule in shown.rules if rule.role is Role.VECTOR}
         frozen = {name for name, parameter in shown.model.named_parameters() if not parameter.requires_grad}
-    for module in model.modules():
-        if isinstance(module, nn.Linear | _ConvNd):
-            module.to_empty(device=problem.inputs.device, recurse=False).to(problem.dtype)
-            for parameter in module.parameters(recurse=False):
-                nn.init.zeros_(parameter)
     materialise(model, problem.inputs)
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
     model.train()
-    architecture = describe(model, problem.inputs[:2])
+    shown_at = None if problem.network is None else problem.network.architecture
+    architecture = describe(model, problem.inputs[:2], like=shown_at)
     found = parameter_rules(architecture, model, gamma0=problem.gamma0)
     norms = {vector.name for vector in architecture.vectors}
 

@@ -107,7 +107,7 @@ class Architecture:
         row_independent: whether each output row depends on its own input row alone (False with BatchNorm in train
             mode).
         dot_products: sums of products over a width, in the order of the forward pass.
-        has_parts: whether a width is laid out in parts (heads), so that neurons of one width meet each other.
+        has_parts: whether a width is laid out in parts (heads), so that neurons of one width can meet each other.
     """
 
     layers: tuple[Layer, ...]

@@ -15,7 +15,7 @@ from tests.reference.ensembles import Limit, observables
 from tests.theory.infinite import attentive
 from tests.theory.validation.agreement import assert_agrees, moved
 from tests.theory.validation.wrong import WithoutResponses
-from torch_dmft.core.errors import UnsupportedModelError
+from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 
 STEPS, RECORD, NEURONS, REPLICAS = 15, (0, 5, 10, 15), 1024, 4
 
@@ -137,6 +137,19 @@ def test_a_constant_that_looks_like_a_square_root_at_one_width_is_accepted_at_ot
     assert torch.isfinite(answer.outputs).all()
     with pytest.raises(UnsupportedModelError, match="build the model at another width"):
         dmft.parameterize(encoder(32, scale=4.0), batch[0])
+
+
+@pytest.mark.parametrize(("neurons", "width"), [(101, 100), (103, 104), (96, 96)])
+def test_widths_stay_divisible_into_heads(neurons: int, width: int, batch) -> None:
+    twin = dmft.infinite_width(encoder(12), batch[0], neurons=neurons)
+    assert twin.width == width
+    assert twin.model(batch[0]).shape == (4, 1)
+
+
+def test_a_factory_is_not_called_with_a_width_that_heads_do_not_divide(batch) -> None:
+    with pytest.raises(InvalidInputError, match="neurons=102"):
+        dmft.infinite_width(encoder, batch[0], neurons=101)
+    assert dmft.infinite_width(encoder, batch[0], neurons=102).model(batch[0]).shape == (4, 1)
 
 
 class Fused(nn.Module):

@@ -26,8 +26,8 @@ from torch_dmft.theory.infinite.widen import (
     widened,
 )
 
-_TEMPLATE_WIDTH = 192
-"""Width at which the model of a factory is looked at: small, and a multiple of most numbers of heads or groups."""
+_TEMPLATE_WIDTH = 240
+"""Width at which the model of a factory is looked at: small, and a multiple of most numbers of heads."""
 
 
 def default_tolerance(gamma0: float, draws: int = 1) -> float:
@@ -105,6 +105,16 @@ def infinite_width(
         common = "auto" if isinstance(gain, Mapping) else gain
         rules = parameter_rules(architecture, narrow, gamma0=gamma0, gain=common)
         biases = {}
+    if not isinstance(model_or_factory, nn.Module | Plan):
+        unit = math.lcm(
+            *(_TEMPLATE_WIDTH // math.gcd(_TEMPLATE_WIDTH, each.size) for each in architecture.dot_products)
+        )
+        if neurons % unit:
+            raise InvalidInputError(
+                "The neurons have to be divisible into heads.",
+                got=f"{neurons} neurons",
+                remedy=f"neurons={math.ceil(neurons / unit) * unit}",
+            )
     refuse_unsupported(narrow, architecture)
     _refuse_other_starts(architecture, rules)
     if architecture.dot_products:  # a look at one width cannot tell how their factors depend on it
@@ -126,10 +136,7 @@ def infinite_width(
     architecture = _resized(architecture, wide)
     # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
     matched = "network" if has_composite_axes(architecture) else law
-    share = (
-        1 / 8 if any(layer.kind == "conv" for layer in architecture.layers) else 1 / 2
-    )  # features of every pixel are known
-    draw = _Draw(matched, generator, example_input, gains, biases, share, quasi=not architecture.has_parts)
+    draw = _Draw(matched, generator, example_input, gains, biases, quasi=not architecture.has_parts)
     for layer in architecture.layers:
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
         settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path])}
@@ -175,12 +182,11 @@ class _Draw:
         like: Tensor,
         gains: Mapping[str, float],
         biases: Mapping[str, float],
-        share: float,
         *,
         quasi: bool,
     ) -> None:
         self.law, self.generator, self.like, self.gains, self.biases = law, generator, like, gains, biases
-        self.share, self.quasi = share, quasi
+        self.quasi = quasi
         self.populations: dict[int, Population] = {}
 
     def population(self, axis: int | None, size: int) -> Population:
@@ -193,7 +199,6 @@ class _Draw:
                 dtype=self.like.dtype,
                 device=self.like.device,
                 quasi=self.quasi,
-                share=self.share,
             )
         return self.populations[axis]
 

@@ -94,12 +94,13 @@ def has_composite_axes(architecture: Architecture) -> bool:
 def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Module:
     """A copy of a model with every width scaled so that the readout reads ``neurons`` neurons; parameters on "meta".
 
-    Where an axis is made from others (a flattened feature map holds every channel at every position), all widths scale by
-    one ratio that keeps them integers, so the width is the nearest possible.
+    Where an axis is made from others (a flattened feature map holds every channel at every position) or laid out in heads,
+    all widths scale by one ratio that keeps them integers, so the width is the nearest possible.
     """
     ratio = neurons / architecture.width
-    if has_composite_axes(architecture):
-        unit = math.gcd(*(layer.in_features for layer in architecture.layers if layer.in_axis is not None))
+    if has_composite_axes(architecture) or architecture.has_parts:
+        sizes = [layer.in_features for layer in architecture.layers if layer.in_axis is not None]
+        unit = math.gcd(*sizes, *(product.size for product in architecture.dot_products))
         ratio = max(1, round(ratio * unit)) / unit
 
     def wide(features: int, axis: int | None) -> int:

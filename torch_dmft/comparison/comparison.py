@@ -140,8 +140,9 @@ def compare(measured: Trajectory, predicted: Trajectory, *others: Trajectory) ->
 
     Raises:
         InvalidInputError: if the runs have no step in common, or differ in samples, outputs, training rows, targets,
-            base learning rate or weights, or the measured run's optimizer did what no solver predicts (Adam, a scheduler,
-            Nesterov's momentum, decay inside the momentum), or one is no trajectory; the message lists every difference.
+            base learning rate or weights, or the measured run's optimizer did what the prediction does not (Adam instead
+            of SGD, a scheduler, Nesterov's momentum, decay inside the momentum), or one is no trajectory; the message lists
+            every difference.
     """
     for run in (measured, predicted, *others):
         if not isinstance(run, Trajectory):

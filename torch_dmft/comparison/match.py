@@ -14,7 +14,7 @@ from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
 
 _ADAPTIVE = frozenset({"Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"})
-"""Optimizers whose steps are not linear in the gradient, for which no solver has a theory."""
+"""Optimizers whose steps are not linear in the gradient, for which there is no theory."""
 
 
 def common_steps(runs: Sequence[Trajectory]) -> Tensor:
@@ -78,7 +78,9 @@ def _differences(measured: Trajectory, predicted: Trajectory) -> Iterator[str]:
     ):
         yield f"the base learning rates are {measured.lr:g} and {predicted.lr:g}"
     if "solver" in predicted.metadata:
-        yield from _beyond_theory(measured.metadata)
+        yield from _unpredicted(measured.metadata, predicted.metadata)
+        if measured.metadata.get("optimizer") in _ADAPTIVE and math.isnan(measured.lr):
+            yield 'the learning rates are not those of plan.param_groups(lr, optimizer="adam"), or "adamw"'
     if len(measured.layers) != len(predicted.layers):
         names = [", ".join(layer.name for layer in run.layers) or "none" for run in (measured, predicted)]
         yield f"the weights are [{names[0]}] and [{names[1]}]"
@@ -92,10 +94,18 @@ def _differences(measured: Trajectory, predicted: Trajectory) -> Iterator[str]:
         yield "the NTKs differ in shape"
 
 
-def _beyond_theory(facts: Mapping[str, object]) -> Iterator[str]:
-    """What the optimizer of a measured run did that no solver predicts."""
-    if facts.get("optimizer") in _ADAPTIVE:
-        yield f"the network was trained by {facts['optimizer']}, and solvers predict SGD"
+def _unpredicted(facts: Mapping[str, object], assumed: Mapping[str, object]) -> Iterator[str]:
+    """What the optimizer of a measured run did that the prediction does not assume, or that no solver predicts."""
+    trained, predicted = facts.get("optimizer"), assumed.get("optimizer", "SGD")
+    if trained is not None and trained != predicted and not _ADAPTIVE.isdisjoint((trained, predicted)):
+        yield (
+            f"the network was trained by {trained}, and the prediction is for {predicted} "
+            '(of "adam" and "adamw", Problem(..., optimizer="adam"), solvers.WideEnsemble() makes one)'
+        )
+    elif trained in _ADAPTIVE:
+        for setting in ("betas", "amsgrad", "weight decay"):
+            if facts.get(setting) != assumed.get(setting):
+                yield f"{trained} had {setting} {facts.get(setting)}, and the prediction is for {assumed.get(setting)}"
     if facts.get("lr scheduler"):
         yield "a scheduler changed the learning rate, and solvers predict a constant one"
     if facts.get("nesterov"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from torch_dmft.architecture import Architecture, Wrapper, describe
 from torch_dmft.core.errors import InvalidInputError
@@ -114,7 +114,8 @@ def base_rate(subject: Subject, optimizer: Optimizer) -> float:
             "The optimizer trains none of the recorded model's parameters.",
             remedy="build it from plan.param_groups(lr) of the same plan",
         )
-    for multipliers in (subject.multipliers, subject.adam_multipliers):
+    is_adam = isinstance(optimizer, Adam | AdamW)  # whose rates never are those of SGD
+    for multipliers in (subject.adam_multipliers,) if is_adam else (subject.multipliers, subject.adam_multipliers):
         found = [rate / multipliers[name] for name, rate in rates.items() if multipliers[name] > 0]
         if found and math.isclose(min(found), max(found), rel_tol=1e-9):
             return found[0]
@@ -124,10 +125,14 @@ def base_rate(subject: Subject, optimizer: Optimizer) -> float:
 def optimizer_facts(optimizer: Optimizer) -> dict[str, str | float | bool]:
     """What decides whether theory covers an optimizer's steps: its name, its momentum, and what it does to the gradient."""
     groups = optimizer.param_groups
-    return {
+    facts: dict[str, str | float | bool] = {
         "optimizer": type(optimizer).__name__,
         "momentum": max(float(group.get("momentum", 0.0)) for group in groups),
         "nesterov": any(bool(group.get("nesterov", False)) for group in groups),
         "weight decay": any(bool(group.get("weight_decay", 0.0)) for group in groups),
         "lr scheduler": any("initial_lr" in group for group in groups),  # which every scheduler of torch leaves there
     }
+    if any("betas" in group for group in groups):
+        facts["betas"] = "; ".join(sorted({", ".join(f"{beta:g}" for beta in group["betas"]) for group in groups}))
+        facts["amsgrad"] = any(bool(group.get("amsgrad", False)) for group in groups)
+    return facts

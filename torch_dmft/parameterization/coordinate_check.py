@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,14 +14,9 @@ from torch import Tensor, nn
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import Loss
 from torch_dmft.parameterization.apply import parameterize
+from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.parameterization.plan import Plan
 from torch_dmft.parameterization.table import as_text
-
-_OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ def coordinate_check(
         for _ in range(seeds):
             plan = parameterize(factory(width), inputs, gamma0, scheme, generator=generator)
             groups = plan.param_groups(lr, optimizer=optimizer)
-            changes = _changes(plan, _OPTIMIZERS[optimizer](groups), inputs, targets, loss, steps)
+            changes = _changes(plan, OPTIMIZERS[optimizer](groups), inputs, targets, loss, steps)
             total = {path: total.get(path, 0.0) + change / seeds for path, change in changes.items()}
         rows.append(total)
     layers = tuple(rows[0])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.parameterization.rules import ParameterRule
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+"""What makes an optimizer from parameter groups, by the name that ``Plan.param_groups`` takes."""
 
 
 def param_groups(

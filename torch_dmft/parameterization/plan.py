@@ -44,7 +44,7 @@ class Plan:
         gamma0: float = 1.0,
         initial: Mapping[str, Tensor] | None = None,
         origin: str | None = None,
-        optimizers: tuple[str, ...] = OPTIMIZERS,
+        optimizers: tuple[str, ...] = tuple(OPTIMIZERS),
     ) -> None:
         """Put a plan together; ``initial`` holds copies of the tensors that ``undo`` brings back, None if it cannot."""
         self.model = model

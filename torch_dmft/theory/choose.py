@@ -19,6 +19,7 @@ _FEW = 300
 def choose(problem: Problem) -> tuple[Solver, str]:
     """The most accurate affordable solver for a problem, and why.
 
+    - Adam and AdamW: ``WideEnsemble``, as there is no theory of steps that are not linear in the gradient.
     - Langevin noise: ``AlternatingMonteCarlo`` for small chains of smooth activations, else ``WideEnsemble``.
     - Linear chains: ``DeepLinear``, exact to round-off.
     - Lazy chains, gamma0 < 0.02: ``StaticNTK``, exact up to order gamma0^2.
@@ -29,6 +30,8 @@ def choose(problem: Problem) -> tuple[Solver, str]:
     Raises:
         UnsupportedModelError: if neither the theory nor plain networks can do the problem's network, with both reasons.
     """
+    if problem.optimizer != "sgd":
+        return solvers.WideEnsemble(), "Adam's steps are not linear in the gradient: no field theory, but wide networks"
     if problem.temperature:
         return _with_noise(problem)
     if problem.chain is not None and all(layer.activation == "linear" for layer in problem.chain.hidden):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_dmft.core.activation import activation as named_activation
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, default_loss
+from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.theory.chain import Chain, HiddenLayer, chain_of
 from torch_dmft.theory.infinite.widen import refuse_unsupported
 
@@ -43,6 +44,8 @@ class Problem:
             architecture; None for a chain that was posed without a model.
         temperature: T of Langevin noise: in every step every parameter also gets sqrt(2 T lr_p) / (gamma0 sqrt N) N(0, 1),
             where lr_p is its own learning rate and N the width; that is sqrt(2 T eta) in unit form.
+        optimizer: "sgd", or "adam" or "adamw": torch's own with their default betas and eps, on
+            ``plan.param_groups(lr, optimizer=..., weight_decay=...)``.
     """
 
     inputs: Tensor
@@ -58,6 +61,7 @@ class Problem:
     chain: Chain | None = None
     network: Plan | None = None
     temperature: float = 0.0
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         """Refuse what no solver can do."""
@@ -137,6 +141,7 @@ class Problem:
         batches: Sequence[Tensor] | None = None,
         test_inputs: Tensor | None = None,
         temperature: float = 0.0,
+        optimizer: str = "sgd",
     ) -> Problem:
         """A dense chain of ``depth`` equal hidden layers.
 
@@ -160,6 +165,7 @@ class Problem:
             batches: one index tensor into the training rows per step.
             test_inputs: ``(test, D)`` further rows to predict, appended after the training rows.
             temperature: T of Langevin noise.
+            optimizer: "sgd", "adam" or "adamw"; the latter two have betas in place of momentum.
 
         Raises:
             InvalidInputError: for shapes or values that do not fit, each with its remedy.
@@ -202,6 +208,7 @@ class Problem:
             weight_decay=weight_decay,
             batches=None if batches is None else tuple(batches),
             temperature=temperature,
+            optimizer=optimizer,
             chain=Chain(rows.shape[-1], hidden, outputs),
         )
 
@@ -218,6 +225,7 @@ class Problem:
         weight_decay: float = 0.0,
         batches: Sequence[Tensor] | None = None,
         temperature: float = 0.0,
+        optimizer: str = "sgd",
     ) -> Problem:
         """The problem that a wrapped model is being trained on: same data, loss, schedule and architecture, no width.
 
@@ -225,7 +233,7 @@ class Problem:
             plan: what ``parameterize`` returned (schemes "mean_field" and "ntk").
             probe: the data; its training rows must come first and have targets.
             lr: eta, the base rate given to ``plan.param_groups``, the same in every step.
-            steps: number of steps of ``torch.optim.SGD``.
+            steps: number of steps of the optimizer.
             loss: the training loss; default ``nn.MSELoss()`` for floats, ``nn.CrossEntropyLoss()`` for classes.
             momentum: the optimizer's momentum, without dampening and not Nesterov's.
             weight_decay: the weight decay given to ``plan.param_groups``. Together with momentum theory decays the weights
@@ -233,6 +241,8 @@ class Problem:
             batches: one index tensor into the training rows per step; None for full-batch training.
             temperature: T of Langevin noise, which your loop brings; without momentum by a noise in the gradients,
                 ``p.grad += torch.randn_like(p) * math.sqrt(2 * T / (group["lr"] * plan.width)) / plan.gamma0``.
+            optimizer: "sgd" for ``torch.optim.SGD``, or "adam" or "adamw" for ``torch.optim.Adam`` or ``AdamW`` with their
+                default betas, as given to ``plan.param_groups``.
 
         Raises:
             UnsupportedProblemError: if the plan's scheme has no infinite-width limit of this kind.
@@ -273,6 +283,7 @@ class Problem:
             weight_decay=weight_decay,
             batches=None if batches is None else tuple(batches),
             temperature=temperature,
+            optimizer=optimizer,
             chain=chain_of(plan),
             network=plan,
         )
@@ -298,6 +309,28 @@ def _check_targets(targets: Tensor, outputs: int) -> None:
             f"Targets that are not floats are class numbers 0..{outputs - 1} of type torch.int64.",
             got=f"{targets.tolist()[:8]} of {targets.dtype}",
             remedy="targets.long() for classes, targets.float() for numbers",
+        )
+
+
+def _check_optimizer(problem: Problem) -> None:
+    if problem.optimizer not in OPTIMIZERS:
+        raise InvalidInputError(
+            "A problem names its optimizer.", got=repr(problem.optimizer), remedy=f"one of {', '.join(OPTIMIZERS)}"
+        )
+    if problem.optimizer == "sgd":
+        return
+    if problem.momentum or problem.temperature:
+        raise InvalidInputError(
+            "Momentum and Langevin noise are those of SGD; Adam's momentum are its betas, which are torch's defaults.",
+            got=f"optimizer={problem.optimizer!r}, momentum={problem.momentum}, temperature={problem.temperature}",
+            remedy='momentum=0.0 and temperature=0.0, or optimizer="sgd"',
+        )
+    if problem.optimizer == "adam" and problem.weight_decay:
+        raise InvalidInputError(
+            "Adam normalises the weight decay together with the gradient, against which it grows like the square root of "
+            "the width: there is no limit.",
+            got=f"weight_decay={problem.weight_decay}",
+            remedy='optimizer="adamw", which decays alike at every width',
         )
 
 
@@ -345,6 +378,7 @@ def _check(problem: Problem) -> None:
             got=f"lr={problem.lr}, steps={problem.steps}, momentum={problem.momentum}, "
             f"weight_decay={problem.weight_decay}",
         )
+    _check_optimizer(problem)
     if not 0 <= problem.temperature < math.inf:
         raise InvalidInputError(
             "The temperature is a number >= 0.", got=str(problem.temperature), remedy="0.0: no noise"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.theory.infinite.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solve import Solver, check_noise
+from torch_dmft.theory.solve import Solver, check_training
 from torch_dmft.theory.solvers.alternating_monte_carlo import AlternatingMonteCarlo
 from torch_dmft.theory.solvers.assembly import layer_names, require_chain
 from torch_dmft.theory.solvers.deep_linear import DeepLinear
@@ -78,7 +78,7 @@ def responses(problem: Problem, solver: Solver | None = None) -> tuple[Responses
     """
     solver = AlternatingMonteCarlo() if solver is None else solver
     chain = require_chain(problem, type(solver).__name__)
-    check_noise(problem, solver)
+    check_training(problem, solver)
     solver.check(problem)
     names = layer_names(problem, chain)[1:-1]
     per_weight = list(zip(*_solutions(solver, problem), strict=True))

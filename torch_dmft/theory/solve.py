@@ -19,7 +19,8 @@ from torch_dmft.theory.problem import Problem
 class Solver(Protocol):
     """A method: a frozen dataclass of its settings with these two functions.
 
-    One that takes Langevin noise says so by a class attribute ``takes_noise = True``.
+    One that covers more than SGD says so by a class attribute: ``takes = frozenset({"noise", "adam"})`` covers Langevin noise
+    and Adam.
     """
 
     def check(self, problem: Problem) -> None:
@@ -67,7 +68,7 @@ def solve(
         raise InvalidInputError(
             "This is no solver.", got=repr(solver), remedy="a method with its settings, such as solvers.StaticNTK()"
         )
-    check_noise(problem, solver)
+    check_training(problem, solver)
     solver.check(problem)
     steps = _record_steps(problem, record)
     started = time.perf_counter()
@@ -76,17 +77,24 @@ def solve(
     return replace(trajectory, metadata={**facts, **trajectory.metadata})
 
 
-def check_noise(problem: Problem, solver: Solver) -> None:
-    """Refuse Langevin noise where the solver takes none.
+def check_training(problem: Problem, solver: Solver) -> None:
+    """Refuse Langevin noise and Adam where the solver does not say that it takes them.
 
     Raises:
         UnsupportedProblemError: if so.
     """
-    if problem.temperature and not getattr(solver, "takes_noise", False):
+    takes: frozenset[str] = getattr(solver, "takes", frozenset())
+    if problem.temperature and "noise" not in takes:
         raise UnsupportedProblemError(
             f"{type(solver).__name__} trains without noise.",
             got=f"temperature={problem.temperature}",
             remedy="solvers.AlternatingMonteCarlo() for chains, solvers.WideEnsemble() for any network, or temperature=0.0",
+        )
+    if problem.optimizer != "sgd" and "adam" not in takes:
+        raise UnsupportedProblemError(
+            f"{type(solver).__name__} trains by SGD; of steps that are not linear in the gradient there is no theory.",
+            got=f"optimizer={problem.optimizer!r}",
+            remedy='solvers.WideEnsemble(), a reference from wide networks, or optimizer="sgd"',
         )
 
 

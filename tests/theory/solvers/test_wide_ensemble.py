@@ -58,7 +58,7 @@ def test_chains_meet_the_theory(data, activation):
     assert scores.abs().max() < 5
     assert 0.2 < scores.square().mean() < 3  # the errors are neither too small nor too large
     assert 0.2 < found.metadata["chi_squared"] < 3
-    assert found.origin == "wide networks (N to inf)"
+    assert found.origin == "wide-network reference (N to inf)"
     assert found.metadata["widths"] == "32, 64, 128"
 
 

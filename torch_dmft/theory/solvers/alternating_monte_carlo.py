@@ -59,7 +59,7 @@ class AlternatingMonteCarlo:
     responses: bool = True
     generator: torch.Generator | None = None
 
-    takes_noise: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = frozenset({"noise"})
 
     def check(self, problem: Problem) -> None:
         """Refuse settings and problems that cannot be done.

@@ -60,7 +60,7 @@ class FiniteWidth:
     generator: torch.Generator | None = None
     tolerance: float | None = None
 
-    takes_noise: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = frozenset({"noise"})
 
     def check(self, problem: Problem) -> None:
         """Refuse settings and problems that cannot be done."""

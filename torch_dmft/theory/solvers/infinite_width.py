@@ -160,10 +160,11 @@ def twin_of(
 def rotated(problem: Problem) -> Problem:
     """The same problem with the inputs of a chain in an orthonormal basis of their span, if that is smaller.
 
-    A Gaussian first layer does not see rotations of the input, and coordinates that no row uses are never trained.
+    A Gaussian first layer does not see rotations of the input, and coordinates that no row uses are never trained. Adam, which
+    treats every entry of a weight by itself, sees them.
     """
     flat = problem.inputs.flatten(1)
-    if problem.chain is None or flat.shape[1] <= len(flat):
+    if problem.chain is None or flat.shape[1] <= len(flat) or problem.optimizer != "sgd":
         return problem
     _, singular, right = torch.linalg.svd(flat.double(), full_matrices=False)
     right = right[singular > singular[0] * 1e-12 * flat.shape[1]]

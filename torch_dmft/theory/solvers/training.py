@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 
 from torch_dmft.core.errors import ConvergenceError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder, Snapshot
 from torch_dmft.parameterization import Plan
+from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.theory.infinite.lazy_layer import LazyLayer
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.passes import Pass, Passes
@@ -41,7 +42,7 @@ def train_and_record(
         ConvergenceError: if the outputs stop being finite.
     """
     recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time, loss=problem.loss)
-    optimizer = SGD(plan.param_groups(problem.lr), lr=problem.lr, momentum=problem.momentum)
+    optimizer = optimizer_of(problem, plan)
     kept, last = set(record.tolist()), int(record[-1])
     passes = Passes(recorder.subject)
     for step in steps:
@@ -65,7 +66,7 @@ def train_and_record(
         if step == last:
             continue  # a progress bar ends at 100 %
         one.backward(problem.error(outputs, step))
-        if problem.weight_decay:
+        if problem.weight_decay and problem.optimizer == "sgd":
             with torch.no_grad():
                 for group in optimizer.param_groups:
                     torch._foreach_mul_(group["params"], 1 - problem.lr * problem.weight_decay)
@@ -74,6 +75,14 @@ def train_and_record(
             noise()
     trajectory = recorder.trajectory()
     return replace(trajectory, lr=problem.lr, targets=known_targets(problem))
+
+
+def optimizer_of(problem: Problem, plan: Plan) -> Optimizer:
+    """The problem's optimizer of a model; SGD leaves the weight decay, which stands outside of its momentum, to the loop."""
+    if problem.optimizer == "sgd":
+        return SGD(plan.param_groups(problem.lr), lr=problem.lr, momentum=problem.momentum)
+    groups = plan.param_groups(problem.lr, optimizer=problem.optimizer, weight_decay=problem.weight_decay)
+    return OPTIMIZERS[problem.optimizer](groups)
 
 
 def _measured_apart(problem: Problem, recorder: Recorder, passes: Passes, step: int, *, keep: bool) -> Pass:
@@ -111,7 +120,7 @@ def probe_of(problem: Problem) -> Probe:
     return Probe(problem.inputs, torch.cat([problem.targets, padding]), train=problem.train)
 
 
-def make_room(plan: Plan, optimizer: SGD, directions: int) -> None:
+def make_room(plan: Plan, optimizer: Optimizer, directions: int) -> None:
     """Let the infinite layers take as many new directions as one step can bring."""
     for layer in plan.model.modules():
         if isinstance(layer, LazyLayer):

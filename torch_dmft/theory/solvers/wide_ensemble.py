@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import Trajectory, combine
 from torch_dmft.measurement.memory import require_memory
+from torch_dmft.measurement.subject import optimizer_facts
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.infinite.widen import refuse_unwidenable
 from torch_dmft.theory.problem import Problem
@@ -20,7 +21,7 @@ from torch_dmft.theory.solvers.assembly import track
 from torch_dmft.theory.solvers.infinite_width import renamed, rotated
 from torch_dmft.theory.solvers.networks import initialise, langevin_noise, negate_readout, network_of
 from torch_dmft.theory.solvers.replicas import average
-from torch_dmft.theory.solvers.training import train_and_record
+from torch_dmft.theory.solvers.training import optimizer_of, train_and_record
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class WideEnsemble:
     a fixed linear combination of means, without bias beyond O(1/N^2), and its standard error is exact error propagation.
 
     No theory of the layers is needed, so that this takes whatever can be built and trained at another width:
-    convolutions, Langevin noise (that of the readout has opposite signs in a pair), and BatchNorm (trained in train mode,
-    recorded in eval mode, as ``Recorder`` does). Refuses dropout, grouped convolutions other than depthwise ones, and
+    convolutions, Adam and AdamW, Langevin noise (that of the readout has opposite signs in a pair), and BatchNorm (trained in
+    train mode, recorded in eval mode, as ``Recorder`` does). Under Adam the NTK is that of SGD still, and does not say how the
+    outputs move. Refuses dropout, grouped convolutions other than depthwise ones, and
     modules with parameters of another kind.
 
     The answer's metadata hold ``chi_squared``, the squared residual of the fit in units of its error, averaged over all
@@ -56,7 +58,7 @@ class WideEnsemble:
     pairs: int = 32
     generator: torch.Generator | None = None
 
-    takes_noise: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = frozenset({"noise", "adam"})
 
     def check(self, problem: Problem) -> None:
         """Refuse settings and problems that cannot be done."""
@@ -93,7 +95,9 @@ class WideEnsemble:
         facts: dict[str, str | int | float | bool | None] = {
             "widths": ", ".join(map(str, widths)),
             "pairs": self.pairs,
-            "kind": "wide-network reference",
+            "kind": "wide-network reference, not DMFT",
+            **optimizer_facts(optimizer_of(posed, plan)),
+            "weight decay": problem.weight_decay > 0,  # that of SGD is the loop's
         }
         return renamed(replace(answer, metadata={**facts, **answer.metadata}), problem)
 
@@ -118,7 +122,7 @@ def extrapolate(widths: Sequence[int], estimates: Sequence[Trajectory]) -> Traje
     residual = combine(both, lambda values: _fit(values, coefficients, design)[2])
     degrees = len(n) - 2
     facts = {"chi_squared": _mean_of_all(residual) / degrees if degrees else float("nan"), "degrees": degrees}
-    return replace(limit, stderr=stderr, origin="wide networks (N to inf)", metadata=facts)
+    return replace(limit, stderr=stderr, origin="wide-network reference (N to inf)", metadata=facts)
 
 
 def _fit(

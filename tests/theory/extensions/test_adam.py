@@ -1,0 +1,203 @@
+"""Adam: wide networks against the mean field of one hidden layer and against an ordinary loop; what is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_dmft as dmft
+from tests.reference.ensembles import observables
+from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.theory import solvers
+from torch_dmft.theory.choose import choose
+from torch_dmft.theory.solvers import WideEnsemble, wide_ensemble
+from torch_dmft.theory.solvers.infinite_width import rotated
+
+STEPS, LR = 6, 0.1
+GENERATOR = torch.Generator().manual_seed(11)
+INPUTS = torch.randn(3, 6, dtype=torch.float64, generator=GENERATOR)
+TARGETS = torch.tensor([1.0, -1.5, 0.5], dtype=torch.float64)
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 0.5 * (outputs.squeeze(-1) - targets.squeeze(-1)).square().sum()
+
+
+def pose(**settings: Any) -> dmft.Problem:
+    defaults = {"depth": 1, "loss": half_square, "lr": LR, "steps": STEPS, "optimizer": "adam"}
+    return dmft.Problem.mlp(INPUTS, TARGETS, **{**defaults, **settings})
+
+
+def mean_field(gamma0: float, replicas: int = 8, neurons: int = 2**13) -> dict[str, Tensor]:
+    """Outputs, Phi^1 and G^1 of the last step, one for each replica: one hidden layer, whose neurons meet in f alone.
+
+    Written in unit form, where a weight of the input moves by eta gamma0 / sqrt(D) and one of the readout by eta gamma0 times
+    Adam's direction, which is that of the gradient without its scale 1 / (gamma0 N). Each neuron has a partner with -w, so
+    that f starts at zero, as it does at infinite width.
+    """
+    half = [torch.randn(replicas, neurons, size, dtype=torch.float64, generator=GENERATOR) for size in (6, 1)]
+    weights, readout = torch.cat([half[0], half[0]], 1), torch.cat([half[1], -half[1]], 1)
+    first, second = ([torch.zeros_like(weights), torch.zeros_like(readout)] for _ in range(2))
+    for step in range(STEPS + 1):
+        phi = torch.tanh(weights @ INPUTS.T / math.sqrt(6))
+        outputs = (readout * phi).mean(1) / gamma0
+        g = readout * (1 - phi**2)
+        if step == STEPS:
+            size = 2 * neurons
+            return {"outputs": outputs, "forward.1": phi.mT @ phi / size, "backward.0": g.mT @ g / size}
+        error = outputs - TARGETS
+        gradients = (g * error[:, None]) @ INPUTS, phi @ error[:, :, None]
+        for index, (parameter, gradient) in enumerate(zip((weights, readout), gradients, strict=True)):
+            first[index] = 0.9 * first[index] + 0.1 * gradient
+            second[index] = 0.999 * second[index] + 0.001 * gradient**2
+            m, v = first[index] / (1 - 0.9 ** (step + 1)), second[index] / (1 - 0.999 ** (step + 1))
+            parameter -= LR * gamma0 * m / (v.sqrt() + 1e-8) / (math.sqrt(6) if index == 0 else 1)
+    raise AssertionError
+
+
+def z_scores(problem: dmft.Problem, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    run = dmft.solve(problem, WideEnsemble((32, 64, 128), pairs=40), record=[STEPS])
+    assert 0.2 < run.metadata["chi_squared"] < 3
+    values, errors = observables(run), observables(run.stderr)
+    scores = {}
+    for name, draws in expected.items():
+        variance = draws.var(0) / len(draws) + errors[name][0].reshape(draws.shape[1:]) ** 2
+        scores[name] = (values[name][0].reshape(draws.shape[1:]) - draws.mean(0)) / variance.sqrt()
+    return scores
+
+
+@pytest.mark.parametrize("gamma0", [0.5, 2.0])
+def test_wide_networks_are_the_mean_field_of_one_layer(gamma0: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = mean_field(gamma0)
+    scores = z_scores(pose(gamma0=gamma0), expected)
+    assert max(float(z.abs().max()) for z in scores.values()) <= 5, scores
+    # Adam sees in which coordinates the inputs are given, and is not gradient descent.
+    sgd = z_scores(pose(gamma0=gamma0, optimizer="sgd"), expected)
+    assert max(float(z.abs().max()) for z in sgd.values()) > 5
+    monkeypatch.setattr(wide_ensemble, "rotated", rotated_as_for_sgd)
+    turned = z_scores(pose(gamma0=gamma0), expected)
+    assert max(float(z.abs().max()) for z in turned.values()) > 5
+
+
+def rotated_as_for_sgd(problem: dmft.Problem) -> dmft.Problem:
+    return replace(rotated(replace(problem, optimizer="sgd")), optimizer="adam")
+
+
+def ordinary(
+    width: int, gamma0: float, optimizer: str, generator: torch.Generator, *, weight_decay: float = 0.0, **settings: Any
+) -> tuple[dmft.Trajectory, dmft.Plan, dmft.Probe]:
+    """A network trained as a user would."""
+    model = nn.Sequential(
+        nn.Linear(6, width, bias=False),
+        nn.Tanh(),
+        nn.Linear(width, width, bias=False),
+        nn.Tanh(),
+        nn.Linear(width, 1, bias=False),
+    ).double()
+    plan = dmft.parameterize(model, INPUTS, gamma0=gamma0, generator=generator)
+    rates = settings.pop("rates", optimizer)
+    groups = plan.param_groups(LR, optimizer=rates, weight_decay=weight_decay)
+    probe = dmft.Probe(INPUTS, TARGETS)
+    recorder = dmft.Recorder(plan, probe, schedule=[0, STEPS], loss=half_square)
+    training = OPTIMIZERS[optimizer](groups, **settings)
+    with recorder.attach(training):
+        for _ in range(STEPS):
+            training.zero_grad()
+            half_square(model(INPUTS), TARGETS).backward()
+            training.step()
+    return recorder.trajectory(), plan, probe
+
+
+@pytest.mark.parametrize(("gamma0", "optimizer", "weight_decay"), [(0.5, "adam", 0.0), (2.0, "adamw", 1.0)])
+def test_wide_networks_are_those_of_an_ordinary_loop(
+    gamma0: float, optimizer: str, weight_decay: float, generator: torch.Generator
+) -> None:
+    """Means of widths n < N are a + b/n and a + b/N, so that (N y_N - n y_n) / (N - n) is a, up to O(1/(n N))."""
+    narrow, wide, seeds = 128, 1024, {128: 64, 1024: 8}
+    means, errors = {}, {}
+    for width, count in seeds.items():
+        runs = [
+            observables(ordinary(width, gamma0, optimizer, generator, weight_decay=weight_decay)[0])
+            for _ in range(count)
+        ]
+        for name in ("outputs", "forward.1", "forward.2", "backward.0", "backward.1"):
+            draws = torch.stack([run[name][-1] for run in runs])
+            means[name, width] = draws.mean(0)
+            errors[name, width] = (draws.var(0) / count).sqrt()
+    problem = pose(depth=2, gamma0=gamma0, optimizer=optimizer, weight_decay=weight_decay)
+    run = dmft.solve(problem, WideEnsemble((32, 64, 128), pairs=60), record=[STEPS])
+    assert run.origin == "wide-network reference (N to inf)"
+    assert run.metadata["kind"] == "wide-network reference, not DMFT"
+    assert 0.2 < run.metadata["chi_squared"] < 3
+    found, own = observables(run), observables(run.stderr)
+    share = wide / (wide - narrow)
+    for name in dict.fromkeys(name for name, _ in means):
+        limit = share * means[name, wide] - (share - 1) * means[name, narrow]
+        variance = (share * errors[name, wide]) ** 2 + ((share - 1) * errors[name, narrow]) ** 2
+        z = (found[name][0] - limit) / (variance + own[name][0] ** 2).sqrt()
+        assert float(z.abs().max()) <= 5, name
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_who_has_no_theory_of_it_says_so(optimizer: str) -> None:
+    problem = pose(depth=2, optimizer=optimizer)
+    for name in solvers.__all__:
+        solver = solvers.FiniteWidth(32) if name == "FiniteWidth" else getattr(solvers, name)()
+        if name != "WideEnsemble":
+            with pytest.raises(UnsupportedProblemError, match=rf"{name} trains by SGD.*WideEnsemble"):
+                dmft.solve(problem, solver)
+    solver, why = choose(problem)
+    assert isinstance(solver, WideEnsemble)
+    assert "Adam" in why
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"optimizer": "Adam"}, "one of sgd, adam, adamw"),
+        ({"momentum": 0.9}, "its betas"),
+        ({"temperature": 0.1}, "Langevin noise"),
+        ({"weight_decay": 0.1}, "adamw"),
+    ],
+)
+def test_settings_without_a_limit_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidInputError, match=told):
+        pose(**settings)
+
+
+def test_a_run_with_adam_is_compared_with_its_own_prediction(generator: torch.Generator) -> None:
+    measured, plan, probe = ordinary(256, 1.0, "adamw", generator, weight_decay=0.5)
+
+    def predicted(**settings: Any) -> dmft.Trajectory:
+        problem = dmft.Problem.like(plan, probe, lr=LR, steps=STEPS, loss=half_square, **settings)
+        solver = WideEnsemble((32, 64), pairs=4) if "optimizer" in settings else solvers.StaticNTK()
+        return dmft.solve(problem, solver, record=[0, STEPS])
+
+    reference = predicted(optimizer="adamw", weight_decay=0.5)
+    comparison = dmft.compare(measured, reference)
+    assert "wide-network reference" in comparison.verdict
+    found = comparison.deviations[0].layers[1].forward  # one network scatters by a few / sqrt(N)
+    assert bool((found.relative_error <= 5 * found.relative_error_stderr + 5 / 256**0.5).all())
+    others = {
+        "had weight decay True": (measured, predicted(optimizer="adamw")),
+        "trained by AdamW, and the prediction is for Adam": (measured, predicted(optimizer="adam")),
+        "trained by AdamW, and the prediction is for SGD": (measured, predicted(weight_decay=0.5)),
+        "trained by SGD, and the prediction is for AdamW": (ordinary(256, 1.0, "sgd", generator)[0], reference),
+        "had betas 0.5, 0.999": (
+            ordinary(256, 1.0, "adamw", generator, weight_decay=0.5, betas=(0.5, 0.999))[0],
+            reference,
+        ),
+        "learning rates are not those": (
+            ordinary(256, 1.0, "adamw", generator, weight_decay=0.5, rates="sgd")[0],
+            reference,
+        ),
+    }
+    for told, (network, prediction) in others.items():
+        with pytest.raises(InvalidInputError, match=told):
+            dmft.compare(network, prediction)

@@ -33,9 +33,10 @@ class Population(nn.Module):
     - ``"network"``: latents are plain i.i.d. Gaussians. The lazily sampled network is then *exactly* an ordinary network of
       width S in law.
     - ``"limit"``: the first latents are scrambled Sobol points, and each latent is made orthogonal, over the S neurons, to the
-      constant vector, to all earlier latents and to all past variables (``observe``), and has second moment one. The averages
-      that vanish in the infinite-width limit then vanish exactly and only higher moments fluctuate. Linear networks become
-      exact. When the known vectors fill their share of the S dimensions, later latents are plain.
+      constant vector and to all earlier latents, and has second moment one. The averages of theirs that vanish in the
+      infinite-width limit then vanish exactly and only higher moments fluctuate. Linear networks become exact. When the
+      known vectors fill half of the S dimensions, later latents are plain. (Making latents orthogonal to features
+      and gradients as well was tried: it costs more and gains nothing.)
 
     Args:
         size: S.
@@ -43,8 +44,6 @@ class Population(nn.Module):
         generator: source of randomness.
         quasi: whether the first latents are Sobol points. Distant points of a sequence depend on each other, so neurons that
             meet each other directly, as the heads of one width may, need independent ones.
-        share: largest share of the S dimensions that known vectors may fill. Being orthogonal to k vectors makes a latent
-            smaller on the neurons where these are large, which biases averages by less than k/S.
     """
 
     def __init__(
@@ -56,10 +55,8 @@ class Population(nn.Module):
         dtype: torch.dtype,
         device: torch.device | str,
         quasi: bool = True,
-        share: float = 1 / 2,
     ) -> None:
         super().__init__()
-        self.capacity = int(share * size)
         self.size, self.law, self.generator = size, law, generator
         self.drawn = 0
         self.full = law != "limit"
@@ -74,8 +71,8 @@ class Population(nn.Module):
             self._sobol = SobolEngine(_SOBOL_DIMENSIONS, scramble=True, seed=seed).draw(size, dtype=torch.float64).T
 
     def can_match(self, count: int) -> bool:
-        """Whether the next ``count`` latents will be orthogonal to everything known, and all past variables are known."""
-        return not self.full and self.known.count + count <= self.capacity
+        """Whether the next ``count`` latents will be orthogonal to everything known."""
+        return not self.full and self.known.count + count <= self.size // 2
 
     def draw(self, count: int) -> Float[Tensor, "count size"]:
         """``count`` fresh latents, N(0, 1) per neuron."""
@@ -97,19 +94,12 @@ class Population(nn.Module):
     def _since_cleared(self, latents: Tensor) -> Tensor:
         return project_off(latents, self.known.rows[self._cleared :])
 
-    def observe(self, variables: Float[Tensor, "m size"]) -> Float[Tensor, " m"]:
-        """Make later latents orthogonal to these variables, which are of unit norm.
-
-        Returns:
-            The part of each variable's squared norm outside of the span of everything known before; 1 without matching.
-        """
+    def observe(self, variables: Float[Tensor, "m size"]) -> None:
+        """Make later latents orthogonal to these variables, which are of unit norm."""
         self.full = not self.can_match(len(variables))
-        if self.full:
-            return variables.new_ones(len(variables))
-        residual = project_off(variables, self.known.rows)
-        directions = new_directions(residual, self.known.rows, _NEW_DIRECTION)
-        self.known.append(directions)
-        return residual.square().sum(1)
+        if not self.full:
+            residual = project_off(variables, self.known.rows)
+            self.known.append(new_directions(residual, self.known.rows, _NEW_DIRECTION))
 
     def _raw(self, count: int) -> Tensor:
         """Gaussians before any matching: Sobol points first, then independent draws."""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torch_dmft.theory.infinite.latents import Population
-from torch_dmft.theory.infinite.rows import Rows, inner, new_directions, project_off
+from torch_dmft.theory.infinite.rows import Rows, inner, new_directions
 
 
 class Side(nn.Module):
@@ -86,20 +86,11 @@ class GaussianMatrix(nn.Module):
         return torch.cat([coordinates, inner(x, directions)], dim=1)
 
     def _extend(self, directions: Tensor, side: Side, other: Side) -> None:
-        unknown = side.population.observe(directions)
         count = len(directions) * self.copies
-        matched = side.image_population.can_match(count)
-        fresh = side.image_population.draw(count)
-        if matched:
-            # Orthogonal to Q' already, but longer than what a projection leaves. The responses to the known images hold a
-            # noise that makes up for the difference, less what matching has taken from it.
-            excess = (unknown * (other.basis.count / side.image_population.size)).repeat_interleave(self.copies)
-            fresh = fresh * (1 - excess).sqrt().unsqueeze(1) if self.responses else fresh
-        else:
-            fresh = project_off(fresh, other.basis.rows)
-        images = self.scale * fresh
+        images = self.scale * side.image_population.draw(count)
         if self.responses:
             known = inner(directions, other.images.rows).unflatten(1, (other.basis.count, self.copies))
-            images = torch.addmm(images, known.mT.reshape(count, -1), other.basis.rows)
+            known = known.mT.reshape(count, -1) - inner(images, other.basis.rows)
+            images.addmm_(known, other.basis.rows)
         side.basis.append(directions)
         side.images.append(images)

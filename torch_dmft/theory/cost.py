@@ -49,7 +49,7 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -
     convolution are rows. One step costs 2 S n [(2 k + k') + B (2 k' + k)] operations per hidden matrix: coordinates, image
     and learned part, forward and in B backward passes: one for each output in steps that are recorded, and one for the
     update, which a recorded step of a chain need not repeat. A convolution has an image for each of its taps. Finding the
-    directions costs 8 S (k + k')^2 in all, a few rows at a time. Minibatches and momentum explore up to three times more.
+    directions costs 4 S (k + k')^2 in all. Minibatches and momentum explore up to three times more.
 
     Args:
         problem: the problem.
@@ -71,11 +71,11 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -
         features = min(neurons, read * (steps + 1), math.ceil(0.6 * read * per_row))
         rank = max(rank, gradients, features)
         full = full or rank >= neurons // 2
-        held = neurons * (features + gradients) * (1 + matrix.taps) * 2  # the populations know them too
-        memory += (held + matrix.taps * features * gradients) * element
+        held = neurons * (features + gradients) * (1 + 2 * matrix.taps)  # the populations know the images too
+        memory += (2 * held + matrix.taps * features * gradients) * element  # room doubles when it is full
         forward = features * read + (matrix.taps * features + gradients) * written
         backward = gradients * written + (matrix.taps * gradients + features) * read
-        flops += 2.0 * (forward + backward_passes * backward) * (steps + 1) + 8.0 * (features + gradients) ** 2
+        flops += 2.0 * (forward + backward_passes * backward) * (steps + 1) + 4.0 * (features + gradients) ** 2
     flops *= neurons * replicas
     rows = problem.samples * min((matrix.read for matrix in matrices), default=1)
     speed = min(_PEAK, _PER_ROW * rows) * 4 / element

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from torch_dmft.architecture.roles import Architecture, DotProduct
+from torch_dmft.architecture.roles import DotProduct
 from torch_dmft.architecture.rules import remedy, rule
 from torch_dmft.architecture.trace import Trace
 from torch_dmft.core.errors import Place
@@ -83,7 +83,7 @@ def _tied(model: nn.Module) -> list[Place]:
     ]
 
 
-def followed(trace: Trace, model: nn.Module, refused: set[str], like: Architecture | None) -> list[Place]:
+def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:
     """What came out wrong in the forward pass: parameters never reached, sums over widths that have no limit."""
     places = list(trace.places)
     for name, parameter in model.named_parameters():
@@ -97,22 +97,20 @@ def followed(trace: Trace, model: nn.Module, refused: set[str], like: Architectu
                 Place(path, reason, "not yet; give all projections one width and split each into the same heads")
             )
     places.extend(place for label, place in trace.must_be_fixed if trace.axes.is_width(label))
-    products = dot_products(trace)
-    others = [None] * len(products) if like is None else like.dot_products
-    if len(others) != len(products):
-        reason = f"it takes {len(products)} dot products over widths here, and {len(others)} at another width"
-        places.append(Place("(model)", reason, "let the width change sizes only"))
-    places.extend(place for product, other in zip(products, others, strict=False) for place in _scale(product, other))
     return list(dict.fromkeys(places))
 
 
-def dot_products(trace: Trace) -> tuple[DotProduct, ...]:
-    """The sums of products that run over a width."""
-    return tuple(product for label, product in trace.dot_products if trace.axes.is_width(label))
+def scaled(products: tuple[DotProduct, ...], others: tuple[DotProduct, ...] | None) -> list[Place]:
+    """What is wrong with the factors of dot products: in comparison with those at another width, or else by their look."""
+    if others is None:
+        return [place for product in products for place in _scaled(product, None)]
+    if len(others) != len(products):
+        reason = f"it takes {len(products)} dot products over widths here, and {len(others)} at another width"
+        return [Place("(model)", reason, "let the width change sizes only")]
+    return [place for product, other in zip(products, others, strict=True) for place in _scaled(product, other)]
 
 
-def _scale(product: DotProduct, other: DotProduct | None) -> Iterator[Place]:
-    """What is wrong with the factor of a dot product: by comparison with another width, or else by how it looks at one."""
+def _scaled(product: DotProduct, other: DotProduct | None) -> Iterator[Place]:
     where, size, factor = product.path or "(model)", product.size, product.factor
     over = f"`{product.function}` over a width, here {size} neurons,"
     root = math.sqrt(size)
@@ -129,5 +127,5 @@ def _scale(product: DotProduct, other: DotProduct | None) -> Iterator[Place]:
 
 _DIVIDE = (
     "divide by the width d of a head instead: scaled_dot_product_attention(q, k, v, scale=1 / q.shape[-1]) or "
-    "q @ k.mT / q.shape[-1], times any constant (if only that constant makes it look so, build the model at another width)"
+    "q @ k.mT / q.shape[-1], times any constant"
 )

@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torch_dmft.architecture.axes import Label
-from torch_dmft.architecture.check import can_run, dot_products, followed, standing
+from torch_dmft.architecture.check import can_run, followed, scaled, standing
 from torch_dmft.architecture.roles import Architecture, Layer, Role, Vector
 from torch_dmft.architecture.rules import Weight, rule
 from torch_dmft.architecture.trace import Trace, Use
 from torch_dmft.architecture.watch import Example, watch
+from torch_dmft.architecture.widen import WIDENED, materialise, widened
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 
 Roles = Mapping[str, Role | str]
@@ -39,7 +40,8 @@ def describe(
         example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         roles: for module paths or names of weights, roles that overrule what is found.
         like: the architecture of this model at another width. Dot products over a width, the scores of attention, are then
-            refused unless their factors at both widths are as 1/width; without it, if their factor is 1 or 1/sqrt(width).
+            refused unless their factors at both widths are as 1/width. Without it they are refused if their factor is 1 or
+            1/sqrt(width) here, and no other multiple of 1/width in a copy of twice the width.
 
     Returns:
         The architecture; its layers are in the order of the forward pass.
@@ -55,9 +57,11 @@ def describe(
         raise UnsupportedModelError(_REFUSAL, places)
     batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None)]
     trace = watch(model, example_input, refused)
-    places += followed(trace, model, refused, like)
+    places += followed(trace, model, refused)
+    products = tuple(product for label, product in trace.dot_products if trace.axes.is_width(label))
+    suspects = scaled(products, None if like is None else like.dot_products)
     if places:  # roles found past an unknown operation would only be misleading
-        raise UnsupportedModelError(_REFUSAL, places)
+        raise UnsupportedModelError(_REFUSAL, places + suspects)
 
     given = _given(trace, roles or {})
     layers = tuple(_layer(model, trace, path, use, given.get(path), places) for path, use in trace.uses.items())
@@ -72,17 +76,34 @@ def describe(
             Place("(model)", "no weight leads from a width to the output", "end the model with a readout layer")
         )
     if places:
-        raise UnsupportedModelError(_REFUSAL, places)
+        raise UnsupportedModelError(_REFUSAL, places + suspects)
     # A chain is data, weights and at most one known activation between two of them.
     is_chain = re.fullmatch("r*(La?)+Lr*", trace.letters) is not None and trace.letters.count("L") == len(layers)
-    return Architecture(
+    found = Architecture(
         layers,
         vectors,
         is_chain,
         row_independent=not (batch_norms or trace.mixes_rows),
-        dot_products=dot_products(trace),
+        dot_products=products,
         has_parts=trace.axes.has_splits,
     )
+    if suspects and (like is not None or not _falls_like_one_over_width(model, found, example_input)):
+        raise UnsupportedModelError(_REFUSAL, suspects)
+    return found
+
+
+def _falls_like_one_over_width(model: nn.Module, found: Architecture, example_input: Example) -> bool:
+    """Whether factors of dot products that look wrong at this width are right ones, as the model shows at twice the width."""
+    owners = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    if not all(isinstance(module, WIDENED) for module in owners):
+        return False
+    try:
+        wide = widened(model, found, 2 * found.width)
+        materialise(wide, next(model.parameters()))
+        describe(wide, example_input, like=found)
+    except (UnsupportedModelError, InvalidInputError):
+        return False
+    return True
 
 
 _REFUSAL = "This model cannot be scaled as it is:"

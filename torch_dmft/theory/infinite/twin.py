@@ -13,18 +13,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from torch_dmft.architecture import Architecture, Layer, Role, Vector, describe
 from torch_dmft.architecture.rules import Weight, rule
+from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.parameterization import ParameterRule, Plan, mean_field, parameter_rules
 from torch_dmft.theory.infinite.conv import InfiniteConv
 from torch_dmft.theory.infinite.latents import Population
 from torch_dmft.theory.infinite.layers import InfiniteLinear, InfiniteReadout
-from torch_dmft.theory.infinite.widen import (
-    has_composite_axes,
-    materialise,
-    refuse_unsupported,
-    rows_per_sample,
-    widened,
-)
+from torch_dmft.theory.infinite.widen import refuse_unsupported, rows_per_sample
 
 _TEMPLATE_WIDTH = 240
 """Width at which the model of a factory is looked at: small, and a multiple of most numbers of heads."""

@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 
 from torch_dmft.architecture import Role, describe
+from torch_dmft.architecture.widen import NORMS, materialise, widened
 from torch_dmft.parameterization import ParameterRule, Plan, mean_field, parameter_rules
-from torch_dmft.theory.infinite.widen import NORMS, materialise, refuse_unwidenable, widened
+from torch_dmft.theory.infinite.widen import refuse_unwidenable
 from torch_dmft.theory.problem import Problem
 
 _MATRICES = (Role.INPUT, Role.HIDDEN)

@@ -32,7 +32,7 @@ def _twin(chain: Chain) -> Plan:
 def _trained_a_little(plan: Plan) -> None:
     """So that every parameter, the learned parts of the twin too, is something else than zero."""
     for step in range(3):
-        one = ChainPass(subject_of(plan, INPUTS), INPUTS)
+        one = ChainPass(Passes(subject_of(plan, INPUTS)), INPUTS)
         one.backward(torch.sin(one.outputs + step))
         with torch.no_grad():
             for rule in plan.rules:

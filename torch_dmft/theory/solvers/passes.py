@@ -42,16 +42,17 @@ class Passes:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.layouts: Layouts | None = None
-        layers = subject.architecture.layers
-        modules = [subject.model.get_submodule(layer.path) for layer in layers]
-        self.written_out = subject.architecture.is_chain and all(
-            isinstance(m, nn.Linear | InfiniteLinear) for m in modules
-        )
+        self.weights = [
+            (layer, subject.model.get_submodule(layer.path), layer.activation or "linear")
+            for layer in subject.architecture.layers
+        ]
+        linear = all(isinstance(module, nn.Linear | InfiniteLinear) for _, module, _ in self.weights)
+        self.written_out = subject.architecture.is_chain and linear
 
     def __call__(self, inputs: Tensor, *, measured: bool) -> Pass:
         """Run the model; ``measured`` tells whether ``measure`` will be called."""
         if self.written_out and inputs.ndim == 2:
-            return ChainPass(self.subject, inputs)
+            return ChainPass(self, inputs)
         return AutogradPass(self, inputs, measured=measured)
 
 
@@ -116,13 +117,12 @@ class ChainPass:
     """
 
     @torch.no_grad()
-    def __init__(self, subject: Subject, inputs: Tensor) -> None:
-        self.subject = subject
+    def __init__(self, passes: Passes, inputs: Tensor) -> None:
+        self.subject = passes.subject
         self._weights: list[_Weight] = []
         x = inputs
-        for layer in subject.architecture.layers:
-            module, phi = subject.model.get_submodule(layer.path), activation(layer.activation or "linear")
-            c = None
+        for layer, module, name in passes.weights:
+            phi, c = activation(name), None
             if isinstance(module, InfiniteLinear):
                 h, c, _ = module.forward_rows(x)
                 h = h if module.bias is None else h.add_(module.bias)

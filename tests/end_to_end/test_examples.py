@@ -66,3 +66,13 @@ def test_cnn_widths(capsys):
     assert wide.deviations[0].layers[-1].forward.relative_error[-1] < 0.25
     assert wide.deviations[0].layers[-1].forward.alignment[-1] > 0.99
     assert "network (N=128) against network (N=512)" in capsys.readouterr().out
+
+
+def test_transformer(capsys):
+    comparison, attention = example("transformer")(["--heads", "2", "--steps", "50", "--neurons", "512"])
+    (theory,) = comparison.deviations
+    assert theory.layers[-1].forward.alignment[-1] > 0.95
+    assert theory.losses.rms[-1] < 0.1
+    assert attention.shape == (2,)
+    assert attention.mean() > 0.35  # 1/4 when it begins
+    assert "attention to the marked token" in capsys.readouterr().out

@@ -51,8 +51,9 @@ def infinite_width(
     """The infinite-width twin of a model: the same module with ``neurons`` neurons per width and lazily sampled weights.
 
     Hidden ``nn.Linear`` layers become ``InfiniteLinear``, hidden convolutions ``InfiniteConv``, the readout
-    ``InfiniteReadout``. Everything else (activations, pooling, residual sums, LayerNorm, RMSNorm) is the model's own code,
-    whose averages over neurons run over the sample. Train ``plan.model`` with ``plan.param_groups(lr)`` and
+    ``InfiniteReadout``. Everything else (activations, pooling, residual sums, LayerNorm, RMSNorm, attention) is the model's
+    own code, whose averages over neurons run over the sample; factors of scores have to fall like 1/width between the model
+    and one of twice its width. Train ``plan.model`` with ``plan.param_groups(lr)`` and
     ``torch.optim.SGD``; measure it with ``Recorder(plan, probe)``.
 
     Convolutions meet new directions with every pixel: allow for them with ``rank``. A layer that has met as many as it has

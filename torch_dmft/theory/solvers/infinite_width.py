@@ -37,11 +37,12 @@ class InfiniteWidth:
 
     Assumes N -> infinity at fixed data, steps and gamma0. Any loss, several outputs, minibatches, momentum, weight decay
     (outside of the momentum: theta <- (1 - eta lambda) theta - eta gamma0^2 N v), biases, gains, unequal widths, residual
-    sums, LayerNorm and RMSNorm. Cost O(S P k) per step and hidden matrix, where the rank k (about 50 to 200 for smooth
-    activations) hardly grows with the steps; memory O(S k). The error falls like 1/sqrt(S R).
+    sums, LayerNorm, RMSNorm and attention with a fixed number of heads. Cost O(S P k) per step and hidden matrix, where the
+    rank k (about 50 to 200 for smooth activations) hardly grows with the steps; memory O(S k). The error falls like
+    1/sqrt(S R).
 
     Convolutions are covered, at a rank that grows with the pixels; ``metadata["saturated"]`` tells where it met S, so that
-    the answer is one for networks of S channels. Refuses layers that ``infinite_width`` refuses (BatchNorm, attention).
+    the answer is one for networks of S channels. Refuses layers that ``infinite_width`` refuses (BatchNorm, embeddings).
 
     Args:
         neurons: S, neurons per replica and width.

@@ -19,6 +19,7 @@ from torch_dmft.theory.infinite.widen import refuse_unwidenable
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import track
 from torch_dmft.theory.solvers.infinite_width import renamed, rotated
+from torch_dmft.theory.solvers.matched_start import match_moments, matchable
 from torch_dmft.theory.solvers.networks import initialise, langevin_noise, negate_readout, network_of
 from torch_dmft.theory.solvers.replicas import average
 from torch_dmft.theory.solvers.training import optimizer_of, train_and_record
@@ -33,14 +34,17 @@ class WideEnsemble:
 
     .. math:: y(N) = a + b / N + \text{noise of variance} \propto 1 / N ,
 
-    fitted by least squares with weights proportional to N; a is the answer. As the weights do not look at the data, a is
+    fitted by least squares with weights proportional to N; a is the answer. As these weights do not look at the data, a is
     a fixed linear combination of means, without bias beyond O(1/N^2), and its standard error is exact error propagation.
+
+    The initial input weights, biases and readout have matched moments over the neurons (``match_moments``) where their columns
+    number at most a quarter of the smallest width, else all are plain Gaussians. That leaves a and changes b, and standard
+    errors of outputs and NTK are 0.5 to 0.6 of those without it for two layers of tanh, about 0.85 for three of ReLU.
 
     No theory of the layers is needed, so that this takes whatever can be built and trained at another width:
     convolutions, Adam and AdamW, Langevin noise (that of the readout has opposite signs in a pair), and BatchNorm (trained in
     train mode, recorded in eval mode, as ``Recorder`` does). Under Adam the NTK is that of SGD still, and does not say how the
-    outputs move. Refuses dropout, grouped convolutions other than depthwise ones, and
-    modules with parameters of another kind.
+    outputs move. Refuses dropout, grouped convolutions other than depthwise ones, and modules with parameters of another kind.
 
     The answer's metadata hold ``chi_squared``, the squared residual of the fit in units of its error, averaged over all
     numbers, per degree of freedom. It is about 1 if the widths are large enough for a straight line in 1/N; entries are
@@ -83,12 +87,14 @@ class WideEnsemble:
         """Train pairs of networks at every width and extrapolate; see ``solve``."""
         generator = self.generator or torch.Generator().manual_seed(0)
         posed = rotated(problem)
+        which: tuple[bool, ...] | None = None
         widths, estimates = [], []
         for width in sorted(set(self.widths)):
             plan = network_of(posed, width)
+            which = matchable(plan) if which is None else which  # of the smallest width
             pairs = []
             for _ in track(range(self.pairs), f"pairs of networks of width {plan.width}", progress=progress):
-                pairs.append(_train_pair(posed, plan, record, generator, two_time=two_time))
+                pairs.append(_train_pair(posed, plan, record, generator, which, two_time=two_time))
             widths.append(plan.width)
             estimates.append(average(pairs, origin=plan.origin, metadata={"width": plan.width}))
         answer = extrapolate(widths, estimates)
@@ -148,10 +154,17 @@ def _mean_of_all(run: Trajectory) -> float:
 
 
 def _train_pair(
-    problem: Problem, plan: Plan, record: Tensor, generator: torch.Generator, *, two_time: bool
+    problem: Problem,
+    plan: Plan,
+    record: Tensor,
+    generator: torch.Generator,
+    matched: Sequence[bool],
+    *,
+    two_time: bool,
 ) -> Trajectory:
     """The mean of a network and of the same network with the opposite readout, also in the noise."""
     initialise(plan, generator)
+    match_moments(plan, matched)
     start = {name: value.clone() for name, value in plan.model.state_dict().items()}
     state, runs = generator.get_state(), []
     for negated in (False, True):

@@ -112,6 +112,22 @@ def test_axes_that_were_cut_in_other_ways_are_derived(model: nn.Module) -> None:
     assert found.layers[-2].out_axis is not None
 
 
+def test_norms_of_queries_and_keys_act_on_the_width_of_a_head() -> None:
+    class Normed(Attends):
+        def __init__(self) -> None:
+            super().__init__(lambda model, x: merge(model.mix(*heads(model, x))))
+            self.norm_q, self.norm_k = nn.RMSNorm(HEAD), nn.LayerNorm(HEAD)
+
+        def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k = self.norm_q(q), self.norm_k(k)
+            return F.scaled_dot_product_attention(q, k, v, scale=1 / HEAD, is_causal=True)
+
+    found = describe(Normed(), torch.randn(3, TOKENS, FEATURES))
+    assert [vector.size for vector in found.vectors] == [HEAD] * 3
+    assert len({vector.axis for vector in found.vectors} - {None}) == 1
+    assert len(found.dot_products) == 1
+
+
 def test_attention_over_data_features_needs_no_scale() -> None:
     class Pools(nn.Module):
         def __init__(self) -> None:

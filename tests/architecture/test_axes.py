@@ -96,3 +96,41 @@ def test_derived_of_data_is_data() -> None:
     assert not axes.is_width(whole)
     assert axes.derived([None, None]) is None
     assert axes.derived([SAMPLE, None]) == SAMPLE
+
+
+def test_parts_side_by_side_are_the_whole_again() -> None:
+    axes = Axes()
+    whole = axes.new()
+    heads, entries = axes.split(whole, (2,))
+    assert axes.split(whole, (2,)) == (heads, entries)
+    assert axes.joined((heads, entries)) == whole
+    assert axes.joined((entries, heads)) != whole  # another order of the neurons
+    axes.settle()
+    assert axes.is_width(entries)
+    assert not axes.is_width(heads)
+    assert axes.has_splits
+
+
+def test_wholes_whose_parts_meet_are_one_width() -> None:
+    axes = Axes()
+    wholes = [axes.new() for _ in range(4)]
+    parts = [axes.split(whole, (count,)) for whole, count in zip(wholes, (2, 2, 4, 2), strict=True)]
+    axes.unify(parts[0][1], parts[1][1])
+    assert axes.root(wholes[0]) == axes.root(wholes[1])
+    assert not axes.meets_parts_of_others(wholes[0])
+    axes.unify(parts[2][1], parts[3][1])  # as many neurons in a head, but other numbers of heads
+    assert axes.root(wholes[2]) != axes.root(wholes[3])
+    assert axes.meets_parts_of_others(wholes[2])
+    assert axes.meets_parts_of_others(wholes[3])
+
+
+@pytest.mark.parametrize("which", ["whole", "entries"])
+def test_what_fixes_a_width_fixes_its_parts_and_conversely(which: str) -> None:
+    axes = Axes()
+    whole = axes.new()
+    _, entries = axes.split(whole, (3,))
+    axes.unify({"whole": whole, "entries": entries}[which], None)
+    axes.settle()
+    assert not axes.is_width(whole)
+    assert not axes.is_width(entries)
+    assert not axes.has_splits

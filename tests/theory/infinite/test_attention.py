@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -178,3 +179,28 @@ def test_one_projection_for_all_is_the_same_theory(batch) -> None:
     for mine, theirs in (("outputs", "outputs"), ("forward.2", "forward.4"), ("forward.5", "forward.7")):
         z = (one[mine] - other[theirs]) / (error[mine] ** 2 + small[theirs] ** 2 + 1e-10).sqrt()
         assert float(z.abs().max()) < 5, mine
+
+
+@cache
+def two_blocks() -> tuple[dmft.Problem, dmft.Trajectory]:
+    """Two blocks whose norms are trained, with momentum and weight decay; and wide networks."""
+    inputs, targets = transformer.data(5, torch.Generator().manual_seed(2))
+    plan = dmft.parameterize(transformer.Transformer(16, blocks=2, scale=2.0), inputs)
+    settings = {"lr": 0.02, "steps": 10, "momentum": 0.5, "weight_decay": 0.1}
+    problem = dmft.Problem.like(plan, dmft.Probe(inputs, targets), **settings)
+    return problem, dmft.solve(problem, dmft.solvers.WideEnsemble((64, 128, 256), pairs=64), record=[0, 10])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("responses", [True, False])
+def test_two_blocks_agree_with_wide_ones(responses: bool) -> None:
+    problem, wide = two_blocks()
+    solver = dmft.solvers.InfiniteWidth if responses else WithoutResponses
+    mine = dmft.solve(problem, solver(NEURONS, REPLICAS), record=[0, 10])
+    theirs, errors, own = (observables(run) for run in (wide, wide.stderr, mine.stderr))
+    z = {
+        name: float(((values - theirs[name]) / (errors[name] ** 2 + own[name] ** 2 + 1e-12).sqrt()).abs().max())
+        for name, values in observables(mine).items()
+    }
+    assert (max(z.values()) < 5) is responses, z
+    assert mine.losses[-1] < 0.8 * mine.losses[0]

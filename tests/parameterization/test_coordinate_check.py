@@ -71,7 +71,7 @@ def test_updates_of_a_convolutional_network(optimizer, lr, generator) -> None:
     assert check.passed, str(check)
 
 
-@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adam", 0.03)])
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), pytest.param("adam", 0.03, marks=pytest.mark.long)])
 @pytest.mark.parametrize("power", [1.0, 0.5])
 def test_updates_of_a_transformer_need_scores_over_d(power, optimizer, lr, generator) -> None:
     inputs, targets = transformer.data(6, generator)

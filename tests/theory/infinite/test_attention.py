@@ -174,7 +174,7 @@ def test_one_projection_for_all_is_the_same_theory(batch) -> None:
         model.blocks[0].attention = attention(16)
         plan = dmft.parameterize(model, batch[0])
         problem = dmft.Problem.like(plan, dmft.Probe(*batch), lr=0.1, steps=6)
-        found.append(dmft.solve(problem, dmft.solvers.InfiniteWidth(1024, 4), record=[0, 6]))
+        found.append(dmft.solve(problem, dmft.solvers.InfiniteWidth(512, 4), record=[0, 6]))
     (one, error), (other, small) = ((observables(run), observables(run.stderr)) for run in found)
     for mine, theirs in (("outputs", "outputs"), ("forward.2", "forward.4"), ("forward.5", "forward.7")):
         z = (one[mine] - other[theirs]) / (error[mine] ** 2 + small[theirs] ** 2 + 1e-10).sqrt()

@@ -28,13 +28,13 @@ class Settings:
     depth: int = 3
     lr: float = 0.01
     neurons: int = 8192
-    replicas: int = 2
+    replicas: int = 5
     every: int = 10
     threads: int = 2
 
 
 FULL = Settings()
-QUICK = Settings(samples=8, steps=4, neurons=256, every=2, threads=1)
+QUICK = Settings(samples=8, steps=4, neurons=256, replicas=2, every=2, threads=1)
 
 
 def run(settings: Settings, say: Say) -> dict[str, Any]:

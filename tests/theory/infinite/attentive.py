@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from tests.reference.ensembles import Estimate, Limit, fit
+from tests.reference.ensembles import Limit, fit
+from tests.reference.pairs import descend, estimate, gram
 from tests.transformer import HEADS
 
 MATRICES = ("embed", "q", "k", "v", "out", "up", "down")
@@ -82,17 +83,8 @@ def train(
             now["ntk"] = torch.stack([values for name, values in now.items() if name.startswith("ntk.")]).sum(0)
             for name, values in now.items():
                 found.setdefault(name, []).append(values.detach())
-        gradients = torch.autograd.grad(losses.sum(), list(theta.values()))
-        with torch.no_grad():
-            for parameter, gradient in zip(theta.values(), gradients, strict=True):
-                parameter -= lr * rate * gradient
+        descend(theta.values(), losses, lr * rate)
     return {name: torch.stack(values, dim=1) for name, values in found.items()}
-
-
-def gram(rows: Tensor) -> Tensor:
-    """Sums over everything but network and sample: ``(network, sample, sample)``."""
-    flat = rows.flatten(2)
-    return flat @ flat.mT
 
 
 def limit(inputs: Tensor, targets: Tensor, networks: Mapping[int, int], **settings: object) -> Limit:
@@ -104,8 +96,8 @@ def limit(inputs: Tensor, targets: Tensor, networks: Mapping[int, int], **settin
             train(inputs, targets, width, min(at_once, count - start), **settings)  # type: ignore[arg-type]
             for start in range(0, count, at_once)
         ]
-        draws = {name: torch.cat([p[name].unflatten(0, (2, -1)).mean(0) for p in parts]).double() for name in parts[0]}
-        mean = {name: values.mean(0) for name, values in draws.items()}
-        stderr = {name: values.std(0) / math.sqrt(len(values)) + 1e-6 for name, values in draws.items()}
-        estimates.append(Estimate(width, count // 2, mean, stderr))
+        # A part holds whole pairs, so its halves belong to the halves of the ensemble.
+        halves = [{name: values.unflatten(0, (2, -1)) for name, values in part.items()} for part in parts]
+        joined = {name: torch.cat([half[name] for half in halves], dim=1).flatten(0, 1) for name in halves[0]}
+        estimates.append(estimate(width, joined))
     return fit(estimates)

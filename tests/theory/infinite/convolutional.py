@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
-from tests.reference.ensembles import Estimate, Limit, fit
+from tests.reference.ensembles import Limit, fit
+from tests.reference.pairs import descend, estimate, gram
 
 
 def module(width: int, *, flat: bool = False) -> nn.Module:
@@ -81,17 +82,8 @@ def train(
         }
         for name, values in now.items():
             found.setdefault(name, []).append(values.detach())
-        gradients = torch.autograd.grad(losses.sum(), list(theta.values()))
-        with torch.no_grad():
-            for parameter, gradient in zip(theta.values(), gradients, strict=True):
-                parameter -= lr * rate * gradient
+        descend(theta.values(), losses, lr * rate)
     return {name: torch.stack(values, dim=1) for name, values in found.items()}
-
-
-def gram(rows: Tensor) -> Tensor:
-    """Sums over everything but network and sample: ``(network, sample, sample)``."""
-    flat = rows.flatten(2)
-    return flat @ flat.mT
 
 
 def limit(images: Tensor, targets: Tensor, networks: Mapping[int, int], *, order: int, **settings: object) -> Limit:
@@ -99,8 +91,5 @@ def limit(images: Tensor, targets: Tensor, networks: Mapping[int, int], *, order
     estimates = []
     for width, count in networks.items():
         found = train(images, targets, width, count, **settings)  # type: ignore[arg-type]
-        pairs = {name: values.unflatten(0, (2, -1)).mean(0).double() for name, values in found.items()}
-        mean = {name: values.mean(0) for name, values in pairs.items()}
-        stderr = {name: values.std(0) / math.sqrt(len(values)) + 1e-6 for name, values in pairs.items()}
-        estimates.append(Estimate(width, count // 2, mean, stderr))
+        estimates.append(estimate(width, found))
     return fit(estimates, order=order)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from torch_dmft.core.errors import ConvergenceError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder, Snapshot
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.theory.infinite.lazy_layer import LazyLayer
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solvers.assembly import require_finite
 from torch_dmft.theory.solvers.passes import Pass, Passes
 
 
@@ -58,11 +58,7 @@ def train_and_record(
         else:
             one = _measured_apart(problem, recorder, passes, step, keep=keep)
         outputs = one.outputs
-        if not bool(torch.isfinite(outputs).all()):
-            raise ConvergenceError(
-                f"Training diverges: the outputs are not finite at step {step}.",
-                remedy=f"a smaller lr than {problem.lr}",
-            )
+        require_finite(problem, outputs, step)
         if step == last:
             continue  # a progress bar ends at 100 %
         one.backward(problem.error(outputs, step))

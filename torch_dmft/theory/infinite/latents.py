@@ -11,12 +11,17 @@ from torch.quasirandom import SobolEngine
 
 from torch_dmft.theory.infinite.rows import Rows, new_directions, orthonormal, project_off
 
-_SOBOL_DIMENSIONS = 12
-"""Latents per population that come from one Sobol sequence; later ones are plain Gaussians.
+_SOBOL = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 17, 18, 19, 25, 34, 38, 40, 43, 49, 70, 94, 99)
+"""Dimensions of the Sobol sequence that the first latents of a population are taken from; later ones are plain Gaussians.
 
-From dimension 13 on some triples have leading bits that add up to a constant, whatever the scrambling: <u_i u_j u_k> is then
-+-0.3 at any S, and replicas fall into two clusters instead of scattering about the limit.
+The leading bits of some dimensions add up to a constant, whatever the scrambling: <u_i u_j u_k> or <u_i u_j u_k u_l> is then
+some +-0.3 at any S, and replicas fall into clusters instead of scattering about the limit. These were kept one by one, as
+long as in five scramblings of 8192 points no such product of three exceeded 0.1 and none of four 0.25. Compared with the
+first 12 they reduce the errors of kernels by an eighth to a quarter (tanh, depth 3, ten rows).
 """
+
+_FEW, _MANY_POINTS = 11, 8192
+"""So many dimensions for fewer points than this, which have no room for more without ties."""
 
 _BATCH = 16
 """Latents that are projected off everything known together: one pass over it, instead of one for each few."""
@@ -68,7 +73,9 @@ class Population(nn.Module):
             self.known.append(torch.full((1, size), size**-0.5, dtype=dtype, device=device))
         if law == "limit" and quasi:
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-            self._sobol = SobolEngine(_SOBOL_DIMENSIONS, scramble=True, seed=seed).draw(size, dtype=torch.float64).T
+            dimensions = _SOBOL if size >= _MANY_POINTS else _SOBOL[:_FEW]
+            engine = SobolEngine(dimensions[-1] + 1, scramble=True, seed=seed)
+            self._sobol = engine.draw(size, dtype=torch.float64).T[list(dimensions)]
 
     def can_match(self, count: int) -> bool:
         """Whether the next ``count`` latents will be orthogonal to everything known."""
@@ -104,7 +111,7 @@ class Population(nn.Module):
     def _raw(self, count: int) -> Tensor:
         """Gaussians before any matching: Sobol points first, then independent draws."""
         like = self.known.storage
-        quasi = 0 if self._sobol is None else max(0, min(count, _SOBOL_DIMENSIONS - self.drawn))
+        quasi = 0 if self._sobol is None else max(0, min(count, len(self._sobol) - self.drawn))
         parts = []
         if self._sobol is not None and quasi:
             uniform = self._sobol[self.drawn : self.drawn + quasi].clamp(1e-12, 1 - 1e-12)

@@ -14,7 +14,7 @@ from torch_dmft.core.activation import Activation, activation
 from torch_dmft.measurement import capture, measure
 from torch_dmft.measurement.gradients import Layouts
 from torch_dmft.measurement.normal_form import Stream, backward_gram, forward_gram
-from torch_dmft.measurement.snapshot import LayerSnapshot, Snapshot, squeeze_outputs
+from torch_dmft.measurement.snapshot import LayerSnapshot, Snapshot, output_rows, squeeze_outputs
 from torch_dmft.measurement.subject import Subject
 from torch_dmft.theory.infinite.layers import InfiniteLinear
 
@@ -63,9 +63,10 @@ class AutogradPass:
         self._passes = passes
         if measured:
             with capture(passes.subject) as self._taps:
-                self._attached = passes.subject.run(inputs)
+                outputs = passes.subject.run(inputs)
         else:
-            self._attached = passes.subject.run(inputs)
+            outputs = passes.subject.run(inputs)
+        self._attached = output_rows(outputs, len(inputs))
         self.outputs = self._attached.detach()
 
     def measure(self) -> Snapshot:
@@ -91,8 +92,8 @@ class _Weight:
         x: its inputs, ``(sample, neuron)``.
         h: its outputs, ``(sample, neuron)``.
         c: coordinates of its inputs, if it is lazily sampled.
-        g: df_c/dh, ``(sample, output, neuron)``; empty before a measurement.
-        d: coordinates of g.
+        g: gradients by h of the outputs, or of one combination of them: ``(sample, output, neuron)``.
+        d: coordinates of g, if the weight is lazily sampled.
     """
 
     layer: Layer

@@ -17,6 +17,7 @@ from torch_dmft.measurement.record import Record
 from torch_dmft.report.choice import sample_order, shown_weights
 from torch_dmft.report.figures import figures
 from torch_dmft.report.images import pixels, strip
+from torch_dmft.report.interrupt import interrupts_wait
 from torch_dmft.report.markdown import comparison_text, plan_table
 from torch_dmft.report.scalars import KINDS, deviation_scalars, records, scalars, weight_label
 
@@ -48,16 +49,19 @@ class LiveScalars:
     def __call__(self, step: int, record: Record) -> None:
         """Write the scalars of one record."""
         self._first = self._first or record
-        if self._writer is None:  # points of an earlier run into the same directory, from this step on, are forgotten
-            self._writer = SummaryWriter(str(self.logdir), purge_step=step)
-        for tag, value in scalars(record, self._first, self._targets).items():
-            self._writer.add_scalar(tag, value, step)
-        self._writer.flush()
+        values = scalars(record, self._first, self._targets)
+        with interrupts_wait():
+            if self._writer is None:  # points of an earlier run into the same directory, from this step on, are forgotten
+                self._writer = SummaryWriter(str(self.logdir), purge_step=step)
+            for tag, value in values.items():
+                self._writer.add_scalar(tag, value, step)
+            self._writer.flush()
 
     def close(self) -> None:
         """Close the log file."""
         if self._writer is not None:
-            self._writer.close()
+            with interrupts_wait():
+                self._writer.close()
 
     def __enter__(self) -> LiveScalars:
         return self

@@ -51,7 +51,8 @@ class LiveScalars:
         self._first = self._first or record
         values = scalars(record, self._first, self._targets)
         with interrupts_wait():
-            if self._writer is None:  # points of an earlier run into the same directory, from this step on, are forgotten
+            if self._writer is None:
+                # Points of an earlier run into the same directory, from this step on, are forgotten.
                 self._writer = SummaryWriter(str(self.logdir), purge_step=step)
             for tag, value in values.items():
                 self._writer.add_scalar(tag, value, step)

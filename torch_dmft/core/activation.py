@@ -25,6 +25,7 @@ class Activation:
         module: builds the nn.Module.
         smooth: whether phi is twice differentiable everywhere.
         homogeneous: degree kappa with phi(c x) = c^kappa phi(x) for c > 0, or None.
+        first_of_value: phi' as a function of phi(h) rather than of h, where there is one.
     """
 
     name: str
@@ -34,6 +35,11 @@ class Activation:
     module: Callable[[], nn.Module]
     smooth: bool = True
     homogeneous: int | None = None
+    first_of_value: Callable[[Tensor], Tensor] | None = None
+
+    def slope(self, h: Tensor, value: Tensor) -> Tensor:
+        """phi'(h), given phi(h) too, from whichever costs less."""
+        return self.first(h) if self.first_of_value is None else self.first_of_value(value)
 
 
 class Erf(nn.Module):
@@ -88,8 +94,16 @@ ACTIVATIONS: dict[str, Activation] = {
             nn.ReLU,
             smooth=False,
             homogeneous=1,
+            first_of_value=lambda value: (value > 0).to(value.dtype),
         ),
-        Activation("tanh", torch.tanh, _tanh_first, lambda x: -2 * torch.tanh(x) * _tanh_first(x), nn.Tanh),
+        Activation(
+            "tanh",
+            torch.tanh,
+            _tanh_first,
+            lambda x: -2 * torch.tanh(x) * _tanh_first(x),
+            nn.Tanh,
+            first_of_value=lambda value: torch.addcmul(value.new_ones(()), value, value, value=-1),
+        ),
         Activation(
             "erf",
             torch.erf,
@@ -97,7 +111,14 @@ ACTIVATIONS: dict[str, Activation] = {
             lambda x: -4 * x / math.sqrt(math.pi) * torch.exp(-x * x),
             Erf,
         ),
-        Activation("sigmoid", torch.sigmoid, _sigmoid_first, _sigmoid_second, nn.Sigmoid),
+        Activation(
+            "sigmoid",
+            torch.sigmoid,
+            _sigmoid_first,
+            _sigmoid_second,
+            nn.Sigmoid,
+            first_of_value=lambda value: value * (1 - value),
+        ),
         Activation(
             "gelu",
             F.gelu,

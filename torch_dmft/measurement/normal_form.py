@@ -152,19 +152,23 @@ def forward_gram(left: Stream, right: Stream) -> Float[Tensor, "sample sample"]:
     """Phi between the rows of two streams of one layer (equal, or at two times)."""
     features = 1 if left.layer.kind == "embedding" else left.layer.in_features
     samples = len(left.gradients[0])
-    grams = [
+    grams: list[Tensor] = [
         (x.flatten(1) @ y.flatten(1).T / (x.shape[1] * features)).expand(samples, samples)
         for x, y in zip(left.inputs, right.inputs, strict=True)
     ]
-    return torch.stack(grams).mean(0)
+    return _mean(grams)
 
 
 def backward_gram(left: Stream, right: Stream) -> Float[Tensor, "sample output sample output"]:
     """G between the rows of two streams of one layer (equal, or at two times)."""
     rows = left.gradients[0].shape[:2]
     features = 1 if left.layer.role is Role.READOUT else left.layer.out_features
-    grams = [
+    grams: list[Tensor] = [
         x.flatten(0, 1).flatten(1) @ y.flatten(0, 1).flatten(1).T * (x.shape[2] / features)
         for x, y in zip(left.gradients, right.gradients, strict=True)
     ]
-    return (torch.stack(grams).mean(0) * left.gradient_scale * right.gradient_scale).reshape(*rows, *rows)
+    return (_mean(grams) * (left.gradient_scale * right.gradient_scale)).reshape(*rows, *rows)
+
+
+def _mean(grams: list[Tensor]) -> Tensor:
+    return grams[0] if len(grams) == 1 else torch.stack(grams).mean(0)

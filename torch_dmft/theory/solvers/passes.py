@@ -46,6 +46,7 @@ class Passes:
             (layer, subject.model.get_submodule(layer.path), layer.activation or "linear")
             for layer in subject.architecture.layers
         ]
+        self.rates = {name: subject.rate(name) for name, _ in subject.model.named_parameters()}
         linear = all(isinstance(module, nn.Linear | InfiniteLinear) for _, module, _ in self.weights)
         self.written_out = subject.architecture.is_chain and linear
 
@@ -119,7 +120,7 @@ class ChainPass:
 
     @torch.no_grad()
     def __init__(self, passes: Passes, inputs: Tensor) -> None:
-        self.subject = passes.subject
+        self.subject, self._rates = passes.subject, passes.rates
         self._weights: list[_Weight] = []
         x = inputs
         for layer, module, name in passes.weights:
@@ -161,7 +162,7 @@ class ChainPass:
                 module.initial_scale.grad = torch.zeros_like(module.initial_scale)
             else:
                 combined = (weight.g * coefficients.unsqueeze(2)).sum(1)
-                module.get_parameter("weight").grad = combined.T @ weight.x
+                module.get_parameter("weight").grad = (weight.x.T @ combined).T
             if weight.layer.bias is not None:
                 module.get_parameter("bias").grad = torch.einsum("sc,scn->n", coefficients, weight.g)
 
@@ -182,14 +183,15 @@ class ChainPass:
             else:
                 return
             below = self._weights[index - 1]
-            g = back.unflatten(0, (samples, count)) * below.phi.first(below.h).unsqueeze(1)
+            slope = below.phi.slope(below.h, weight.x)
+            g = back.unflatten(0, (samples, count)).mul_(slope.unsqueeze(1))
 
     def _kernels(self, weight: _Weight) -> LayerSnapshot:
         assert weight.g is not None  # set by _descend
-        layer, subject = weight.layer, self.subject
+        layer = weight.layer
         stream = Stream(
             layer,
-            subject.gamma0,
+            self.subject.gamma0,
             (weight.x.unsqueeze(1),),
             (weight.h.unsqueeze(1),),
             (weight.g.unsqueeze(2),),
@@ -198,7 +200,7 @@ class ChainPass:
         # df/dW df/dW = (x x)(df/dh df/dh), with x x = fan_in Phi and df/dh df/dh as G is scaled.
         features = 1 if layer.role is Role.READOUT else layer.out_features
         unscaled = backward * (features / stream.gradient_scale**2)
-        ntk = subject.rate(layer.weight) * layer.fan_in * forward[:, None, :, None] * unscaled
+        ntk = self._rates[layer.weight] * layer.fan_in * forward[:, None, :, None] * unscaled
         if layer.bias is not None:
-            ntk = ntk + subject.rate(layer.bias) * unscaled
+            ntk = ntk + self._rates[layer.bias] * unscaled
         return LayerSnapshot(layer.path, forward, squeeze_outputs(backward), squeeze_outputs(ntk), stream)

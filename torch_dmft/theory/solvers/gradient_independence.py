@@ -18,7 +18,7 @@ from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import require_finite
 from torch_dmft.theory.solvers.infinite_width import InfiniteWidth, train_replicas
 from torch_dmft.theory.solvers.passes import Passes
-from torch_dmft.theory.solvers.training import known_targets, make_room, probe_of
+from torch_dmft.theory.solvers.training import known_targets, lazy_layers, make_room, probe_of
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,12 @@ def follow_the_tangent_kernel(
     recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time, loss=problem.loss)
     optimizer = SGD(plan.param_groups(problem.lr), lr=problem.lr)
     kept, last = set(record.tolist()), int(record[-1])
-    passes = Passes(recorder.subject)
+    passes, lazy = Passes(recorder.subject), lazy_layers(plan)
     outputs = torch.zeros(problem.samples, problem.outputs, dtype=problem.dtype, device=problem.inputs.device)
     for step in steps:
         if step > last:
             break
-        make_room(plan, optimizer, problem.samples * (2 + problem.outputs))
+        make_room(lazy, optimizer, problem.samples * (2 + problem.outputs))
         one = passes(problem.inputs, measured=True)
         taken = one.measure()
         if step in kept:

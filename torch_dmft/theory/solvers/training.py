@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -44,11 +44,11 @@ def train_and_record(
     recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time, loss=problem.loss)
     optimizer = optimizer_of(problem, plan)
     kept, last = set(record.tolist()), int(record[-1])
-    passes = Passes(recorder.subject)
+    passes, lazy = Passes(recorder.subject), lazy_layers(plan)
     for step in steps:
         if step > last:
             break
-        make_room(plan, optimizer, problem.samples * (2 + problem.outputs))
+        make_room(lazy, optimizer, problem.samples * (2 + problem.outputs))
         recorder.step = step
         keep = step in kept
         if plan.architecture.row_independent:
@@ -116,10 +116,14 @@ def probe_of(problem: Problem) -> Probe:
     return Probe(problem.inputs, torch.cat([problem.targets, padding]), train=problem.train)
 
 
-def make_room(plan: Plan, optimizer: Optimizer, directions: int) -> None:
+def lazy_layers(plan: Plan) -> list[LazyLayer]:
+    """The layers of a model whose weights are sampled lazily."""
+    return [layer for layer in plan.model.modules() if isinstance(layer, LazyLayer)]
+
+
+def make_room(layers: Sequence[LazyLayer], optimizer: Optimizer, directions: int) -> None:
     """Let the infinite layers take as many new directions as one step can bring."""
-    for layer in plan.model.modules():
-        if isinstance(layer, LazyLayer):
-            needed = max(layer.rank) + directions * layer.positions
-            if any(min(needed, size) > room for size, room in zip(layer.sizes, layer.core.shape, strict=False)):
-                layer.reserve(2 * needed, optimizer)
+    for layer in layers:
+        needed = max(layer.rank) + directions * layer.positions
+        if any(min(needed, size) > room for size, room in zip(layer.sizes, layer.core.shape, strict=False)):
+            layer.reserve(2 * needed, optimizer)

@@ -77,12 +77,11 @@ class LazyLayer(nn.Module):
         rank = c.shape[1]
         if reads is not None:
             c = reads.gather(c)
-        y = c @ matrix.forward_side.images.rows
-        y *= self.gain * self.initial_scale
-        gradients = matrix.backward_side.basis.rows
-        if len(gradients):
-            learned = self.core[: len(gradients), :rank].flatten(1)
-            y.addmm_(c @ learned.T, gradients)
+        y = (c * (self.gain * self.initial_scale)) @ matrix.forward_side.images.rows
+        gradients = matrix.backward_side.basis
+        if gradients.count:
+            learned = self.core[: gradients.count, :rank].flatten(1)
+            y.addmm_(c @ learned.T, gradients.rows)
         return y, c, rank
 
     @torch.no_grad()
@@ -106,8 +105,7 @@ class LazyLayer(nn.Module):
         if not further:
             return d, None
         spread = d if reads is None else reads.scatter(d)
-        x_grad = spread @ matrix.backward_side.images.rows
-        x_grad *= self.gain * self.initial_scale
+        x_grad = (spread * (self.gain * self.initial_scale)) @ matrix.backward_side.images.rows
         learned = self.core[: d.shape[1], :rank]
         learned = learned.reshape(d.shape[1], rank, -1).transpose(1, 2).reshape(-1, rank)
         return d, x_grad.addmm_(spread @ learned, matrix.forward_side.basis.rows[:rank])

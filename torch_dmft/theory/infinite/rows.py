@@ -24,26 +24,31 @@ class Rows(nn.Module):
 
     keeps_what_it_reveals = True  # measuring a lazily sampled model must not make it forget (core.undisturbed)
     storage: Tensor
+    rows: Tensor
 
     def __init__(self, size: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
-        self.count = 0
         self.register_buffer("storage", torch.empty(0, size, dtype=dtype, device=device), persistent=False)
+        self._look(0)
 
-    @property
-    def rows(self) -> Tensor:
-        """All vectors, ``(count, size)``."""
-        return self.storage[: self.count]
+    def _look(self, count: int) -> None:
+        # A view made once and not at every look: each of a thousand looks would cost as much as a small product.
+        self.count, self.rows = count, self.storage[:count]
 
     def append(self, new: Float[Tensor, "new size"]) -> None:
         """Add vectors at the end."""
-        needed = self.count + len(new)
-        if needed > len(self.storage):
-            storage = self.storage.new_empty(max(needed, 2 * len(self.storage), 32), self.storage.shape[1])
+        needed, room = self.count + new.shape[0], self.storage.shape[0]
+        if needed > room:
+            storage = self.storage.new_empty(max(needed, 2 * room, 32), self.storage.shape[1])
             storage[: self.count] = self.rows
             self.storage = storage
         self.storage[self.count : needed] = new
-        self.count = needed
+        self._look(needed)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Rows:
+        super()._apply(fn, recurse)
+        self._look(self.count)
+        return self
 
     def get_extra_state(self) -> Tensor:
         """The rows, for ``state_dict``."""
@@ -52,33 +57,45 @@ class Rows(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         """Restore the rows from a ``state_dict``."""
         self.storage = state.to(self.storage, copy=True)
-        self.count = len(state)
+        self._look(len(state))
 
 
 def inner(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m k"]:
     """All inner products <v, q>."""
-    return (basis @ vectors.T).T if len(vectors) in _SOME else vectors @ basis.T
+    return (basis @ vectors.T).T if vectors.shape[0] in _SOME else vectors @ basis.T
 
 
 def project_off(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m size"]:
     """The part of each vector orthogonal to an orthonormal basis."""
-    return torch.addmm(vectors, inner(vectors, basis), basis, alpha=-1) if len(basis) else vectors
+    return torch.addmm(vectors, inner(vectors, basis), basis, alpha=-1) if basis.shape[0] else vectors
 
 
 def new_directions(
-    residual: Float[Tensor, "m size"], basis: Float[Tensor, "k size"], tolerance: float
+    residual: Float[Tensor, "m size"], basis: Float[Tensor, "k size"], tolerance: float, *, aligned: bool = False
 ) -> Float[Tensor, "new size"]:
     """Orthonormal directions, orthogonal to ``basis``, that leave at most ``tolerance`` of any residual uncovered.
 
-    The directions are the leading right singular vectors of the residual, found from its small Gram matrix in float64.
-    Dividing by a small singular value magnifies what rounding left along the basis, which is then projected off once more.
+    The directions are the leading right singular vectors of the residual, largest first, found from its small Gram matrix
+    in float64. Dividing by a small singular value magnifies what rounding left along the basis, which is then projected off
+    once more.
+
+    Args:
+        residual: rows orthogonal to ``basis``.
+        basis: orthonormal rows.
+        tolerance: largest part of a row of the residual that may stay uncovered.
+        aligned: if every row brings a direction, turn them so that each is as close as can be to its row.
     """
-    eigenvalues, vectors = torch.linalg.eigh((residual @ residual.T).double())
+    eigenvalues, vectors = (part.flip(-1) for part in torch.linalg.eigh((residual @ residual.T).double()))
+    # The sign of an eigenvector is a matter of rounding: without a rule a seed would give another answer elsewhere.
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
     # More rows than dimensions have zero eigenvalues, which come out as rounding errors of the largest.
-    rounding = len(residual) * torch.finfo(residual.dtype).eps * float(eigenvalues[-1])
-    keep = eigenvalues > max(tolerance**2, rounding)
-    directions = (vectors[:, keep] / eigenvalues[keep].sqrt()).T.to(residual.dtype) @ residual
-    magnified = bool((eigenvalues[keep] < _SMALL).any())
+    rounding = len(residual) * torch.finfo(residual.dtype).eps * float(eigenvalues[0])
+    count = int((eigenvalues > max(tolerance**2, rounding)).sum())
+    combinations = vectors[:, :count] / eigenvalues[:count].sqrt()
+    if aligned and count == len(residual):
+        combinations = combinations @ vectors.T
+    directions = combinations.T.to(residual.dtype) @ residual
+    magnified = count > 0 and float(eigenvalues[count - 1]) < _SMALL
     return orthonormal(directions, basis) if magnified else directions
 
 

@@ -212,8 +212,11 @@ class _Draw:
             if isinstance(module, _ConvNd):
                 return InfiniteConv(inputs, outputs, module, gain=gain, bias=bias, **settings)
             return InfiniteLinear(inputs, outputs, gain=gain, bias=bias, **settings)
-        weight = gain / math.sqrt(layer.fan_in) * outputs.draw(layer.fan_in).T.contiguous()
-        module.register_parameter("weight", nn.Parameter(weight.reshape(module.get_parameter("weight").shape)))
+        weight = (gain / math.sqrt(layer.fan_in) * outputs.draw(layer.fan_in)).T
+        if isinstance(module, _ConvNd):
+            weight = weight.reshape(module.get_parameter("weight").shape).contiguous()
+        # That of a linear layer stays rows of latents in memory: a few inputs meet (fan-in, S) faster than (S, fan-in).
+        module.register_parameter("weight", nn.Parameter(weight))
         bias = self.bias(layer, outputs)
         module.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         return module

@@ -15,12 +15,11 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.memory import require_memory
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.cost import Cost, twin_cost
-from torch_dmft.theory.infinite.lazy_layer import LazyLayer
 from torch_dmft.theory.infinite.twin import default_tolerance, infinite_width
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import layer_names, track
 from torch_dmft.theory.solvers.replicas import average, replica_generators
-from torch_dmft.theory.solvers.training import train_and_record
+from torch_dmft.theory.solvers.training import lazy_layers, train_and_record
 
 Train = Callable[..., Trajectory]
 """Trains a model on a problem and records it, with the signature of ``train_and_record``."""
@@ -111,7 +110,7 @@ def train_replicas(
         plan = twin_of(posed, neurons, tolerance=tolerance, generator=own, law="limit", responses=responses)
         bar = track(range(problem.steps + 1), f"{origin}: replica {replica + 1} of {replicas}", progress=progress)
         runs.append(train(posed, plan, record, two_time=two_time, steps=bar))
-        lazy = [layer for layer in plan.model.modules() if isinstance(layer, LazyLayer)]
+        lazy = lazy_layers(plan)
         ranks += [max(layer.rank) for layer in lazy]
         saturated = saturated or any(layer.saturated for layer in lazy)
     facts: dict[str, str | int | float | bool | None]
@@ -161,16 +160,21 @@ def twin_of(
 def rotated(problem: Problem) -> Problem:
     """The same problem with the inputs of a chain in an orthonormal basis of their span, if that is smaller.
 
-    A Gaussian first layer does not see rotations of the input, and coordinates that no row uses are never trained. Adam, which
-    treats every entry of a weight by itself, sees them.
+    A Gaussian first layer does not see rotations of the input, and coordinates that no row uses are never trained. Of
+    independent rows the basis is the one in which each has a coordinate of its own, as far as that goes: the symmetric root
+    of their Gram matrix. Adam, which treats every entry of a weight by itself, sees rotations.
     """
     flat = problem.inputs.flatten(1)
     if problem.chain is None or flat.shape[1] <= len(flat) or problem.optimizer != "sgd":
         return problem
-    _, singular, right = torch.linalg.svd(flat.double(), full_matrices=False)
-    right = right[singular > singular[0] * 1e-12 * flat.shape[1]]
-    inputs = (flat.double() @ right.T * math.sqrt(len(right) / flat.shape[1])).to(problem.inputs)
-    return replace(problem, inputs=inputs, chain=replace(problem.chain, input_dim=len(right)))
+    left, singular, _ = torch.linalg.svd(flat.double(), full_matrices=False)
+    used = singular > singular[0] * 1e-12 * flat.shape[1]
+    coordinates = left[:, used] * singular[used]
+    if bool(used.all()):
+        coordinates = coordinates @ left.T
+    dim = coordinates.shape[1]
+    inputs = (coordinates * math.sqrt(dim / flat.shape[1])).to(problem.inputs)
+    return replace(problem, inputs=inputs, chain=replace(problem.chain, input_dim=dim))
 
 
 def renamed(trajectory: Trajectory, problem: Problem) -> Trajectory:

@@ -19,6 +19,7 @@ from torch_dmft.theory.solvers import (
     GradientIndependence,
     InfiniteWidth,
     StaticNTK,
+    WideEnsemble,
 )
 from torch_dmft.theory.solvers.replicas import standard_error
 
@@ -118,6 +119,14 @@ def test_who_has_no_responses_says_so() -> None:
         responses(pose(), DeepLinear())
     with pytest.raises(UnsupportedProblemError, match="noise"):
         responses(pose(temperature=0.1), InfiniteWidth())
+    for lost in (
+        pose(optimizer="adam"),
+        pose(temperature=0.1, activation="relu"),
+        replace(pose(), chain=None, network=object()),
+    ):
+        for solver in (None, InfiniteWidth(), WideEnsemble()):
+            with pytest.raises(UnsupportedProblemError, match="none of the solvers"):  # no remedy that ends here again
+                responses(lost, solver)
     assert responses(pose(depth=1, steps=1), AlternatingMonteCarlo(neurons=100, replicas=1)) == ()
 
 

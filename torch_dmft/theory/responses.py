@@ -1,4 +1,9 @@
-"""The response functions A and B of the theory, by three ways that share nothing but the problem."""
+"""The response functions A and B of the theory, by three ways.
+
+Two of them share the couplings of the single sites (``order_parameters``): Algorithm 1 differentiates sampled sites, and for
+linear networks the sites are inverted, at kernels that ``DeepLinear`` has found in latents. The third, Stein's lemma on
+an infinite-width twin, shares no code with them.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.infinite.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import Solver, check_training
 from torch_dmft.theory.solvers.alternating_monte_carlo import AlternatingMonteCarlo
-from torch_dmft.theory.solvers.assembly import layer_names, require_chain
+from torch_dmft.theory.solvers.assembly import layer_names
 from torch_dmft.theory.solvers.deep_linear import DeepLinear
 from torch_dmft.theory.solvers.gradient_independence import GradientIndependence
 from torch_dmft.theory.solvers.infinite_width import InfiniteWidth, rotated, twin_of
@@ -66,18 +73,23 @@ def responses(problem: Problem, solver: Solver | None = None) -> tuple[Responses
 
     Args:
         problem: a dense chain of at least two hidden layers, else there are no hidden weights.
-        solver: which of the three.
+        solver: which of the three; with noise, or where activations have kinks, only one of them is left.
 
     Returns:
         One ``Responses`` per hidden weight, in forward order.
 
     Raises:
-        UnsupportedProblemError: for other solvers, or problems that the solver does not cover.
+        UnsupportedProblemError: for other solvers, for problems that the solver does not cover, and for those that have
+            no response functions: other networks than dense chains, Adam, and noise on activations with kinks.
 
     Source: Bordelon & Pehlevan 2022, section 3 and eq. 11.
     """
     solver = AlternatingMonteCarlo() if solver is None else solver
-    chain = require_chain(problem, type(solver).__name__)
+    chain = _require_responses(problem)
+    if _solutions.dispatch(type(solver)) is _solutions.dispatch(
+        object
+    ):  # before its own check, which may send elsewhere
+        _solutions(solver, problem)
     check_training(problem, solver)
     solver.check(problem)
     names = layer_names(problem, chain)[1:-1]
@@ -85,12 +97,36 @@ def responses(problem: Problem, solver: Solver | None = None) -> tuple[Responses
     return tuple(_averaged(problem, name, pairs) for name, pairs in zip(names, per_weight, strict=True))
 
 
+def _require_responses(problem: Problem) -> Chain:
+    """The problem's chain.
+
+    Raises:
+        UnsupportedProblemError: if no solver has response functions of such a problem, whatever its own remedy would be.
+    """
+    chain = problem.chain
+    missing = {
+        "a network of another shape": chain is None,
+        "Adam": problem.optimizer != "sgd",
+        "Langevin noise on activations with kinks": bool(problem.temperature)
+        and chain is not None
+        and not all(activation(layer.activation).smooth for layer in chain.hidden),
+    }
+    if chain is None or any(missing.values()):
+        raise UnsupportedProblemError(
+            "Response functions belong to the hidden weights of a dense chain that SGD trains.",
+            got=" and ".join(name for name, present in missing.items() if present),
+            remedy="Problem.mlp of a similar chain; none of the solvers has responses here",
+        )
+    return chain
+
+
 @singledispatch
 def _solutions(solver: Solver, problem: Problem) -> list[Pairs]:
     """One list of responses per replica."""
     raise UnsupportedProblemError(
         f"{type(solver).__name__} has no response functions.",
-        remedy="solvers.AlternatingMonteCarlo(), solvers.InfiniteWidth() or, for linear chains, solvers.DeepLinear()",
+        remedy="solvers.AlternatingMonteCarlo() for smooth activations, solvers.InfiniteWidth() without noise, or "
+        "solvers.DeepLinear() for linear chains",
     )
 
 

@@ -25,7 +25,8 @@ def test_each_problem_gets_the_solver_that_suits_it():
 
 
 def test_saturated_and_unknown_networks_get_plain_networks():
-    solver, why = choose(_mlp(activation="relu", steps=3000))
+    many = torch.randn(60, 5, generator=GENERATOR)
+    solver, why = choose(Problem.mlp(many, many[:, :1], activation="relu", depth=2, steps=3000))
     assert isinstance(solver, solvers.WideEnsemble)
     assert "directions" in why
     model = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))

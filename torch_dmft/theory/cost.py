@@ -44,9 +44,9 @@ class Cost:
 def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -> Cost:
     """Estimate the cost of ``replicas`` twins of a problem's network.
 
-    With n rows, C outputs and T steps, gradients explore about n C (3 log(1 + T) + 1) directions through smooth activations
-    and 0.4 n C T through others, features half as many; never more than there are neurons or vectors. The pixels of a
-    convolution are rows. One step costs 2 S n [(2 k + k') + B (2 k' + k)] operations per hidden matrix: coordinates, image
+    With n rows, C outputs and T steps, gradients explore about n C (2 log(1 + T) + 1) directions through smooth activations
+    and 10 n C log(1 + T) through others, features n (2 log(1 + T) + 1) and n (3 log(1 + T) + 1), as measured at the default
+    tolerance; never more than there are neurons or vectors. The pixels of a convolution are rows. One step costs 2 S n [(2 k + k') + B (2 k' + k)] operations per hidden matrix: coordinates, image
     and learned part, forward and in B backward passes: one for each output in steps that are recorded, and one for the
     update, which a recorded step of a chain need not repeat. A convolution has an image for each of its taps. Finding the
     directions costs 4 S (k + k')^2 in all. Minibatches and momentum explore up to three times more.
@@ -59,7 +59,8 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -
     """
     matrices, smooth = _hidden_matrices(problem)
     outputs, steps, element = problem.outputs, problem.steps, problem.inputs.element_size()
-    per_row = 3 * math.log1p(steps) + 1 if smooth else 0.4 * steps + 1
+    time = math.log1p(steps)
+    per_gradient, per_feature = (2 * time + 1, 2 * time + 1) if smooth else (10 * time, 3 * time + 1)
     share = recorded / max(steps, 1)
     backward_passes = 1 + (outputs - 1) * share if problem.chain else 1 + outputs * share
     rank, full = 0, False
@@ -67,8 +68,8 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -
     flops = 6.0 * problem.samples * problem.inputs[0].numel() * (steps + 1)
     for matrix in matrices:
         read, written = problem.samples * matrix.read, problem.samples * matrix.written
-        gradients = min(neurons, written * outputs * (steps + 1), math.ceil(written * outputs * per_row))
-        features = min(neurons, read * (steps + 1), math.ceil(0.6 * read * per_row))
+        gradients = min(neurons, written * outputs * (steps + 1), math.ceil(written * outputs * per_gradient))
+        features = min(neurons, read * (steps + 1), math.ceil(read * per_feature))
         rank = max(rank, gradients, features)
         full = full or rank >= neurons // 2
         held = neurons * (features + gradients) * (1 + 2 * matrix.taps)  # the populations know the images too

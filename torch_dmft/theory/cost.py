@@ -44,12 +44,13 @@ class Cost:
 def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -> Cost:
     """Estimate the cost of ``replicas`` twins of a problem's network.
 
-    With n rows, C outputs and T steps, gradients explore about n C (2 log(1 + T) + 1) directions through smooth activations
-    and 10 n C log(1 + T) through others, features n (2 log(1 + T) + 1) and n (3 log(1 + T) + 1), as measured at the default
-    tolerance; never more than there are neurons or vectors. The pixels of a convolution are rows. One step costs 2 S n [(2 k + k') + B (2 k' + k)] operations per hidden matrix: coordinates, image
-    and learned part, forward and in B backward passes: one for each output in steps that are recorded, and one for the
-    update, which a recorded step of a chain need not repeat. A convolution has an image for each of its taps. Finding the
-    directions costs 4 S (k + k')^2 in all. Minibatches and momentum explore up to three times more.
+    With n rows, C outputs and T steps, gradients explore about n C (2 log(1 + T) + 1) directions through smooth
+    activations and 10 n C log(1 + T) through others, features n (2 log(1 + T) + 1) and n (3 log(1 + T) + 1), as
+    measured at the default tolerance; never more than there are neurons or vectors. The pixels of a convolution are
+    rows. One step costs 2 S n [(2 k + k') + B (2 k' + k)] operations per hidden matrix: coordinates, image and
+    learned part, forward and in B backward passes: one for each output in steps that are recorded, and one for the
+    update, which a recorded step of a chain need not repeat. A convolution has an image for each of its taps. Finding
+    the directions costs 4 S (k + k')^2 in all. Minibatches and momentum explore up to three times more.
 
     Args:
         problem: the problem.

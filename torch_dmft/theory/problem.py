@@ -106,7 +106,7 @@ class Problem:
 
     def training_loss(self, outputs: Tensor, rows: Tensor | None = None) -> Tensor:
         """The loss on the training rows, or on ``rows`` of them: ``outputs`` is ``(sample, output)``, test rows ignored."""
-        predictions, targets = outputs[: self.train_samples], self.targets
+        predictions, targets = outputs[: self.train_samples].to(self.inputs.device), self.targets
         if rows is not None:
             predictions, targets = predictions[rows], targets[rows]
         if targets.is_floating_point():

@@ -105,7 +105,8 @@ class AlternatingMonteCarlo:
             "change": change,
             "last changes": _shown(history),
         }
-        return average(runs, origin="alternating Monte Carlo theory (N=inf)", metadata=facts)
+        origin = "alternating Monte Carlo theory (N=inf)"
+        return average(runs, origin=origin, metadata=facts, loss=problem.training_loss)
 
     def order_parameters(
         self, problem: Problem, times: int, *, progress: bool

@@ -125,7 +125,7 @@ def train_replicas(
         facts["advice"] = (
             f"these are networks of width {neurons}: solvers.WideEnsemble() extrapolates such to infinite width"
         )
-    answer = average(runs, origin=origin, metadata=facts)
+    answer = average(runs, origin=origin, metadata=facts, loss=posed.training_loss)
     return renamed(answer, problem)
 
 

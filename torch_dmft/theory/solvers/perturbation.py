@@ -105,7 +105,7 @@ class Perturbation:
             recorded = [x.recorded for x in features], [x.recorded for x in gradients]
             runs.append(_trajectory(problem, lazy, record, moved, *recorded))
         facts = {"neurons": self.neurons, "replicas": self.replicas}
-        return average(runs, origin="perturbation theory (N=inf)", metadata=facts)
+        return average(runs, origin="perturbation theory (N=inf)", metadata=facts, loss=problem.training_loss)
 
 
 def _lazy_training(problem: Problem, ntk: Tensor, last: int) -> tuple[Tensor, Drive]:

@@ -22,7 +22,7 @@ class Settings:
     depth: int = 2
     neurons: int = 1000
     seeds: int = 3
-    sizes: tuple[int, ...] = (256, 512, 768, 1024, 1280, 1536, 1792, 2048, 4096, 8192)
+    sizes: tuple[int, ...] = (256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 2048, 4096, 8192)
     engine_seeds: int = 8
     horizons: tuple[int, ...] = (10, 20, 40)
     engine_horizons: tuple[int, ...] = (50, 100, 200, 400)

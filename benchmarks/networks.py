@@ -135,19 +135,48 @@ def time_batched(problem: dmft.Problem, width: int, chunk: int) -> Spent:
     return Spent(spent.cpu / chunk, spent.wall / chunk)
 
 
-def time_sequential(problem: dmft.Problem, width: int) -> Spent:
-    """What one ``nn.Sequential`` takes with ``torch.optim.SGD``; it is not measured, which would cost it more."""
+def time_sequential(problem: dmft.Problem, width: int, *, measured: bool) -> Spent:
+    """What one ``nn.Sequential`` takes with ``torch.optim.SGD``.
+
+    Args:
+        problem: a tanh chain with one output and no biases.
+        width: N.
+        measured: whether its kernels are measured, by one more backward pass to the preactivations and two small Gram
+            matrices per layer.
+    """
     chain = problem.chain
     assert chain is not None  # benchmarks pose chains
     with torch.random.fork_rng(devices=[]):
-        model: nn.Module = chain.build(width)
+        model = chain.build(width)
+    assert isinstance(model, nn.Sequential)
     plan = dmft.parameterize(model, problem.inputs, problem.gamma0, generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD(plan.param_groups(problem.lr))
 
     def loop() -> None:
         for _ in range(problem.steps):
             optimizer.zero_grad()
-            problem.training_loss(model(problem.inputs)).backward()  # type: ignore[no-untyped-call]
+            loss = problem.training_loss(measured_outputs(model, problem)[0] if measured else model(problem.inputs))
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+        if measured:
+            measured_outputs(model, problem)
 
     return timed(loop)[1]
+
+
+def measured_outputs(model: nn.Sequential, problem: dmft.Problem) -> tuple[Tensor, list[Tensor]]:
+    """Outputs of a chain, and its kernels Phi^1, G^1, Phi^2, G^2, ... by autograd."""
+    x, features, fields = problem.inputs, [], []
+    for module in model:
+        x = module(x)
+        (features if isinstance(module, nn.Tanh) else fields).append(x)
+    *hidden, outputs = fields
+    width = outputs.new_tensor(float(hidden[-1].shape[1]))
+    pulled = torch.autograd.grad(outputs.sum(), hidden, retain_graph=True)
+    with torch.no_grad():
+        kernels = [
+            rows @ rows.T * scale
+            for phi, k in zip(features, pulled, strict=True)
+            for rows, scale in ((phi, 1 / width), (k, problem.gamma0**2 * width))
+        ]
+    return outputs, kernels

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torch_dmft as dmft
-from benchmarks.networks import Sums, draw, evolve, train
+from benchmarks.networks import Sums, draw, evolve, measured_outputs, train
 from benchmarks.setting import chain_problem, kernels_of
 
 
@@ -36,6 +36,20 @@ def test_networks_side_by_side_are_recorded_modules(problem: dmft.Problem, gener
         assert set(found) == set(expected)
         for name, kernel in expected.items():
             torch.testing.assert_close(found[name][:, network], kernel, rtol=0, atol=1e-10)
+
+
+def test_the_loop_that_measures_by_autograd_measures_the_same(problem: dmft.Problem) -> None:
+    model = problem.chain.build(12).double()
+    plan = dmft.parameterize(model, problem.inputs, problem.gamma0)
+    recorder = dmft.Recorder(plan, dmft.Probe(problem.inputs, problem.targets), loss=problem.loss)
+    recorder.record()
+    outputs, kernels = measured_outputs(model, problem)
+    recorded = recorder.trajectory()
+    torch.testing.assert_close(outputs, recorded.outputs[0])
+    expected = {name: kernel[0] for name, kernel in kernels_of(recorded).items()}
+    names = [f"{kind}{layer}" for layer in (1, 2, 3) for kind in ("Phi", "G")]
+    for name, kernel in zip(names, kernels, strict=True):
+        torch.testing.assert_close(kernel, expected[name], rtol=0, atol=1e-10)
 
 
 def test_initial_weights_have_the_mean_field_scale(problem: dmft.Problem, generator: torch.Generator) -> None:

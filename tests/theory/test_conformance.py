@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from torch_dmft import Kernel, Problem, Trajectory, solve
-from torch_dmft.core.errors import DMFTError, UnsupportedProblemError
+from torch_dmft.core.errors import ConvergenceError, DMFTError, UnsupportedProblemError
 from torch_dmft.theory import solvers
 
 Solve = Callable[[Problem], Trajectory]
@@ -191,6 +191,26 @@ def test_solvers_for_chains_refuse_other_networks(solver):
     problem = Problem.like(plan, Probe(INPUTS[:3], TARGETS), lr=0.1, steps=2)
     with pytest.raises(UnsupportedProblemError, match="InfiniteWidth"):
         _answer(solver, problem)
+
+
+LINEAR_ONLY = ("DeepLinear", "WhitenedLinear")
+
+
+@pytest.mark.parametrize("lr", [30.0, 1e30])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_training_that_diverges_is_an_error_with_a_remedy(solver, lr):
+    """In float32: some numbers overflow in the answer only. White inputs, which all solvers take; a flow takes any lr."""
+    left, _, right = torch.linalg.svd(INPUTS[:3], full_matrices=False)
+    problem = Problem.mlp(
+        5**0.5 * left @ right,
+        TARGETS,
+        depth=2,
+        activation="linear" if solver in LINEAR_ONLY else "softplus",
+        lr=lr,
+        steps=40,
+    )
+    with pytest.raises(ConvergenceError, match=r"(?s)(diverge|did not converge).*Remedy"):
+        _answer(solver, problem, record=[40])
 
 
 @pytest.mark.parametrize("record", [[-1], [STEPS + 1], [], torch.tensor([0.0, 1.5])])

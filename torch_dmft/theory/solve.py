@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.problem import Problem
 
@@ -73,8 +73,19 @@ def solve(
     steps = _record_steps(problem, record)
     started = time.perf_counter()
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
+    _require_finite(trajectory, problem)
     facts |= {"solver": type(solver).__name__, "gamma0": problem.gamma0, "seconds": time.perf_counter() - started}
     return replace(trajectory, metadata={**facts, **trajectory.metadata})
+
+
+def _require_finite(found: Trajectory, problem: Problem) -> None:
+    """Refuse an answer that is none, for instance of a training run that diverges between the recorded steps."""
+    kernels = [kernel for layer in found.layers for kernel in (layer.forward, layer.backward)]
+    if all(bool(torch.isfinite(array).all()) for array in (found.outputs, *(kernel.array for kernel in kernels))):
+        return
+    raise ConvergenceError(
+        f"The solution is not finite in {problem.dtype}: training diverges.", remedy=f"an lr smaller than {problem.lr}"
+    )
 
 
 def check_training(problem: Problem, solver: Solver) -> None:

@@ -15,7 +15,9 @@ from torch_dmft.theory.chain import Chain, HiddenLayer
 from torch_dmft.theory.initial_kernels import InitialKernels
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import solve
-from torch_dmft.theory.solvers.static_ntk import StaticNTK
+from torch_dmft.theory.solvers import static_ntk
+from torch_dmft.theory.solvers.squared_error import error_scale, lazy_outputs
+from torch_dmft.theory.solvers.static_ntk import StaticNTK, _descend, _flow
 
 LR, STEPS, GAIN, GAMMA0 = 0.3, 8, 1.2, 0.01
 BATCHES = [torch.tensor(rows) for rows in ([0, 2], [1], [2, 1], [0], [1, 2], [0, 1, 2], [0], [2])]
@@ -107,9 +109,7 @@ def test_gradient_flow_is_the_exponential_and_descent_meets_it_at_first_order(ro
     y = rows[:3, 0]
     inputs, errors = rows[:3], []
     for refine in (1, 2, 4):
-        problem = Problem.mlp(
-            inputs, y, depth=2, loss=lambda f, y: (f - y).square().sum() / 2, lr=0.1 / refine, steps=5 * refine
-        )
+        problem = Problem.mlp(inputs, y, depth=2, loss=half_square, lr=0.1 / refine, steps=5 * refine)
         kept = range(0, 5 * refine + 1, refine)
         flow = solve(problem, StaticNTK(time="continuous"), record=kept)
         descent = solve(problem, StaticNTK(), record=kept)
@@ -119,6 +119,56 @@ def test_gradient_flow_is_the_exponential_and_descent_meets_it_at_first_order(ro
         errors.append(float((descent.outputs[:, :, 0] - exact).norm()))
     slope = math.log2(errors[1] / errors[2])
     assert slope == pytest.approx(1, abs=0.2)
+
+
+def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().sum() / 2
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+@pytest.mark.parametrize("repeated", [False, True], ids=["regular", "singular"])
+def test_squared_error_in_closed_form_is_the_recursion(
+    momentum: float, repeated: bool, rows: Tensor, targets: Tensor
+) -> None:
+    """Also for a test row, two outputs, other factors than 1/2, and inputs that repeat, where K is singular."""
+    inputs = rows[[0, 1, 1]] if repeated else rows[:3]
+    problem = Problem.mlp(
+        inputs, targets, depth=2, lr=0.7, steps=60, momentum=momentum, test_inputs=rows[3:], activation="relu"
+    )
+    assert error_scale(problem) == pytest.approx(2 / 6)
+    ntk, record = InitialKernels(problem.chain, problem.input_kernel).at().ntk, torch.tensor([0, 1, 2, 17, 60])
+    closed = lazy_outputs(problem, ntk, record, 2 / 6, flow=False)
+    torch.testing.assert_close(closed, _descend(problem, ntk, record), rtol=0, atol=1e-12)
+    assert torch.equal(closed, solve(problem, StaticNTK(), record=record).outputs)
+    flow = lazy_outputs(problem, ntk, record, 2 / 6, flow=True)
+    torch.testing.assert_close(flow, _flow(problem, ntk, record), rtol=0, atol=1e-8)  # integrated to 1e-10 a step
+
+
+def test_a_million_steps_end_at_kernel_regression(rows: Tensor, targets: Tensor) -> None:
+    problem = Problem.mlp(rows[:3], targets, lr=0.1, steps=10**6, test_inputs=rows[3:], loss=half_square)
+    found = solve(problem, StaticNTK(), record=[10**6])
+    kernel = found.ntk.matrix(0)[::2, ::2]  # of the first output
+    torch.testing.assert_close(
+        found.outputs[0], kernel[:, :3] @ torch.linalg.solve(kernel[:3, :3], targets), rtol=0, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        torch.nn.HuberLoss(delta=1.5),
+        torch.nn.L1Loss(),
+        lambda f, y: ((f - y).square() * torch.tensor([1.0, 2.0])).sum(),
+    ],
+    ids=["huber", "absolute", "weighted"],
+)
+def test_losses_that_are_nearly_squared_errors_are_not_taken_for_one(loss, rows: Tensor, targets: Tensor) -> None:
+    problem = Problem.mlp(rows[:3], targets, loss=loss, lr=0.05, steps=20)
+    assert error_scale(problem) is None
+    ntk = InitialKernels(problem.chain, problem.input_kernel).at().ntk
+    torch.testing.assert_close(
+        solve(problem, StaticNTK()).outputs, _descend(problem, ntk, torch.arange(21)), rtol=0, atol=0
+    )
 
 
 def test_any_loss(rows: Tensor) -> None:
@@ -177,3 +227,9 @@ def test_refuses_what_it_cannot_do(rows: Tensor) -> None:
 def test_says_that_training_diverges(rows: Tensor) -> None:
     with pytest.raises(ConvergenceError, match="diverges"):
         solve(Problem.mlp(rows, rows[:, 0], steps=4000, lr=100.0), StaticNTK())
+
+
+def test_a_stiff_flow_that_is_too_expensive_is_given_up(rows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static_ntk, "_MOST_CALLS", 20)
+    with pytest.raises(ConvergenceError, match="20 evaluations"):
+        solve(Problem.mlp(rows, torch.tensor([0, 1, 0, 1]), steps=40), StaticNTK(time="continuous"))

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_dmft.core.errors import ConvergenceError
 from torch_dmft.theory.chain import Chain
 
 
@@ -149,6 +150,8 @@ def stacked(columns: Sequence[Tensor]) -> Float[Tensor, "time column coordinate"
 
 def _new_directions(seen: Tensor, vectors: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """An orthonormal basis of all vectors, old and new, and the part of it that is new."""
+    if not bool(torch.isfinite(vectors).all()):
+        raise ConvergenceError("Training diverges: the fields of a linear chain are not finite.", remedy="a smaller lr")
     seen = pad(seen, len(vectors), seen.shape[1])
     residual = vectors / vectors.norm(dim=0).clamp(min=torch.finfo(vectors.dtype).tiny)
     for _ in range(2):  # twice is enough for orthogonality to round-off

@@ -1,8 +1,9 @@
 """The lazy limit gamma0 -> 0: kernels stay as initialised, and the outputs follow the tangent kernel.
 
 Without weight decay the update f(t+1) = f(t) + eta K v(t) with v(t) = beta v(t-1) + Delta(t) is exact at any learning
-rate. With weight decay lambda the learned part of the weights is still of order gamma0, but their initial part shrinks
-as a(t) = (1 - eta lambda)^t and takes the kernels with it. The outputs are linear in the learned part,
+rate; for squared error it is solved in closed form (``squared_error``). With weight decay lambda the learned part of the
+weights is still of order gamma0, but their initial part shrinks as a(t) = (1 - eta lambda)^t and takes the kernels with
+it. The outputs are linear in the learned part,
 
     f(t) = eta sum_{s<t} c(t, s) K(t, s) Delta(s),    c(t, s) = sum_{j=s}^{t-1} (1 - eta lambda)^(t-1-j) beta^(j-s),
 
@@ -12,6 +13,7 @@ where K(t, s) pairs the gradients at a(t) W(0) with those at a(s) W(0), the ones
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 import numpy as np
@@ -24,6 +26,9 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.initial_kernels import InitialKernels
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, error_signal, require_chain, require_finite, track
+from torch_dmft.theory.solvers.squared_error import error_scale, lazy_outputs
+
+_MOST_CALLS = 50_000  # of the error signal in one integration: half a minute
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,9 @@ class StaticNTK:
     minibatches; ``problem.gamma0`` plays no role. Kernels are in closed form for piecewise linear activations and erf
     and by Hermite series for smooth ones. Computes in float64; exact, so there is no standard error.
 
-    With n rows the cost is O(L n^2) for the kernels and O(T n^2) for the outputs. With weight decay the kernels change
-    in time, and it is O(L T^2 n^2).
+    With n rows the cost is O(L n^2) for the kernels. Outputs are in closed form for squared error with full batches, O(n^3)
+    whatever the number of steps; else they are stepped, O(T n^2), or integrated. With weight decay the kernels change in
+    time, and it is O(L T^2 n^2).
 
     Attributes:
         time: "discrete" for the steps of gradient descent, "continuous" for gradient flow at the times eta * step.
@@ -74,8 +80,7 @@ class StaticNTK:
             outputs, forward, backward = _decaying(problem, gram, record, self.order, two_time, progress)
         else:
             kernels = InitialKernels(chain, gram, order=self.order).at()
-            follow = _descend if self.time == "discrete" else _flow
-            outputs = follow(problem, kernels.ntk, record)
+            outputs = _outputs(problem, kernels.ntk, record, flow=self.time == "continuous")
             forward = [_constant(kernel, len(record), two_time) for kernel in kernels.forward]
             backward = [_constant(kernel, len(record), two_time) for kernel in kernels.backward]
         identity = torch.eye(chain.outputs, dtype=gram.dtype, device=gram.device)
@@ -89,6 +94,14 @@ class StaticNTK:
             origin="static NTK (N=inf)",
             metadata={"time": self.time},
         )
+
+
+def _outputs(problem: Problem, ntk: Tensor, record: Tensor, *, flow: bool) -> Tensor:
+    """Outputs at the recorded steps: in closed form for squared error, else step by step or integrated."""
+    scale = error_scale(problem) if problem.batches is None else None
+    if scale is None:
+        return (_flow if flow else _descend)(problem, ntk, record)
+    return lazy_outputs(problem, ntk, record, scale, flow=flow)
 
 
 def _descend(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
@@ -106,16 +119,23 @@ def _descend(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
 
 
 def _flow(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
-    """df/dt = K Delta(f), integrated."""
+    """df/dt = K Delta(f), integrated to the precision that the loss is computed in."""
+    precision = max(1e-10, 100 * torch.finfo(problem.dtype).eps)
+    calls = count()
 
     def velocity(_: float, flat: np.ndarray) -> np.ndarray:
+        if next(calls) > _MOST_CALLS:
+            raise ConvergenceError(
+                f"Gradient flow could not be integrated with {_MOST_CALLS} evaluations of the loss.",
+                remedy='StaticNTK(time="discrete"), a smaller lr, or inputs in float64',
+            )
         f = torch.as_tensor(flat, dtype=ntk.dtype, device=ntk.device).reshape(problem.samples, problem.outputs)
         return (ntk @ error_signal(problem, f, 0)).flatten().cpu().numpy()
 
     times = (record.to(torch.float64) * problem.lr).numpy()
     end = max(times[-1], problem.lr)  # an interval even if only t = 0 is recorded
     start = torch.zeros(problem.samples * problem.outputs, dtype=ntk.dtype).numpy()
-    found = solve_ivp(velocity, (0.0, end), start, method="LSODA", t_eval=times, rtol=1e-10, atol=1e-12)
+    found = solve_ivp(velocity, (0.0, end), start, method="LSODA", t_eval=times, rtol=precision, atol=precision)
     if not found.success:
         raise ConvergenceError(
             "Gradient flow could not be integrated.",

@@ -22,7 +22,7 @@ same few numbers per time, the two-time functions H_k^l and G_k^l; their flow is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -36,6 +36,7 @@ from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, require_chain, track
 from torch_dmft.theory.solvers.deep_linear import require_linear
 from torch_dmft.theory.solvers.latent_chain import LatentChain, combine, stacked
+from torch_dmft.theory.solvers.squared_error import error_scale
 
 _MOST_HALVINGS = 8
 
@@ -71,7 +72,7 @@ class WhitenedLinear:
         biased = chain.readout_bias or any(layer.bias_std is not None for layer in chain.hidden)
         found = {
             f"training inputs that are not whitened (K^x differs from the identity by {off:.2g})": off > 1e-5,
-            "a loss other than the squared error": _error_scale(problem) is None,
+            "a loss other than the squared error": error_scale(problem) is None,
             "biases": biased,
             "momentum": problem.momentum > 0,
             "weight decay": problem.weight_decay > 0,
@@ -94,7 +95,7 @@ class WhitenedLinear:
         used = [k for k, strength in enumerate(strengths) if strength >= 1e-14 * strengths[0]]
         left = input_kernel[:, :train] @ samples[:, used]  # test rows see the training directions of their inputs
         right = outputs[used].mT
-        unit = problem.lr * (_error_scale(problem) or 0.0)
+        unit = problem.lr * (error_scale(problem) or 0.0)
         modes = []
         for k in track(used, "whitened linear theory", progress=progress):
             modes.append(self._mode(chain, problem.gamma0, float(strengths[k]), record.to(rows), unit))
@@ -230,21 +231,3 @@ def _spread(
         )
     equal = moved.expand(-1, -1, moved.shape[1]).diagonal(dim1=1, dim2=2)
     return static + torch.einsum("kt,mk,nk->tmn", equal, directions, directions)
-
-
-def _error_scale(problem: Problem) -> float | None:
-    """The c of Delta = c (y - f), or None if the error signal is not of this form."""
-    if not problem.targets.is_floating_point():
-        return None
-    targets, train = problem.target_values, problem.train_samples
-    away = torch.linspace(-1, 1, targets.numel(), dtype=targets.dtype, device=targets.device).reshape(targets.shape)
-    outputs = torch.zeros(problem.samples, problem.outputs, dtype=targets.dtype, device=targets.device)
-    full_batch, scale = replace(problem, batches=None), None
-    for distance in (1.0, -3.0):
-        outputs[:train] = targets + distance * away
-        delta = full_batch.error(outputs, 0)[:train]
-        if scale is None:
-            scale = float(-(delta * away).sum() / away.square().sum())
-        if not torch.allclose(delta, -scale * distance * away, rtol=1e-4, atol=1e-5 * abs(scale)):
-            return None
-    return scale

@@ -138,6 +138,6 @@ def activation(name: str) -> Activation:
     Raises:
         InvalidInputError: if there is none; the message lists those there are.
     """
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise InvalidInputError(f"No activation is called {name!r}.", remedy=f"one of {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from torch_dmft.core.activation import activation as named_activation
+from torch_dmft.core.numbers import require_number
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
@@ -29,6 +30,14 @@ class HiddenLayer:
     gain: float = 1.0
     bias_std: float | None = None
     width_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown activation and numbers that cannot be."""
+        named_activation(self.activation)
+        require_number("gain", self.gain, above=0)
+        require_number("width_ratio", self.width_ratio, above=0, remedy="positive numbers, relative to the last width")
+        if self.bias_std is not None:
+            require_number("bias_std", self.bias_std, at_least=0, remedy="bias_std >= 0, or None for no biases")
 
 
 @dataclass(frozen=True)

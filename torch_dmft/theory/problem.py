@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.core.activation import activation as named_activation
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, default_loss
-from torch_dmft.parameterization.optimizer import OPTIMIZERS
+from torch_dmft.core.numbers import require_whole
+from torch_dmft.measurement import Probe
+from torch_dmft.parameterization import Plan
 from torch_dmft.theory.chain import Chain, HiddenLayer, chain_of
+from torch_dmft.theory.checks import check_inputs, check_problem, check_targets, count_outputs, require_list
 from torch_dmft.theory.infinite.widen import refuse_unsupported
-
-if TYPE_CHECKING:
-    from torch_dmft.measurement import Probe
-    from torch_dmft.parameterization import Plan
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,9 @@ class Problem:
 
     def __post_init__(self) -> None:
         """Refuse what no solver can do."""
-        _check(self)
+        check_problem(self)
+        for name in ("inputs", "targets"):
+            object.__setattr__(self, name, getattr(self, name).detach())
 
     @property
     def samples(self) -> int:
@@ -104,13 +102,40 @@ class Problem:
         """Rows that the update of this step sees, or None for all training rows."""
         return None if self.batches is None else self.batches[step]
 
+    def recorded(self, record: Iterable[int] | int | Tensor | None = None) -> Tensor:
+        """The steps to keep, sorted and each once: ``(time,)`` integers in 0..steps; None for all.
+
+        Raises:
+            InvalidInputError: if one is no step of the run.
+        """
+        if record is None:
+            return torch.arange(self.steps + 1)
+        try:
+            kept = [record] if isinstance(record, int) else list(record)
+            steps = torch.unique(torch.as_tensor(kept))
+        except (TypeError, ValueError, RuntimeError):
+            steps = torch.zeros(0)
+        if (
+            record is True
+            or len(steps) == 0
+            or steps.dtype != torch.int64
+            or int(steps[0]) < 0
+            or int(steps[-1]) > self.steps
+        ):
+            raise InvalidInputError(
+                f"Steps to record are integers in 0..{self.steps}.",
+                got=f"{record}",
+                remedy="record=range(0, steps + 1, 10)",
+            )
+        return steps
+
     def training_loss(self, outputs: Tensor, rows: Tensor | None = None) -> Tensor:
         """The loss on the training rows, or on ``rows`` of them: ``outputs`` is ``(sample, output)``, test rows ignored."""
         predictions, targets = outputs[: self.train_samples].to(self.inputs.device), self.targets
+        if targets.is_floating_point():
+            targets = targets.reshape(predictions.shape)
         if rows is not None:
             predictions, targets = predictions[rows], targets[rows]
-        if targets.is_floating_point():
-            predictions = predictions.reshape(targets.shape)
         return self.loss(predictions, targets)
 
     def error(self, outputs: Tensor, step: int) -> Tensor:
@@ -170,32 +195,34 @@ class Problem:
         Raises:
             InvalidInputError: for shapes or values that do not fit, each with its remedy.
         """
-        if inputs.ndim and targets.ndim and len(targets) != len(inputs):
+        check_inputs(inputs)
+        check_targets(targets)
+        if len(targets) != len(inputs):
             raise InvalidInputError(
                 "Every training input needs its target.",
                 got=f"{len(targets)} targets, {len(inputs)} inputs",
                 remedy="rows that are not trained on go into test_inputs",
             )
-        if depth < 1:
-            raise InvalidInputError("A network needs at least one hidden layer.", got=f"depth={depth}")
-        ratios = (1.0,) * depth if width_ratios is None else tuple(float(r) for r in width_ratios)
-        if len(ratios) != depth or ratios[-1] != 1.0 or min(ratios) <= 0:
+        require_whole("depth", depth, at_least=1, remedy="the number of hidden layers, at least one hidden layer")
+        ratios = (1.0,) * depth if width_ratios is None else require_list("width_ratios", width_ratios)
+        hidden = tuple(HiddenLayer(activation, gain, bias_std, ratio) for ratio in ratios)
+        if len(ratios) != depth or ratios[-1] != 1.0:
             raise InvalidInputError(
                 "width_ratios needs one positive number per hidden layer, relative to the last.",
                 got=f"{ratios} for depth {depth}",
                 remedy="for example width_ratios=[2.0, 1.0] at depth 2",
             )
-        if test_inputs is not None and test_inputs.shape[1:] != inputs.shape[1:]:
-            raise InvalidInputError(
-                "Test inputs differ in shape from training inputs.",
-                got=f"{tuple(test_inputs.shape)} beside {tuple(inputs.shape)}",
-                remedy="rows alike in both",
-            )
-        rows = inputs if test_inputs is None else torch.cat([inputs, test_inputs.to(inputs)])
-        rows = rows.flatten(1) if rows.ndim > 1 else rows
-        outputs = _count_outputs(targets)
-        hidden = tuple(HiddenLayer(activation, gain, bias_std, ratio) for ratio in ratios)
-        named_activation(activation)
+        rows = inputs
+        if test_inputs is not None:
+            check_inputs(test_inputs, "test_inputs")
+            if test_inputs.shape[1:] != inputs.shape[1:]:
+                raise InvalidInputError(
+                    "Test inputs differ in shape from training inputs.",
+                    got=f"{tuple(test_inputs.shape)} beside {tuple(inputs.shape)}",
+                    remedy="rows alike in both",
+                )
+            rows = torch.cat([inputs, test_inputs.to(inputs)])
+        rows, outputs = rows.flatten(1), count_outputs(targets)
         return cls(
             inputs=rows,
             targets=targets,
@@ -206,7 +233,7 @@ class Problem:
             outputs=outputs,
             momentum=momentum,
             weight_decay=weight_decay,
-            batches=None if batches is None else tuple(batches),
+            batches=None if batches is None else require_list("batches", batches),
             temperature=temperature,
             optimizer=optimizer,
             chain=Chain(rows.shape[-1], hidden, outputs),
@@ -249,12 +276,14 @@ class Problem:
             UnsupportedModelError: if the model reads tokens, naming its embeddings.
             InvalidInputError: if the probe has no targets or its training rows do not come first.
         """
-        if isinstance(plan, nn.Module):
+        if not isinstance(plan, Plan):
             raise InvalidInputError(
-                "A bare model does not say how it is scaled.",
+                "Only a plan says how its model is scaled.",
                 got=type(plan).__name__,
                 remedy="pass the plan: plan = parameterize(model, example_input)",
             )
+        if not isinstance(probe, Probe):
+            raise InvalidInputError("The data are a probe.", got=type(probe).__name__, remedy="Probe(inputs, targets)")
         if plan.scheme == "standard":
             raise UnsupportedProblemError(
                 "The standard parameterization has no stable infinite-width limit with learning.",
@@ -281,133 +310,9 @@ class Problem:
             outputs=plan.architecture.readout.out_features,
             momentum=momentum,
             weight_decay=weight_decay,
-            batches=None if batches is None else tuple(batches),
+            batches=None if batches is None else require_list("batches", batches),
             temperature=temperature,
             optimizer=optimizer,
             chain=chain_of(plan),
             network=plan,
-        )
-
-
-def _count_outputs(targets: Tensor) -> int:
-    if targets.is_floating_point():
-        return 1 if targets.ndim == 1 else targets.shape[1]
-    return int(targets.max()) + 1
-
-
-def _check_targets(targets: Tensor, outputs: int) -> None:
-    """Refuse targets that do not fit the outputs, where torch would fail late or broadcast."""
-    if targets.is_floating_point():
-        if _count_outputs(targets) != outputs:
-            raise InvalidInputError(
-                "Float targets need one column per output.",
-                got=f"shape {tuple(targets.shape)} for {outputs} outputs",
-                remedy="targets of shape (sample, output), or a model with as many outputs",
-            )
-    elif targets.dtype != torch.int64 or int(targets.min()) < 0 or int(targets.max()) >= outputs:
-        raise InvalidInputError(
-            f"Targets that are not floats are class numbers 0..{outputs - 1} of type torch.int64.",
-            got=f"{targets.tolist()[:8]} of {targets.dtype}",
-            remedy="targets.long() for classes, targets.float() for numbers",
-        )
-
-
-def _check_optimizer(problem: Problem) -> None:
-    if problem.optimizer not in OPTIMIZERS:
-        raise InvalidInputError(
-            "A problem names its optimizer.", got=repr(problem.optimizer), remedy=f"one of {', '.join(OPTIMIZERS)}"
-        )
-    if problem.optimizer == "sgd":
-        return
-    if problem.momentum or problem.temperature:
-        raise InvalidInputError(
-            "Momentum and Langevin noise are those of SGD; Adam's momentum are its betas, which are torch's defaults.",
-            got=f"optimizer={problem.optimizer!r}, momentum={problem.momentum}, temperature={problem.temperature}",
-            remedy='momentum=0.0 and temperature=0.0, or optimizer="sgd"',
-        )
-    if problem.optimizer == "adam" and problem.weight_decay:
-        raise InvalidInputError(
-            "Adam normalises the weight decay together with the gradient, against which it grows like the square root of "
-            "the width: there is no limit.",
-            got=f"weight_decay={problem.weight_decay}",
-            remedy='optimizer="adamw", which decays alike at every width',
-        )
-
-
-def _check(problem: Problem) -> None:
-    inputs, targets = problem.inputs, problem.targets
-    if inputs.ndim < 2 or not inputs.is_floating_point():
-        raise InvalidInputError(
-            "Inputs need a sample axis and at least one feature axis, in floating point.",
-            got=f"shape {tuple(inputs.shape)}, {inputs.dtype}",
-            remedy="inputs of shape (sample, feature), inputs.float() of numbers; of tokens there is no theory yet, so feed "
-            "one-hot rows to an nn.Linear instead of an nn.Embedding",
-        )
-    if targets.ndim not in (1, 2) or (not targets.is_floating_point() and targets.ndim != 1):
-        raise InvalidInputError(
-            "Targets are (train, output) or (train,) floats, or (train,) integer classes.",
-            got=f"shape {tuple(targets.shape)}",
-        )
-    if len(targets) < 2 or len(targets) > len(inputs):
-        raise InvalidInputError(
-            "A problem needs at least two training rows, and no more targets than inputs.",
-            got=f"{len(targets)} targets, {len(inputs)} inputs",
-        )
-    _check_targets(targets, problem.outputs)
-    for name, values in (("inputs", inputs), ("targets", targets)):
-        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
-            bad = int(
-                (~torch.isfinite(values))
-                .flatten(1 if values.ndim > 1 else 0)
-                .reshape(len(values), -1)
-                .any(1)
-                .nonzero()[0]
-            )
-            raise InvalidInputError(
-                f"The {name} hold NaN or infinity.", got=f"row {bad}", remedy="clean the data first"
-            )
-    if not problem.gamma0 > 0 or not math.isfinite(problem.gamma0):
-        raise InvalidInputError(
-            "gamma0 must be positive.",
-            got=str(problem.gamma0),
-            remedy="the lazy limit gamma0 = 0 is solvers.StaticNTK()",
-        )
-    if not 0 < problem.lr < math.inf or problem.steps < 0 or not 0 <= problem.momentum < 1 or problem.weight_decay < 0:
-        raise InvalidInputError(
-            "lr > 0, steps >= 0, 0 <= momentum < 1 and weight_decay >= 0 are needed.",
-            got=f"lr={problem.lr}, steps={problem.steps}, momentum={problem.momentum}, "
-            f"weight_decay={problem.weight_decay}",
-        )
-    _check_optimizer(problem)
-    if not 0 <= problem.temperature < math.inf:
-        raise InvalidInputError(
-            "The temperature is a number >= 0.", got=str(problem.temperature), remedy="0.0: no noise"
-        )
-    if problem.batches is not None:
-        if len(problem.batches) < problem.steps:
-            raise InvalidInputError(
-                "batches needs one index tensor per step.",
-                got=f"{len(problem.batches)} batches for {problem.steps} steps",
-                remedy="list the batches of every epoch, in the order of training",
-            )
-        for step, rows in enumerate(problem.batches):
-            is_index = not rows.is_floating_point() and rows.dtype != torch.bool
-            if not is_index or rows.numel() == 0 or int(rows.min()) < 0 or int(rows.max()) >= problem.train_samples:
-                raise InvalidInputError(
-                    "A batch holds row numbers of training rows.",
-                    got=f"batch {step}: {rows.tolist()[:8]}",
-                    remedy=f"a tensor of integers 0..{problem.train_samples - 1}; mask.nonzero().flatten() of a mask",
-                )
-    if problem.chain is None and problem.network is None:
-        raise InvalidInputError("A problem needs a network.", remedy="use Problem.mlp or Problem.like")
-    if isinstance(problem.loss, type):
-        raise InvalidInputError("The loss is a class.", got=problem.loss.__name__, remedy=f"{problem.loss.__name__}()")
-    probe = problem.training_loss(
-        torch.zeros(problem.samples, problem.outputs, dtype=inputs.dtype, device=inputs.device)
-    )
-    if probe.ndim != 0 or not bool(torch.isfinite(probe)):
-        raise InvalidInputError(
-            "The loss must return one finite number.",
-            got=f"{probe}",
-            remedy="loss(outputs, targets) with outputs (train, output)",
         )

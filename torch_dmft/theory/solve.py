@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
@@ -57,6 +56,13 @@ def solve(
         ConvergenceError: if the method fails; nothing unconverged is returned.
         InsufficientMemoryError: if the estimate of what is needed exceeds what is free.
     """
+    if not isinstance(problem, Problem):
+        raise InvalidInputError(
+            "This is no problem.",
+            got=type(problem).__name__,
+            remedy="Problem.mlp(...) or Problem.like(plan, probe, ...)",
+        )
+    steps = problem.recorded(record)
     facts: dict[str, str | int | float | bool | None] = {}
     if solver is None:
         from torch_dmft.theory.choose import choose  # the choice knows every solver, and they know this module
@@ -70,7 +76,6 @@ def solve(
         )
     check_training(problem, solver)
     solver.check(problem)
-    steps = _record_steps(problem, record)
     started = time.perf_counter()
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
     _require_finite(trajectory, problem)
@@ -107,16 +112,3 @@ def check_training(problem: Problem, solver: Solver) -> None:
             got=f"optimizer={problem.optimizer!r}",
             remedy='solvers.WideEnsemble(), a reference from wide networks, or optimizer="sgd"',
         )
-
-
-def _record_steps(problem: Problem, record: Iterable[int] | int | Tensor | None) -> Tensor:
-    if record is None:
-        return torch.arange(problem.steps + 1)
-    steps = torch.unique(torch.as_tensor([record] if isinstance(record, int) else list(record)))
-    if len(steps) == 0 or steps.is_floating_point() or int(steps[0]) < 0 or int(steps[-1]) > problem.steps:
-        raise InvalidInputError(
-            f"Steps to record are integers in 0..{problem.steps}.",
-            got=str(steps.tolist()[:8]),
-            remedy="record=range(0, steps + 1, 10)",
-        )
-    return steps

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.memory import require_memory
 from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, require_chain, track
 from torch_dmft.theory.solvers.order_parameters import OrderParameters, SiteSampler
@@ -61,21 +63,30 @@ class AlternatingMonteCarlo:
 
     takes: ClassVar[frozenset[str]] = frozenset({"noise"})
 
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        for name in ("neurons", "iterations", "replicas", *([] if self.stride is None else ["stride"])):
+            require_whole(name, getattr(self, name), at_least=1)
+        if self.neurons % 2:
+            raise InvalidInputError(
+                "An even number of neurons is needed, as they come in pairs.",
+                got=f"neurons={self.neurons}",
+                remedy=f"neurons={self.neurons + 1}",
+            )
+        require_number("damping", self.damping, above=0)
+        if self.damping > 1:
+            raise InvalidInputError("damping lies in (0, 1].", got=f"{self.damping}", remedy="damping=0.8")
+        require_number("tolerance", self.tolerance, above=0)
+        require_generator(self.generator)
+
     def check(self, problem: Problem) -> None:
-        """Refuse settings and problems that cannot be done.
+        """Refuse problems that cannot be done.
 
         Raises:
-            InvalidInputError: for settings out of range.
             UnsupportedProblemError: for networks that are no chain of smooth layers.
             InsufficientMemoryError: if kernels over all pairs of times do not fit.
         """
         chain = require_chain(problem, "AlternatingMonteCarlo")
-        if self.neurons < 2 or self.neurons % 2 or min(self.iterations, self.replicas, self.stride or 1) < 1:
-            raise InvalidInputError(
-                "An even number of neurons and at least one iteration, replica and step are needed.", got=f"{self}"
-            )
-        if not 0 < self.damping <= 1:
-            raise InvalidInputError("damping lies in (0, 1].", got=f"{self.damping}")
         rough = sorted({layer.activation for layer in chain.hidden if not activation(layer.activation).smooth})
         if rough and self.responses:
             raise UnsupportedProblemError(

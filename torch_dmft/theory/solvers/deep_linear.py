@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.problem import Problem
@@ -34,6 +35,10 @@ class DeepLinear:
     """
 
     tolerance: float = 1e-12
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        require_number("tolerance", self.tolerance, above=0, below=1)
 
     def check(self, problem: Problem) -> None:
         """Refuse networks that are no linear chain.

@@ -9,11 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
+from torch_dmft.core.errors import UnsupportedModelError
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.memory import require_memory
 from torch_dmft.parameterization import Plan
+from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.infinite.lazy_layer import LazyLayer
 from torch_dmft.theory.infinite.twin import default_tolerance
 from torch_dmft.theory.infinite.widen import refuse_unsupported, refuse_unwidenable
@@ -62,13 +64,18 @@ class FiniteWidth:
 
     takes: ClassVar[frozenset[str]] = frozenset({"noise"})
 
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        require_whole("width", self.width, at_least=1)
+        require_whole(
+            "replicas", self.replicas, at_least=4, remedy="at least four replicas, of which a spread can be told"
+        )
+        if self.tolerance is not None:
+            require_number("tolerance", self.tolerance, at_least=0, below=1)
+        require_generator(self.generator)
+
     def check(self, problem: Problem) -> None:
-        """Refuse settings and problems that cannot be done."""
-        if self.width < 1 or self.replicas < 4 or (self.tolerance is not None and self.tolerance < 0):
-            raise InvalidInputError(
-                "A width, at least four replicas and a tolerance that is not negative are needed.",
-                got=f"width={self.width}, replicas={self.replicas}, tolerance={self.tolerance}",
-            )
+        """Refuse networks that cannot be built at another width."""
         if problem.chain is None:
             assert problem.network is not None  # a problem without a chain has a network
             refuse_unwidenable(problem.network.model)

@@ -44,7 +44,7 @@ class GradientIndependence(InfiniteWidth):
     """
 
     def check(self, problem: Problem) -> None:
-        """Refuse settings and problems that cannot be done."""
+        """Refuse problems that cannot be done."""
         if problem.momentum:
             raise UnsupportedProblemError(
                 "Gradient independence moves the outputs by the tangent kernel of the present step; with momentum they "

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.memory import require_memory
 from torch_dmft.parameterization import Plan
+from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, twin_cost
 from torch_dmft.theory.infinite.twin import default_tolerance, infinite_width
 from torch_dmft.theory.problem import Problem
@@ -56,13 +58,16 @@ class InfiniteWidth:
     tolerance: float | None = None
     generator: torch.Generator | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        require_whole("neurons", self.neurons, at_least=16)
+        require_whole("replicas", self.replicas, at_least=1)
+        if self.tolerance is not None:
+            require_number("tolerance", self.tolerance, at_least=0, below=1)
+        require_generator(self.generator)
+
     def check(self, problem: Problem) -> None:
-        """Refuse settings and problems that cannot be done."""
-        if self.replicas < 1 or self.neurons < 16:
-            raise InvalidInputError(
-                "At least one replica of at least 16 neurons is needed.",
-                got=f"neurons={self.neurons}, replicas={self.replicas}",
-            )
+        """Refuse problems that cannot be done."""
         directions = problem.samples * (1 + problem.outputs)
         if 4 * directions > self.neurons:
             raise UnsupportedProblemError(

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.memory import require_memory
 from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, error_signal, require_chain, require_finite, track
@@ -53,6 +55,12 @@ class Perturbation:
     replicas: int = 4
     generator: torch.Generator | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        require_whole("neurons", self.neurons, at_least=1)
+        require_whole("replicas", self.replicas, at_least=1)
+        require_generator(self.generator)
+
     def check(self, problem: Problem) -> None:
         """Refuse networks and updates without this expansion.
 
@@ -74,10 +82,10 @@ class Perturbation:
                 remedy="solvers.InfiniteWidth()",
             )
         needed = 4 * problem.samples * (1 + problem.outputs)
-        if self.replicas < 1 or self.neurons < needed:
+        if self.neurons < needed:
             raise InvalidInputError(
-                "Perturbation needs a replica, and neurons for every direction of the fields.",
-                got=f"neurons={self.neurons}, replicas={self.replicas}",
+                "Perturbation needs neurons for every direction of the fields.",
+                got=f"neurons={self.neurons}",
                 remedy=f"at least {needed} neurons",
             )
         rows = problem.samples * problem.outputs

@@ -21,7 +21,8 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
+from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.initial_kernels import InitialKernels
 from torch_dmft.theory.problem import Problem
@@ -50,6 +51,16 @@ class StaticNTK:
 
     time: Literal["discrete", "continuous"] = "discrete"
     order: int = 1024
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        require_whole("order", self.order, at_least=1)
+        if self.time not in ("discrete", "continuous"):
+            raise InvalidInputError(
+                "The time is discrete or continuous.",
+                got=f"time={self.time!r}",
+                remedy='time="discrete" or time="continuous"',
+            )
 
     def check(self, problem: Problem) -> None:
         """Refuse networks that are no dense chain, and gradient flow where only steps make sense.

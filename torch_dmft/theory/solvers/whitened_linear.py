@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
+from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain, HiddenLayer
 from torch_dmft.theory.problem import Problem
@@ -57,6 +58,10 @@ class WhitenedLinear:
     """
 
     tolerance: float = 1e-7
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        require_number("tolerance", self.tolerance, above=0)
 
     def check(self, problem: Problem) -> None:
         """Refuse problems that do not decompose into scalar flows.

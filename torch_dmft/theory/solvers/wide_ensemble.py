@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory, combine
 from torch_dmft.measurement.memory import require_memory
 from torch_dmft.measurement.subject import optimizer_facts
 from torch_dmft.parameterization import Plan
+from torch_dmft.theory.checks import require_generator, require_list
 from torch_dmft.theory.infinite.widen import refuse_unwidenable
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import track
@@ -64,13 +66,21 @@ class WideEnsemble:
 
     takes: ClassVar[frozenset[str]] = frozenset({"noise", "adam"})
 
-    def check(self, problem: Problem) -> None:
-        """Refuse settings and problems that cannot be done."""
-        if len(set(self.widths)) < 2 or min(self.widths) < 1 or self.pairs < 4:
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        for width in require_list("widths", self.widths):
+            require_whole("widths", width, at_least=1)
+        if len(set(self.widths)) < 2:
             raise InvalidInputError(
-                "At least two widths and four pairs are needed for a limit with an error.",
-                got=f"widths={self.widths}, pairs={self.pairs}",
+                "At least two widths are needed to go to infinite width.",
+                got=f"widths={self.widths}",
+                remedy="widths=(128, 256, 512)",
             )
+        require_whole("pairs", self.pairs, at_least=4, remedy="at least four pairs, of which an error can be told")
+        require_generator(self.generator)
+
+    def check(self, problem: Problem) -> None:
+        """Refuse networks that cannot be built at another width."""
         if problem.chain is None:
             assert problem.network is not None  # a problem without a chain has a network
             refuse_unwidenable(problem.network.model)

@@ -1,0 +1,243 @@
+"""What no solver can do with a problem: each mistake is refused when the problem is posed, with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_number, require_whole
+from torch_dmft.parameterization.optimizer import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from torch_dmft.theory.problem import Problem
+
+_FLOATS = (torch.float32, torch.float64)
+_MOST_CLASSES = 2**16
+"""More are row numbers or codes that were taken for classes: each class is an output."""
+
+
+def check_problem(problem: Problem) -> None:
+    """Refuse data, numbers, batches, an optimizer or a loss that cannot work.
+
+    Raises:
+        InvalidInputError: for the first mistake, with its remedy.
+    """
+    check_inputs(problem.inputs)
+    check_targets(problem.targets)
+    if not bool(problem.inputs.any()):
+        raise InvalidInputError("All inputs are zero.", got=f"{len(problem.inputs)} rows", remedy="rows that differ")
+    if len(problem.targets) > len(problem.inputs) or len(problem.inputs) < 2:
+        raise InvalidInputError(
+            "A problem needs at least two rows, and no more targets than inputs.",
+            got=f"{len(problem.targets)} targets, {len(problem.inputs)} inputs",
+            remedy="one row of inputs for every target, and a test row beside a single training row",
+        )
+    _check_fit(problem.targets, problem.outputs)
+    require_number("gamma0", problem.gamma0, above=0, remedy="gamma0 > 0; the lazy limit of 0 is solvers.StaticNTK()")
+    require_number("lr", problem.lr, above=0, remedy="lr > 0, one number for all steps: theory has no schedules")
+    require_whole("steps", problem.steps, at_least=0)
+    require_number("momentum", problem.momentum, at_least=0, below=1)
+    require_number("weight_decay", problem.weight_decay, at_least=0)
+    require_number("temperature", problem.temperature, at_least=0, remedy="temperature=0.0: no noise")
+    _check_optimizer(problem)
+    _check_batches(problem)
+    if problem.chain is None and problem.network is None:
+        raise InvalidInputError("A problem needs a network.", remedy="use Problem.mlp or Problem.like")
+    _check_loss(problem)
+
+
+def check_inputs(inputs: Tensor, name: str = "inputs") -> None:
+    """Refuse inputs that are no finite tensor with a sample axis and features.
+
+    Raises:
+        InvalidInputError: for the first mistake, with its remedy.
+    """
+    _require_tensor(name, inputs)
+    if inputs.ndim < 2 or inputs.dtype not in _FLOATS or inputs.shape[1:].numel() == 0:
+        raise InvalidInputError(
+            f"The {name} need a sample axis and at least one feature axis, in floating point of 32 or 64 bits.",
+            got=f"shape {tuple(inputs.shape)}, {inputs.dtype}",
+            remedy="inputs of shape (sample, feature), inputs.float() of numbers; of tokens there is no theory yet, so feed "
+            "one-hot rows to an nn.Linear instead of an nn.Embedding",
+        )
+    _require_finite_rows(name, inputs)
+    if not bool(torch.isfinite(inputs.flatten(1).square().sum(1)).all()):
+        raise InvalidInputError(
+            f"The squares of the {name} overflow.",
+            got=f"a number of size {float(inputs.abs().max()):.0e} in {inputs.dtype}",
+            remedy="standardise the inputs",
+        )
+
+
+def check_targets(targets: Tensor) -> None:
+    """Refuse targets that are neither finite floats nor classes.
+
+    Raises:
+        InvalidInputError: for the first mistake, with its remedy.
+    """
+    _require_tensor("targets", targets)
+    if targets.ndim not in (1, 2) or (not targets.is_floating_point() and targets.ndim != 1) or targets.numel() == 0:
+        raise InvalidInputError(
+            "Targets are (train, output) or (train,) floats, or (train,) integer classes.",
+            got=f"shape {tuple(targets.shape)}, {targets.dtype}",
+            remedy="one row for each training row: targets.flatten() of classes, targets.flatten(1) of floats",
+        )
+    _require_finite_rows("targets", targets)
+    if not targets.is_floating_point() and targets.dtype != torch.int64:
+        raise _not_classes(targets, "0, 1, ...")
+
+
+def count_outputs(targets: Tensor) -> int:
+    """C: columns of floats, or the largest class + 1."""
+    if targets.is_floating_point():
+        return 1 if targets.ndim == 1 else targets.shape[1]
+    return int(targets.max()) + 1
+
+
+def require_generator(generator: object) -> None:
+    """Refuse seeds and other sources of randomness.
+
+    Raises:
+        InvalidInputError: if it is neither None nor a ``torch.Generator``.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InvalidInputError(
+            "Random numbers come from a generator.",
+            got=f"generator={generator!r}",
+            remedy="generator=torch.Generator().manual_seed(0)",
+        )
+
+
+def require_list(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
+    """The values as a tuple.
+
+    Raises:
+        InvalidInputError: if they are a single one.
+    """
+    try:
+        return tuple(values)
+    except TypeError:
+        raise InvalidInputError(
+            f"{name} is a list.", got=f"{name}={values!r}", remedy=f"{name}=[...], one entry for each"
+        ) from None
+
+
+def _require_tensor(name: str, values: object) -> None:
+    if not isinstance(values, Tensor):
+        raise InvalidInputError(
+            f"The {name} of a problem are a tensor.", got=type(values).__name__, remedy="torch.as_tensor(...)"
+        )
+
+
+def _require_finite_rows(name: str, values: Tensor) -> None:
+    bad = (
+        (~torch.isfinite(values)).flatten(1).any(1).nonzero()
+        if values.ndim > 1
+        else (~torch.isfinite(values)).nonzero()
+    )
+    if len(bad):
+        raise InvalidInputError(
+            f"The {name} hold NaN or infinity.",
+            got=f"row {int(bad[0])} (and {len(bad) - 1} more)",
+            remedy="clean the data first",
+        )
+
+
+def _check_fit(targets: Tensor, outputs: int) -> None:
+    """Refuse targets that do not fit the outputs, where torch would fail late or broadcast."""
+    if targets.is_floating_point():
+        if count_outputs(targets) != outputs:
+            raise InvalidInputError(
+                "Float targets need one column per output.",
+                got=f"shape {tuple(targets.shape)} for {outputs} outputs",
+                remedy="targets of shape (sample, output), or a model with as many outputs",
+            )
+    elif int(targets.min()) < 0 or int(targets.max()) >= outputs or outputs > _MOST_CLASSES:
+        raise _not_classes(targets, f"0..{min(outputs, _MOST_CLASSES) - 1}")
+
+
+def _not_classes(targets: Tensor, numbers: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"Targets that are not floats are class numbers {numbers} of type torch.int64.",
+        got=f"{targets.tolist()[:8]} of {targets.dtype}",
+        remedy="targets.long() for classes, targets.float() for numbers",
+    )
+
+
+def _check_optimizer(problem: Problem) -> None:
+    if problem.optimizer not in tuple(OPTIMIZERS):
+        raise InvalidInputError(
+            "A problem names its optimizer.", got=repr(problem.optimizer), remedy=f"one of {', '.join(OPTIMIZERS)}"
+        )
+    if problem.optimizer == "sgd":
+        return
+    if problem.momentum or problem.temperature:
+        raise InvalidInputError(
+            "Momentum and Langevin noise are those of SGD; Adam's momentum are its betas, which are torch's defaults.",
+            got=f"optimizer={problem.optimizer!r}, momentum={problem.momentum}, temperature={problem.temperature}",
+            remedy='momentum=0.0 and temperature=0.0, or optimizer="sgd"',
+        )
+    if problem.optimizer == "adam" and problem.weight_decay:
+        raise InvalidInputError(
+            "Adam normalises the weight decay together with the gradient, against which it grows like the square root of "
+            "the width: there is no limit.",
+            got=f"weight_decay={problem.weight_decay}",
+            remedy='optimizer="adamw", which decays alike at every width',
+        )
+
+
+def _check_batches(problem: Problem) -> None:
+    if problem.batches is None:
+        return
+    if len(problem.batches) < problem.steps:
+        raise InvalidInputError(
+            "batches needs one index tensor per step.",
+            got=f"{len(problem.batches)} batches for {problem.steps} steps",
+            remedy="list the batches of every epoch, in the order of training",
+        )
+    for step, rows in enumerate(problem.batches):
+        is_index = isinstance(rows, Tensor) and rows.dtype in (torch.int64, torch.int32) and rows.ndim == 1
+        if not is_index or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= problem.train_samples:
+            raise InvalidInputError(
+                "A batch holds row numbers of training rows.",
+                got=f"batch {step}: {_shown(rows)}",
+                remedy=f"a tensor of integers 0..{problem.train_samples - 1}; mask.nonzero().flatten() of a mask",
+            )
+
+
+def _shown(rows: object) -> str:
+    return f"{rows.flatten().tolist()[:8]}, {rows.dtype}" if isinstance(rows, Tensor) else repr(rows)
+
+
+def _check_loss(problem: Problem) -> None:
+    """Ask the loss once, of outputs that are zero, as they are at the start."""
+    if isinstance(problem.loss, type) or not callable(problem.loss):
+        name = getattr(problem.loss, "__name__", repr(problem.loss))
+        raise InvalidInputError("The loss is no function.", got=name, remedy="an instance: loss=nn.MSELoss()")
+    form = "loss(outputs, targets) -> scalar, with outputs (train, output) and targets alike, or (train,) classes"
+    outputs = problem.inputs.new_zeros(problem.samples, problem.outputs).requires_grad_()
+    with torch.enable_grad():
+        try:
+            value = problem.training_loss(outputs)
+        except Exception as error:
+            raise InvalidInputError("The loss fails on the targets.", got=f"{error}", remedy=form) from error
+        is_one = isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
+        if not is_one or not bool(torch.isfinite(value)):
+            raise InvalidInputError("The loss must return one finite number.", got=f"{value}", remedy=form)
+        if not value.requires_grad:
+            raise InvalidInputError(
+                "The loss does not depend on the outputs: there is nothing to learn.",
+                got=f"{value}",
+                remedy="a loss made of torch functions, without detach() or item()",
+            )
+        (gradient,) = torch.autograd.grad(value, outputs, allow_unused=True)
+    if gradient is None or not bool(torch.isfinite(gradient).all()):
+        raise InvalidInputError(
+            "The loss has no finite gradient at outputs of zero, where training starts.",
+            got=f"{gradient if gradient is None else gradient.flatten().tolist()[:8]}",
+            remedy="a loss that is differentiable there, such as nn.MSELoss()",
+        )

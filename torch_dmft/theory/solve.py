@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError

@@ -10,6 +10,7 @@ import torch
 import torch_dmft as dmft
 from tests.reference.networks import Chain, Training, initialise, train
 from torch_dmft.comparison.consistency import Consistency, consistency
+from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 
@@ -29,8 +30,12 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def predicted(data) -> Trajectory:
-    problem = dmft.Problem.mlp(*(each.float() for each in data), depth=3, loss=half_square, lr=0.1, steps=STEPS)
+def problem(data) -> dmft.Problem:
+    return dmft.Problem.mlp(*(each.float() for each in data), depth=3, loss=half_square, lr=0.1, steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def predicted(problem) -> Trajectory:
     return dmft.solve(problem, dmft.solvers.FiniteWidth(N), record=RECORD)
 
 
@@ -62,6 +67,26 @@ def networks(data, count, *, gamma0=1.0, lr=0.1, width=N, scaled=None, seed=1) -
         )
 
     return [run(e) for e in range(count)]
+
+
+def recorded(problem, seed, *, fast=None, factor=1.0, centered=False) -> Trajectory:
+    """A network that a user trains, of one weight with a larger learning rate."""
+    inputs, targets = problem.inputs, problem.target_values
+    model = problem.chain.build(N)
+    plan = dmft.parameterize(model, inputs, generator=torch.Generator().manual_seed(seed))
+    run = dmft.centered(model) if centered else model
+    recorder = dmft.Recorder(plan, dmft.Probe(inputs, targets), every=2, loss=half_square, model=run)
+    groups = [{**group, "params": [p]} for group in plan.param_groups(0.1) for p in group["params"]]
+    for group in groups:
+        if fast is not None and group["params"][0] is model[2 * fast].weight:
+            group["lr"] *= factor
+    optimizer = torch.optim.SGD(groups)
+    with recorder.attach(optimizer):
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            half_square(run(inputs), targets).backward()
+            optimizer.step()
+    return recorder.trajectory()
 
 
 def judged(data, predicted, count, **changes) -> list[Consistency]:
@@ -111,6 +136,36 @@ def test_a_layer_with_too_large_an_init_is_named(data, predicted, weight):
     assert sum(each.start.suspect == str(2 * weight) for each in found) >= 14
 
 
+@pytest.mark.parametrize(("weight", "factor"), [(0, 5), (1, 5), (2, 5), (3, 3)])
+def test_a_layer_that_learns_too_fast_is_named(problem, predicted, weight, factor):
+    found = [consistency(recorded(problem, seed, fast=weight, factor=factor), predicted) for seed in range(8)]
+    assert rejected(found) >= 0.6
+    assert sum(each.learned.suspect == str(2 * weight) for each in found) >= 6
+    assert sum(each.starts_wrong for each in found) <= 2
+
+
+def test_compare_trains_networks_of_the_measured_width(problem, predicted):
+    static = dmft.solve(problem, dmft.solvers.StaticNTK(), record=RECORD)
+    run = recorded(problem, 1)
+    found = dmft.compare(run, static, problem=problem, replicas=40)
+    assert [each.origin for each in found.predictions] == ["static NTK (N=inf)", "theory (N=64)"]
+    judgement = found.deviations[1].consistency
+    assert judgement.replicas == 40
+    assert judgement.consistent
+    assert "is consistent with width N = 64" in str(found)
+    fast = dmft.compare(recorded(problem, 2, fast=2, factor=5), static, predicted)
+    assert "is not consistent with width N = 64" in fast.verdict
+    assert fast.measured.lr == 0.1
+    assert "learning rates, first of weight '4'" in fast.verdict
+
+
+def test_only_a_network_of_one_width_is_judged_by_its_width(problem):
+    static = dmft.solve(problem, dmft.solvers.StaticNTK(), record=RECORD)
+    for run in (recorded(problem, 1, centered=True), static):
+        with pytest.raises(InvalidInputError, match="of one known width"):
+            dmft.compare(run, static, problem=problem)
+
+
 def test_other_data_are_infinitely_far(data, predicted):
     x, y = data
     (run,) = networks((1.01 * x, y), 1)
@@ -129,7 +184,7 @@ def test_the_report_says_whether_the_width_explains_it(data, predicted):
     assert "is not consistent with width N = 64" in verdict
     assert "look at the initialisation, first of weight '4'" in verdict
     fast = dmft.compare(networks(data, 1, lr=0.2)[0], predicted).verdict
-    assert "look at gamma0, learning rate" in fast
+    assert "look at gamma0, loss, optimizer and learning rates" in fast
 
 
 def test_few_replicas_cannot_tell(data, predicted):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,14 @@ from torch_dmft.comparison.match import common_steps, distinct_origins, refuse_m
 from torch_dmft.comparison.verdict import verdict
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
+from torch_dmft.theory import Problem, solve, solvers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import RenderableType
+
+_SEED = 7_461_220_925_113
+"""Of the networks of equal width."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +126,25 @@ class Comparison:
         return _report().table.text(self)
 
 
-def compare(measured: Trajectory, predicted: Trajectory, *others: Trajectory) -> Comparison:
+def compare(
+    measured: Trajectory, predicted: Trajectory, *others: Trajectory, problem: Problem | None = None, replicas: int = 64
+) -> Comparison:
     """Set a measured run beside its prediction, and beside further predictions such as the static NTK.
 
     Per weight and step: the alignment tr(X Y^T) / (|X| |Y|) and the relative error |X - Y| / |Y| of Phi^l, G^{l+1} and
     the NTK, with error bars from the prediction's standard errors (``Deviation``); for outputs and loss the difference.
-    A prediction for a finite width (``solvers.FiniteWidth``) also tells whether the width explains the deviations
-    (``Consistency``).
     Weights are matched by position, times by step: only steps that all runs recorded are compared.
+
+    With ``problem`` networks of the measured one's width are trained too, ``solvers.FiniteWidth(width, replicas)``, and every
+    deviation becomes a z-score against what that width explains (``Consistency``): the measured network is consistent
+    with its width, or the kernel and the weight are named that are not.
 
     Args:
         measured: the run to judge; usually a ``Recorder``'s.
         predicted: the prediction to judge it by; the verdict is about this one.
-        *others: more predictions, shown beside it.
+        *others: more predictions, shown beside it. A ``FiniteWidth`` answer among them judges as one made here does.
+        problem: what the measured network was trained on; costs ``replicas`` trainings.
+        replicas: how many networks of the same width; 19 or more, and more see smaller faults.
 
     Returns:
         The comparison; ``print`` shows it as a table with a verdict.
@@ -142,7 +153,7 @@ def compare(measured: Trajectory, predicted: Trajectory, *others: Trajectory) ->
         InvalidInputError: if the runs have no step in common, or differ in samples, outputs, training rows, targets,
             base learning rate or weights, or the measured run's optimizer did what the prediction does not (Adam instead
             of SGD, a scheduler, Nesterov's momentum, decay inside the momentum), or one is no trajectory; the message lists
-            every difference.
+            every difference. With a problem also if the measured run is no single network of one width.
     """
     for run in (measured, predicted, *others):
         if not isinstance(run, Trajectory):
@@ -151,9 +162,15 @@ def compare(measured: Trajectory, predicted: Trajectory, *others: Trajectory) ->
                 got=type(run).__name__,
                 remedy="recorder.trajectory() for the network, solve(problem) for a prediction",
             )
-    runs = distinct_origins((measured, predicted, *others))
+    predictions = [predicted, *others]
+    if problem is not None:
+        steps = common_steps([measured, *predictions])
+        predictions.append(_networks_like(measured, problem, steps, replicas))
+    runs = distinct_origins((measured, *predictions))
     for prediction in runs[1:]:
         refuse_mismatch(runs[0], prediction)
+    if math.isnan(measured.lr):  # the rates were no base rate times the plan's: time is the prediction's
+        runs = (replace(runs[0], lr=predicted.lr), *runs[1:])
     steps = common_steps(runs)
     at_common = tuple(run.at_steps(steps) for run in runs)
     return Comparison(
@@ -162,6 +179,20 @@ def compare(measured: Trajectory, predicted: Trajectory, *others: Trajectory) ->
         deviations=tuple(_deviations(at_common[0], prediction) for prediction in at_common[1:]),
         recorded=tuple(len(run.steps) for run in runs),
     )
+
+
+def _networks_like(measured: Trajectory, problem: Problem, steps: Tensor, replicas: int) -> Trajectory:
+    """What networks of the measured one's width do."""
+    width, centered = measured.metadata.get("width"), measured.metadata.get("centered")
+    if not isinstance(width, int) or centered:
+        raise InvalidInputError(
+            "Only a network as it is, of one known width, can be judged by others of that width.",
+            got=f"{measured.origin!r}, {'centered' if centered else f'width {width}'}",
+            remedy="a Recorder's run of plan.model, or compare without problem",
+        )
+    # A user's networks start from seeds such as 0; one of them must not be among those that it is judged by.
+    networks = solvers.FiniteWidth(width, replicas, generator=torch.Generator().manual_seed(_SEED))
+    return solve(problem, networks, record=steps)
 
 
 def _deviations(measured: Trajectory, predicted: Trajectory) -> Deviations:

@@ -10,9 +10,14 @@ distance from the others,
 
 with rho the mean variance over the directions that the networks span. A network's score in a kernel is
 
-    z_i = (log D_i - mean of log D_j) / (standard deviation of log D_j),    over the others j,
+    z_i = (log D_i - mean of log D_j) / (standard deviation of log D_j),    over the others j.
 
-and its largest score over all kernels is ranked among those of the others. So a network of width N is called inconsistent
+What is wrong in one weight is seen in all kernels behind it. So every weight has a score of its own, of what it makes of
+what comes in: the part of Phi^{l+1} that Phi^l does not explain, beside the part of G^l that G^{l+1} does not (what was
+learned is explained by the kernel's start, too). These are the residuals of ridge regressions over networks, each network
+left out of its own.
+
+The largest of all scores is ranked among the largest of the others. So a network of width N is called inconsistent
 in 5 of 100 cases, at any number of kernels, samples and steps. Nothing is assumed of distributions.
 """
 
@@ -51,11 +56,19 @@ class Score:
 
 @dataclass(frozen=True)
 class LayerScores:
-    """The scores of one weight's kernels, None for kernels that are given by the data or the outputs."""
+    """The scores of one weight.
+
+    Attributes:
+        name: module path.
+        forward: of Phi^l, None if it is given by the data.
+        backward: of G^{l+1}, None if it is given by the outputs.
+        weight: of what this weight makes of its inputs and gradients.
+    """
 
     name: str
     forward: Score | None
     backward: Score | None
+    weight: Score | None
 
 
 @dataclass(frozen=True)
@@ -80,22 +93,15 @@ class Scores:
         for position, layer in enumerate(self.layers):
             found[f"Phi of weight {position} ({layer.name})"] = layer.forward
             found[f"G of weight {position} ({layer.name})"] = layer.backward
+            found[f"weight {position} ({layer.name})"] = layer.weight
         found |= {"the NTK": self.ntk, "the outputs": self.outputs}
         return {name: score for name, score in found.items() if score is not None}
 
     @property
     def suspect(self) -> str | None:
-        """The weight that makes the kernel that deviates most: where to look first.
-
-        Phi^l is made by weight l - 1, G^{l+1} (at the output of weight l) by weight l + 1.
-        """
-        makers: dict[tuple[str, str], float] = {}
-        for position, layer in enumerate(self.layers):
-            if layer.forward is not None and position > 0:
-                makers[self.layers[position - 1].name, "forward"] = layer.forward.z
-            if layer.backward is not None and position + 1 < len(self.layers):
-                makers[self.layers[position + 1].name, "backward"] = layer.backward.z
-        return max(makers, key=lambda maker: makers[maker])[0] if makers else None
+        """The weight with the largest score of its own: where to look first."""
+        scores = {layer.name: layer.weight.z for layer in self.layers if layer.weight is not None}
+        return max(scores, key=lambda name: scores[name]) if scores else None
 
 
 @dataclass(frozen=True)
@@ -159,8 +165,12 @@ def consistency(measured: Trajectory, predicted: Trajectory) -> Consistency | No
     if not predicted.replicas or not isinstance(width, int):
         return None
     rows = _rows([measured, *predicted.replicas])
-    start = {key: _log_distances(values[:, 0]) for key, values in rows.items()}
-    learned = {key: _log_distances(values[:, 1:] - values[:, :1]) for key, values in rows.items()}
+    starts = {key: _standardised(values[:, 0]) for key, values in rows.items()}
+    changes = {key: _standardised(values[:, 1:] - values[:, :1]) for key, values in rows.items()}
+    weights = range(len(measured.layers))
+    starts |= {("weight", position): _made(starts, position) for position in weights}
+    changes |= {("weight", position): _made(changes, position, starts) for position in weights}
+    start, learned = ({key: _log_distances(x) for key, x in table.items()} for table in (starts, changes))
     known = [logs for logs in (*start.values(), *learned.values()) if logs is not None]
     if not known:
         return None
@@ -190,21 +200,51 @@ def _rows(runs: Sequence[Trajectory]) -> dict[Key, Float[Tensor, "network time e
     return found
 
 
-def _log_distances(values: Float[Tensor, "network ..."]) -> Float[Tensor, " network"] | None:
+def _standardised(values: Float[Tensor, "network ..."]) -> Float[Tensor, "network entry"]:
+    """Centered and divided by the standard deviation over networks; without the entries that do not vary."""
+    x = values.flatten(1)
+    centered = x - x.mean(0)
+    scale = centered.square().sum(0).div(len(x) - 1).sqrt()
+    varies = scale > _ROUND_OFF * x.square().mean().sqrt()
+    return centered[:, varies] / scale[varies]
+
+
+def _made(
+    table: Mapping[Key, Tensor], position: int, starts: Mapping[Key, Tensor] | None = None
+) -> Float[Tensor, "network entry"]:
+    """What a weight makes of its inputs and of its gradients: Phi^{l+1} without what Phi^l explains, G^l without G^{l+1}."""
+    nothing = table["forward", 0][:, :0]
+
+    def unexplained(made: Key, given: Key) -> Tensor:
+        known = [table.get(given, nothing), nothing if starts is None else starts.get(made, nothing)]
+        return _residuals(table.get(made, nothing), torch.cat(known, dim=1))
+
+    forward = unexplained(("forward", position + 1), ("forward", position))
+    backward = unexplained(("backward", position - 1), ("backward", position))
+    return torch.cat([forward, backward], dim=1)
+
+
+def _residuals(
+    y: Float[Tensor, "network entry"], given: Float[Tensor, "network known"]
+) -> Float[Tensor, "network entry"]:
+    """What ridge regression on other entries, fitted to all other networks, leaves of a network's y, standardised."""
+    if not y.shape[1] or not given.shape[1]:
+        return y
+    gram = given @ given.T
+    smoother = torch.linalg.solve(gram + gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype), gram)
+    return _standardised((y - smoother @ y) / (1 - smoother.diagonal())[:, None])
+
+
+def _log_distances(x: Float[Tensor, "network entry"]) -> Float[Tensor, " network"] | None:
     """The log D of every network up to a common constant, None if the networks do not differ.
 
-    Leaving network i out is a rank-one change of the scatter matrix A = sum_j x_j x_j^T of centered vectors, so that with
+    Leaving network i out is a rank-one change of the scatter matrix A = sum_j x_j x_j^T of standardised vectors, so that with
     h_i = x_i^T (A + rho)^-1 x_i, D_i^2 is h_i / (1 - h_i n / (n - 1)) up to a factor; h comes from the n x n Gram matrix.
     """
-    x = values.flatten(1)
-    n = len(x)
-    centered = x - x.mean(0)
-    scale = centered.square().sum(0).div(n - 1).sqrt()
-    varies = scale > _ROUND_OFF * x.square().mean().sqrt()
-    if not bool(varies.any()):
+    if not x.shape[1]:
         return None
-    standardised = centered[:, varies] / scale[varies]
-    eigenvalues, vectors = torch.linalg.eigh(standardised @ standardised.T)
+    n = len(x)
+    eigenvalues, vectors = torch.linalg.eigh(x @ x.T)
     eigenvalues = eigenvalues.clamp_min(0)
     h = vectors.square() @ (eigenvalues / (eigenvalues + eigenvalues.mean()))
     return (h / (1 - h * n / (n - 1))).log() / 2
@@ -238,7 +278,7 @@ def _scores(table: Mapping[Key, Tensor | None], measured: Trajectory) -> Scores:
     known = [logs for logs in table.values() if logs is not None]
     return Scores(
         layers=tuple(
-            LayerScores(layer.name, score("forward", position), score("backward", position))
+            LayerScores(layer.name, *(score(kind, position) for kind in ("forward", "backward", "weight")))
             for position, layer in enumerate(measured.layers)
         ),
         ntk=score("ntk"),

@@ -84,7 +84,9 @@ def _explained(comparison: Comparison, found: Consistency) -> str:
     if isinstance(width, int) and width != found.width:
         return f"{sentence} The measured network has N = {width}."
     if not found.starts_wrong:
-        return f"{sentence} It is training that takes it away, so look at gamma0, learning rate, loss and optimizer."
+        suspect = None if found.learned is None else found.learned.suspect
+        weight = "" if suspect is None else f", first of weight {suspect!r}"
+        return f"{sentence} It is training that takes it away, so look at gamma0, loss, optimizer and learning rates{weight}."
     weight = "" if found.start.suspect is None else f", first of weight {found.start.suspect!r}"
     start = int(comparison.steps[0])
     cause = f"so look at the initialisation{weight}" if start == 0 else f"first at weight {found.start.suspect!r}"

@@ -25,6 +25,7 @@ from torch_dmft.measurement.schedule import every as every_steps
 from torch_dmft.measurement.snapshot import Snapshot, snapshot
 from torch_dmft.measurement.subject import base_rate, optimizer_facts, subject_of
 from torch_dmft.measurement.two_time import TwoTimeMemory
+from torch_dmft.parameterization.centered import Centered
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
@@ -200,6 +201,7 @@ class Recorder:
                 "width": subject.width,
                 "gamma0": subject.gamma0,
                 "scheme": subject.scheme,
+                "centered": isinstance(subject.run, Centered),
                 **self._optimizer,
                 "seconds": self._seconds,
             },

@@ -152,18 +152,19 @@ def _learned(comparison: Comparison) -> Table:
 
 
 def _explained(found: Consistency) -> Table:
-    """What the width explains, at the start and in what was learned."""
-    columns = ["Phi", "z", "G", "z"]
+    """What the width explains, at the start and in what was learned; "itself" is what a weight makes of what comes in."""
+    columns = ["Phi", "z", "G", "z", "itself", "z"]
     parts = [found.start] if found.learned is None else [found.start, found.learned]
     names = [f"{part}\n{column}" for part in ("start", "learned")[: len(parts)] for column in columns]
     title = f"Deviation in units of a typical network's of width N = {found.width}, and its z-score"
     table = _table(title, "l", "weight", *names)
     for position, layer in enumerate(found.start.layers):
-        kernels = [each for part in parts for each in (part.layers[position].forward, part.layers[position].backward)]
+        own = [part.layers[position] for part in parts]
+        kernels = [each for layer in own for each in (layer.forward, layer.backward, layer.weight)]
         is_last = position == len(found.start.layers) - 1
         table.add_row(str(position), layer.name, *_scores(kernels), end_section=is_last)
-    table.add_row("", "NTK", *_scores([each for part in parts for each in (part.ntk, None)]))
-    table.add_row("", "outputs", *_scores([each for part in parts for each in (part.outputs, None)]))
+    table.add_row("", "NTK", *_scores([each for part in parts for each in (part.ntk, None, None)]))
+    table.add_row("", "outputs", *_scores([each for part in parts for each in (part.outputs, None, None)]))
     table.add_row("", "together", *_scores([found.together]))
     return table
 

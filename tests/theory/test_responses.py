@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.parameterization import parameterize
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.responses import Responses, responses
 from torch_dmft.theory.solve import Solver, solve
@@ -122,7 +123,7 @@ def test_who_has_no_responses_says_so() -> None:
     for lost in (
         pose(optimizer="adam"),
         pose(temperature=0.1, activation="relu"),
-        replace(pose(), chain=None, network=object()),
+        replace(pose(), chain=None, network=parameterize(pose().chain.build(8), pose().inputs.float())),
     ):
         for solver in (None, InfiniteWidth(), WideEnsemble()):
             with pytest.raises(UnsupportedProblemError, match="none of the solvers"):  # no remedy that ends here again

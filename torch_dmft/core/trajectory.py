@@ -144,7 +144,7 @@ class Trajectory:
                 got=f"{len(known)} recorded steps",
                 remedy="some of trajectory.steps, or a denser schedule (every=, record=)",
             )
-        index = torch.tensor([known[int(step)] for step in steps], dtype=torch.int64)
+        index = torch.tensor([known[int(step)] for step in steps], dtype=torch.int64, device=self.outputs.device)
         return replace(
             self,
             steps=self.steps[index],

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def capture(subject: Subject) -> Iterator[Taps]:
     owners = [vector.path for vector in subject.architecture.vectors]
     taps = Taps(subject, {path: [] for path in dict.fromkeys([*layers, *owners])})
     handles = [
-        subject.model.get_submodule(path).register_forward_hook(_keep(uses), with_kwargs=True)
+        subject.model.get_submodule(path).register_forward_hook(partial(_keep, uses), with_kwargs=True)
         for path, uses in taps.uses.items()
     ]
     try:
@@ -88,12 +89,10 @@ def capture(subject: Subject) -> Iterator[Taps]:
         )
 
 
-def _keep(uses: list[Use]) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        inputs = args[0] if args else next(iter(kwargs.values()))
-        if not output.requires_grad:  # nothing trainable up to here, yet the gradient of this output is wanted
-            output = output.detach().requires_grad_()
-        uses.append(Use(inputs.detach().clone(), output))
-        return output.clone()
-
-    return hook
+def _keep(uses: list[Use], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    """A forward hook, once ``uses`` is bound."""
+    inputs = args[0] if args else next(iter(kwargs.values()))
+    if not output.requires_grad:  # nothing trainable up to here, yet the gradient of this output is wanted
+        output = output.detach().requires_grad_()
+    uses.append(Use(inputs.detach().clone(), output))
+    return output.clone()

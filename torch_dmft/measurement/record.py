@@ -71,7 +71,7 @@ def field_records(snapshot: Snapshot) -> list[FieldRecord]:
 def join_fields(steps: tuple[int, int], first: FieldRecord, last: FieldRecord) -> Fields:
     """The fields at the first and the last recorded step."""
     return Fields(
-        steps=torch.tensor(steps),
+        steps=torch.tensor(steps, device="cpu"),
         preactivation=torch.stack([first.preactivation.cpu(), last.preactivation.cpu()]),
         gradient=torch.stack([first.gradient.cpu(), last.gradient.cpu()]),
     )

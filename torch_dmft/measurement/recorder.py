@@ -188,9 +188,9 @@ class Recorder:
         outputs = torch.stack([record.outputs for record in records])
         targets = self.probe.target_values(outputs.shape[2])
         return Trajectory(
-            steps=torch.tensor([record.step for record in records]),
+            steps=torch.tensor([record.step for record in records], device=outputs.device),
             outputs=outputs,
-            losses=torch.tensor([record.loss for record in records], dtype=outputs.dtype),
+            losses=outputs.new_tensor([record.loss for record in records]),
             layers=layers,
             ntk=_stack(record.ntk for record in records),
             origin=subject.origin if origin is None else origin,

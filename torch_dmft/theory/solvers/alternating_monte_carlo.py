@@ -171,16 +171,17 @@ class AlternatingMonteCarlo:
 
 def _trajectory(problem: Problem, chain: Chain, order: OrderParameters, record: Tensor, two_time: bool) -> Trajectory:
     times, samples, outputs = order.outputs.shape
+    kept = record.to(order.outputs.device)
 
     def picked(kernel: Tensor, *row: int) -> Tensor:
-        full = kernel.reshape(times, *row, times, *row)[record].index_select(1 + len(row), record)
+        full = kernel.reshape(times, *row, times, *row)[kept].index_select(1 + len(row), kept)
         return full if two_time else Kernel(full).equal_time
 
     return assemble(
         problem,
         chain,
         record,
-        order.outputs[record],
+        order.outputs[kept],
         [picked(kernel, samples) for kernel in order.forward],
         [picked(kernel, samples, outputs) for kernel in order.backward[:-1]],
         origin="alternating Monte Carlo theory (N=inf)",

@@ -23,7 +23,7 @@ from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import track
 from torch_dmft.theory.solvers.infinite_width import renamed, rotated, twin_of
 from torch_dmft.theory.solvers.networks import initialise, langevin_noise, network_of
-from torch_dmft.theory.solvers.replicas import average
+from torch_dmft.theory.solvers.replicas import average, replica_generators
 from torch_dmft.theory.solvers.training import train_and_record
 
 _DENSE_FROM = 0.4
@@ -127,7 +127,8 @@ class _Networks(Iterator[Plan]):
 
     def __next__(self) -> Plan:
         if not self.are_dense:
-            settings = {"law": "network", "responses": True, "tolerance": self.tolerance, "generator": self.generator}
+            (own,) = replica_generators(self.generator, 1)
+            settings = {"law": "network", "responses": True, "tolerance": self.tolerance, "generator": own}
             return twin_of(self.problem, self.width, **settings)  # type: ignore[arg-type]
         if self._dense is None:
             self._dense = network_of(self.problem, self.width)

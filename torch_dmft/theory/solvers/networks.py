@@ -13,6 +13,7 @@ from torch_dmft.architecture.widen import NORMS, materialise, widened
 from torch_dmft.parameterization import ParameterRule, Plan, mean_field, parameter_rules
 from torch_dmft.theory.infinite.widen import refuse_unwidenable
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solvers.replicas import replica_generators
 
 _MATRICES = (Role.INPUT, Role.HIDDEN)
 _READOUT = (Role.READOUT, Role.OUTPUT_BIAS)
@@ -103,11 +104,12 @@ def langevin_noise(
     Args:
         problem: T and eta.
         plan: the network.
-        generator: where the noise comes from.
+        generator: where the noise's own source comes from: what is drawn next does not depend on the number of steps.
         negated: whether the readout's noise has the opposite sign, as that of an antithetic network.
     """
     if not problem.temperature:
         return None
+    (own,) = replica_generators(generator, 1)
 
     @torch.no_grad()
     def kick() -> None:
@@ -115,7 +117,7 @@ def langevin_noise(
             if rule.lr == 0:  # frozen
                 continue
             parameter = plan.model.get_parameter(rule.name)
-            drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device=generator.device)
+            drawn = torch.randn(parameter.shape, generator=own, dtype=parameter.dtype, device=own.device)
             size = math.sqrt(2 * problem.temperature * problem.lr * rule.lr / plan.width) / plan.gamma0
             parameter.add_(drawn.to(parameter.device), alpha=-size if negated and rule.role in _READOUT else size)
 

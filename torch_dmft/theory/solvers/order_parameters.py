@@ -84,7 +84,7 @@ class OrderParameters:
     def extended(self, times: int) -> OrderParameters:
         """A guess for more times: f, Phi and G stay as they are at the last time, new drives have no response yet."""
         known, (samples, outputs) = self.times, self.outputs.shape[1:]
-        held = torch.arange(times).clamp(max=known - 1)
+        held = torch.arange(times, device=self.outputs.device).clamp(max=known - 1)
 
         def longer(array: Tensor, left: int, right: int) -> Tensor:
             blocks = array.reshape(known, left, known, right)[held].index_select(2, held)
@@ -143,8 +143,8 @@ class SiteSampler:
         for _ in chain.hidden:
             u, r = normals(rows), normals(rows * self.outputs)
             self.normals.append((torch.cat([u, u]), torch.cat([r, -r])))
-        self.initial, self.noise = (part.to(self.inputs) for part in free_covariances(problem, times))
-        self.update_weight = _update_weights(problem, times).to(self.inputs)
+        self.initial, self.noise = free_covariances(problem, times)
+        self.update_weight = _update_weights(problem, times)
         self.gains = [*(layer.gain for layer in chain.hidden), 1.0]
         self.widths = [*(layer.width_ratio for layer in chain.hidden), 1.0]
 
@@ -152,7 +152,7 @@ class SiteSampler:
         """The order parameters at gamma0 = 0, where nothing but f moves."""
         rows = times * self.samples
         rows_c = rows * self.outputs
-        static = StaticNTK().run(self.problem, torch.arange(times), two_time=True, progress=False)
+        static = StaticNTK().run(self.problem, torch.arange(times, device="cpu"), two_time=True, progress=False)
         nothing = self.inputs.new_zeros(rows, rows_c)
         return OrderParameters(
             static.outputs.double(),
@@ -254,7 +254,7 @@ class SiteSampler:
             return backward_response
         times = backward_response.shape[1] // self.samples
         blocks = backward_response.reshape(times, self.samples * self.outputs, times, self.samples).clone()
-        time = torch.arange(times)
+        time = torch.arange(times, device=blocks.device)
         blocks[time, :, time] = 0.0
         return blocks.reshape(backward_response.shape)
 
@@ -272,8 +272,9 @@ def _moment_matched(normals: Float[Tensor, "neuron column"]) -> Float[Tensor, "n
 
 def free_covariances(problem: Problem, times: int) -> tuple[Tensor, Tensor]:
     """What initial values of variance one and the noise add to C(t, s), the covariance of an untrained weight."""
-    keep, step = 1 - problem.lr * problem.weight_decay, torch.arange(times, dtype=torch.float64)
-    noise = torch.zeros(times, times, dtype=torch.float64)
+    keep = 1 - problem.lr * problem.weight_decay
+    step = torch.arange(times, dtype=torch.float64, device=problem.inputs.device)
+    noise = step.new_zeros(times, times)
     for t in range(1, times):
         noise[t, :t] = noise[:t, t] = keep * noise[t - 1, :t]
         noise[t, t] = keep**2 * noise[t - 1, t - 1] + 2 * problem.temperature * problem.lr
@@ -282,9 +283,9 @@ def free_covariances(problem: Problem, times: int) -> tuple[Tensor, Tensor]:
 
 def _update_weights(problem: Problem, times: int) -> Tensor:
     """w(t, s), the weight at state t of the update of step s < t: ``(time, time)``."""
-    weights = torch.zeros(times, times, dtype=torch.float64)
     keep = 1 - problem.lr * problem.weight_decay
+    step = torch.arange(times, dtype=torch.float64, device=problem.inputs.device)
+    weights = step.new_zeros(times, times)
     for t in range(1, times):
-        past = torch.arange(t, dtype=torch.float64)
-        weights[t, :t] = keep * weights[t - 1, :t] + problem.momentum ** (t - 1 - past)
+        weights[t, :t] = keep * weights[t - 1, :t] + problem.momentum ** step[:t].flip(0)
     return weights

@@ -128,7 +128,7 @@ def extrapolate(widths: Sequence[int], estimates: Sequence[Trajectory]) -> Traje
     Returns:
         a with its standard error; ``metadata["chi_squared"]`` is per degree of freedom and over all numbers that vary.
     """
-    n = torch.tensor(widths, dtype=torch.float64)
+    n = torch.tensor(widths, dtype=torch.float64, device=estimates[0].outputs.device)
     design = torch.stack([torch.ones_like(n), n.min() / n], dim=1)
     weighted = design * n.sqrt()[:, None]
     coefficients = torch.linalg.pinv(weighted) * n.sqrt()  # (coefficient, width): a and b from the means

@@ -132,7 +132,7 @@ def _solutions(solver: Solver, problem: Problem) -> list[Pairs]:
 
 @_solutions.register
 def _(solver: AlternatingMonteCarlo, problem: Problem) -> list[Pairs]:
-    orders = [order for order, _ in solver.order_parameters(problem, problem.steps + 1, progress=False)]
+    orders = [found.order for found in solver.order_parameters(problem, problem.steps + 1, progress=False)]
     return [list(zip(order.forward_response[1:], order.backward_response[:-1], strict=True)) for order in orders]
 
 

@@ -125,8 +125,64 @@ def test_a_growing_horizon_reaches_where_the_whole_one_explodes() -> None:
     solver = AlternatingMonteCarlo(neurons=200, replicas=1, stride=4)
     exact = solve(problem, DeepLinear(), record=[24])
     torch.testing.assert_close(solve(problem, solver, record=[24]).outputs, exact.outputs, rtol=1e-2, atol=1e-2)
-    with pytest.raises(ConvergenceError, match="smaller stride"):
+    with pytest.raises(ConvergenceError, match="a stride of steps"):
         solve(problem, replace(solver, stride=None))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"gamma0": 3.0, "steps": 10}, {"depth": 3, "gamma0": 2.0, "lr": 0.05, "steps": 8}, {"gamma0": 1.0, "steps": 14}],
+    ids=["rich", "deep", "long"],
+)
+def test_what_is_left_of_the_iteration_is_in_the_standard_error(pose: Callable[..., Problem], settings: dict) -> None:
+    """Linear networks, where replicas have no spread: at every time, and not by orders of magnitude too much."""
+    problem = pose(**{"activation": "linear", "lr": 0.04, **settings})
+    run = solve(problem, AlternatingMonteCarlo(neurons=400, replicas=2, stride=5))
+    assert run.metadata["change"] > 1e-5, "the iteration has converged too far for this test"
+    exact, error = observables(solve(problem, DeepLinear())), observables(run.stderr)
+    del exact["losses"]
+    scores = {
+        name: float(((observables(run)[name] - exact[name]).abs() / (error[name] + 1e-12)).max()) for name in exact
+    }
+    assert max(scores.values()) <= 5, scores
+    assert max(scores.values()) > 0.2, scores
+
+
+def test_the_facts_tell_every_iteration(pose: Callable[..., Problem]) -> None:
+    run = solve(pose(), AlternatingMonteCarlo(neurons=100, replicas=2, stride=3))
+    replicas = str(run.metadata["changes"]).split(" | ")
+    assert len(replicas) == 2
+    counts = []
+    for told in replicas:
+        horizons = [horizon.split(" steps: ") for horizon in told.split("; ")]
+        assert [int(steps) for steps, _ in horizons] == [2, 4]
+        changes = [[float(change) for change in told.split(", ")] for _, told in horizons]
+        assert all(found[-1] < 1e-3 < found[0] for found in changes)
+        counts.append(sum(len(found) for found in changes))
+    assert run.metadata["iterations"] == max(counts)
+    assert run.metadata["change"] < 1e-3
+
+
+def test_a_stride_that_is_too_long_is_halved() -> None:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(3, 5, dtype=torch.float64, generator=generator)
+    problem = Problem.mlp(
+        inputs, inputs[:, 0].sign(), depth=2, activation="linear", gamma0=6.0, lr=0.05, steps=8, loss=half_square
+    )
+    run = solve(problem, AlternatingMonteCarlo(neurons=120, replicas=1, stride=9), record=[8])
+    assert [told.split()[0] for told in str(run.metadata["changes"]).split("; ")] == ["8", "3", "7", "8"]
+    exact = solve(problem, DeepLinear(), record=[8])
+    torch.testing.assert_close(
+        run.ntk.array, exact.ntk.array, rtol=1e-2, atol=1e-2 * float(exact.ntk.array.abs().max())
+    )
+
+
+def test_what_never_converges_is_refused_with_its_history(pose: Callable[..., Problem]) -> None:
+    with pytest.raises(
+        ConvergenceError, match=r"over the first 0 steps.* changes at 3 steps: .*; 1 steps: .*; 0 steps: "
+    ) as e:
+        solve(pose(gamma0=2.0), AlternatingMonteCarlo(neurons=100, iterations=1, tolerance=1e-12, stride=4))
+    assert "more iterations" in str(e.value)
 
 
 def test_the_seed_decides(pose: Callable[..., Problem], make_generator: Callable[[int], torch.Generator]) -> None:

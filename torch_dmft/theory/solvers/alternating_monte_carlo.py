@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.numbers import require_number, require_whole
-from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.core.trajectory import Trajectory, combine
 from torch_dmft.measurement.memory import require_memory
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.checks import require_generator
@@ -21,6 +22,32 @@ from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, require_chain, track
 from torch_dmft.theory.solvers.order_parameters import OrderParameters, SiteSampler
 from torch_dmft.theory.solvers.replicas import average
+
+_HOPELESS = 1e6  # a relative change; many grow to ten and settle all the same
+_ROUND_OFF = 1e-10  # relative: covariances are cut off there, see ``causal_root``
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where the iteration of one replica ended.
+
+    Attributes:
+        before: what the last iteration started from.
+        after: what its neurons averaged to.
+        order: the answer, between the two.
+        horizons: the number of states and the largest relative changes, iteration by iteration, of every horizon tried.
+    """
+
+    before: OrderParameters
+    after: OrderParameters
+    order: OrderParameters
+    horizons: tuple[tuple[int, tuple[float, ...]], ...] = ()
+
+    @property
+    def contraction(self) -> float:
+        """The ratio of the last two changes, at most .9; a half if there was one iteration only."""
+        last = self.horizons[-1][1][-2:]
+        return min(0.9, last[1] / last[0]) if len(last) == 2 and last[0] > 0 else 0.5
 
 
 @dataclass(frozen=True)
@@ -32,8 +59,13 @@ class AlternatingMonteCarlo:
     A = <dphi/dr>, B = <dg/du>; mix them into the old ones; repeat with the same normals until nothing changes.
 
     Everything is causal, so the horizon grows from a lazy start, a stride at a time, as soon as what there is has
-    converged. (Over a long horizon at once the errors of late times explode before the early ones have settled;
-    raising gamma0 in increments does not prevent it.)
+    converged; where the iteration diverges all the same, the stride is halved. Over a long horizon at once the errors of late
+    times are multiplied, iteration by iteration, by responses of order gamma0 * time, and explode before the early times
+    have settled; raising gamma0 in increments does not prevent it, as it gives late times no better start.
+
+    The standard error joins the spread of the replicas and what is left of the iteration: the last
+    change times the geometric series of its ratio to the one before. In linear networks this is the only error, and larger
+    than a fifth of the distance to the exact answer everywhere.
 
     Covers dense chains with twice differentiable activations and any loss, several outputs, gains, biases, unequal
     widths, momentum, weight decay, minibatches and Langevin noise. Cost O(S (P C T)^3) time per layer and iteration and
@@ -41,11 +73,11 @@ class AlternatingMonteCarlo:
 
     Attributes:
         neurons: S, Monte Carlo draws per replica, in pairs (r, -r) of moment-matched normals.
-        iterations: the most iterations to do for one horizon.
+        iterations: the most iterations to do for one horizon before the stride is halved.
         damping: weight of the new kernels in each update, in (0, 1].
         tolerance: largest relative change of f, Phi and G in one iteration that counts as converged.
-        stride: steps by which the horizon grows; None solves for all steps at once, as the paper does.
-        replicas: independent solutions; their mean is the answer and their spread gives the standard error.
+        stride: steps by which the horizon grows at most; None solves for all steps at once, as the paper does.
+        replicas: independent solutions; their mean is the answer. One alone has no standard error.
         equal_time: whether to keep B(t, t), the response of a gradient to the same step's preactivation.
         responses: whether to keep A and B at all; without them this is the gradient independence approximation.
         generator: source of randomness; None for a fresh one with seed 0.
@@ -105,33 +137,32 @@ class AlternatingMonteCarlo:
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Solve ``replicas`` times and average; see ``Solver.run``."""
         chain = require_chain(problem, "AlternatingMonteCarlo")
-        runs, rounds, change, history = [], 0, 0.0, [0.0]
-        for order, history in self.order_parameters(problem, int(record[-1]) + 1, progress=progress):
-            runs.append(_trajectory(problem, chain, order, record, two_time))
-            rounds, change = max(rounds, len(history)), max(change, history[-1])
+        runs, left, solutions = [], [], []
+        for solution in self.order_parameters(problem, int(record[-1]) + 1, progress=progress):
+            solutions.append(solution)
+            before, after, answer = (
+                _trajectory(problem, chain, order, record, two_time)
+                for order in (solution.before, solution.after, solution.order)
+            )
+            runs.append(answer)
+            left.append(_left(before, after, solution.contraction))
         facts: dict[str, str | int | float | bool | None] = {
             "neurons": self.neurons,
             "replicas": self.replicas,
-            "iterations": rounds,
-            "change": change,
-            "last changes": _shown(history),
+            "iterations": max(sum(len(history) for _, history in solution.horizons) for solution in solutions),
+            "change": max(solution.horizons[-1][1][-1] for solution in solutions),
+            "changes": " | ".join(_shown(solution.horizons) for solution in solutions),
         }
-        origin = "alternating Monte Carlo theory (N=inf)"
-        return average(runs, origin=origin, metadata=facts, loss=problem.training_loss)
+        mean = average(runs, origin="alternating Monte Carlo theory (N=inf)", metadata=facts)
+        if mean.stderr is None:
+            return mean
+        return replace(mean, stderr=combine([mean.stderr, *left], _joined))
 
-    def order_parameters(
-        self, problem: Problem, times: int, *, progress: bool
-    ) -> Iterator[tuple[OrderParameters, list[float]]]:
-        """All kernels and responses between the first ``times`` states, one solution per replica.
-
-        Yields:
-            A solution, and the changes in the iterations over its last horizon.
-        """
+    def order_parameters(self, problem: Problem, times: int, *, progress: bool) -> Iterator[Solution]:
+        """All kernels and responses between the first ``times`` states, one solution per replica."""
         chain = require_chain(problem, "AlternatingMonteCarlo")
         generator = self.generator or torch.Generator(problem.inputs.device).manual_seed(0)
-        stride = self.stride or times
-        horizons = [*range(min(stride, times), times, stride), times]
-        for replica in range(self.replicas):
+        for _ in track(range(self.replicas), "alternating Monte Carlo, replicas", progress=progress):
             sampler = SiteSampler(
                 problem,
                 chain,
@@ -141,32 +172,51 @@ class AlternatingMonteCarlo:
                 responses=self.responses,
                 equal_time=self.equal_time,
             )
-            order, history = sampler.lazy(horizons[0]), [0.0]
-            label = f"alternating Monte Carlo: replica {replica + 1} of {self.replicas}"
-            for stage in track(range(len(horizons)), label, progress=progress):
-                order, history = self._converge(sampler, order.extended(horizons[stage]))
-            yield order, history
+            yield self._grown(sampler, times)
 
-    def _converge(self, sampler: SiteSampler, order: OrderParameters) -> tuple[OrderParameters, list[float]]:
-        """Iterate to self-consistency over the times of ``order``; also the change in every iteration."""
-        history: list[float] = []
+    def _grown(self, sampler: SiteSampler, times: int) -> Solution:
+        """Converge over horizons that grow to ``times`` states."""
+        stride, horizons = self.stride or times, []
+        solution: Solution | None = None
+        while solution is None or solution.order.times < times:
+            known = 0 if solution is None else solution.order.times
+            horizon = min(known + stride, times)
+            start = sampler.lazy(horizon) if solution is None else solution.order.extended(horizon)
+            found, changes, failure = self._converge(sampler, start)
+            horizons.append((horizon, changes))
+            if failure is None:
+                solution = found
+            elif stride > 1 and self.stride is not None:
+                stride = max(1, stride // 2)
+            else:
+                raise ConvergenceError(
+                    f"Alternating Monte Carlo {failure} over the first {horizon - 1} steps.",
+                    got=f"changes at {_shown(horizons)}, tolerance {self.tolerance:g}",
+                    remedy="a stride of steps, which is halved where it is too long"
+                    if self.stride is None
+                    else "more iterations, a smaller lr if training itself diverges, or solvers.InfiniteWidth(), which "
+                    "iterates nothing",
+                )
+        return replace(solution, horizons=tuple(horizons))
+
+    def _converge(self, sampler: SiteSampler, order: OrderParameters) -> tuple[Solution, tuple[float, ...], str | None]:
+        """Iterate to self-consistency over the times of ``order``.
+
+        Returns:
+            The last iteration, the changes in every one, and what went wrong, if anything.
+        """
+        changes: list[float] = []
+        found = Solution(order, order, order)
         for _ in range(self.iterations):
             new = sampler.update(order)
-            if not new.finite:
-                raise ConvergenceError(
-                    f"Alternating Monte Carlo diverges within the first {order.times - 1} steps.",
-                    got=f"changes {_shown(history)}, then infinity",
-                    remedy="a smaller stride, a smaller lr if training itself diverges, or solvers.InfiniteWidth()",
-                )
-            history.append(order.change(new))
-            order = order.mixed(new, self.damping)
-            if history[-1] < self.tolerance:
-                return order, history
-        raise ConvergenceError(
-            f"Alternating Monte Carlo did not converge in {self.iterations} iterations over {order.times - 1} steps.",
-            got=f"changes {_shown(history)}, tolerance {self.tolerance:g}",
-            remedy="more iterations, a smaller stride, or solvers.InfiniteWidth(), which iterates nothing",
-        )
+            changes.append(order.change(new) if new.finite else math.inf)
+            if changes[-1] > _HOPELESS:
+                return found, tuple(changes), "diverges"
+            found = Solution(order, new, order.mixed(new, self.damping))
+            order = found.order
+            if changes[-1] < self.tolerance:
+                return found, tuple(changes), None
+        return found, tuple(changes), f"did not converge in {self.iterations} iterations"
 
 
 def _trajectory(problem: Problem, chain: Chain, order: OrderParameters, record: Tensor, two_time: bool) -> Trajectory:
@@ -188,5 +238,42 @@ def _trajectory(problem: Problem, chain: Chain, order: OrderParameters, record: 
     )
 
 
-def _shown(history: Sequence[float]) -> str:
-    return ", ".join(f"{change:.2g}" for change in history) or "none"
+def _left(before: Trajectory, after: Trajectory, contraction: float) -> Trajectory:
+    """What is left of the iteration: the largest relative change of any array up to that time, over 1 - contraction.
+
+    Single arrays are no guide, as their changes oscillate and pass through zero; what is not iterated is exact.
+    """
+    relative: list[Tensor] = []
+
+    def look(values: Sequence[Tensor]) -> Tensor:
+        if values[0].ndim > 1:  # not losses, which vanish in the end
+            old, new = (value.flatten(1).double() for value in values)
+            relative.append((new - old).norm(dim=1) / new.norm(dim=1).clamp_min(torch.finfo(new.dtype).tiny))
+        return values[0]
+
+    combine([before, after], look)
+    share = torch.stack(relative).amax(0).cummax(0).values.clamp_min(_ROUND_OFF) / (1 - contraction)
+
+    def scaled(values: Sequence[Tensor]) -> Tensor:
+        old, new = values
+        if old.ndim == 1:
+            return (new - old).abs() + share * new
+        if torch.equal(old, new):
+            return torch.zeros_like(new)
+        size = share * new.flatten(1).square().mean(1).sqrt()
+        late = size.reshape(-1, *[1] * (new.ndim - 1))
+        if new.ndim % 2:
+            return late.expand_as(new).to(new.dtype)
+        return torch.maximum(late, late.movedim(0, new.ndim // 2)).expand_as(new).to(new.dtype)  # at two times
+
+    return combine([before, after], scaled)
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    """Spread of the replicas, and what is left of their iterations, which replicas do not average out."""
+    spread, *left = values
+    return (spread.square() + torch.stack(left).square().mean(0)).sqrt()
+
+
+def _shown(horizons: Sequence[tuple[int, tuple[float, ...]]]) -> str:
+    return "; ".join(f"{times - 1} steps: " + ", ".join(f"{x:.2g}" for x in changes) for times, changes in horizons)

@@ -126,7 +126,7 @@ def test_an_interrupt_ends_it_quietly(tmp_path):
         "-m torch_dmft.cli demo --data synthetic --samples 8 --width 16 --depth 1 --steps 1000000 --records 1000000"
     )
     process = subprocess.Popen(
-        [sys.executable, *arguments.split(), "--logdir", str(tmp_path)],
+        [sys.executable, "-X", "faulthandler", *arguments.split(), "--logdir", str(tmp_path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -139,7 +139,11 @@ def test_an_interrupt_ends_it_quietly(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # where is it? faulthandler tells
+            pytest.fail(f"It did not end:\n{process.communicate()[1]}")
     finally:
         process.kill()
     assert process.returncode == 130

@@ -39,7 +39,7 @@ QUICK = Settings(samples=8, steps=4, neurons=256, replicas=2, every=2, threads=1
 
 def run(settings: Settings, say: Say) -> dict[str, Any]:
     """Solve in a process of its own, whose peak memory is then that of this problem alone."""
-    cost = _solver(settings).estimate(_problem(settings), len(_record(settings)))
+    cost = _solver(settings).estimate(_problem(settings), _record(settings))
     say(f"{cost}; {settings.threads} threads")
     command = [sys.executable, "-m", "benchmarks.large", json.dumps(asdict(settings))]
     answer = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)

@@ -1,47 +1,150 @@
-"""What a sampled prediction will cost, told before it starts."""
+"""What a prediction will cost, and how precise it will be, told before it starts."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from torch_dmft.architecture import Role
 from torch_dmft.core.activation import activation
+from torch_dmft.measurement.memory import require_memory
 from torch_dmft.theory.infinite.widen import rows_per_sample
 from torch_dmft.theory.problem import Problem
 
 _PEAK, _PER_ROW = 8e10, 2e9
 """Operations per second of one core of a current CPU in single precision: its peak, and that of products with one row, which
 wait for memory; n rows are n times faster until they meet the peak."""
+_CALL = 4e-5
+"""Seconds that a call of torch takes at least."""
+_TWIN_ERROR, _NETWORK_ERROR = 1.5, 2.2
+"""Relative error of the worst kernel times the root of the number of neurons, in matched samples and in plain networks."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimate of the cost of training infinite-width twins; print it.
+    """Estimate of what a solver needs for a problem; print it.
 
     Attributes:
-        rank: directions per basis of the larger side of a hidden matrix at the end.
-        saturated: whether that meets the number of neurons, so that the sample is no more than a wide network.
-        memory: bytes of one replica: bases, images, and what is recorded.
-        flops: floating-point operations of all replicas.
+        memory: bytes at the same time, of which the answer is a part.
+        flops: floating-point operations.
         seconds: time on one CPU core.
+        error: relative error of the worst kernel by sampling; 0.0 for what is exact, None where it depends on how far features
+            move, see ``theory.movement``.
+        rank: of a twin, the directions per basis of the larger side of a hidden matrix at the end.
+        saturated: whether that meets the number of neurons, so that the sample is no more than a wide network.
     """
 
-    rank: int
-    saturated: bool
     memory: int
     flops: float
     seconds: float
+    error: float | None = None
+    rank: int | None = None
+    saturated: bool = False
 
     def __str__(self) -> str:
-        full = ", meets the number of neurons" if self.saturated else ""
-        return (
-            f"estimate: rank {self.rank}{full}, {self.memory / 2**30:.2g} GiB, {self.flops:.1e} flops, "
-            f"{_duration(self.seconds)} on one CPU core"
+        full = " (meets the number of neurons)" if self.saturated else ""
+        parts = [
+            "" if self.rank is None else f"rank {self.rank}{full}",
+            f"{self.memory / 2**30:.2g} GiB",
+            f"{self.flops:.1e} flops",
+            f"{_duration(self.seconds)} on one CPU core",
+            f"kernels within {self.error:.1%}" if self.error else "",
+        ]
+        return f"estimate: {', '.join(part for part in parts if part)}"
+
+    def admit(self, problem: Problem) -> None:
+        """Let work begin only if the memory is there.
+
+        Raises:
+            InsufficientMemoryError: if more is needed than is free where the problem's data are.
+        """
+        remedy = (
+            "fewer recorded steps (record=...), two_time=False, fewer neurons, widths or replicas, or another solver"
         )
+        require_memory(self.memory, problem.inputs.device, what="This solution", remedy=remedy)
 
 
-def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -> Cost:
+def answer_memory(problem: Problem, recorded: int, *, two_time: bool) -> int:
+    """Bytes of a trajectory: for L + 1 weights n^2 numbers forward, (n C)^2 backward and in the NTK, at every record."""
+    layers = problem.chain.depth + 1 if problem.chain else len(problem.network.architecture.layers)  # type: ignore[union-attr]
+    features, gradients = problem.samples**2, (problem.samples * problem.outputs) ** 2
+    entries = layers * (features + 2 * gradients) + gradients
+    return entries * (recorded**2 if two_time else recorded) * problem.inputs.element_size()
+
+
+def deterministic_cost(
+    problem: Problem,
+    recorded: int,
+    *,
+    two_time: bool,
+    work: int | float,
+    calls: int | float,
+    numbers: int | float,
+    copies: int = 1,
+    error: float | None = 0.0,
+) -> Cost:
+    """The cost of a method for chains, which all compute in float64.
+
+    Args:
+        problem: the problem.
+        recorded: number of recorded steps.
+        two_time: whether kernels are kept at pairs of times.
+        work: floating-point operations.
+        calls: calls of torch, in which small problems spend their time.
+        numbers: how many are held beside the answer.
+        copies: answers that are held at the same time.
+        error: see ``Cost``.
+    """
+    answer = answer_memory(problem, recorded, two_time=two_time)
+    double = answer * 8 // problem.inputs.element_size()
+    speed = min(_PEAK, _PER_ROW * problem.samples) / 2
+    return Cost(2 * double + copies * answer + int(8 * numbers), work, work / speed + calls * _CALL, error)
+
+
+def networks_cost(
+    problem: Problem, widths: Sequence[int], *, count: int, recorded: int, two_time: bool, error: float | None
+) -> Cost:
+    """Estimate the cost of ``count`` plain networks at each width: 6 N^2 operations per row, step and hidden matrix.
+
+    Gradients of every output, in steps that are recorded, cost 2 N^2 more each.
+
+    Args:
+        problem: the problem.
+        widths: N of the last hidden layer.
+        count: networks of every width.
+        recorded: number of recorded steps.
+        two_time: whether kernels are kept at pairs of times.
+        error: see ``Cost``.
+    """
+    matrices, _ = _hidden_matrices(problem)
+    element, samples, steps = problem.inputs.element_size(), problem.samples, problem.steps + 1
+    passes = 6 + 2 * problem.outputs * recorded / steps
+    per_row = sum(matrix.written * matrix.taps for matrix in matrices)
+    thin = problem.inputs[0].numel() + problem.outputs
+    flops = passes * count * steps * samples * sum(width**2 * per_row + width * thin for width in widths)
+    weights = max(width**2 * sum(matrix.taps for matrix in matrices) + width * thin for width in widths)
+    fields = max(widths) * samples * (1 + problem.outputs) * (recorded if two_time else 2)
+    fields *= sum(matrix.read + matrix.written for matrix in matrices) + 2
+    kept = (count + 2 * len(widths) + 3) * answer_memory(problem, recorded, two_time=two_time)
+    speed = min(_PEAK, _PER_ROW * samples) * 4 / element
+    calls = 40 * (len(matrices) + 2) * len(widths) * count * steps
+    return Cost(kept + (4 * weights + fields) * element, flops, flops / speed + calls * _CALL, error)
+
+
+def extrapolation_error(widths: Sequence[int], pairs: int) -> float:
+    """Relative error of the limit of a + b / N, fitted with weights N to ``pairs`` of networks at every width.
+
+    A pair counts as one network, as the kernels of both are much the same.
+    """
+    n = np.array(sorted(set(widths)), dtype=float)
+    normal = np.array([[(n ** (1 - i - j)).sum() for j in range(2)] for i in range(2)])
+    return float(_NETWORK_ERROR * np.sqrt(np.linalg.inv(normal)[0, 0] / pairs))
+
+
+def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, two_time: bool = False) -> Cost:
     """Estimate the cost of ``replicas`` twins of a problem's network.
 
     With n rows, C outputs and T steps, gradients explore about n C (2 log(1 + T) + 1) directions through smooth
@@ -57,6 +160,7 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -
         neurons: S.
         replicas: independent twins.
         recorded: number of recorded steps.
+        two_time: whether kernels are kept at pairs of times, for which the fields of all records are.
     """
     matrices, smooth = _hidden_matrices(problem)
     outputs, steps, element = problem.outputs, problem.steps, problem.inputs.element_size()
@@ -65,7 +169,9 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -
     share = recorded / max(steps, 1)
     backward_passes = 1 + (outputs - 1) * share if problem.chain else 1 + outputs * share
     rank, full = 0, False
-    memory = 4 * (len(matrices) + 2) * recorded * (problem.samples * outputs) ** 2 * element
+    memory = (replicas + 3) * answer_memory(problem, recorded, two_time=two_time)
+    fields = neurons * problem.samples * (1 + outputs) * (recorded if two_time else 2)
+    memory += fields * (sum(matrix.read + matrix.written for matrix in matrices) + 2) * element
     flops = 6.0 * problem.samples * problem.inputs[0].numel() * (steps + 1)
     for matrix in matrices:
         read, written = problem.samples * matrix.read, problem.samples * matrix.written
@@ -81,7 +187,9 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int) -
     flops *= neurons * replicas
     rows = problem.samples * min((matrix.read for matrix in matrices), default=1)
     speed = min(_PEAK, _PER_ROW * rows) * 4 / element
-    return Cost(rank, full, memory, flops, flops / speed)
+    seconds = flops / speed + 40 * (len(matrices) + 2) * replicas * (steps + 1) * _CALL
+    error = (_NETWORK_ERROR if full else _TWIN_ERROR) / math.sqrt(neurons * replicas)
+    return Cost(memory, flops, seconds, error, rank, full)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.theory.cost import Cost
 from torch_dmft.theory.problem import Problem
 
 
 @runtime_checkable
 class Solver(Protocol):
-    """A method: a frozen dataclass of its settings with these two functions.
+    """A method: a frozen dataclass of its settings with these three functions.
 
     One that covers more than SGD says so by a class attribute: ``takes = frozenset({"noise", "adam"})`` covers Langevin noise
     and Adam.
@@ -25,6 +26,11 @@ class Solver(Protocol):
 
     def check(self, problem: Problem) -> None:
         """Refuse, with a reason and a remedy, a problem outside the method's assumptions."""
+
+    def estimate(
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+    ) -> Cost:
+        """Tell what solving a problem that ``check`` accepts will cost; ``record`` and ``two_time`` are those of ``solve``."""
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Solve the problem; ``record`` is ``(time,)`` sorted steps in 0..problem.steps to keep."""
@@ -77,6 +83,10 @@ def solve(
         )
     check_training(problem, solver)
     solver.check(problem)
+    cost = solver.estimate(problem, steps, two_time=two_time)
+    if progress:
+        print(f"{type(solver).__name__}, {cost}")
+    cost.admit(problem)
     started = time.perf_counter()
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
     _require_finite(trajectory, problem)

@@ -110,7 +110,7 @@ def test_what_is_recorded_changes_nothing(pose: Pose) -> None:
 
 def test_every_step_costs_a_measurement_and_the_estimate_says_so(pose: Pose) -> None:
     problem = pose(depth=2, steps=100, targets=torch.eye(4, 3, dtype=torch.float64))
-    cost, twin = (solver().estimate(problem, recorded=2) for solver in (GradientIndependence, InfiniteWidth))
+    cost, twin = (solver().estimate(problem, record=[0, 5]) for solver in (GradientIndependence, InfiniteWidth))
     assert cost.flops > 1.3 * twin.flops
     assert cost.memory == twin.memory
 

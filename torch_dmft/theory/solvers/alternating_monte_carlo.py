@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,9 +15,9 @@ from torch_dmft.core.errors import ConvergenceError, InvalidInputError, Unsuppor
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory, combine
-from torch_dmft.measurement.memory import require_memory
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.checks import require_generator
+from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, require_chain, track
 from torch_dmft.theory.solvers.order_parameters import OrderParameters, SiteSampler
@@ -116,7 +116,6 @@ class AlternatingMonteCarlo:
 
         Raises:
             UnsupportedProblemError: for networks that are no chain of smooth layers.
-            InsufficientMemoryError: if kernels over all pairs of times do not fit.
         """
         chain = require_chain(problem, "AlternatingMonteCarlo")
         rough = sorted({layer.activation for layer in chain.hidden if not activation(layer.activation).smooth})
@@ -126,12 +125,24 @@ class AlternatingMonteCarlo:
                 got=", ".join(rough),
                 remedy="a smooth activation, or solvers.InfiniteWidth(), which takes any (with noise solvers.WideEnsemble())",
             )
-        rows = problem.samples * problem.outputs * (problem.steps + 1)
-        require_memory(
-            8 * rows * (12 * chain.depth * rows + (2 * chain.depth + 8) * self.neurons),
-            problem.inputs.device,
-            what=f"Kernels between {rows} rows (sample, output, time)",
-            remedy="fewer steps or samples, or solvers.InfiniteWidth(), whose cost is linear in the steps",
+
+    def estimate(
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+    ) -> Cost:
+        """What solving the problem will cost, if each horizon takes about ten iterations."""
+        chain = require_chain(problem, "AlternatingMonteCarlo")
+        rows, depth = float(problem.samples * problem.outputs * (problem.steps + 1)), chain.depth
+        horizons = 1.0 if self.stride is None else max(1.0, (problem.steps + 1) / self.stride)
+        rounds = 10 * self.replicas * (1 + horizons / 4)  # the sum of the cubes of k / n for k = 1..n is about n / 4
+        return deterministic_cost(
+            problem,
+            len(problem.recorded(record)),
+            two_time=two_time,
+            work=rounds * depth * self.neurons * rows**3,
+            calls=rounds * depth * 100 * (problem.steps + 1),
+            numbers=rows * (12 * depth * rows + (2 * depth + 8) * self.neurons),
+            copies=self.replicas + 3,
+            error=2 / math.sqrt(self.neurons * self.replicas),
         )
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:

@@ -6,6 +6,7 @@ Eliminating the latents gives the paper's eq. 11. Time is marched once, so there
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, error_signal, gram, require_chain, require_finite, track
 from torch_dmft.theory.solvers.latent_chain import LatentChain, combine, stacked
@@ -47,6 +49,24 @@ class DeepLinear:
             UnsupportedProblemError: naming the layers that are not linear.
         """
         require_linear(require_chain(problem, "DeepLinear"), "DeepLinear")
+
+    def estimate(
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+    ) -> Cost:
+        """What solving the problem will cost, with about a hundred latents for every output."""
+        chain, recorded = require_chain(problem, "DeepLinear"), len(problem.recorded(record))
+        rows, states = problem.samples + problem.outputs, problem.steps + 1
+        latents = min(problem.samples, chain.input_dim) + problem.outputs * min(
+            2.0 * chain.depth * problem.steps, 100.0
+        )
+        return deterministic_cost(
+            problem,
+            recorded,
+            two_time=two_time,
+            work=12.0 * chain.depth * states * latents**2 * rows,
+            calls=60 * chain.depth * states,
+            numbers=2.0 * (chain.depth + 2) * recorded * latents * rows + 6.0 * chain.depth * latents**2,
+        )
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """March training in time; see ``Solver.run``."""

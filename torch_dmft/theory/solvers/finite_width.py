@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,9 +13,9 @@ from torch_dmft.core.errors import UnsupportedModelError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.measurement.memory import require_memory
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator
+from torch_dmft.theory.cost import Cost, networks_cost, twin_cost
 from torch_dmft.theory.infinite.lazy_layer import LazyLayer
 from torch_dmft.theory.infinite.twin import default_tolerance
 from torch_dmft.theory.infinite.widen import refuse_unsupported, refuse_unwidenable
@@ -79,18 +79,17 @@ class FiniteWidth:
         if problem.chain is None:
             assert problem.network is not None  # a problem without a chain has a network
             refuse_unwidenable(problem.network.model)
-        require_memory(
-            self.memory(problem),
-            problem.inputs.device,
-            what=f"{self.replicas} networks of width {self.width}",
-            remedy="fewer replicas, or fewer recorded steps: solve(problem, record=range(0, steps + 1, 10))",
-        )
 
-    def memory(self, problem: Problem) -> int:
-        """Estimate of the bytes that the kernels of all replicas need."""
-        layers = problem.chain.depth + 1 if problem.chain else len(problem.network.architecture.layers)  # type: ignore[union-attr]
-        entries = layers * (problem.samples * problem.outputs) ** 2 * 3 * (problem.steps + 1)
-        return self.replicas * entries * problem.inputs.element_size()
+    def estimate(
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+    ) -> Cost:
+        """What solving the problem will cost, by the cheaper of dense and lazily sampled networks."""
+        recorded, count = len(problem.recorded(record)), self.replicas
+        dense = networks_cost(problem, (self.width,), count=count, recorded=recorded, two_time=two_time, error=None)
+        if self.width <= _SMALL or self.tolerance == 0 or problem.temperature or not _is_covered(problem):
+            return dense
+        lazy = twin_cost(problem, neurons=self.width, replicas=count, recorded=recorded, two_time=two_time)
+        return min(dense, replace(lazy, error=None), key=lambda cost: cost.seconds)
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` networks and average; see ``solve``."""

@@ -60,9 +60,12 @@ class GradientIndependence(InfiniteWidth):
             )
         super().check(problem)
 
-    def estimate(self, problem: Problem, recorded: int | None = None) -> Cost:
+    def estimate(
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+    ) -> Cost:
         """What solving the problem will cost: kernels are measured in every step, whatever is recorded."""
-        return replace(super().estimate(problem), memory=super().estimate(problem, recorded).memory)
+        memory = super().estimate(problem, record, two_time=two_time).memory
+        return replace(super().estimate(problem), memory=memory, error=None)
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins without responses and average; see ``solve``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.measurement.memory import require_memory
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, twin_cost
@@ -75,17 +74,13 @@ class InfiniteWidth:
                 got=f"{problem.samples} rows and {problem.outputs} outputs for {self.neurons} neurons",
                 remedy=f"solvers.InfiniteWidth(neurons={2 ** math.ceil(math.log2(8 * directions))})",
             )
-        require_memory(
-            self.estimate(problem).memory,
-            problem.inputs.device,
-            what=f"The twin with {self.neurons} neurons",
-            remedy="fewer neurons with more replicas, a larger tolerance, or fewer recorded steps",
-        )
 
-    def estimate(self, problem: Problem, recorded: int | None = None) -> Cost:
+    def estimate(
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+    ) -> Cost:
         """What solving the problem will cost; ``print`` it. ``solve(..., progress=True)`` shows it before it starts."""
-        records = problem.steps + 1 if recorded is None else recorded
-        return twin_cost(problem, neurons=self.neurons, replicas=self.replicas, recorded=records)
+        recorded = len(problem.recorded(record))
+        return twin_cost(problem, neurons=self.neurons, replicas=self.replicas, recorded=recorded, two_time=two_time)
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins and average; see ``solve``."""
@@ -107,8 +102,6 @@ def train_replicas(
     neurons, replicas, tolerance = solver.neurons, solver.replicas, solver.tolerance
     if tolerance is None:
         tolerance = default_tolerance(problem.gamma0, neurons * replicas)
-    if progress:
-        print(solver.estimate(problem, len(record)))
     posed = rotated(problem)
     runs, ranks, saturated = [], [0], False
     for replica, own in enumerate(replica_generators(solver.generator, replicas)):

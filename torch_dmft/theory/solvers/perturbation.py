@@ -10,7 +10,7 @@ of F then moves by sum_ij <d_i d_j F> dq_ij / 2, for instance
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,9 +20,9 @@ from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.measurement.memory import require_memory
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.checks import require_generator
+from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, error_signal, require_chain, require_finite, track
@@ -88,12 +88,27 @@ class Perturbation:
                 got=f"neurons={self.neurons}",
                 remedy=f"at least {needed} neurons",
             )
-        rows = problem.samples * problem.outputs
-        require_memory(
-            8 * chain.depth * ((problem.steps + 1) * 6 * rows**2 + self.neurons * (problem.samples + rows)),
-            problem.inputs.device,
-            what="Perturbation",
-            remedy="fewer rows or fewer neurons with more replicas",
+
+    def estimate(
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+    ) -> Cost:
+        """What solving the problem will cost: products of sampled fields, and some thousand operations on each of them."""
+        chain, rows, states = (
+            require_chain(problem, "Perturbation"),
+            problem.samples * problem.outputs,
+            problem.steps + 1,
+        )
+        recorded = len(problem.recorded(record))
+        pairs = recorded * rows if two_time else rows
+        return deterministic_cost(
+            problem,
+            recorded,
+            two_time=two_time,
+            work=self.replicas * chain.depth * self.neurons * states * rows * (8.0 * pairs + 2000),
+            calls=200 * self.replicas * chain.depth,
+            numbers=chain.depth * (6.0 * states * rows**2 + self.neurons * (problem.samples + rows)),
+            copies=self.replicas + 3,
+            error=None,
         )
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:

@@ -12,6 +12,7 @@ where K(t, s) pairs the gradients at a(t) W(0) with those at a(s) W(0), the ones
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.initial_kernels import InitialKernels
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, error_signal, require_chain, require_finite, track
@@ -82,6 +84,23 @@ class StaticNTK:
                 got=" and ".join(name for name, present in discrete.items() if present),
                 remedy='StaticNTK(time="discrete")',
             )
+
+    def estimate(
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+    ) -> Cost:
+        """What solving the problem will cost, with some hundred Hermite terms for every pair of rows."""
+        chain, recorded = require_chain(problem, "StaticNTK"), len(problem.recorded(record))
+        samples, states = problem.samples, problem.steps + 1
+        times, pairs = (states, states**2 / 2) if problem.weight_decay else (1, 1.0)
+        return deterministic_cost(
+            problem,
+            recorded,
+            two_time=two_time,
+            work=chain.depth * samples**2 * 500.0 * pairs + 4.0 * states * samples**2 * problem.outputs,
+            calls=20 * states + 400 * chain.depth * times,
+            numbers=(6.0 * chain.depth + 10) * samples**2 * times + 300.0 * chain.depth * samples * times,
+            error=None,
+        )
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Compute the kernels, then the outputs; see ``Solver.run``."""

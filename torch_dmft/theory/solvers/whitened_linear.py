@@ -22,6 +22,7 @@ same few numbers per time, the two-time functions H_k^l and G_k^l; their flow is
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,6 +34,7 @@ from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain, HiddenLayer
+from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import assemble, require_chain, track
 from torch_dmft.theory.solvers.deep_linear import require_linear
@@ -89,6 +91,22 @@ class WhitenedLinear:
                 got=", ".join(name for name, present in found.items() if present),
                 remedy="solvers.DeepLinear(), which needs none of this",
             )
+
+    def estimate(
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+    ) -> Cost:
+        """What solving the problem will cost: a scalar flow for each direction of the targets."""
+        chain, recorded = require_chain(problem, "WhitenedLinear"), len(problem.recorded(record))
+        flows = min(problem.outputs, problem.train_samples)
+        return deterministic_cost(
+            problem,
+            recorded,
+            two_time=two_time,
+            work=1e3 * flows * problem.steps,
+            calls=flows * (100 if chain.depth == 1 else 2000 * chain.depth * problem.steps),
+            numbers=4.0 * problem.samples**2,
+            error=None,
+        )
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Solve one flow per direction of the targets; see ``Solver.run``."""

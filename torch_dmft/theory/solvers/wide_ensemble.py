@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory, combine
-from torch_dmft.measurement.memory import require_memory
 from torch_dmft.measurement.subject import optimizer_facts
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator, require_list
+from torch_dmft.theory.cost import Cost, extrapolation_error, networks_cost
 from torch_dmft.theory.infinite.widen import refuse_unwidenable
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import track
@@ -84,14 +84,20 @@ class WideEnsemble:
         if problem.chain is None:
             assert problem.network is not None  # a problem without a chain has a network
             refuse_unwidenable(problem.network.model)
-        layers = problem.chain.depth + 1 if problem.chain else len(problem.network.architecture.layers)  # type: ignore[union-attr]
-        kernels = 3 * layers * (problem.samples * problem.outputs) ** 2 * (problem.steps + 1) * self.pairs
-        require_memory(
-            (kernels + 4 * layers * max(self.widths) ** 2) * problem.inputs.element_size(),
-            problem.inputs.device,
-            what=f"{self.pairs} pairs of networks of width {max(self.widths)}",
-            remedy="smaller widths or fewer pairs",
+
+    def estimate(
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+    ) -> Cost:
+        """What solving the problem will cost, and how precise it will be."""
+        cost = networks_cost(
+            problem,
+            self.widths,
+            count=self.pairs,
+            recorded=len(problem.recorded(record)),
+            two_time=two_time,
+            error=extrapolation_error(self.widths, self.pairs),
         )
+        return replace(cost, flops=2 * cost.flops, seconds=2 * cost.seconds)  # both networks of a pair, of one answer
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train pairs of networks at every width and extrapolate; see ``solve``."""

@@ -11,6 +11,7 @@ from benchmarks.__main__ import main, measure
 from benchmarks.agreement import PROBLEMS
 from benchmarks.clock import exponent
 from benchmarks.ensemble import Pilot, _amplitudes
+from benchmarks.limits import LIMITS
 from benchmarks.page import page
 
 FIELDS = {
@@ -21,6 +22,7 @@ FIELDS = {
     "large": {"estimate", "stderr", "peak", "cpu", "wall", "rank"},
     "recorder": {"mlp", "cnn"},
     "agreement": set(PROBLEMS),
+    "limits": set(LIMITS),
 }
 
 

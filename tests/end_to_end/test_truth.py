@@ -26,7 +26,7 @@ def wrapped(width: int, seed: int = 0) -> Plan:
 
 def measured(width: int, seed: int) -> Trajectory:
     plan = wrapped(width, seed)
-    recorder = Recorder(plan, PROBE, every=10, keep_fields=False)
+    recorder = Recorder(plan, PROBE, every=10, fields=False)
     optimizer = torch.optim.SGD(plan.param_groups(LR))
     with recorder.attach(optimizer):
         for _ in range(STEPS):

@@ -184,24 +184,6 @@ def test_two_time_kernels(outputs: int, generator: torch.Generator) -> None:
     assert layer.ntk.equal_time.shape[0] == 4
 
 
-def test_fields_of_the_first_and_last_record(generator: torch.Generator) -> None:
-    data = vectors(generator, 2)
-    model = mlp(2).double()
-    optimizer = SGD(model.parameters(), lr=0.1)
-    recorder = Recorder(model, Probe(*data))
-    start = model[:3](data[0]).detach()
-    with recorder.attach(optimizer):
-        train(model, optimizer, data)
-    fields = recorder.trajectory().layers[1].fields
-    assert fields.steps.tolist() == [0, STEPS]
-    assert fields.gradient.shape == (2, P, 2, 12)
-    assert torch.equal(fields.preactivation[0], start)
-    assert torch.equal(fields.preactivation[1], model[:3](data[0]).detach())
-    bare = Recorder(model, Probe(*data), keep_fields=False)
-    bare.record()
-    assert bare.trajectory().layers[1].fields is None
-
-
 def test_centered_model(generator: torch.Generator) -> None:
     """Outputs of f - f_0, layers of f."""
     inputs, targets = vectors(generator)

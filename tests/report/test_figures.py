@@ -23,7 +23,7 @@ def test_all_of_them_are_drawn_and_none_is_kept(comparison):
     drawn = comparison.figures()
     assert set(drawn) == {
         *("loss", "alignment", "relative_error", "target_alignment"),
-        *("forward_kernels", "backward_kernels", "preactivations"),
+        *("forward_kernels", "backward_kernels", "preactivations", "gradients"),
     }
     assert plt.get_fignums() == []
     for figure in drawn.values():
@@ -94,7 +94,7 @@ def test_what_was_not_kept_is_left_out_or_refused():
     bare = [without_fields(replace(run, targets=None)) for run in (two_layers(), two_layers(origin="theory (N=inf)"))]
     comparison = compare(*bare)
     assert not {"preactivations", "target_alignment"} & set(comparison.figures())
-    with pytest.raises(NotRecordedError, match="keep_fields=True"):
+    with pytest.raises(NotRecordedError, match="fields=True"):
         figures.preactivations(comparison)
     with pytest.raises(NotRecordedError, match="targets"):
         figures.target_alignment(comparison)

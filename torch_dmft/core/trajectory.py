@@ -18,17 +18,22 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Fields:
-    """The single-neuron fields after one weight at its first and its last recorded time.
+    """The fields of single neurons after one weight at some of the recorded times: what densities are drawn from.
+
+    Of more than a million numbers per field and time only some neurons are kept.
 
     Attributes:
-        steps: ``(2,)`` integer steps (equal if only one was recorded).
-        preactivation: ``(2, sample, neuron)``, h^{l+1}, the output of weight l.
-        gradient: ``(2, sample, output, neuron)``, g^{l+1} = gamma0 N df/dh^{l+1}.
+        steps: ``(time,)`` integer steps, the first and the last recorded one by default, and up to three between.
+        preactivation: ``(time, sample, neuron)``, h^{l+1}, the output of weight l.
+        gradient: ``(time, sample, output, neuron)``, g^{l+1} = gamma0 N df/dh^{l+1}.
+        pregradient: laid out like ``gradient``, z^{l+1} of g = phi'(h) z, in chains of smooth activations, else None. NaN where
+            phi' is below 1e-4.
     """
 
     steps: Tensor
     preactivation: Tensor
     gradient: Tensor
+    pregradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class LayerKernels:
         backward: G^{l+1}, the Gram matrix of gamma0 * N_out * df/d(output) per feature; the identity over outputs at
             the readout.
         ntk: what the parameters of this module (weight and bias) add to the NTK, per unit of the base learning rate.
-        fields: single-neuron fields at the first and last recorded time, if they were kept.
+        fields: fields of single neurons at a handful of recorded times, if they were kept.
     """
 
     name: str

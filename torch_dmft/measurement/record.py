@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from torch_dmft.core.trajectory import Fields
 from torch_dmft.measurement.snapshot import Snapshot
 
 
@@ -47,31 +45,9 @@ class Record:
     ntk: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class FieldRecord:
-    """Single-neuron fields of one weight at one step: ``(sample, neuron)`` and ``(sample, output, neuron)``."""
-
-    preactivation: Tensor
-    gradient: Tensor
-
-
 def reduce_snapshot(snapshot: Snapshot, step: int, loss: float) -> Record:
     """The part of a snapshot that is kept, moved to the CPU."""
     layers = tuple(
         LayerRecord(layer.name, layer.forward.cpu(), layer.backward.cpu(), layer.ntk.cpu()) for layer in snapshot.layers
     )
     return Record(step, snapshot.outputs.cpu(), loss, layers, snapshot.ntk.cpu())
-
-
-def field_records(snapshot: Snapshot) -> list[FieldRecord]:
-    """The single-neuron fields of every weight, where they are (on the model's device)."""
-    return [FieldRecord(layer.stream.preactivations(), layer.stream.gradient_fields()) for layer in snapshot.layers]
-
-
-def join_fields(steps: tuple[int, int], first: FieldRecord, last: FieldRecord) -> Fields:
-    """The fields at the first and the last recorded step."""
-    return Fields(
-        steps=torch.tensor(steps, device="cpu"),
-        preactivation=torch.stack([first.preactivation.cpu(), last.preactivation.cpu()]),
-        gradient=torch.stack([first.gradient.cpu(), last.gradient.cpu()]),
-    )

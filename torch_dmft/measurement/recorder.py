@@ -17,9 +17,10 @@ from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.loss import Loss, default_loss
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
+from torch_dmft.measurement.fields import FieldMemory
 from torch_dmft.measurement.gradients import Layouts
 from torch_dmft.measurement.probe import Probe
-from torch_dmft.measurement.record import FieldRecord, LayerRecord, Record, field_records, join_fields, reduce_snapshot
+from torch_dmft.measurement.record import LayerRecord, Record, reduce_snapshot
 from torch_dmft.measurement.schedule import Schedule, at_steps
 from torch_dmft.measurement.schedule import every as every_steps
 from torch_dmft.measurement.snapshot import Snapshot, snapshot
@@ -53,7 +54,9 @@ class Recorder:
             The NTK stays at equal times.
         loss: ``loss(outputs, targets) -> scalar`` on the training rows; default ``nn.MSELoss()`` for float targets and
             ``nn.CrossEntropyLoss()`` for classes. Without targets the recorded loss is NaN.
-        keep_fields: keep the single-neuron fields of the first and the last record.
+        fields: where to keep the fields h, g and z of single neurons, for densities: True for the first record, the last
+            and up to three between, False for none, or the steps themselves or a predicate ``step -> bool`` (of recorded
+            steps). At most a million numbers are kept of each field, weight and step.
         model: the module whose outputs are recorded, if it is not the plan's model but a wrapper:
             ``centered(plan.model)``.
         callbacks: called with ``(step, record)`` after each record, outside the protection described above.
@@ -77,7 +80,7 @@ class Recorder:
         schedule: Schedule | Iterable[int] | None = None,
         two_time: bool = False,
         loss: Loss | None = None,
-        keep_fields: bool = True,
+        fields: bool | Schedule | Iterable[int] = True,
         model: nn.Module | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -91,7 +94,6 @@ class Recorder:
             schedule = every_steps(1 if every is None else every)
         self.probe = probe
         self.schedule: Schedule = schedule if callable(schedule) else at_steps(schedule)
-        self.keep_fields = keep_fields
         self.callbacks = tuple(callbacks)
         self.step = 0
         self.records: list[Record] = []
@@ -102,8 +104,9 @@ class Recorder:
         self._seconds = 0.0
         self._attached = False
         self._layouts: Layouts | None = None
-        self._first_fields: list[FieldRecord] = []
-        self._last_fields: list[FieldRecord] = []
+        chosen = None if isinstance(fields, bool) else fields if callable(fields) else at_steps(fields)
+        is_chain = self.subject.architecture.is_chain
+        self._fields = FieldMemory(chosen, is_chain=is_chain) if fields is not False else None
         self._two_time = [TwoTimeMemory() for _ in self.subject.architecture.layers] if two_time else []
 
     @contextmanager
@@ -159,9 +162,8 @@ class Recorder:
         self._layouts = taken.layouts
         record = reduce_snapshot(taken, self.step, self._loss_of(taken.outputs))
         self.records.append(record)
-        if self.keep_fields:
-            self._last_fields = field_records(taken)
-            self._first_fields = self._first_fields or self._last_fields
+        if self._fields is not None:
+            self._fields.add(self.step, [layer.stream for layer in taken.layers])
         for memory, layer in zip(self._two_time, taken.layers, strict=False):
             memory.add(layer.stream)
         return record
@@ -215,8 +217,7 @@ class Recorder:
             "optimizer": self._optimizer,
             "seconds": self._seconds,
             "records": [asdict(record) for record in self.records],
-            "first_fields": [asdict(field) for field in self._first_fields],
-            "last_fields": [asdict(field) for field in self._last_fields],
+            "fields": None if self._fields is None else self._fields.state_dict(),
             "two_time": [memory.state_dict() for memory in self._two_time],
         }
 
@@ -240,8 +241,8 @@ class Recorder:
             Record(**{**record, "layers": tuple(LayerRecord(**layer) for layer in record["layers"])})
             for record in state["records"]
         ]
-        self._first_fields = [FieldRecord(**field) for field in state["first_fields"]]
-        self._last_fields = [FieldRecord(**field) for field in state["last_fields"]]
+        if self._fields is not None and state["fields"] is not None:
+            self._fields.load_state_dict(state["fields"])
         for memory, layer, saved in zip(
             self._two_time, self.subject.architecture.layers, state["two_time"], strict=False
         ):
@@ -253,10 +254,7 @@ class Recorder:
             forward, backward = self._two_time[index].kernels()
         else:
             forward, backward = _stack(layer.forward for layer in kept), _stack(layer.backward for layer in kept)
-        fields = None
-        if self.keep_fields:
-            steps = (self.records[0].step, self.records[-1].step)
-            fields = join_fields(steps, self._first_fields[index], self._last_fields[index])
+        fields = None if self._fields is None else self._fields.fields(index)
         return LayerKernels(kept[0].name, forward, backward, _stack(layer.ntk for layer in kept), fields)
 
     def _loss_of(self, outputs: Tensor) -> float:

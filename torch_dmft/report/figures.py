@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -24,6 +24,11 @@ from torch_dmft.report.style import Look, looks, new_figure, tidy
 
 _SYMBOLS = {"forward": r"$\Phi$", "backward": "$G$", "ntk": "NTK"}
 _Draw = Callable[..., None]
+_FIELDS = {
+    "preactivation": ("Preactivations", "preactivation h"),
+    "gradient": ("Gradient fields", r"gradient $g=\gamma_0 N\,\partial f/\partial h$"),
+    "pregradient": ("Fields z", r"$z$ of $g=\phi'(h)\,z$"),
+}
 _NAMES = {"forward": "Forward kernels Φ", "backward": "Backward kernels G", "ntk": "Tangent kernels"}
 
 
@@ -38,8 +43,8 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
     }
     if comparison.targets is not None:
         drawn["target_alignment"] = target_alignment(comparison)
-    if _have_fields(comparison):
-        drawn["preactivations"] = preactivations(comparison)
+    if _field_steps(comparison, "gradient"):
+        drawn["preactivations"], drawn["gradients"] = preactivations(comparison), gradient_fields(comparison)
     return drawn
 
 
@@ -133,40 +138,58 @@ def kernels(comparison: Comparison, which: str = "forward", time: int = -1) -> F
 
 
 def preactivations(comparison: Comparison) -> Figure:
-    """The density of preactivations over neurons and samples, measured and predicted, at the first and last record.
+    """The density of preactivations h over neurons and samples, measured and predicted: ``densities``."""
+    return densities(comparison, "preactivation")
 
-    A column for each of at most eight weights before the readout.
+
+def gradient_fields(comparison: Comparison) -> Figure:
+    """The density of gradient fields g over neurons, samples and outputs: ``densities``."""
+    return densities(comparison, "gradient")
+
+
+def densities(comparison: Comparison, field: Literal["preactivation", "gradient", "pregradient"]) -> Figure:
+    """The density of a field h, g or z over neurons and samples, measured and predicted.
+
+    A row for each step at which the measured run and the first prediction kept fields, a column for each of at most eight
+    weights before the readout.
 
     Raises:
-        NotRecordedError: if the measured run or the first prediction kept no fields.
+        NotRecordedError: if there is no such step.
     """
-    if not _have_fields(comparison):
-        raise NotRecordedError("No preactivations were kept.", remedy="record with keep_fields=True")
-    runs = [run for run in comparison.runs if all(layer.fields is not None for layer in run.layers)]
+    steps = _field_steps(comparison, field)
+    if not steps:
+        raise NotRecordedError(
+            f"No {field}s were kept by both runs at one step.",
+            remedy="record both at the same steps, with fields=True"
+            + (", in a chain of smooth activations" * (field == "pregradient")),
+        )
     all_looks = dict(zip([run.origin for run in comparison.runs], looks(comparison.runs), strict=True))
     hidden = shown_weights(len(comparison.measured.layers), "backward")
-    figure = new_figure(1.4 + 2.5 * len(hidden), 5.0, "Preactivations over neurons and samples")
-    grid = figure.subplots(2, len(hidden), squeeze=False)
-    for end, row in enumerate(grid):
-        for position, axes in zip(hidden, row, strict=True):
-            samples = [_fields(run, position)[end] for run in runs]
-            count = int(np.clip(2 * len(samples[0]) ** (1 / 3), 12, 64))
-            low, high = np.quantile(np.concatenate(samples), [0.001, 0.999])
-            bins = np.linspace(low, high, count)
-            for run, values in zip(runs, samples, strict=True):
-                look = all_looks[run.origin]
+    title = f"{_FIELDS[field][0]} over neurons and samples, at {'several times' if len(steps) > 1 else 'one time'}"
+    figure = new_figure(1.4 + 2.5 * len(hidden), 1.1 + 1.7 * len(steps), title)
+    grid = figure.subplots(len(steps), len(hidden), squeeze=False, sharex="col")
+    for column, position in enumerate(hidden):
+        drawn = [(run, step, _field(run, position, step, field)) for step in steps for run in comparison.runs]
+        known = [values for _, _, values in drawn if values is not None]
+        count = int(np.clip(2 * len(known[0]) ** (1 / 3), 12, 64))
+        # One axis for all times, so that the eye sees what moved.
+        low, high = np.quantile(np.concatenate(known), [0.001, 0.999])
+        bins = np.linspace(low, high, count)
+        for run, step, values in drawn:
+            if values is not None:
+                axes, look = grid[steps.index(step)][column], all_looks[run.origin]
                 density, _ = np.histogram(values, bins=bins, density=True)
                 if run is comparison.measured:
                     axes.stairs(density, bins, fill=True, color="#c8c8c8", label=run.origin)
                 else:
                     axes.plot((bins[1:] + bins[:-1]) / 2, density, look.linestyle, color=look.color, label=run.origin)
-            step = int(comparison.measured.layers[position].fields.steps[end])  # type: ignore[union-attr]
-            axes.set_title(f"after {_weight(comparison.measured.layers[position], position)}, step {step}", fontsize=9)
+        grid[0][column].set_title(f"after {_weight(comparison.measured.layers[position], position)}", fontsize=9)
+        grid[-1][column].set_xlabel(_FIELDS[field][1], fontsize=9)
+        for axes in grid[:, column]:
             axes.set_ylim(bottom=0)
             tidy(axes)
-        row[0].set_ylabel("density", fontsize=9)
-    for axes in grid[-1]:
-        axes.set_xlabel("preactivation h", fontsize=9)
+    for row, step in zip(grid, steps, strict=True):
+        row[0].set_ylabel(f"step {step}\ndensity", fontsize=9)
     _legend_below(figure, grid[0][0])
     return figure
 
@@ -244,14 +267,21 @@ def _weight(layer: LayerKernels, position: int) -> str:
     return f"weight {position} ({layer.name})"
 
 
-def _have_fields(comparison: Comparison) -> bool:
-    pair = (comparison.measured, comparison.predictions[0])
-    return len(comparison.measured.layers) > 1 and all(layer.fields is not None for run in pair for layer in run.layers)
+def _field_steps(comparison: Comparison, field: str) -> list[int]:
+    """Where the measured run and the first prediction both kept a field after every weight before the readout."""
+    hidden = [layer.fields for run in comparison.runs[:2] for layer in run.layers[:-1]]
+    kept = [set() if f is None or getattr(f, field) is None else set(f.steps.tolist()) for f in hidden]
+    return sorted(set.intersection(*kept)) if kept else []
 
 
-def _fields(run: Trajectory, position: int) -> NDArray:
-    """``(2, sample * neuron)``."""
-    return _array(run.layers[position].fields.preactivation.flatten(1))  # type: ignore[union-attr]
+def _field(run: Trajectory, position: int, step: int, field: str) -> NDArray | None:
+    """What is known of a field at a step, over samples, outputs and neurons."""
+    fields = run.layers[position].fields
+    values = None if fields is None or step not in fields.steps.tolist() else getattr(fields, field)
+    if fields is None or values is None:
+        return None
+    flat = _array(values[fields.steps.tolist().index(step)].flatten())
+    return flat[np.isfinite(flat)]
 
 
 def _array(values: Tensor) -> NDArray:

@@ -74,7 +74,7 @@ def _densities(axes: Axes, comparison: Comparison, color: str) -> None:
     values = [found.preactivation.flatten(1).cpu().double().numpy() for found in fields if found is not None]
     low, high = np.quantile(values[0], [0.001, 0.999])
     bins = np.linspace(low, high, 48)
-    for end, (name, shade, line) in enumerate((("start", "0.85", ":"), ("end", "0.65", "-"))):
+    for end, name, shade, line in ((0, "start", "0.85", ":"), (-1, "end", "0.65", "-")):
         axes.hist(values[0][end], bins.tolist(), density=True, color=shade, alpha=0.8, label=f"network, {name}")
         density, _ = np.histogram(values[1][end], bins, density=True)
         axes.plot((bins[1:] + bins[:-1]) / 2, density, line, color=color, label=f"theory, {name}")

@@ -40,7 +40,7 @@ def measured(probe: dmft.Probe, width: int, networks: int) -> Estimate:
         pair = []
         for sign in (1, -1):
             network.load_state_dict({**start, "6.weight": sign * start["6.weight"]})
-            recorder = dmft.Recorder(plan, probe, schedule=[0, STEPS], loss=half_square, keep_fields=False)
+            recorder = dmft.Recorder(plan, probe, schedule=[0, STEPS], loss=half_square, fields=False)
             optimizer = torch.optim.SGD(plan.param_groups(lr=0.1))
             with recorder.attach(optimizer):
                 for _ in range(STEPS):

@@ -14,7 +14,8 @@ from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.numbers import require_number, require_whole
-from torch_dmft.core.trajectory import Trajectory, combine
+from torch_dmft.core.trajectory import Fields, Trajectory, combine
+from torch_dmft.measurement.fields import handful
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
@@ -32,12 +33,14 @@ class Solution:
     """Where the iteration of one replica ended.
 
     Attributes:
+        sampler: its neurons.
         before: what the last iteration started from.
         after: what its neurons averaged to.
         order: the answer, between the two.
         horizons: the number of states and the largest relative changes, iteration by iteration, of every horizon tried.
     """
 
+    sampler: SiteSampler
     before: OrderParameters
     after: OrderParameters
     order: OrderParameters
@@ -155,7 +158,7 @@ class AlternatingMonteCarlo:
                 _trajectory(problem, chain, order, record, two_time)
                 for order in (solution.before, solution.after, solution.order)
             )
-            runs.append(answer)
+            runs.append(_with_fields(answer, solution))
             left.append(_left(before, after, solution.contraction))
         facts: dict[str, str | int | float | bool | None] = {
             "neurons": self.neurons,
@@ -164,7 +167,8 @@ class AlternatingMonteCarlo:
             "change": max(solution.horizons[-1][1][-1] for solution in solutions),
             "changes": " | ".join(_shown(solution.horizons) for solution in solutions),
         }
-        mean = average(runs, origin="alternating Monte Carlo theory (N=inf)", metadata=facts)
+        origin = "alternating Monte Carlo theory (N=inf)"
+        mean = average(runs, origin=origin, metadata=facts, loss=problem.training_loss)
         if mean.stderr is None:
             return mean
         return replace(mean, stderr=combine([mean.stderr, *left], _joined))
@@ -217,13 +221,13 @@ class AlternatingMonteCarlo:
             The last iteration, the changes in every one, and what went wrong, if anything.
         """
         changes: list[float] = []
-        found = Solution(order, order, order)
+        found = Solution(sampler, order, order, order)
         for _ in range(self.iterations):
             new = sampler.update(order)
             changes.append(order.change(new) if new.finite else math.inf)
             if changes[-1] > _HOPELESS:
                 return found, tuple(changes), "diverges"
-            found = Solution(order, new, order.mixed(new, self.damping))
+            found = Solution(sampler, order, new, order.mixed(new, self.damping))
             order = found.order
             if changes[-1] < self.tolerance:
                 return found, tuple(changes), None
@@ -247,6 +251,23 @@ def _trajectory(problem: Problem, chain: Chain, order: OrderParameters, record: 
         [picked(kernel, samples, outputs) for kernel in order.backward[:-1]],
         origin="alternating Monte Carlo theory (N=inf)",
     )
+
+
+def _with_fields(run: Trajectory, solution: Solution) -> Trajectory:
+    """With the fields of the sampled neurons at a handful of the recorded steps."""
+    steps, order, sampler = run.steps[handful(len(run.steps))], solution.order, solution.sampler
+    layers = list(run.layers)
+    for index, layer in enumerate(run.layers[:-1]):
+        found = sampler.fields(order, index)
+
+        def picked(field: Tensor, *row: int) -> Tensor:
+            """From ``(neuron, row)`` to ``(time, sample, [output,] neuron)``."""
+            return field.unflatten(1, (order.times, *row))[:, steps].movedim(0, -1).to(run.outputs)
+
+        h = picked(found.preactivation, sampler.samples)
+        g, z = (picked(field, sampler.samples, sampler.outputs) for field in (found.gradient, found.pregradient))
+        layers[index] = replace(layer, fields=Fields(steps, h, g, z))
+    return replace(run, layers=tuple(layers))
 
 
 def _left(before: Trajectory, after: Trajectory, contraction: float) -> Trajectory:

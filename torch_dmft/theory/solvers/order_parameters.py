@@ -28,7 +28,7 @@ from torch_dmft.core.activation import activation
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import error_signal
-from torch_dmft.theory.solvers.single_site import Site, causal_root, response, simulate
+from torch_dmft.theory.solvers.single_site import Site, SiteFields, causal_root, response, simulate
 from torch_dmft.theory.solvers.static_ntk import StaticNTK
 
 
@@ -191,6 +191,10 @@ class SiteSampler:
             tuple(forward_response) if self.responses else order.forward_response,
             (*backward_response, order.backward_response[-1]) if self.responses else order.backward_response,
         )
+
+    def fields(self, order: OrderParameters, layer: int) -> SiteFields:
+        """The fields of one hidden layer, ``(neuron, row)``, given ``order``."""
+        return simulate(self.sites(order)[layer], *self._drives(layer, order))
 
     def sites(self, order: OrderParameters) -> list[Site]:
         """The single-site processes of all hidden layers."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.trajectory import Fields, Trajectory, combine
+from torch_dmft.measurement.fields import MOST
 
 _PRIOR_DEGREES = 8
 """Weight of the variance pooled over entries against each entry's own, in degrees of freedom."""
@@ -109,12 +110,13 @@ def _losses(
 
 
 def _joined_fields(fields: Sequence[Fields | None]) -> Fields | None:
-    """All replicas' neurons side by side: more draws from the same density."""
+    """Replicas' neurons side by side, as many as are kept: more draws from the same density."""
     known = [f for f in fields if f is not None]
     if len(known) < len(fields):
         return None
-    return Fields(
-        steps=known[0].steps,
-        preactivation=torch.cat([f.preactivation for f in known], dim=-1),
-        gradient=torch.cat([f.gradient for f in known], dim=-1),
-    )
+    first = known[0]
+    known = known[: max(1, MOST // first.gradient[0].numel())]
+
+    h, g = (torch.cat([getattr(f, name) for f in known], dim=-1) for name in ("preactivation", "gradient"))
+    z = [f.pregradient for f in known if f.pregradient is not None]
+    return Fields(first.steps, h, g, torch.cat(z, dim=-1) if z else None)

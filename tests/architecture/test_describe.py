@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tests.architecture.models import Gated, ResidualMLP, Tokens, cnn, resnet
 from torch_dmft.architecture import Architecture, Layer, Role, describe
@@ -172,8 +175,8 @@ def test_a_convolution_can_be_the_readout() -> None:
     ("model", "why"),
     [
         (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 1)), "norm"),
-        (nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(), nn.Linear(4, 1)), "unknown activation"),
-        (nn.Sequential(nn.Linear(3, 4), nn.GELU("tanh"), nn.Linear(4, 1)), "approximate activation"),
+        (nn.Sequential(nn.Linear(3, 4), nn.CELU(), nn.Linear(4, 1)), "unknown activation"),
+        (nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(0.2), nn.Linear(4, 1)), "another slope"),
         (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 1)), "dropout"),
         (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.ReLU(), nn.Linear(4, 1)), "two activations"),
         (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1), nn.Sigmoid()), "activation of the output"),
@@ -182,6 +185,38 @@ def test_a_convolution_can_be_the_readout() -> None:
 )
 def test_what_is_not_quite_a_chain(model: nn.Module, why: str) -> None:
     assert not describe(model, torch.randn(5, 3)).is_chain, why
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [
+        (F.leaky_relu, "leaky_relu"),
+        (lambda x: F.leaky_relu(x, 0.2), None),
+        (F.elu, "elu"),
+        (lambda x: F.elu(x, alpha=0.5), None),
+        (nn.SELU(inplace=True), "selu"),
+        (torch.sin, "sin"),
+        (F.softsign, "softsign"),
+        (F.mish, "mish"),
+        (lambda x: F.gelu(x, approximate="tanh"), "gelu_tanh"),
+        (F.hardtanh, "hardtanh"),
+        (lambda x: F.hardtanh(x, min_val=0.0), None),
+        (lambda x: F.hardtanh(x, 0.0, 6.0), "relu6"),
+        (F.relu6, "relu6"),
+    ],
+)
+def test_activations_are_known_in_their_usual_form(activation: Callable, name: str | None) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(activation(self.a(x)))
+
+    architecture = describe(Model(), torch.randn(5, 3))
+    assert layer(architecture, "a").activation == name
+    assert architecture.is_chain == (name is not None)
 
 
 def test_a_layer_used_twice_is_no_chain() -> None:

@@ -40,7 +40,7 @@ def parameterize(
         scheme: "mean_field"; "ntk" (mean field with gamma0 = 1/sqrt(N_L)); "standard" (nothing is changed,
             one rate for all).
         gain: g of input and hidden weights, whose std is g/sqrt(fan_in); "auto" is sqrt(2) if the layer's output meets
-            relu, gelu or silu first, and 1 otherwise.
+            relu, gelu, silu or their kin first, and 1 otherwise.
         init: "normal" draws weights from N(0, std^2); "keep" keeps the weights there are (orthogonal, structured) and
             only rescales each to the root mean square std. A weight that is all zero stays so.
         roles: for module paths or names of weights, roles that overrule what ``describe`` finds.

@@ -11,7 +11,7 @@ from torch import nn
 from torch_dmft.architecture import Architecture, Layer, Role
 from torch_dmft.parameterization.scheme import STANDARD, effective_gamma0, mean_field
 
-_SQRT2 = frozenset({"relu", "gelu", "silu"})
+_SQRT2 = frozenset({"relu", "relu6", "leaky_relu", "gelu", "gelu_tanh", "silu", "mish"})
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def parameter_rules(
         model: the model; only read. Parameters that keep their own init are measured as they are now.
         gamma0: richness of the scheme "mean_field".
         scheme: "mean_field", "ntk" or "standard".
-        gain: g of input and hidden weights; "auto" is sqrt(2) before relu, gelu and silu and 1 otherwise.
+        gain: g of input and hidden weights; "auto" is sqrt(2) before relu, gelu, silu and their kin, 1 otherwise.
 
     Returns:
         The rules.

@@ -5,7 +5,8 @@ For centred u, v with standard deviations a, b and correlation rho, Mehler's for
     <F(u) H(v)> = sum_k rho^k F_k(a) H_k(b),        F_k(a) = <F(a x) He_k(x)> / sqrt(k!),    x ~ N(0, 1).
 
 The one-dimensional projections belong to the variables, not to the pairs, and nothing is singular at rho = +-1.
-Piecewise linear activations (arc-cosine kernels: Cho & Saul 2009) and erf (Williams 1997) use their closed forms.
+Piecewise linear activations (arc-cosine kernels: Cho & Saul 2009) and erf (Williams 1997) use their closed forms. Other
+activations with kinks, whose sums would converge slowly, are integrated piece by piece (``kinked_moments``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from torch_dmft.core.activation import Activation
 from torch_dmft.core.errors import ConvergenceError
+from torch_dmft.theory.kinked_moments import mean_square, pair_averages
 
 # The projections integrate over |x| < _REACH by the trapezoidal rule: beyond, every Hermite polynomial times its weight
 # is below round-off, and the rule converges geometrically for analytic integrands.
@@ -41,7 +43,7 @@ class Marginals(ABC):
 
 
 def marginals(activation: Activation, variance: Float[Tensor, " row"], *, order: int = 1024) -> Marginals:
-    """Prepare Gaussian variables for pair expectations of an activation: closed forms, else Mehler's sum.
+    """Prepare Gaussian variables for pair expectations of an activation: closed forms, Mehler's sum, or quadrature.
 
     Args:
         activation: phi.
@@ -59,6 +61,8 @@ def marginals(activation: Activation, variance: Float[Tensor, " row"], *, order:
     if activation.name == "erf":
         return ErrorFunction(variance)
     std = variance.clamp_min(0).sqrt()
+    if activation.kinks:
+        return Kinked(std, activation)
     return Smooth(std, project(activation.function, std, order=order), project(activation.first, std, order=order))
 
 
@@ -145,6 +149,28 @@ class Smooth(Marginals):
         rho = correlation(covariance, torch.outer(self.std[left], self.std[right]))
         features = mehler(self.features[left], self.features[right], rho)
         return features, mehler(self.slopes[left], self.slopes[right], rho)
+
+
+@dataclass(frozen=True)
+class Kinked(Marginals):
+    """A phi with kinks, integrated over the pieces between them.
+
+    Attributes:
+        std: ``(row,)``.
+        phi: the activation.
+    """
+
+    std: Tensor
+    phi: Activation
+
+    def mean_square(self) -> Float[Tensor, " row"]:
+        """<phi(u)^2>."""
+        return mean_square(self.phi, self.std)
+
+    def pair(self, left: slice, right: slice, covariance: Float[Tensor, "m n"]) -> tuple[Tensor, Tensor]:
+        """<phi(u) phi(v)> and <phi'(u) phi'(v)>."""
+        a, b = self.std[left], self.std[right]
+        return pair_averages(self.phi, a, b, correlation(covariance, torch.outer(a, b)))
 
 
 def correlation(covariance: Float[Tensor, "m n"], scale: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:

@@ -37,26 +37,39 @@ def _dropout(trace: Trace, call: Call) -> Outcome:
     return Outcome([value.dims], "x", value.weights)
 
 
-_NAMED = {name: name for name in ("relu", "tanh", "erf", "sigmoid", "gelu", "silu", "softplus")}
+_NAMED = {
+    name: name
+    for name in (
+        *("relu", "tanh", "erf", "sigmoid", "gelu", "silu", "softplus", "mish", "sin"),
+        *("leaky_relu", "elu", "selu", "hardtanh", "relu6", "softsign"),
+    )
+}
 _NAMED |= {"special_erf": "erf", "special_expit": "sigmoid"}
 
 
 @rule(RULES, " ".join(_NAMED))
 def _named_activation(trace: Trace, call: Call) -> Outcome:
     name = _NAMED[call.name]
-    exact = {
-        "gelu": lambda: call.argument(1, "approximate", "none") == "none",
-        "softplus": lambda: call.argument(1, "beta", 1) == 1 and call.argument(2, "threshold", 20) >= 20,
+    variant = {
+        "gelu": lambda: {"none": "gelu", "tanh": "gelu_tanh"}.get(call.argument(1, "approximate", "none")),
+        "softplus": lambda: _if(call.argument(1, "beta", 1) == 1 and call.argument(2, "threshold", 20) >= 20, name),
+        "leaky_relu": lambda: _if(call.argument(1, "negative_slope", 0.01) == 0.01, name),
+        "elu": lambda: _if(call.argument(1, "alpha", 1) == 1, name),
+        "hardtanh": lambda: {(-1, 1): "hardtanh", (0, 6): "relu6"}.get(
+            (call.argument(1, "min_val", -1), call.argument(2, "max_val", 1))
+        ),
     }
-    plain = exact.get(name, lambda: True)()
-    return _elementwise(trace, call, name if plain else None)
+    return _elementwise(trace, call, variant.get(name, lambda: name)())
+
+
+def _if(plain: bool, name: str) -> str | None:
+    return name if plain else None
 
 
 @rule(
     RULES,
-    "abs celu clamp clip cos elu exp expm1 hardshrink hardsigmoid hardswish hardtanh leaky_relu log log1p "
-    "log_sigmoid logsigmoid mish nan_to_num pow reciprocal relu6 rrelu rsqrt selu sgn sign sin softshrink "
-    "softsign special_erfc sqrt square tanhshrink threshold",
+    "abs celu clamp clip cos exp expm1 hardshrink hardsigmoid hardswish log log1p log_sigmoid logsigmoid nan_to_num "
+    "pow reciprocal rrelu rsqrt sgn sign softshrink special_erfc sqrt square tanhshrink threshold",
 )
 def _other_activation(trace: Trace, call: Call) -> Outcome:
     return _elementwise(trace, call, None)

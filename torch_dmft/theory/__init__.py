@@ -1,9 +1,20 @@
 """The infinite-width prediction: problems, solvers, and the infinite-width twin of a model."""
 
 from torch_dmft.theory.chain import Chain, HiddenLayer
+from torch_dmft.theory.covariance import covariance
 from torch_dmft.theory.infinite.twin import infinite_width
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.responses import Responses, responses
 from torch_dmft.theory.solve import Solver, solve
 
-__all__ = ["Chain", "HiddenLayer", "Problem", "Responses", "Solver", "infinite_width", "responses", "solve"]
+__all__ = [
+    "Chain",
+    "HiddenLayer",
+    "Problem",
+    "Responses",
+    "Solver",
+    "covariance",
+    "infinite_width",
+    "responses",
+    "solve",
+]

@@ -44,8 +44,8 @@ class FiniteWidth:
     dense networks of the same law are trained.
 
     The answer's ``stderr`` is that of the mean, its ``spread`` the standard deviation of one network, and its
-    ``replicas`` hold every network, from which any covariance follows. ``compare(measured, answer)`` judges by them
-    whether a measured network behaves as its width explains.
+    ``replicas`` hold every network; ``theory.covariance`` is that of any two of their numbers.
+    ``compare(measured, answer)`` judges by them whether a measured network behaves as its width explains.
 
     Any loss, optimizer setting and network that can be built at width N. Cost: ``replicas`` runs.
 

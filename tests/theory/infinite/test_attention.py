@@ -17,6 +17,7 @@ from tests.theory.infinite import attentive
 from tests.theory.validation.agreement import assert_agrees, moved
 from tests.theory.validation.wrong import WithoutResponses
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
+from torch_dmft.theory.solvers.replicas import average
 
 STEPS, RECORD, NEURONS, REPLICAS = 15, (0, 5, 10, 15), 1024, 4
 
@@ -64,6 +65,33 @@ def test_limit_is_that_of_wide_networks(case) -> None:
     assert_agrees(limit, dmft.solve(problem, dmft.solvers.InfiniteWidth(NEURONS, REPLICAS), record=RECORD), sharpness)
     assert moved(limit, "forward.4") > 0.3  # what attention hands on
     assert (limit.mean["losses"].diff() < 0).all()
+
+
+def test_a_factorys_twin_is_trained_by_a_loop_of_ones_own(case) -> None:
+    """Twins of an encoder that a function of the width builds, trained and recorded as any model is."""
+    problem, limit, sharpness = case
+    norm = isinstance(problem.network.model.norm, nn.LayerNorm)
+    probe, runs = dmft.Probe(problem.inputs, problem.targets), []
+    scale = problem.network.model.blocks[0].attention.scale
+    for seed in range(REPLICAS):
+        twin = dmft.infinite_width(
+            lambda width: encoder(width, norm=norm, scale=scale),
+            problem.inputs,
+            gamma0=problem.gamma0,
+            neurons=NEURONS,
+            tolerance=3e-3,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        optimizer = torch.optim.SGD(twin.param_groups(problem.lr))
+        recorder = dmft.Recorder(twin, probe, schedule=RECORD)
+        with recorder.attach(optimizer):
+            for _ in range(STEPS):
+                optimizer.zero_grad()
+                F.mse_loss(twin.model(problem.inputs), problem.targets).backward()
+                optimizer.step()
+        runs.append(recorder.trajectory())
+    answer = average(runs, origin="twins of a factory", metadata={}, loss=problem.training_loss)
+    assert_agrees(limit, answer, sharpness)
 
 
 def test_limit_needs_the_responses(case) -> None:

@@ -13,6 +13,7 @@ from tests.reference.ensembles import Limit, observables, z_scores
 from tests.theory.infinite import convolutional
 from tests.theory.validation.wrong import WithoutResponses
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
+from torch_dmft.theory.choose import choose
 from torch_dmft.theory.infinite.conv import InfiniteConv
 from torch_dmft.theory.infinite.latents import Population
 
@@ -116,7 +117,7 @@ def case(request) -> Iterator[tuple[dmft.Problem, Limit, int]]:
     """A small convolutional network's problem, its limit by wide networks, and how many neurons to take."""
     flat, lr = request.param == "flattened", LR[request.param]
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(3, 1, 4, 4, generator=generator, dtype=torch.float64)
+    images = torch.randn(3, convolutional.CHANNELS, 4, 4, generator=generator, dtype=torch.float64)
     targets = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
     limit = convolutional.limit(
         images.float(),
@@ -155,9 +156,9 @@ def test_limit_needs_the_responses(case) -> None:
     assert max(z["losses"], z["forward.2"]) > 5, z
 
 
-def _cnn(width: int, *middle: nn.Module) -> nn.Module:
+def _cnn(width: int, *middle: nn.Module, channels: int = 1) -> nn.Module:
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1)
-    return nn.Sequential(nn.Conv2d(1, width, 3), nn.ReLU(), *middle, nn.ReLU(), *head)
+    return nn.Sequential(nn.Conv2d(channels, width, 3), nn.ReLU(), *middle, nn.ReLU(), *head)
 
 
 def test_a_twin_of_few_channels_is_a_saturated_network(generator) -> None:
@@ -173,6 +174,18 @@ def test_a_twin_of_few_channels_is_a_saturated_network(generator) -> None:
     assert torch.isfinite(prediction.outputs).all()
 
 
+def test_a_rectified_convolution_that_would_saturate_is_left_to_networks(generator) -> None:
+    """Each step brings new directions for every pixel: the choice sees it coming."""
+    images = torch.randn(16, 3, 16, 16, generator=generator)
+    plan = dmft.parameterize(_cnn(8, nn.Conv2d(8, 8, 3), channels=3), images)
+    problem = dmft.Problem.like(plan, dmft.Probe(images, torch.ones(16, 1)), lr=0.02, steps=100)
+    solver, why = choose(problem)
+    assert isinstance(solver, dmft.solvers.WideEnsemble)
+    assert "directions" in why
+    few = dmft.Problem.like(plan, dmft.Probe(images[:2], torch.ones(2, 1)), lr=0.02, steps=1)
+    assert type(choose(few)[0]) is dmft.solvers.InfiniteWidth
+
+
 def test_too_many_directions_for_the_room_are_refused_with_a_remedy(generator) -> None:
     images = torch.randn(4, 1, 6, 6, generator=generator)
     limit = dmft.infinite_width(lambda width: _cnn(width, nn.Conv2d(width, width, 3)), images, neurons=256, rank=8)
@@ -182,7 +195,7 @@ def test_too_many_directions_for_the_room_are_refused_with_a_remedy(generator) -
 
 @pytest.mark.parametrize("neurons", [64, 101])
 def test_widths_stay_whole_behind_a_flattened_map(neurons: int, generator) -> None:
-    images = torch.randn(2, 1, 4, 4, generator=generator)
+    images = torch.randn(2, convolutional.CHANNELS, 4, 4, generator=generator)
     limit = dmft.infinite_width(convolutional.module(6, flat=True), images, neurons=neurons)
     assert limit.model(images).shape == (2, 1)
     assert abs(limit.width - neurons) < 4

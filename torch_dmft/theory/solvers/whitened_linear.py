@@ -17,12 +17,18 @@ by an angle theta with gamma0 f = g sinh theta, H(t, s) = g^2 cosh((theta_t + th
 
 which ends at Phi = 1 + (sqrt(1 + gamma0^2 |y|^2) - 1) y y^T / |y|^2 for g = 1 and one output. Deeper networks close on the
 same few numbers per time, the two-time functions H_k^l and G_k^l; their flow is integrated in exact latents.
+
+Where it ends does not depend on time: along one direction every weight moves at a rate proportional to Delta, so that the
+output itself can be the clock: the weights move by dW / df = (df / dW) / K_k from f = 0 to f = s_k, here in equal steps of
+asinh(gamma0 f). For large targets all L + 1
+weights end with one equal singular value, (gamma0 s)^(1 / (L + 1)) for g = 1 and equal widths, hence
+H^l -> (gamma0 s)^(2 l / (L + 1)) and G^l -> (gamma0 s)^(2 (L + 1 - l) / (L + 1)).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,10 +38,11 @@ from torch import Tensor
 
 from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_number
-from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.theory.chain import Chain, HiddenLayer
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solve import check_training
 from torch_dmft.theory.solvers.assembly import assemble, require_chain, track
 from torch_dmft.theory.solvers.deep_linear import require_linear
 from torch_dmft.theory.solvers.latent_chain import LatentChain, combine, stacked
@@ -111,46 +118,54 @@ class WhitenedLinear:
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Solve one flow per direction of the targets; see ``Solver.run``."""
         chain = require_chain(problem, "WhitenedLinear")
-        train = problem.train_samples
-        rows = problem.inputs.flatten(1).double() / math.sqrt(chain.input_dim)
-        input_kernel = rows @ rows.mT
-        samples, strengths, outputs = torch.linalg.svd(problem.target_values.double(), full_matrices=False)
-        used = [k for k, strength in enumerate(strengths) if strength >= 1e-14 * strengths[0]]
-        left = input_kernel[:, :train] @ samples[:, used]  # test rows see the training directions of their inputs
-        right = outputs[used].mT
-        unit = problem.lr * (error_scale(problem) or 0.0)
-        modes = []
-        for k in track(used, "whitened linear theory", progress=progress):
-            modes.append(self._mode(chain, problem.gamma0, float(strengths[k]), record.to(rows), unit))
-        forward, backward = [_spread(input_kernel, left, rows.new_zeros(len(used), len(record), 1), two_time)], []
-        identity = torch.eye(chain.outputs, dtype=rows.dtype, device=rows.device)
-        row = (-1, problem.samples, -1)
-        for layer, (phi, g) in enumerate(zip(*_initial_variances(chain), strict=True)):
-            moved = torch.stack([mode.forward[layer] - phi for mode in modes])
-            forward.append(_spread(phi * input_kernel, left, moved, two_time))
-            moved = torch.stack([mode.backward[layer] - g for mode in modes])
-            same_for_all_samples = _spread(g * identity, right, moved, two_time)[:, None].unsqueeze(-2)
-            backward.append(
-                same_for_all_samples.expand(*row, *row) if two_time else same_for_all_samples.expand(*row, *row[1:])
-            )
-        return assemble(
-            problem,
-            chain,
-            record,
-            torch.einsum("mk,kt,ck->tmc", left, torch.stack([mode.output for mode in modes]), right),
-            forward,
-            backward,
-            origin="whitened linear theory (N=inf)",
-            metadata={"modes": len(modes)},
-        )
+        unit, steps = problem.lr * (error_scale(problem) or 0.0), record.double()
+
+        def solved(target: float) -> _Mode:
+            return self._mode(chain, problem.gamma0, target, steps, unit)
+
+        return _superposed(problem, chain, record, solved, two_time=two_time, progress=progress)
+
+    def final_kernels(self, problem: Problem) -> tuple[LayerKernels, ...]:
+        """The kernels at the end of training, t -> infinity, where f = y on the training rows.
+
+        In closed form for one hidden layer, for g = 1 and one output Phi = 1 + (sqrt(1 + gamma0^2 |y|^2) - 1) y y^T / |y|^2
+        and G = sqrt(1 + gamma0^2 |y|^2) at the end of the module's equations; deeper networks are integrated over the
+        output. Neither the learning rate nor the number of steps matters.
+
+        Args:
+            problem: what ``check`` lets pass.
+
+        Returns:
+            One entry for each weight l = 0..L, as ``Trajectory.layers`` of a single time: Phi^l, G^{l+1} and its part of
+            the NTK, over (sample, sample) or with output axes.
+
+        Raises:
+            UnsupportedProblemError: if the problem does not decompose into scalar flows.
+            ConvergenceError: if the integration does not settle at ``tolerance``.
+        """
+        check_training(problem, self)
+        self.check(problem)
+        chain = require_chain(problem, "WhitenedLinear")
+
+        def solved(target: float) -> _Mode:
+            if chain.depth == 1:
+                return _two_layer_flow(chain, problem.gamma0, target, torch.full((1,), math.inf, dtype=torch.float64))
+            return self._settled(lambda finer: _integrate_over_output(chain, problem.gamma0, target, 8 * finer))
+
+        record = torch.tensor([problem.steps])
+        return _superposed(problem, chain, record, solved, two_time=False, progress=False).layers
 
     def _mode(self, chain: Chain, gamma0: float, target: float, steps: Tensor, unit: float) -> _Mode:
         """The flow towards one target at the times unit * steps."""
         if chain.depth == 1:
             return _two_layer_flow(chain, gamma0, target, unit * steps)
-        coarse = _integrate(chain, gamma0, target, steps, unit)
+        return self._settled(lambda finer: _integrate(chain, gamma0, target, steps * finer, unit / finer))
+
+    def _settled(self, integrate: Callable[[int], _Mode]) -> _Mode:
+        """Integrate with steps that are 1, 2, 4, .. times finer until that no longer matters."""
+        coarse = integrate(1)
         for halvings in range(1, _MOST_HALVINGS + 1):
-            fine = _integrate(chain, gamma0, target, steps * 2**halvings, unit / 2**halvings)
+            fine = integrate(2**halvings)
             if fine.distance(coarse) < 15 * self.tolerance:  # halving divides the error of order four by 16
                 return fine
             coarse = fine
@@ -182,6 +197,41 @@ class _Mode:
         return math.inf if math.isnan(largest) else largest
 
 
+def _superposed(
+    problem: Problem, chain: Chain, record: Tensor, solved: Callable[[float], _Mode], *, two_time: bool, progress: bool
+) -> Trajectory:
+    """The solution from its modes: ``solved`` is asked for every strength s_k."""
+    train = problem.train_samples
+    rows = problem.inputs.flatten(1).double() / math.sqrt(chain.input_dim)
+    input_kernel = rows @ rows.mT
+    samples, strengths, outputs = torch.linalg.svd(problem.target_values.double(), full_matrices=False)
+    used = [k for k, strength in enumerate(strengths) if strength >= 1e-14 * strengths[0]]
+    left = input_kernel[:, :train] @ samples[:, used]  # test rows see the training directions of their inputs
+    right = outputs[used].mT
+    modes = [solved(float(strengths[k])) for k in track(used, "whitened linear theory", progress=progress)]
+    forward, backward = [_spread(input_kernel, left, rows.new_zeros(len(used), len(record), 1), two_time)], []
+    identity = torch.eye(chain.outputs, dtype=rows.dtype, device=rows.device)
+    row = (-1, problem.samples, -1)
+    for layer, (phi, g) in enumerate(zip(*_initial_variances(chain), strict=True)):
+        moved = torch.stack([mode.forward[layer] - phi for mode in modes]).to(rows)
+        forward.append(_spread(phi * input_kernel, left, moved, two_time))
+        moved = torch.stack([mode.backward[layer] - g for mode in modes]).to(rows)
+        same_for_all_samples = _spread(g * identity, right, moved, two_time)[:, None].unsqueeze(-2)
+        backward.append(
+            same_for_all_samples.expand(*row, *row) if two_time else same_for_all_samples.expand(*row, *row[1:])
+        )
+    return assemble(
+        problem,
+        chain,
+        record,
+        torch.einsum("mk,kt,ck->tmc", left, torch.stack([mode.output for mode in modes]).to(rows), right),
+        forward,
+        backward,
+        origin="whitened linear theory (N=inf)",
+        metadata={"modes": len(modes)},
+    )
+
+
 def _two_layer_flow(chain: Chain, gamma0: float, target: float, times: Float[Tensor, " time"]) -> _Mode:
     """The closed form for one hidden layer."""
     (layer,) = chain.hidden
@@ -197,9 +247,7 @@ def _two_layer_flow(chain: Chain, gamma0: float, target: float, times: Float[Ten
 
 def _integrate(chain: Chain, gamma0: float, target: float, steps: Float[Tensor, " time"], unit: float) -> _Mode:
     """The flow of one sample with input 1, by the classical Runge-Kutta method with steps of length ``unit``."""
-    hidden = tuple(HiddenLayer("linear", layer.gain, None, layer.width_ratio) for layer in chain.hidden)
-    scalar = Chain(1, hidden, 1)
-    network = LatentChain(scalar, gamma0, steps.new_ones(1, 1), tolerance=1e-13)
+    network = _scalar_chain(chain, gamma0)
 
     def slope(parameters: list[Tensor]) -> list[Tensor]:
         x, g = network.passes(parameters)
@@ -209,13 +257,7 @@ def _integrate(chain: Chain, gamma0: float, target: float, steps: Float[Tensor, 
     features, gradients, outputs = [], [], []
     for start, stop in pairwise([0, *steps.long().tolist()]):
         for _ in range(stop - start):
-            first = slope(parameters)
-            second = slope(combine((1.0, parameters), (unit / 2, first)))
-            third = slope(combine((1.0, parameters), (unit / 2, second)))
-            fourth = slope(combine((1.0, parameters), (unit, third)))
-            parameters = combine(
-                (1.0, parameters), (unit / 6, first), (unit / 3, second), (unit / 3, third), (unit / 6, fourth)
-            )
+            parameters = _runge_kutta(slope, parameters, unit)
         x, g = network.passes(parameters)
         outputs.append(x[-1].squeeze() / gamma0)
         features.append(x)
@@ -230,6 +272,47 @@ def _integrate(chain: Chain, gamma0: float, target: float, steps: Float[Tensor, 
         tuple(products(features, layer + 1) for layer in range(chain.depth)),
         tuple(products(gradients, layer) for layer in range(chain.depth)),
     )
+
+
+def _integrate_over_output(chain: Chain, gamma0: float, target: float, count: int) -> _Mode:
+    """The end of the flow of one sample, by so many Runge-Kutta steps in asinh(gamma0 f) from f = 0 to f = target."""
+    network = _scalar_chain(chain, gamma0)
+    one = torch.ones(1, 1, dtype=torch.float64)
+
+    def slope(parameters: list[Tensor]) -> list[Tensor]:
+        x, g = network.passes(parameters)
+        scales = [gain**2 / width for gain, width in zip(network.gains, network.widths, strict=True)]
+        ntk = sum(
+            scale * float(forward.square().sum() * backward.square().sum())
+            for scale, forward, backward in zip(scales, x, g, strict=False)
+        )
+        per_output = math.hypot(1 / gamma0, float(x[-1]) / gamma0)  # df for a step of asinh(gamma0 f)
+        return combine((per_output / ntk, network.ascent(x, g, one)))
+
+    parameters = network.parameters()
+    for _ in range(count):
+        parameters = _runge_kutta(slope, parameters, math.asinh(gamma0 * target) / count)
+    x, g = network.passes(parameters)
+    return _Mode(
+        x[-1].flatten() / gamma0,
+        tuple(h.mT @ h for h in x[1 : chain.depth + 1]),
+        tuple(k.mT @ k for k in g[: chain.depth]),
+    )
+
+
+def _scalar_chain(chain: Chain, gamma0: float) -> LatentChain:
+    """The network along one direction: one sample, one output."""
+    hidden = tuple(HiddenLayer("linear", layer.gain, None, layer.width_ratio) for layer in chain.hidden)
+    return LatentChain(Chain(1, hidden, 1), gamma0, torch.ones(1, 1, dtype=torch.float64), tolerance=1e-13)
+
+
+def _runge_kutta(slope: Callable[[list[Tensor]], list[Tensor]], parameters: list[Tensor], step: float) -> list[Tensor]:
+    """One step of the classical method of order four."""
+    first = slope(parameters)
+    second = slope(combine((1.0, parameters), (step / 2, first)))
+    third = slope(combine((1.0, parameters), (step / 2, second)))
+    fourth = slope(combine((1.0, parameters), (step, third)))
+    return combine((1.0, parameters), (step / 6, first), (step / 3, second), (step / 3, third), (step / 6, fourth))
 
 
 def _initial_variances(chain: Chain) -> tuple[list[float], list[float]]:

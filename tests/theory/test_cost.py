@@ -95,10 +95,10 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / sol
     ],
     ids=["StaticNTK", "InfiniteWidth"],
 )
-def test_memory_is_within_a_factor_of_two(problem: dict[str, Any], solver: str) -> None:
+def test_memory_is_within_a_factor_of_three(problem: dict[str, Any], solver: str) -> None:
     script = SCRIPT.format(problem=problem, solver=solver)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
-    assert 0.5 < float(done.stdout) < 2
+    assert 1 / 3 < float(done.stdout) < 3
 
 
 @pytest.mark.parametrize(

@@ -2,85 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from torch_dmft.core.errors import Place, UnsupportedModelError, UnsupportedProblemError
+from torch import Tensor
+
+from torch_dmft.core.errors import (
+    ConvergenceError,
+    DMFTError,
+    InsufficientMemoryError,
+    Place,
+    UnsupportedModelError,
+    UnsupportedProblemError,
+)
 from torch_dmft.theory import solvers
-from torch_dmft.theory.infinite.widen import refuse_unsupported, refuse_unwidenable
+from torch_dmft.theory.cost import Cost
+from torch_dmft.theory.movement import feature_movement
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solve import Solver
+from torch_dmft.theory.solve import Solver, check_training
+from torch_dmft.theory.solvers.infinite_width import enough_neurons
 
-_LAZY = 0.02
-"""gamma0 below which the static NTK's error, of order gamma0^2, is smaller than the sampling error of InfiniteWidth."""
-_FEW = 300
-"""Rows (sample, output, time) up to which AlternatingMonteCarlo, whose cost grows with their cube, takes minutes."""
+_PATIENCE = 3600.0
+"""Seconds on one core beyond which a solver is taken only if all take longer."""
+_WRONG = 0.1
+"""Movement of features beyond which the static NTK is no answer, however long others take."""
+_CLEARLY = 2.0
+"""How many times more accurate a solver has to be to be preferred to one that is named before it."""
 
 
-def choose(problem: Problem) -> tuple[Solver, str]:
+@dataclass(frozen=True)
+class _Offer:
+    """A solver that can do the problem, what it costs, and the relative error of its worst kernel."""
+
+    solver: Solver
+    cost: Cost
+    error: float
+
+
+def choose(
+    problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+) -> tuple[Solver, str]:
     """The most accurate affordable solver for a problem, and why.
 
-    - Adam and AdamW: ``WideEnsemble``, as there is no theory of steps that are not linear in the gradient.
-    - Langevin noise: ``AlternatingMonteCarlo`` for small chains of smooth activations, else ``WideEnsemble``.
-    - Linear chains: ``DeepLinear``, exact to round-off.
-    - Lazy chains, gamma0 < 0.02: ``StaticNTK``, exact up to order gamma0^2.
-    - Networks that have no infinite-width twin here, and those whose twin would meet as many directions as it has neurons:
-      ``WideEnsemble``, plain networks extrapolated in 1/N.
-    - Everything else: ``InfiniteWidth``.
+    Asked in the order of trust: ``DeepLinear`` (exact), ``InfiniteWidth`` with 8192 neurons or 2048, ``StaticNTK`` (which is
+    wrong by as much as features move, ``movement``), ``AlternatingMonteCarlo``, ``WideEnsemble``.
+
+    1. Those that refuse the problem, those that do not fit in memory, and the static NTK of features that move by more than
+       a tenth, are out.
+    2. So are those that would take more than an hour on one core, unless all would.
+    3. A twin that meets as many directions as it has neurons is out if ``WideEnsemble`` is in: both are plain networks, and
+       the latter extrapolates.
+    4. Of the rest, the first whose error is at most twice the smallest.
+
+    Args:
+        problem: what to solve.
+        record: the steps to keep, as ``solve`` takes them.
+        two_time: whether kernels are kept at pairs of times.
 
     Raises:
         UnsupportedModelError: if neither the theory nor plain networks can do the problem's network, with both reasons.
+        InsufficientMemoryError: if nothing fits.
     """
-    if problem.optimizer != "sgd":
-        return solvers.WideEnsemble(), "Adam's steps are not linear in the gradient: no field theory, but wide networks"
-    if problem.temperature:
-        return _with_noise(problem)
-    if problem.chain is not None and all(layer.activation == "linear" for layer in problem.chain.hidden):
-        return solvers.DeepLinear(), "a linear chain is solved exactly"
-    if problem.chain is not None and problem.gamma0 < _LAZY:
-        return solvers.StaticNTK(), f"at gamma0 = {problem.gamma0:g} features move by less than sampling would show"
-    sampled = solvers.InfiniteWidth()
-    network = problem.network
-    if network is not None and problem.chain is None:
-        without_law = _refused(lambda: refuse_unsupported(network.model, network.architecture))
-        if without_law:
-            unwidenable = _refused(lambda: refuse_unwidenable(network.model))
-            if unwidenable:
-                what = "Neither the theory nor plain networks of several widths can predict this model:"
-                raise UnsupportedModelError(what, _joined(without_law, unwidenable))
-            places = ", ".join(place.path for place in without_law)
-            return solvers.WideEnsemble(), f"the theory has no infinite-width law for {places}"
-    cost = sampled.estimate(problem)
-    if cost.saturated:
-        return (
-            solvers.WideEnsemble(),
-            f"about {cost.rank} directions for {sampled.neurons} neurons: no gain over networks",
-        )
-    try:
-        sampled.check(problem)
-    except UnsupportedProblemError as error:
-        return solvers.WideEnsemble(), str(error.what)
-    return sampled, f"{cost}"
+    offers, refused = _ask(problem, record, two_time=two_time)
+    if not offers:
+        raise _nobody(list(refused.values()))
+    reasons = {name: _reason(error) for name, error in refused.items()}
+    affordable = [offer for offer in offers if offer.cost.seconds <= _PATIENCE]
+    affordable = affordable or [min(offers, key=lambda offer: offer.cost.seconds)]
+    has_networks = any(isinstance(offer.solver, solvers.WideEnsemble) for offer in affordable)
+    usable = [offer for offer in affordable if not (offer.cost.saturated and has_networks)]
+    smallest = min(offer.error for offer in usable)
+    best = next(offer for offer in usable if offer.error <= _CLEARLY * smallest)
+    for offer in offers[: offers.index(best)]:
+        reasons[_name(offer.solver)] = _drawback(offer, affordable)
+    others = [f"not {name}: {why}" for name, why in reasons.items() if name not in ("DeepLinear", _name(best.solver))]
+    expected = f"kernels within {best.error:.1%}" if best.error else "exact for a linear chain"
+    return best.solver, "; ".join([expected, *(others if best.error else [])])
 
 
-def _with_noise(problem: Problem) -> tuple[Solver, str]:
-    rows = problem.samples * problem.outputs * (problem.steps + 1)
-    if rows > _FEW:
-        return solvers.WideEnsemble(), f"with Langevin noise the field theory is too expensive for {rows} rows"
-    theory = solvers.AlternatingMonteCarlo()
-    try:
-        theory.check(problem)
-    except UnsupportedProblemError as error:
-        return solvers.WideEnsemble(), f"Langevin noise: {error.what}"
-    return theory, "the field theory with Langevin noise"
+def _ask(
+    problem: Problem, record: Iterable[int] | int | Tensor | None, *, two_time: bool
+) -> tuple[list[_Offer], dict[str, DMFTError]]:
+    """Offers in the order of trust, and why others make none."""
+    offers: list[_Offer] = []
+    refused: dict[str, DMFTError] = {}
+    enough = enough_neurons(problem)
+    candidates: Sequence[Solver] = (
+        solvers.DeepLinear(),
+        solvers.InfiniteWidth(neurons=max(8192, enough)),
+        solvers.InfiniteWidth(neurons=max(2048, enough)),
+        solvers.StaticNTK(),
+        solvers.AlternatingMonteCarlo(),
+        solvers.WideEnsemble(),
+    )
+    for solver in candidates:
+        try:
+            check_training(problem, solver)
+            solver.check(problem)
+            cost = solver.estimate(problem, record, two_time=two_time)
+            cost.admit(problem)
+            error = _movement(problem) if cost.error is None else cost.error
+        except (UnsupportedProblemError, UnsupportedModelError, InsufficientMemoryError, ConvergenceError) as reason:
+            refused.setdefault(_name(solver), reason)
+            continue
+        offers.append(_Offer(solver, cost, error))
+        if error == 0:
+            break
+    return offers, refused
 
 
-def _refused(refuse: Callable[[], None]) -> tuple[Place, ...]:
-    """The places that a check refuses."""
-    try:
-        refuse()
-    except UnsupportedModelError as error:
-        return error.places
-    return ()
+def _movement(problem: Problem) -> float:
+    error = feature_movement(problem)
+    if error > _WRONG:
+        raise UnsupportedProblemError(f"Features move by {'more than 100%' if error > 1 else f'about {error:.0%}'}.")
+    return error
+
+
+def _name(solver: Solver) -> str:
+    return type(solver).__name__
+
+
+def _reason(error: DMFTError) -> str:
+    if isinstance(error, UnsupportedModelError):
+        return f"no infinite-width law for {', '.join(place.path for place in error.places)}"
+    return error.what.rstrip(".")
+
+
+def _drawback(offer: _Offer, affordable: Sequence[_Offer]) -> str:
+    if offer not in affordable:
+        return f"{offer.cost.seconds / 3600:.1f} hours"
+    if offer.cost.saturated:
+        return f"about {offer.cost.rank} directions for its neurons, so that it would be no more than a wide network"
+    return f"kernels within {offer.error:.1%} only"
+
+
+def _nobody(refused: Sequence[DMFTError]) -> DMFTError:
+    """One error for all: of models with every place, else that of the last candidate."""
+    models = [error for error in refused if isinstance(error, UnsupportedModelError)]
+    if len(models) < 2:
+        return refused[-1]
+    what = "Neither the theory nor plain networks of several widths can predict this model:"
+    return UnsupportedModelError(what, _joined(models[0].places, models[-1].places))
 
 
 def _joined(without_law: tuple[Place, ...], unwidenable: tuple[Place, ...]) -> Iterator[Place]:

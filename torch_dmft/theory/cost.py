@@ -101,7 +101,7 @@ def deterministic_cost(
     answer = answer_memory(problem, recorded, two_time=two_time)
     double = answer * 8 // problem.inputs.element_size()
     speed = min(_PEAK, _PER_ROW * problem.samples) / 2
-    return Cost(2 * double + copies * answer + int(8 * numbers), work, work / speed + calls * _CALL, error)
+    return Cost(double + copies * answer + int(8 * numbers), work, work / speed + calls * _CALL, error)
 
 
 def networks_cost(

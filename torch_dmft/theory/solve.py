@@ -74,7 +74,7 @@ def solve(
     if solver is None:
         from torch_dmft.theory.choose import choose  # the choice knows every solver, and they know this module
 
-        solver, facts["chosen because"] = choose(problem)
+        solver, facts["chosen because"] = choose(problem, steps, two_time=two_time)
         if progress:
             print(f"{type(solver).__name__}: {facts['chosen because']}")
     if isinstance(solver, type) or not isinstance(solver, Solver):

@@ -17,6 +17,7 @@ from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, twin_cost
 from torch_dmft.theory.infinite.twin import default_tolerance, infinite_width
+from torch_dmft.theory.infinite.widen import refuse_unsupported
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers.assembly import layer_names, track
 from torch_dmft.theory.solvers.replicas import average, replica_generators
@@ -66,13 +67,15 @@ class InfiniteWidth:
         require_generator(self.generator)
 
     def check(self, problem: Problem) -> None:
-        """Refuse problems that cannot be done."""
-        directions = problem.samples * (1 + problem.outputs)
-        if 4 * directions > self.neurons:
+        """Refuse networks that have no twin, and data with more rows than neurons can tell apart."""
+        if problem.chain is None:
+            assert problem.network is not None  # a problem without a chain has a network
+            refuse_unsupported(problem.network.model, problem.network.architecture)
+        if 4 * problem.samples * (1 + problem.outputs) > self.neurons:
             raise UnsupportedProblemError(
                 "Too few neurons for the data: each row needs its own directions among the neurons.",
                 got=f"{problem.samples} rows and {problem.outputs} outputs for {self.neurons} neurons",
-                remedy=f"solvers.InfiniteWidth(neurons={2 ** math.ceil(math.log2(8 * directions))})",
+                remedy=f"solvers.InfiniteWidth(neurons={enough_neurons(problem)})",
             )
 
     def estimate(
@@ -85,6 +88,11 @@ class InfiniteWidth:
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins and average; see ``solve``."""
         return train_replicas(self, problem, record, two_time=two_time, progress=progress, origin="theory (N=inf)")
+
+
+def enough_neurons(problem: Problem) -> int:
+    """The power of two from which on the rows of the data, and their gradients, take at most an eighth of the directions."""
+    return int(2 ** math.ceil(math.log2(8 * problem.samples * (1 + problem.outputs))))
 
 
 def train_replicas(

@@ -106,7 +106,8 @@ class Perturbation:
             two_time=two_time,
             work=self.replicas * chain.depth * self.neurons * states * rows * (8.0 * pairs + 2000),
             calls=200 * self.replicas * chain.depth,
-            numbers=chain.depth * (6.0 * states * rows**2 + self.neurons * (problem.samples + rows)),
+            numbers=chain.depth
+            * (6.0 * rows * (states * rows + recorded * pairs) + self.neurons * (problem.samples + rows)),
             copies=self.replicas + 3,
             error=None,
         )

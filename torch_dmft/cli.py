@@ -61,6 +61,7 @@ _HELP = {
     "data": "digits (scikit-learn), synthetic, or cifar10 (torchvision; see --data-dir)",
     "samples": "training images, half of each of two classes",
     "width": "neurons per hidden layer of the network",
+    "networks": "such as 40: train so many more networks of this width, and tell whether the width explains the gap",
     "widths": "such as 128,512,2048: train networks of these widths too and show how the gap to theory shrinks",
     "depth": "hidden layers",
     "activation": "tanh, relu, erf, gelu, silu, sigmoid, softplus or linear",

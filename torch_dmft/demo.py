@@ -70,7 +70,8 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
     static = solve(problem, solvers.StaticNTK(), record=measured.steps)
 
     console.print("[bold]4. Compare[/bold]")
-    comparison = compare(measured, theory, static)
+    judge = problem if settings.networks else None
+    comparison = compare(measured, theory, static, problem=judge, replicas=settings.networks)
     console.print(comparison)
     drawn = {"overview": overview(comparison)}
     if settings.widths:

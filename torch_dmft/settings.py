@@ -21,6 +21,7 @@ class Settings:
         data: ``"digits"``, ``"synthetic"`` or ``"cifar10"``, see ``torch_dmft.data``.
         samples: P, training images, half of each of two classes.
         width: N, neurons per hidden layer.
+        networks: further networks of the same width to train, to tell what width explains; 0 for none, at least 19 to tell.
         widths: further widths to train, to see the gap to theory shrink.
         depth: L, hidden layers.
         activation: name of phi.
@@ -42,6 +43,7 @@ class Settings:
     data: Data = "digits"
     samples: int = 20
     width: int = 512
+    networks: int = 0
     widths: tuple[int, ...] = ()
     depth: int = 3
     activation: str = "tanh"
@@ -66,6 +68,14 @@ class Settings:
                 raise InvalidInputError(f"{name} must be positive.", got=str(getattr(self, name)))
         if any(width < 1 for width in self.widths):
             raise InvalidInputError("Every width must be at least 1.", got=str(self.widths))
+
+        if self.networks and (self.networks < 19 or self.centered):
+            raise InvalidInputError(
+                "Networks of the same width can tell what width explains if there are 19 or more, trained as they are; at "
+                "gamma0 < 0.5 the centered model is trained.",
+                got=f"networks={self.networks}, gamma0={self.gamma0}",
+                remedy="--networks 40 with a larger gamma0, or none",
+            )
 
     @property
     def directory(self) -> Path:

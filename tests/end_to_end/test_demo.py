@@ -58,6 +58,12 @@ def test_it_prints_its_four_steps_and_the_way_to_tensorboard(demo):
     assert "nearest prediction first" in " ".join(printed.split())
 
 
+def test_more_networks_of_its_width_tell_what_the_width_explains(tmp_path):
+    printed, _ = run_demo(tmp_path, networks=19)
+    assert re.search("is (not )?consistent with width N = 32", " ".join(printed.split()))
+    assert "among 19 networks" in " ".join(printed.split())
+
+
 def test_without_a_terminal_it_draws_no_progress_bars(demo):
     assert "replica 1" not in demo[0]
     assert "100%" not in demo[0]

@@ -72,7 +72,8 @@ class AlternatingMonteCarlo:
 
     Covers dense chains with twice differentiable activations and any loss, several outputs, gains, biases, unequal
     widths, momentum, weight decay, minibatches and Langevin noise. Cost O(S (P C T)^3) time per layer and iteration and
-    O((P C T)^2) memory: for small problems. The error falls like 1/sqrt(neurons * replicas).
+    O((P C T)^2) memory, as in the paper's Table 1: for small problems. The error falls like 1/sqrt(neurons * replicas).
+    Refuses networks that are no dense chain, activations without a second derivative (ReLU), and Adam.
 
     Attributes:
         neurons: S, Monte Carlo draws per replica, in pairs (r, -r) of moment-matched normals.

@@ -47,7 +47,9 @@ class FiniteWidth:
     ``replicas`` hold every network; ``theory.covariance`` is that of any two of their numbers.
     ``compare(measured, answer)`` judges by them whether a measured network behaves as its width explains.
 
-    Any loss, optimizer setting and network that can be built at width N. Cost: ``replicas`` runs.
+    Any loss, setting of SGD, Langevin noise, and network that can be built at width N. Cost: ``replicas`` runs of
+    O(P N^2 T) if dense (the paper's Table 1), O(P N k T) if sampled; all replicas are kept, O(R P^2 T). Refuses Adam, dropout,
+    and what cannot be built at another width.
 
     Args:
         width: N, neurons of the last hidden layer; other widths in proportion.

@@ -40,7 +40,7 @@ class GradientIndependence(InfiniteWidth):
     The outputs are first order in eta, where ``InfiniteWidth`` is exact at any eta. Refuses momentum, for which K would be
     needed between all pairs of steps, and weight decay, which moves the outputs along the weights themselves. Otherwise
     arguments, memory and refusals are those of ``InfiniteWidth``; the kernel needs the gradients of every output in every
-    step, recorded or not.
+    step, recorded or not, which makes the cost O(S n k C T).
     """
 
     def check(self, problem: Problem) -> None:

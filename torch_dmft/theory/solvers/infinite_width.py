@@ -38,12 +38,13 @@ class InfiniteWidth:
 
     Assumes N -> infinity at fixed data, steps and gamma0. Any loss, several outputs, minibatches, momentum, weight decay
     (outside of the momentum: theta <- (1 - eta lambda) theta - eta gamma0^2 N v), biases, gains, unequal widths, residual
-    sums, LayerNorm, RMSNorm and attention with a fixed number of heads. Cost O(S P k) per step and hidden matrix, where the
-    rank k (about 50 to 200 for smooth activations) hardly grows with the steps; memory O(S k). The error falls like
-    1/sqrt(S R).
+    sums, LayerNorm, RMSNorm and attention with a fixed number of heads. Cost O(S P k T) per hidden matrix, where the
+    rank k, of order P C, grows like log T for smooth activations; memory O(S k), and O(P^2 T) for the answer. (The paper's
+    Algorithm 1: O(P^3 T^3) and O(P^2 T^2), Table 1.) The error falls like 1/sqrt(S R).
 
     Convolutions are covered, at a rank that grows with the pixels; ``metadata["saturated"]`` tells where it met S, so that
-    the answer is one for networks of S channels. Refuses layers that ``infinite_width`` refuses (BatchNorm, embeddings).
+    the answer is one for networks of S channels. Refuses layers that ``infinite_width`` refuses (BatchNorm, embeddings),
+    Langevin noise, Adam, and data with more than S / 4 rows and gradients, n (1 + C).
 
     Args:
         neurons: S, neurons per replica and width.

@@ -32,7 +32,7 @@ from torch_dmft.theory.solvers.replicas import average
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Perturbation theory in gamma0 to second order (paper, section 5.2).
+    """Perturbation theory in gamma0 to second order (paper, section 5.2): Phi = Phi0 + gamma0^2 Phi2, and G, f likewise.
 
     For deep linear networks with small steps this is eq. 12 with the prefactor L (L + 1)^2 (L + 2) / 12 in place of
     L (L + 1) / 2: the printed one holds for L = 1 and leaves out, for L > 1, that h^l is driven by the NTK of all layers
@@ -43,7 +43,9 @@ class Perturbation:
     sampled with exact first two moments, hence exact for linear networks, else to a few gamma0^2 / sqrt(neurons
     replicas), which the standard error tells. NTKs are products of the expanded kernels. Computes in float64.
 
-    With n rows the cost is O(L S T n^2) per replica, for S neurons; with ``two_time``, O(L S T^2 n^2).
+    With n rows the cost is O(L S T n^2) per replica, for S neurons, and O(L T n^2 + L S n) memory; with ``two_time``,
+    O(L S T^2 n^2). (Without sampling, averages over four fields take O(P^4 T), Table 1.) Leaves out order gamma0^4. Refuses
+    activations with kinks, networks that are no dense chain, momentum, weight decay, Langevin noise and Adam.
 
     Attributes:
         neurons: S, draws per layer and replica.

@@ -44,7 +44,10 @@ class StaticNTK:
 
     With n rows the cost is O(L n^2) for the kernels. Outputs are in closed form for squared error with full batches, O(n^3)
     whatever the number of steps; else they are stepped, O(T n^2), or integrated. With weight decay the kernels change in
-    time, and it is O(L T^2 n^2).
+    time, and it is O(L T^2 n^2). Memory is O(n^2) beside the answer (the paper's Table 1). Refuses networks that are no dense
+    chain, Langevin noise and Adam; gradient flow also momentum, weight decay and minibatches.
+
+    What it leaves out is of order gamma0^2: ``theory.movement`` predicts how much.
 
     Attributes:
         time: "discrete" for the steps of gradient descent, "continuous" for gradient flow at the times eta * step.

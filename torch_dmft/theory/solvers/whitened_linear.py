@@ -55,12 +55,14 @@ _MOST_HALVINGS = 8
 class WhitenedLinear:
     """Gradient flow of linear networks on whitened data, at the times eta * step (paper, section 4.1 and appendix F.2).
 
-    In closed form for one hidden layer; deeper networks as one scalar flow per direction of the targets, integrated by
+    dDelta/dt = -2 sqrt(1 + gamma0^2 (y - Delta)^2) Delta along every direction of the targets for one hidden layer, in closed
+    form; deeper networks as one scalar flow per direction of the targets, integrated by
     the Runge-Kutta method of order four until halving its step no longer matters. No standard error.
 
     Takes several outputs, gains, unequal widths and test rows. Refuses training inputs with K^x != 1, losses other than
     the squared error in any reduction, biases, momentum, weight decay and minibatches. Gradient descent with a finite
-    learning rate differs by O(eta): that is ``DeepLinear``. Cost O(C T) scalars, whatever the number of samples.
+    learning rate differs by O(eta): that is ``DeepLinear``. Cost O(C T) scalars, whatever the number of samples, beside the
+    answer. Refuses also networks that are no linear chain, Langevin noise and Adam.
 
     Attributes:
         tolerance: largest error of outputs and kernels of deep flows, estimated by halving the step.

@@ -52,7 +52,8 @@ class WideEnsemble:
     numbers, per degree of freedom. It is about 1 if the widths are large enough for a straight line in 1/N; entries are
     correlated, so it scatters. With two widths the fit is exact and there is no such test (NaN).
 
-    Cost: 2 * pairs runs at every width, O(N^2) time and memory each.
+    Cost: 2 * pairs runs at every width, O(P N^2 T) time and O(N^2) memory each (the paper's Table 1); the answers of all pairs
+    of a width are kept.
 
     Args:
         widths: N of the last hidden layer, at least two.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.reference import field_theory
 from tests.reference.ensembles import observables
 from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
@@ -150,6 +151,45 @@ def test_misses_a_nonlinear_layer_by_the_fourth_order(make_generator: Callable[[
     coarse, fine = missed(0.6), missed(0.3)
     for name in coarse:
         assert math.log2(coarse[name] / fine[name]) == pytest.approx(4, abs=0.2), name
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_misses_deep_nonlinear_networks_by_the_fourth_order(depth: int) -> None:
+    """Outputs, two-time kernels of every layer and the NTK against the field equations by quadrature, two steps."""
+    phi, square, lr = activation("sigmoid"), 0.7, 2.0
+    inputs, y = torch.full((2, 1), math.sqrt(square), dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    misses: dict[str, list[float]] = {}
+    for richness in (0.6, 0.3):
+        exact = field_theory.solve(
+            phi.function,
+            phi.first,
+            depth=depth,
+            square=square,
+            target=1.0,
+            gamma0=richness,
+            lr=lr,
+            counts=(20, 4, 3, 10, 4, 3),
+        )
+        problem = Problem.mlp(
+            inputs,
+            y,
+            depth=depth,
+            activation="sigmoid",
+            gamma0=richness,
+            lr=lr,
+            steps=2,
+            loss=lambda f, y: (f - y).square().sum() / 4,  # two equal rows that share one half of the square
+        )
+        found = observables(solve(problem, Perturbation(neurons=2**15, replicas=2), two_time=True))
+        features = [torch.full((3, 3), square).double(), *(exact[f"forward.{layer}"] for layer in range(1, depth + 1))]
+        gradients = [*(exact[f"backward.{layer}"] for layer in range(depth)), torch.ones(3, 3).double()]
+        exact["ntk"] = sum(phi * g for phi, g in zip(features, gradients, strict=True))
+        for key, value in exact.items():
+            one_row = found[key][:, 0, 0] if key == "outputs" else found[key][:, 0, :, 0]
+            misses.setdefault(key, []).append(float((one_row - value).norm()))
+    assert len(misses) == 2 * depth + 2
+    for key, (coarse, fine) in misses.items():
+        assert math.log2(coarse / fine) == pytest.approx(4, abs=0.2), key
 
 
 def one_step_of_two_layers(square: float, y: float, phi_name: str, gain: float, gamma0: float, lr: float) -> float:

@@ -281,7 +281,8 @@ def _left(before: Trajectory, after: Trajectory, contraction: float) -> Trajecto
     def look(values: Sequence[Tensor]) -> Tensor:
         if values[0].ndim > 1:  # not losses, which vanish in the end
             old, new = (value.flatten(1).double() for value in values)
-            relative.append((new - old).norm(dim=1) / new.norm(dim=1).clamp_min(torch.finfo(new.dtype).tiny))
+            size = new.norm(dim=1)  # outputs start at zero up to round-off
+            relative.append((new - old).norm(dim=1) / size.clamp_min(1e-6 * float(size.max()) + 1e-300))
         return values[0]
 
     combine([before, after], look)

@@ -126,7 +126,7 @@ def test_gradient_descent_ends_at_the_final_kernels_as_its_steps_shrink(
 def test_the_output_as_a_clock_ends_at_the_closed_form_with_fourth_order(pose: Callable[..., Problem]) -> None:
     chain = pose(gain=1.3).chain
     closed = _two_layer_flow(chain, 2.0, 1.5, torch.tensor([math.inf], dtype=torch.float64))
-    misses = [_integrate_over_output(chain, 2.0, 1.5, count).distance(closed) for count in (8, 16)]
+    misses = [_integrate_over_output(chain, 2.0, 1.5, count, closed.output).distance(closed) for count in (8, 16)]
     assert math.log2(misses[0] / misses[1]) == pytest.approx(4, abs=0.2)
 
 

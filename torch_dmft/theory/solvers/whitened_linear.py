@@ -120,7 +120,7 @@ class WhitenedLinear:
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Solve one flow per direction of the targets; see ``Solver.run``."""
         chain = require_chain(problem, "WhitenedLinear")
-        unit, steps = problem.lr * (error_scale(problem) or 0.0), record.double()
+        unit, steps = problem.lr * (error_scale(problem) or 0.0), record.to(problem.inputs.device).double()
 
         def solved(target: float) -> _Mode:
             return self._mode(chain, problem.gamma0, target, steps, unit)
@@ -149,12 +149,14 @@ class WhitenedLinear:
         self.check(problem)
         chain = require_chain(problem, "WhitenedLinear")
 
+        ever = torch.full((1,), math.inf, dtype=torch.float64, device=problem.inputs.device)
+
         def solved(target: float) -> _Mode:
             if chain.depth == 1:
-                return _two_layer_flow(chain, problem.gamma0, target, torch.full((1,), math.inf, dtype=torch.float64))
-            return self._settled(lambda finer: _integrate_over_output(chain, problem.gamma0, target, 8 * finer))
+                return _two_layer_flow(chain, problem.gamma0, target, ever)
+            return self._settled(lambda finer: _integrate_over_output(chain, problem.gamma0, target, 8 * finer, ever))
 
-        record = torch.tensor([problem.steps])
+        record = torch.tensor([problem.steps], device="cpu")
         return _superposed(problem, chain, record, solved, two_time=False, progress=False).layers
 
     def _mode(self, chain: Chain, gamma0: float, target: float, steps: Tensor, unit: float) -> _Mode:
@@ -215,9 +217,9 @@ def _superposed(
     identity = torch.eye(chain.outputs, dtype=rows.dtype, device=rows.device)
     row = (-1, problem.samples, -1)
     for layer, (phi, g) in enumerate(zip(*_initial_variances(chain), strict=True)):
-        moved = torch.stack([mode.forward[layer] - phi for mode in modes]).to(rows)
+        moved = torch.stack([mode.forward[layer] - phi for mode in modes])
         forward.append(_spread(phi * input_kernel, left, moved, two_time))
-        moved = torch.stack([mode.backward[layer] - g for mode in modes]).to(rows)
+        moved = torch.stack([mode.backward[layer] - g for mode in modes])
         same_for_all_samples = _spread(g * identity, right, moved, two_time)[:, None].unsqueeze(-2)
         backward.append(
             same_for_all_samples.expand(*row, *row) if two_time else same_for_all_samples.expand(*row, *row[1:])
@@ -226,7 +228,7 @@ def _superposed(
         problem,
         chain,
         record,
-        torch.einsum("mk,kt,ck->tmc", left, torch.stack([mode.output for mode in modes]).to(rows), right),
+        torch.einsum("mk,kt,ck->tmc", left, torch.stack([mode.output for mode in modes]), right),
         forward,
         backward,
         origin="whitened linear theory (N=inf)",
@@ -249,7 +251,7 @@ def _two_layer_flow(chain: Chain, gamma0: float, target: float, times: Float[Ten
 
 def _integrate(chain: Chain, gamma0: float, target: float, steps: Float[Tensor, " time"], unit: float) -> _Mode:
     """The flow of one sample with input 1, by the classical Runge-Kutta method with steps of length ``unit``."""
-    network = _scalar_chain(chain, gamma0)
+    network = _scalar_chain(chain, gamma0, steps.new_ones(1, 1))
 
     def slope(parameters: list[Tensor]) -> list[Tensor]:
         x, g = network.passes(parameters)
@@ -276,10 +278,10 @@ def _integrate(chain: Chain, gamma0: float, target: float, steps: Float[Tensor, 
     )
 
 
-def _integrate_over_output(chain: Chain, gamma0: float, target: float, count: int) -> _Mode:
+def _integrate_over_output(chain: Chain, gamma0: float, target: float, count: int, like: Tensor) -> _Mode:
     """The end of the flow of one sample, by so many Runge-Kutta steps in asinh(gamma0 f) from f = 0 to f = target."""
-    network = _scalar_chain(chain, gamma0)
-    one = torch.ones(1, 1, dtype=torch.float64)
+    one = like.new_ones(1, 1)
+    network = _scalar_chain(chain, gamma0, one)
 
     def slope(parameters: list[Tensor]) -> list[Tensor]:
         x, g = network.passes(parameters)
@@ -302,10 +304,10 @@ def _integrate_over_output(chain: Chain, gamma0: float, target: float, count: in
     )
 
 
-def _scalar_chain(chain: Chain, gamma0: float) -> LatentChain:
+def _scalar_chain(chain: Chain, gamma0: float, one: Tensor) -> LatentChain:
     """The network along one direction: one sample, one output."""
     hidden = tuple(HiddenLayer("linear", layer.gain, None, layer.width_ratio) for layer in chain.hidden)
-    return LatentChain(Chain(1, hidden, 1), gamma0, torch.ones(1, 1, dtype=torch.float64), tolerance=1e-13)
+    return LatentChain(Chain(1, hidden, 1), gamma0, one, tolerance=1e-13)
 
 
 def _runge_kutta(slope: Callable[[list[Tensor]], list[Tensor]], parameters: list[Tensor], step: float) -> list[Tensor]:

@@ -49,9 +49,9 @@ def choose(
 
     1. Those that refuse the problem, those that do not fit in memory, and the static NTK of features that move by more than
        a tenth, are out.
-    2. So are those that would take more than an hour on one core, unless all would.
-    3. A twin that meets as many directions as it has neurons is out if ``WideEnsemble`` is in: both are plain networks, and
+    2. A twin that meets as many directions as it has neurons is out if ``WideEnsemble`` is in: both are plain networks, and
        the latter extrapolates.
+    3. So are those that would take more than an hour on one core, unless all would: then the fastest is taken.
     4. Of the rest, the first whose error is at most twice the smallest.
 
     Args:
@@ -67,14 +67,14 @@ def choose(
     if not offers:
         raise _nobody(list(refused.values()))
     reasons = {name: _reason(error) for name, error in refused.items()}
-    affordable = [offer for offer in offers if offer.cost.seconds <= _PATIENCE]
-    affordable = affordable or [min(offers, key=lambda offer: offer.cost.seconds)]
-    has_networks = any(isinstance(offer.solver, solvers.WideEnsemble) for offer in affordable)
-    usable = [offer for offer in affordable if not (offer.cost.saturated and has_networks)]
+    has_networks = any(isinstance(offer.solver, solvers.WideEnsemble) for offer in offers)
+    sensible = [offer for offer in offers if not (offer.cost.saturated and has_networks)]
+    usable = [offer for offer in sensible if offer.cost.seconds <= _PATIENCE]
+    usable = usable or [min(sensible, key=lambda offer: offer.cost.seconds)]
     smallest = min(offer.error for offer in usable)
     best = next(offer for offer in usable if offer.error <= _CLEARLY * smallest)
     for offer in offers[: offers.index(best)]:
-        reasons[_name(offer.solver)] = _drawback(offer, affordable)
+        reasons[_name(offer.solver)] = _drawback(offer)
     others = [f"not {name}: {why}" for name, why in reasons.items() if name not in ("DeepLinear", _name(best.solver))]
     expected = f"kernels within {best.error:.1%}" if best.error else "exact for a linear chain"
     return best.solver, "; ".join([expected, *(others if best.error else [])])
@@ -128,11 +128,11 @@ def _reason(error: DMFTError) -> str:
     return error.what.rstrip(".")
 
 
-def _drawback(offer: _Offer, affordable: Sequence[_Offer]) -> str:
-    if offer not in affordable:
-        return f"{offer.cost.seconds / 3600:.1f} hours"
+def _drawback(offer: _Offer) -> str:
     if offer.cost.saturated:
         return f"about {offer.cost.rank} directions for its neurons, so that it would be no more than a wide network"
+    if offer.cost.seconds > _PATIENCE:
+        return f"{offer.cost.seconds / 3600:.1f} hours"
     return f"kernels within {offer.error:.1%} only"
 
 

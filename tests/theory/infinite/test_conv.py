@@ -178,7 +178,7 @@ def test_a_rectified_convolution_that_would_saturate_is_left_to_networks(generat
     """Each step brings new directions for every pixel: the choice sees it coming."""
     images = torch.randn(16, 3, 16, 16, generator=generator)
     plan = dmft.parameterize(_cnn(8, nn.Conv2d(8, 8, 3), channels=3), images)
-    problem = dmft.Problem.like(plan, dmft.Probe(images, torch.ones(16, 1)), lr=0.02, steps=100)
+    problem = dmft.Problem.like(plan, dmft.Probe(images, torch.ones(16, 1)), lr=0.02, steps=30)
     solver, why = choose(problem)
     assert isinstance(solver, dmft.solvers.WideEnsemble)
     assert "directions" in why

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -74,10 +74,19 @@ def choose(
     smallest = min(offer.error for offer in usable)
     best = next(offer for offer in usable if offer.error <= _CLEARLY * smallest)
     for offer in offers[: offers.index(best)]:
-        reasons[_name(offer.solver)] = _drawback(offer)
-    others = [f"not {name}: {why}" for name, why in reasons.items() if name not in ("DeepLinear", _name(best.solver))]
-    expected = f"kernels within {best.error:.1%}" if best.error else "exact for a linear chain"
-    return best.solver, "; ".join([expected, *(others if best.error else [])])
+        reasons.setdefault(_name(offer.solver), _drawback(offer))
+    others = {name: why for name, why in reasons.items() if name not in ("DeepLinear", _name(best.solver))}
+    expected = f"kernels within {_percent(best.error)}" if best.error else "exact for a linear chain"
+    return best.solver, "; ".join([expected, *(_excuses(others) if best.error else [])])
+
+
+def _excuses(reasons: Mapping[str, str]) -> Iterator[str]:
+    """Why others were not taken, those with one reason together."""
+    together: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        together.setdefault(why.removeprefix(f"{name} "), []).append(name)
+    for why, names in together.items():
+        yield f"not {', '.join(names)}: {why}"
 
 
 def _ask(
@@ -133,7 +142,11 @@ def _drawback(offer: _Offer) -> str:
         return f"about {offer.cost.rank} directions for its neurons, so that it would be no more than a wide network"
     if offer.cost.seconds > _PATIENCE:
         return f"{offer.cost.seconds / 3600:.1f} hours"
-    return f"kernels within {offer.error:.1%} only"
+    return f"kernels within {_percent(offer.error)} only"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2g}%"
 
 
 def _nobody(refused: Sequence[DMFTError]) -> DMFTError:

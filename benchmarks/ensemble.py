@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import linear_regression
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ class Settings:
     samples: int = 10
     steps: int = 60
     target: float = TARGET
-    sizes: tuple[int, ...] = (2048, 4096, 6144, 8192, 9216, 10240, 12288, 16384)
-    seeds: int = 8
+    sizes: tuple[int, ...] = (2048, 4096, 8192, 12288, 16384)
+    seeds: int = 12
     runs: int = 4  # independent runs that verify an ensemble
     widths: tuple[int, ...] = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
     pilot: int = 2**22  # pilot networks of width N: this over N^2, between 8 and 256
@@ -94,25 +95,33 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
 
 
 def _theory(settings: Settings, problem: dmft.Problem, reference: Kernels, say: Say) -> dict[str, Any]:
-    """The cheapest number of neurons and replicas, and a fresh run of them."""
+    """The cheapest number of neurons and replicas by a power law of the error and a straight line of the time; then run."""
     points = []
-    for size in settings.sizes:
-        runs = [timed(lambda s=size, i=seed: engine(problem, s, i)) for seed in range(settings.seeds)]  # type: ignore[misc]
+    for index, size in enumerate(settings.sizes):
+        seeds = range(100 * index, 100 * index + settings.seeds)
+        runs = [timed(lambda s=size, i=seed: engine(problem, s, i)) for seed in seeds]  # type: ignore[misc]
         errors = root_mean(squared_errors(kernels_of(answer), reference) for answer, _ in runs)
-        replicas = max(1, math.ceil((worst(errors) / settings.target) ** 2))
         spent = median([took for _, took in runs])
-        points.append({"neurons": size, "replicas": replicas, "worst": worst(errors), **spent.json()})
+        points.append({"neurons": size, "worst": worst(errors), **spent.json()})
         say(f"engine with {size} neurons: {worst(errors):.2%}, {spent.cpu:.2f} s of CPU")
-    best = min(points, key=lambda point: point["replicas"] * point["cpu"])
+    sizes = [math.log(point["neurons"]) for point in points]
+    law = linear_regression(sizes, [math.log(point["worst"]) for point in points])
+    line = linear_regression(list(settings.sizes), [point["cpu"] for point in points])
+    options = []
+    for replicas in (1, 2, 3, 4):
+        wanted = math.exp((math.log(settings.target * math.sqrt(replicas)) - law.intercept) / law.slope)
+        neurons = 256 * math.ceil(wanted / 256)
+        options.append((replicas * (line.intercept + line.slope * neurons), replicas, neurons))
+    _, replicas, neurons = min(options)
     fresh = [
-        timed(lambda i=seed: engine(problem, best["neurons"], 1000 + i, replicas=best["replicas"]))  # type: ignore[misc]
+        timed(lambda i=seed: engine(problem, neurons, 10_000 + i, replicas=replicas))  # type: ignore[misc]
         for seed in range(settings.seeds)
     ]
     errors = root_mean(squared_errors(kernels_of(answer), reference) for answer, _ in fresh)
     spent = median([took for _, took in fresh])
-    say(f"engine: {best['replicas']} x {best['neurons']} neurons, {worst(errors):.2%} in {spent.cpu:.2f} s of CPU")
-    chosen = {"neurons": best["neurons"], "replicas": best["replicas"], "errors": errors, "worst": worst(errors)}
-    return {"points": points, **chosen, **spent.json()}
+    say(f"engine: {replicas} x {neurons} neurons, {worst(errors):.2%} in {spent.cpu:.2f} s of CPU")
+    chosen = {"neurons": neurons, "replicas": replicas, "errors": errors, "worst": worst(errors)}
+    return {"points": points, "exponent": law.slope, **chosen, **spent.json()}
 
 
 def _cost(settings: Settings, problem: dmft.Problem, width: int, say: Say) -> dict[str, Any]:

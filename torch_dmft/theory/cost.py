@@ -20,7 +20,8 @@ wait for memory; n rows are n times faster until they meet the peak."""
 _CALL = 4e-5
 """Seconds that a call of torch takes at least."""
 _TWIN_ERROR, _NETWORK_ERROR = 1.5, 2.2
-"""Relative error of the worst kernel times the root of the number of neurons, in matched samples and in plain networks."""
+"""Relative error of the worst kernel times the root of the number of neurons: in matched samples of smooth activations; in
+those of others and in plain networks."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
     rows = problem.samples * min((matrix.read for matrix in matrices), default=1)
     speed = min(_PEAK, _PER_ROW * rows) * 4 / element
     seconds = flops / speed + 40 * (len(matrices) + 2) * replicas * (steps + 1) * _CALL
-    error = (_NETWORK_ERROR if full else _TWIN_ERROR) / math.sqrt(neurons * replicas)
+    error = (_TWIN_ERROR if smooth and not full else _NETWORK_ERROR) / math.sqrt(neurons * replicas)
     return Cost(memory, flops, seconds, error, rank, full)
 
 

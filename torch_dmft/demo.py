@@ -19,6 +19,7 @@ from torch_dmft.core.errors import ConvergenceError, InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder
 from torch_dmft.parameterization import Plan, centered, parameterize
+from torch_dmft.report.interrupt import interrupts_wait
 from torch_dmft.report.overview import overview
 from torch_dmft.report.tensorboard import LiveScalars, write_comparison
 from torch_dmft.report.widths import gap_figure, gap_table
@@ -129,9 +130,10 @@ def train(
     recorder = Recorder(plan, probe, every=interval, model=model, callbacks=[live] if live else [])
     with recorder.attach(optimizer):
         for _ in track(range(settings.steps), plan.origin, console=console, disable=not console.is_terminal):
-            optimizer.zero_grad()
-            loss(model(probe.inputs), probe.targets).backward()
-            optimizer.step()
+            with interrupts_wait():  # somewhere below a KeyboardInterrupt can get lost, and training goes on
+                optimizer.zero_grad()
+                loss(model(probe.inputs), probe.targets).backward()
+                optimizer.step()
     measured = recorder.trajectory()
     start, end = measured.losses[0].item(), measured.losses[-1].item()
     if not end <= start:

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the end of a write."""
+"""Ctrl-C that waits for the end of a block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def interrupts_wait() -> Iterator[None]:
     """Let an interrupt that comes during the block take effect at its end.
 
     The log writer hands events to a thread of its own through a queue. A KeyboardInterrupt in the middle of that can leave
-    the queue in a state in which closing the log waits for ever.
+    the queue in a state in which closing the log waits for ever; elsewhere it can come in a call whose errors are cleared, and
+    be lost. Blocks may be nested: the outermost one decides.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is None or threading.current_thread() is not threading.main_thread():

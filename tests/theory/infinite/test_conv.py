@@ -181,7 +181,8 @@ def test_a_rectified_convolution_that_would_saturate_is_left_to_networks(generat
     problem = dmft.Problem.like(plan, dmft.Probe(images, torch.ones(16, 1)), lr=0.02, steps=30)
     solver, why = choose(problem)
     assert isinstance(solver, dmft.solvers.WideEnsemble)
-    assert "directions" in why
+    assert dmft.solvers.InfiniteWidth().estimate(problem).saturated
+    assert "directions" in why or "memory" in why  # whichever comes first on this machine
     few = dmft.Problem.like(plan, dmft.Probe(images[:2], torch.ones(2, 1)), lr=0.02, steps=1)
     assert type(choose(few)[0]) is dmft.solvers.InfiniteWidth
 

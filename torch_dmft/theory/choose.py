@@ -21,6 +21,7 @@ from torch_dmft.theory.movement import feature_movement
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import Solver, check_training
 from torch_dmft.theory.solvers.infinite_width import enough_neurons
+from torch_dmft.theory.solvers.strides import check_strides
 
 _PATIENCE = 3600.0
 """Seconds on one core beyond which a solver is taken only if all take longer."""
@@ -44,7 +45,8 @@ def choose(
 ) -> tuple[Solver, str]:
     """The most accurate affordable solver for a problem, and why.
 
-    Asked in the order of trust: ``DeepLinear`` (exact), ``InfiniteWidth`` with 8192 neurons or 2048, ``StaticNTK`` (which is
+    Asked in the order of trust: ``DeepLinear`` (exact), ``InfiniteWidth`` with 8192 neurons or 2048 (by strides
+    where they apply), ``StaticNTK`` (which is
     wrong by as much as features move, ``movement``), ``AlternatingMonteCarlo``, ``WideEnsemble``.
 
     1. Those that refuse the problem, those that do not fit in memory, and the static NTK of features that move by more than
@@ -95,11 +97,11 @@ def _ask(
     """Offers in the order of trust, and why others make none."""
     offers: list[_Offer] = []
     refused: dict[str, DMFTError] = {}
-    enough = enough_neurons(problem)
+    enough, strides = enough_neurons(problem), _strides(problem)
     candidates: Sequence[Solver] = (
         solvers.DeepLinear(),
-        solvers.InfiniteWidth(neurons=max(8192, enough)),
-        solvers.InfiniteWidth(neurons=max(2048, enough)),
+        solvers.InfiniteWidth(neurons=max(8192, enough), strides=strides),
+        solvers.InfiniteWidth(neurons=max(2048, enough), strides=strides),
         solvers.StaticNTK(),
         solvers.AlternatingMonteCarlo(),
         solvers.WideEnsemble(),
@@ -118,6 +120,14 @@ def _ask(
         if error == 0:
             break
     return offers, refused
+
+
+def _strides(problem: Problem) -> bool:
+    try:
+        check_strides(problem)
+    except UnsupportedProblemError:
+        return False
+    return True
 
 
 def _movement(problem: Problem) -> float:

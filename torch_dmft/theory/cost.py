@@ -36,6 +36,7 @@ class Cost:
             move, see ``theory.movement``.
         rank: of a twin, the directions per basis of the larger side of a hidden matrix at the end.
         saturated: whether that meets the number of neurons, so that the sample is no more than a wide network.
+        most: whether operations and time are upper bounds.
     """
 
     memory: int
@@ -44,6 +45,7 @@ class Cost:
     error: float | None = None
     rank: int | None = None
     saturated: bool = False
+    most: bool = False
 
     def __str__(self) -> str:
         full = " (meets the number of neurons)" if self.saturated else ""
@@ -54,7 +56,7 @@ class Cost:
             f"{_duration(self.seconds)} on one CPU core",
             f"kernels within {self.error:.1%}" if self.error else "",
         ]
-        return f"estimate: {', '.join(part for part in parts if part)}"
+        return f"estimate{' at most' if self.most else ''}: {', '.join(part for part in parts if part)}"
 
     def admit(self, problem: Problem) -> None:
         """Let work begin only if the memory is there.

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+_FIRST = 128
+"""Vectors that there is room for from the first on; copying what is there into more room takes time."""
+
 _SOME = range(5, 40)
 """Numbers of vectors for which ``basis @ vectors.T`` is the faster order, by up to a factor of two."""
 
@@ -39,7 +42,7 @@ class Rows(nn.Module):
         """Add vectors at the end."""
         needed, room = self.count + new.shape[0], self.storage.shape[0]
         if needed > room:
-            storage = self.storage.new_empty(max(needed, 2 * room, 32), self.storage.shape[1])
+            storage = self.storage.new_empty(max(needed, 2 * room, _FIRST), self.storage.shape[1])
             storage[: self.count] = self.rows
             self.storage = storage
         self.storage[self.count : needed] = new

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
 from torch_dmft.parameterization import Plan
@@ -45,6 +45,10 @@ class GradientIndependence(InfiniteWidth):
 
     def check(self, problem: Problem) -> None:
         """Refuse problems that cannot be done."""
+        if self.strides:
+            raise InvalidInputError(
+                "Gradient independence takes every step.", got="strides=True", remedy="strides=False"
+            )
         if problem.momentum:
             raise UnsupportedProblemError(
                 "Gradient independence moves the outputs by the tangent kernel of the present step; with momentum they "

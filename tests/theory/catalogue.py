@@ -121,6 +121,7 @@ NETWORKS = {"residual", "layer norm", "rms norm", "convolution", "transformer"}
 
 REFUSED: dict[str, set[str]] = {
     "InfiniteWidth": {"noise", "adam"},
+    "InfiniteWidth by strides": {"noise", "adam", "momentum", "decay", "momentum and decay"} | NETWORKS,
     "GradientIndependence": {"noise", "adam", "momentum", "decay", "momentum and decay"},
     "AlternatingMonteCarlo": {"adam", "relu"} | NETWORKS,
     "Perturbation": {"noise", "adam", "relu", "momentum", "decay", "momentum and decay"} | NETWORKS,
@@ -148,11 +149,12 @@ def build(solver: str, seed: int = 0) -> Any:
     # Six replicas: of fewer, a fair error bar is several times too small somewhere in so many entries.
     settings: dict[str, dict[str, Any]] = {
         "InfiniteWidth": {"neurons": 256, "replicas": 6},
+        "InfiniteWidth by strides": {"neurons": 256, "replicas": 6, "strides": True},
         "GradientIndependence": {"neurons": 256, "replicas": 6},
         "AlternatingMonteCarlo": {"neurons": 256, "replicas": 4},
         "Perturbation": {"neurons": 128, "replicas": 4},
         "FiniteWidth": {"width": 128, "replicas": 4, "tolerance": 1e-2},
         "WideEnsemble": {"widths": (16, 32), "pairs": 4},
     }
-    kind = getattr(solvers, solver)
+    kind = getattr(solvers, solver.split()[0])
     return kind(**settings[solver], generator=torch.Generator().manual_seed(seed)) if solver in settings else kind()

@@ -37,20 +37,21 @@ def test_the_static_ntk_is_taken_where_features_move_by_less_than_half_of_what_s
 
 
 def test_what_does_not_fit_or_takes_too_long_is_passed_over(monkeypatch):
-    assert choose(_mlp())[0] == solvers.InfiniteWidth()
+    assert choose(_mlp())[0] == solvers.InfiniteWidth(strides=True)
+    assert choose(_mlp(momentum=0.5))[0] == solvers.InfiniteWidth()
     slow = _mlp(steps=200)
     long, short = (solvers.InfiniteWidth(neurons).estimate(slow).seconds for neurons in (8192, 2048))
     monkeypatch.setattr("torch_dmft.theory.choose._PATIENCE", (long + short) / 2)
-    assert choose(slow)[0] == solvers.InfiniteWidth(neurons=2048)
+    assert choose(slow)[0] == solvers.InfiniteWidth(neurons=2048, strides=True)
     monkeypatch.setattr("torch_dmft.theory.choose._PATIENCE", 0.0)
-    assert choose(slow)[0] == solvers.InfiniteWidth(neurons=2048)  # the fastest that is not wrong
+    assert choose(slow)[0] == solvers.InfiniteWidth(neurons=2048, strides=True)  # the fastest that is not wrong
     lazy = _mlp(steps=5, gamma0=(0.05 / feature_movement(_mlp(steps=5, gamma0=1e-3))) ** 0.5 * 1e-3)
     assert choose(lazy)[0] == solvers.StaticNTK()
     monkeypatch.undo()
     needed = solvers.InfiniteWidth().estimate(_mlp()).memory
     free = type("Memory", (), {"available": needed - 1})()
     monkeypatch.setattr("torch_dmft.measurement.memory.psutil.virtual_memory", lambda: free)
-    assert choose(_mlp())[0] == solvers.InfiniteWidth(neurons=2048)
+    assert choose(_mlp())[0] == solvers.InfiniteWidth(neurons=2048, strides=True)
     free.available = 1000
     with pytest.raises(InsufficientMemoryError, match="GiB free"):
         choose(_mlp())
@@ -59,7 +60,7 @@ def test_what_does_not_fit_or_takes_too_long_is_passed_over(monkeypatch):
 def test_more_rows_get_more_neurons():
     inputs = torch.randn(700, 5, generator=GENERATOR)  # 8 directions for every row and output: 11200
     solver, _ = choose(Problem.mlp(inputs, inputs[:, 0], steps=3, depth=2, activation="erf"), record=[3])
-    assert solver == solvers.InfiniteWidth(neurons=16384)
+    assert solver == solvers.InfiniteWidth(neurons=16384, strides=True)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 _FIRST = 128
 """Vectors that there is room for from the first on; copying what is there into more room takes time."""
 
-_SOME = range(5, 40)
-"""Numbers of vectors for which ``basis @ vectors.T`` is the faster order, by up to a factor of two."""
-
 _SMALL = 0.1
 """Squared singular value below which what rounding leaves along a basis is worth another projection."""
 
@@ -65,7 +62,7 @@ class Rows(nn.Module):
 
 def inner(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m k"]:
     """All inner products <v, q>."""
-    return (basis @ vectors.T).T if vectors.shape[0] in _SOME else vectors @ basis.T
+    return vectors @ basis.T
 
 
 def project_off(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m size"]:

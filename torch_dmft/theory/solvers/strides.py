@@ -39,7 +39,7 @@ _TAKEN_BACK = 4.0
 _SAFETY = 0.9
 """Share of the length that would just meet the tolerance."""
 _TINY = 1e-30
-"""Smallest norm that is divided by: outputs may stay zero."""
+"""In place of no miss at all."""
 
 
 def check_strides(problem: Problem) -> None:
@@ -53,13 +53,13 @@ def check_strides(problem: Problem) -> None:
             raise UnsupportedProblemError(
                 "Strides foretell outputs by the tangent kernel, which knows nothing of velocities and of decay.",
                 got=f"{name}={value}",
-                remedy=f"strides=False, or {name}=0.0",
+                remedy=f"solvers.InfiniteWidth(strides=False), or {name}=0.0",
             )
     if problem.chain is None:
         raise UnsupportedProblemError(
             "Strides need a plain chain of linear layers and activations.",
             got="a network of another shape",
-            remedy="strides=False",
+            remedy="solvers.InfiniteWidth(strides=False)",
         )
 
 
@@ -95,17 +95,15 @@ class _Forecast:
 
     def misses(self, there: _State) -> tuple[float, float]:
         """By how much kernel and outputs were missed, relative to them."""
-        f = there.one.outputs.double()
-        return _apart(self.ntk, there.ntk), _apart(self.outputs[-1], f)
+        f, told = there.one.outputs, self.outputs[-1]
+        rounding = math.sqrt(torch.finfo(f.dtype).eps * f.numel())  # outputs that ought to be zero are off by far less
+        outputs = float((told - f).norm()) / (float(f.norm()) + rounding)
+        return float((self.ntk - there.ntk).norm() / there.ntk.norm()), outputs
 
     @property
     def finite(self) -> bool:
         """Whether the outputs did not run away in a kernel that was continued too far."""
         return bool(torch.isfinite(self.outputs).all())
-
-
-def _apart(told: Tensor, true: Tensor) -> float:
-    return float((told - true).norm() / true.norm().clamp(min=_TINY))
 
 
 def train_in_strides(

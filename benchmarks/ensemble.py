@@ -34,10 +34,11 @@ class Settings:
     steps: int = 60
     target: float = TARGET
     sizes: tuple[int, ...] = (2048, 4096, 8192, 12288, 16384)
-    seeds: int = 12
-    runs: int = 4  # independent runs that verify an ensemble
+    seeds: int = 24
+    runs: int = 8  # independent runs that verify an ensemble
+    reduced_runs: int = 2  # the same of a variance-reduced one, which takes as long as twenty others
     widths: tuple[int, ...] = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
-    pilot: int = 2**22  # pilot networks of width N: this over N^2, between 8 and 256
+    pilot: int = 2**25  # pilot networks of width N: this over N^2, between 8 and 256
     chunks: tuple[int, ...] = (1, 4, 16, 64)
     limit: float = 300.0  # CPU seconds; an ensemble that needs more is run for as long and extrapolated
     reference_neurons: int = 16384
@@ -78,6 +79,8 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
     assert exact.stderr is not None  # there are replicas
     own = {name: float(k.norm() / reference[name].norm()) for name, k in kernels_of(exact.stderr).items()}
     theory = _theory(settings, problem, reference, say)
+    every_step = _engine_runs(settings, problem, reference, theory["neurons"], theory["replicas"], strides=False)
+    say(f"the same by single steps: {every_step['worst']:.2%} in {every_step['cpu']:.2f} s of CPU")
     costs = {width: _cost(settings, problem, width, say) for width in settings.widths}
     plain = _plain(settings, problem, reference, costs, say)
     reduced = _reduced(settings, problem, reference, costs, say)
@@ -87,6 +90,7 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
         "reference_check": _check(settings, problem, reference, say),
         "costs": list(costs.values()),
         "theory": theory,
+        "every_step": every_step,
         "ensemble": plain,
         "reduced_ensemble": reduced,
         "ratio": plain["cpu"] / theory["cpu"],
@@ -99,7 +103,7 @@ def _theory(settings: Settings, problem: dmft.Problem, reference: Kernels, say: 
     points = []
     for index, size in enumerate(settings.sizes):
         seeds = range(100 * index, 100 * index + settings.seeds)
-        runs = [timed(lambda s=size, i=seed: engine(problem, s, i)) for seed in seeds]  # type: ignore[misc]
+        runs = [timed(lambda s=size, i=seed: engine(problem, s, i, strides=True)) for seed in seeds]  # type: ignore[misc]
         errors = root_mean(squared_errors(kernels_of(answer), reference) for answer, _ in runs)
         spent = median([took for _, took in runs])
         points.append({"neurons": size, "worst": worst(errors), **spent.json()})
@@ -113,15 +117,23 @@ def _theory(settings: Settings, problem: dmft.Problem, reference: Kernels, say: 
         neurons = 256 * math.ceil(wanted / 256)
         options.append((replicas * (line.intercept + line.slope * neurons), replicas, neurons))
     _, replicas, neurons = min(options)
-    fresh = [
-        timed(lambda i=seed: engine(problem, neurons, 10_000 + i, replicas=replicas))  # type: ignore[misc]
+    fresh = _engine_runs(settings, problem, reference, neurons, replicas, strides=True)
+    say(f"engine: {replicas} x {neurons} neurons, {fresh['worst']:.2%} in {fresh['cpu']:.2f} s of CPU")
+    return {"points": points, "exponent": law.slope, "neurons": neurons, "replicas": replicas, **fresh}
+
+
+def _engine_runs(
+    settings: Settings, problem: dmft.Problem, reference: Kernels, neurons: int, replicas: int, *, strides: bool
+) -> dict[str, Any]:
+    """Errors and time of one size over fresh seeds."""
+    runs = [
+        timed(lambda i=seed: engine(problem, neurons, 10_000 + i, replicas=replicas, strides=strides))  # type: ignore[misc]
         for seed in range(settings.seeds)
     ]
-    errors = root_mean(squared_errors(kernels_of(answer), reference) for answer, _ in fresh)
-    spent = median([took for _, took in fresh])
-    say(f"engine: {replicas} x {neurons} neurons, {worst(errors):.2%} in {spent.cpu:.2f} s of CPU")
-    chosen = {"neurons": neurons, "replicas": replicas, "errors": errors, "worst": worst(errors)}
-    return {"points": points, "exponent": law.slope, **chosen, **spent.json()}
+    errors = root_mean(squared_errors(kernels_of(answer), reference) for answer, _ in runs)
+    spent = median([took for _, took in runs])
+    passes = max(int(answer.metadata.get("passes") or settings.steps + 1) for answer, _ in runs)
+    return {"errors": errors, "worst": worst(errors), "passes": passes, **spent.json()}
 
 
 def _cost(settings: Settings, problem: dmft.Problem, width: int, say: Say) -> dict[str, Any]:
@@ -258,7 +270,7 @@ def _verified(
     share = min(1.0, settings.limit / planned)
     generator = torch.Generator().manual_seed(12345)
     runs: list[tuple[dict[str, float], dict[str, float], Spent]] = []
-    for _ in range(settings.runs):
+    for _ in range(settings.reduced_runs if antithetic else settings.runs):
         estimate: Kernels = {name: torch.zeros_like(kernel) for name, kernel in reference.items()}
         noise = dict.fromkeys(reference, 0.0)
         spent = Spent(0.0, 0.0)
@@ -333,7 +345,8 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
     neurons = f"{theory['replicas']} x {theory['neurons']} neurons"
     check = result["reference_check"]
     rows = [
-        row("engine", neurons, theory, 1.0),
+        row(f"engine, by strides: {theory['passes']} passes", neurons, theory, 1.0),
+        row("engine, by single steps", neurons, result["every_step"], result["every_step"]["cpu"] / theory["cpu"]),
         row("independent networks", networks(plain), plain, result["ratio"]),
         *(
             [name, *_priced(plain["loops"][kind]), f"{plain['loops'][kind]['cpu'] / theory['cpu']:.1f}"]
@@ -352,10 +365,11 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
 CPU seconds of one thread to an error of {percent(result["target"])} in the worst of Phi^1..Phi^3, G^1..G^3 over all
 {settings.steps + 1} states: tanh, depth 3, P = {settings.samples}, gamma0 = 1, lr = 0.1 with half the sum of squares.
 Each method takes its own best sizes, found by pilot runs that are not counted; errors are root mean squares over
-{settings.seeds} fresh runs of the engine and {settings.runs} of each ensemble. An ensemble pays c/N of bias and s/sqrt(N E) of
+{settings.seeds} fresh runs of the engine, {settings.runs} of plain ensembles and {settings.reduced_runs} of reduced ones. An ensemble pays c/N of bias and s/sqrt(N E) of
 noise; its networks are trained in float32 with a written-out backward pass that measures kernels for next to nothing, in the
 fastest number side by side. "As nn.Sequential" is the time of an ordinary loop with torch.optim over as many networks:
-measured, where one more backward pass by autograd gives the kernels, and not measured, where nobody learns them.
+measured, where one more backward pass by autograd gives the kernels, and not measured, where nobody learns them. Networks
+take every step, as training does.
 
 {table(["method", "size", "error", "CPU time", "times the engine"], rows)}
 

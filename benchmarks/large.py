@@ -68,7 +68,7 @@ def _record(settings: Settings) -> range:
 
 def _solver(settings: Settings) -> Any:
     generator = torch.Generator().manual_seed(0)
-    return dmft.solvers.InfiniteWidth(settings.neurons, settings.replicas, generator=generator)
+    return dmft.solvers.InfiniteWidth(settings.neurons, settings.replicas, generator=generator, strides=True)
 
 
 def _solve(settings: Settings) -> dict[str, Any]:
@@ -80,6 +80,7 @@ def _solve(settings: Settings) -> dict[str, Any]:
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return {
         "rank": answer.metadata["rank"],
+        "passes": answer.metadata["passes"],
         "losses": [float(answer.losses[0]), float(answer.losses[-1])],
         "stderr": {name: float(k.norm() / kernels[name].norm()) for name, k in kernels_of(answer.stderr).items()},
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
@@ -91,7 +92,13 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
     start, end = result["losses"]
     estimate = result["estimate"]
     rows = [
-        ["estimate", seconds(estimate["seconds"]), "", f"{estimate['memory'] / 2**30:.2f} GiB", estimate["rank"]],
+        [
+            "estimate, at most",
+            seconds(estimate["seconds"]),
+            "",
+            f"{estimate['memory'] / 2**30:.2f} GiB",
+            estimate["rank"],
+        ],
         [
             "measured",
             seconds(result["cpu"]),
@@ -103,7 +110,8 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
     return f"""\
 {settings.samples} images of two digits, tanh, depth {settings.depth}, gamma0 = 1, {settings.steps} full-batch steps at
 lr = {settings.lr:g} (half the sum of squares; loss {start:.3g} to {end:.3g}), {settings.replicas} replicas of
-{settings.neurons} neurons, every {settings.every}th state recorded, {settings.threads} threads. Standard error
+{settings.neurons} neurons by strides ({result["passes"]} passes at most), every {settings.every}th state recorded,
+{settings.threads} threads. Standard error
 {percent(worst(result["stderr"]))} in the worst kernel. The measured memory is the peak of the whole process, PyTorch included.
 
 {table(["", "CPU time", "wall clock", "memory", "rank"], rows)}"""

@@ -40,11 +40,17 @@ def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def engine(
-    problem: dmft.Problem, neurons: int, seed: int, *, replicas: int = 1, tolerance: float | None = None
+    problem: dmft.Problem,
+    neurons: int,
+    seed: int,
+    *,
+    replicas: int = 1,
+    tolerance: float | None = None,
+    strides: bool = False,
 ) -> dmft.Trajectory:
     """The infinite-width engine's answer, every step recorded."""
     generator = torch.Generator().manual_seed(seed)
-    return dmft.solve(problem, dmft.solvers.InfiniteWidth(neurons, replicas, tolerance, generator))
+    return dmft.solve(problem, dmft.solvers.InfiniteWidth(neurons, replicas, tolerance, generator, strides))
 
 
 def kernels_of(trajectory: dmft.Trajectory) -> Kernels:

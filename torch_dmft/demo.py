@@ -50,7 +50,7 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
     plan = wrap(settings, probe, settings.width)
     problem = Problem.like(plan, probe, lr=settings.lr, steps=settings.steps)
     generator = torch.Generator().manual_seed(settings.seed + 1)
-    twins = solvers.InfiniteWidth(neurons=settings.neurons, replicas=settings.replicas, generator=generator)
+    twins = solvers.InfiniteWidth(settings.neurons, settings.replicas, generator=generator, strides=True)
     twins.check(problem)
     _require_writable(logdir)
 

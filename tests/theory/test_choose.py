@@ -39,6 +39,9 @@ def test_the_static_ntk_is_taken_where_features_move_by_less_than_half_of_what_s
 def test_what_does_not_fit_or_takes_too_long_is_passed_over(monkeypatch):
     assert choose(_mlp())[0] == solvers.InfiniteWidth(strides=True)
     assert choose(_mlp(momentum=0.5))[0] == solvers.InfiniteWidth()
+    three = Problem.mlp(INPUTS, TARGETS.expand(-1, 3), depth=2, steps=50)
+    assert choose(three)[0] == solvers.InfiniteWidth(strides=True)
+    assert choose(three, record=[0, 50])[0] == solvers.InfiniteWidth()  # three gradients per pass do not pay
     slow = _mlp(steps=200)
     long, short = (solvers.InfiniteWidth(neurons).estimate(slow).seconds for neurons in (8192, 2048))
     monkeypatch.setattr("torch_dmft.theory.choose._PATIENCE", (long + short) / 2)

@@ -45,9 +45,8 @@ def choose(
 ) -> tuple[Solver, str]:
     """The most accurate affordable solver for a problem, and why.
 
-    Asked in the order of trust: ``DeepLinear`` (exact), ``InfiniteWidth`` with 8192 neurons or 2048 (by strides
-    where they apply), ``StaticNTK`` (which is
-    wrong by as much as features move, ``movement``), ``AlternatingMonteCarlo``, ``WideEnsemble``.
+    Asked in the order of trust: ``DeepLinear`` (exact), ``InfiniteWidth`` with 8192 neurons or 2048, by strides where they
+    pay, ``StaticNTK`` (which is wrong by as much as features move, ``movement``), ``AlternatingMonteCarlo``, ``WideEnsemble``.
 
     1. Those that refuse the problem, those that do not fit in memory, and the static NTK of features that move by more than
        a tenth, are out.
@@ -97,7 +96,7 @@ def _ask(
     """Offers in the order of trust, and why others make none."""
     offers: list[_Offer] = []
     refused: dict[str, DMFTError] = {}
-    enough, strides = enough_neurons(problem), _strides(problem)
+    enough, strides = enough_neurons(problem), _strides(problem, record)
     candidates: Sequence[Solver] = (
         solvers.DeepLinear(),
         solvers.InfiniteWidth(neurons=max(8192, enough), strides=strides),
@@ -122,7 +121,10 @@ def _ask(
     return offers, refused
 
 
-def _strides(problem: Problem) -> bool:
+def _strides(problem: Problem, record: Iterable[int] | int | Tensor | None) -> bool:
+    """Whether strides apply, and save more passes than the gradients of every output, which each of theirs needs, cost."""
+    if problem.outputs > 1 and 2 * len(problem.recorded(record)) < problem.steps:
+        return False
     try:
         check_strides(problem)
     except UnsupportedProblemError:

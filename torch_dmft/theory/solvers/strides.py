@@ -36,6 +36,8 @@ from torch_dmft.theory.solvers.training import known_targets, lazy_layers, make_
 
 _TAKEN_BACK = 4.0
 """A stride that misses by more than this many tolerances is taken back."""
+_CAUTION = 32
+"""So many strides must go well, at most, before longer ones are tried again."""
 _SAFETY = 0.9
 """Share of the length that would just meet the tolerance."""
 _TINY = 1e-30
@@ -132,18 +134,28 @@ def train_in_strides(
     last = marks[-1]
     recorder = Recorder(plan, probe_of(problem), two_time=two_time, loss=problem.loss, fields=marks)
     strider = _Strider(problem, plan, Passes(recorder.subject), tolerances)
-    here = strider.look(0)
-    outputs = [here.one.outputs[None]]
-    recorder.keep(here.taken)
+    here, outputs = strider.look(0), []
+
+    def keep(state: _State) -> None:
+        if not recorder.records or recorder.records[-1].step < state.step:
+            recorder.step = state.step
+            recorder.keep(state.taken)
+
+    kept = set(record.tolist())
+    if 0 in kept:
+        keep(here)
+    outputs.append(here.one.outputs[None])
     for step in steps:
         if here.step == step < last:
-            here, on_the_way = strider.stride(here, end=next(mark for mark in marks if mark > step))
+            there, on_the_way = strider.stride(here, end=next(mark for mark in marks if mark > step))
             outputs.append(on_the_way)
-            recorder.step = here.step
-            recorder.keep(here.taken)
+            if not kept.isdisjoint(range(here.step + 1, there.step + 1)):
+                keep(here)
+                keep(there)
+            here = there
     f = torch.cat(outputs).cpu()[record.cpu()]
     found = interpolated(recorder.trajectory(), record, f, torch.stack([problem.training_loss(at) for at in f]))
-    metadata = {**found.metadata, "passes": len(recorder.records)}
+    metadata = {**found.metadata, "passes": strider.passed}
     return replace(found, lr=problem.lr, targets=known_targets(problem), metadata=metadata)
 
 
@@ -155,11 +167,13 @@ class _Strider:
         self.lazy: list[LazyLayer] = lazy_layers(plan)
         self.optimizer: Optimizer = SGD(plan.param_groups(problem.lr), lr=problem.lr)
         self.before: _State | None = None
-        self.length = 1.0
+        self.length, self.passed = 1.0, 0
+        self.caution, self.wait = 1, 0  # strides that must go well after one that was taken back; how many are left
 
     def look(self, step: int) -> _State:
         """Measure the network as it is."""
         one = self.passes(self.problem.inputs, measured=True)
+        self.passed += 1
         require_finite(self.problem, one.outputs, step)
         return _State(step, one, one.measure())
 
@@ -180,8 +194,12 @@ class _Strider:
                     break
                 self.take_back()
             self.length = max(1.0, steps / 2)
+            self.caution = self.wait = min(2 * self.caution, _CAUTION)
         # What a straight line misses grows with the square of the length.
-        self.length = max(1.0, min(_SAFETY * steps / math.sqrt(max(miss, _TINY)), 2 * self.length))
+        longest = self.length if self.wait else 2 * self.length
+        self.length = max(1.0, min(_SAFETY * steps / math.sqrt(max(miss, _TINY)), longest))
+        self.caution = self.caution if self.wait else max(1, self.caution // 2)
+        self.wait = max(0, self.wait - 1)
         self.before = here
         gap = there.one.outputs.double() - forecast.outputs[-1]
         share = torch.arange(1, steps + 1, dtype=gap.dtype, device=gap.device)[:, None, None] / steps
@@ -243,8 +261,8 @@ def interpolated(
     fields.
 
     Args:
-        trajectory: a run, recorded at its first and its last step.
-        steps: steps within the run.
+        trajectory: a run.
+        steps: recorded steps, and others between two recorded ones.
         outputs: f at these steps.
         losses: the losses at these steps.
     """

@@ -135,37 +135,58 @@ def time_batched(problem: dmft.Problem, width: int, chunk: int) -> Spent:
     return Spent(spent.cpu / chunk, spent.wall / chunk)
 
 
-def time_sequential(problem: dmft.Problem, width: int, *, measured: bool) -> Spent:
-    """What one ``nn.Sequential`` takes with ``torch.optim.SGD``.
+def train_sequential(
+    problem: dmft.Problem, width: int, networks: int, generator: torch.Generator, *, measured: bool = True
+) -> Kernels:
+    """Mean kernels over all states of ``nn.Sequential`` networks, trained one after another by ``torch.optim.SGD``.
 
     Args:
         problem: a tanh chain with one output and no biases.
         width: N.
-        measured: whether its kernels are measured, by one more backward pass to the preactivations and two small Gram
-            matrices per layer.
+        networks: how many.
+        generator: source of the initial weights.
+        measured: whether kernels are measured, by one more backward pass to the preactivations and two small Gram matrices
+            per layer; else nothing is returned.
     """
     chain = problem.chain
     assert chain is not None  # benchmarks pose chains
     with torch.random.fork_rng(devices=[]):
-        model = chain.build(width)
+        model = chain.build(width).to(problem.dtype)
     assert isinstance(model, nn.Sequential)
-    plan = dmft.parameterize(model, problem.inputs, problem.gamma0, generator=torch.Generator().manual_seed(0))
-    optimizer = torch.optim.SGD(plan.param_groups(problem.lr))
-
-    def loop() -> None:
-        for _ in range(problem.steps):
+    plan = dmft.parameterize(model, problem.inputs, problem.gamma0)
+    total: Kernels = {}
+    for _ in range(networks):
+        with torch.no_grad():
+            for parameter, weight in zip(model.parameters(), draw(problem, width, 1, generator), strict=True):
+                parameter.copy_(weight[0])
+        optimizer = torch.optim.SGD(plan.param_groups(problem.lr))
+        states: list[Kernels] = []
+        for step in range(problem.steps + 1):
             optimizer.zero_grad()
-            loss = problem.training_loss(measured_outputs(model, problem)[0] if measured else model(problem.inputs))
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        if measured:
-            measured_outputs(model, problem)
+            if measured:
+                outputs, kernels = measured_outputs(model, problem)
+                states.append(kernels)
+            else:
+                outputs = model(problem.inputs)
+            if step < problem.steps:
+                problem.training_loss(outputs).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        for name in states[0] if states else ():
+            kernel = torch.stack([kernels[name] for kernels in states]).double() / networks
+            total[name] = total[name] + kernel if name in total else kernel
+    return total
 
-    return timed(loop)[1]
+
+def time_sequential(problem: dmft.Problem, width: int, *, measured: bool) -> Spent:
+    """What one of a handful of ``nn.Sequential`` networks takes."""
+    generator = torch.Generator().manual_seed(0)
+    few = 3
+    _, spent = timed(lambda: train_sequential(problem, width, few, generator, measured=measured))
+    return Spent(spent.cpu / few, spent.wall / few)
 
 
-def measured_outputs(model: nn.Sequential, problem: dmft.Problem) -> tuple[Tensor, list[Tensor]]:
-    """Outputs of a chain, and its kernels Phi^1, G^1, Phi^2, G^2, ... by autograd."""
+def measured_outputs(model: nn.Sequential, problem: dmft.Problem) -> tuple[Tensor, Kernels]:
+    """Outputs of a chain, and its kernels by autograd."""
     x, features, fields = problem.inputs, [], []
     for module in model:
         x = module(x)
@@ -173,10 +194,9 @@ def measured_outputs(model: nn.Sequential, problem: dmft.Problem) -> tuple[Tenso
     *hidden, outputs = fields
     width = outputs.new_tensor(float(hidden[-1].shape[1]))
     pulled = torch.autograd.grad(outputs.sum(), hidden, retain_graph=True)
+    kernels = {}
     with torch.no_grad():
-        kernels = [
-            rows @ rows.T * scale
-            for phi, k in zip(features, pulled, strict=True)
-            for rows, scale in ((phi, 1 / width), (k, problem.gamma0**2 * width))
-        ]
+        for layer, (phi, k) in enumerate(zip(features, pulled, strict=True), 1):
+            kernels[f"Phi{layer}"] = phi @ phi.T / width
+            kernels[f"G{layer}"] = k @ k.T * (problem.gamma0**2 * width)
     return outputs, kernels

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torch_dmft as dmft
-from benchmarks.networks import Sums, draw, evolve, measured_outputs, train
+from benchmarks.networks import Sums, draw, evolve, measured_outputs, train, train_sequential
 from benchmarks.setting import chain_problem, kernels_of
 
 
@@ -47,9 +47,18 @@ def test_the_loop_that_measures_by_autograd_measures_the_same(problem: dmft.Prob
     recorded = recorder.trajectory()
     torch.testing.assert_close(outputs, recorded.outputs[0])
     expected = {name: kernel[0] for name, kernel in kernels_of(recorded).items()}
-    names = [f"{kind}{layer}" for layer in (1, 2, 3) for kind in ("Phi", "G")]
-    for name, kernel in zip(names, kernels, strict=True):
+    assert set(kernels) == set(expected)
+    for name, kernel in kernels.items():
         torch.testing.assert_close(kernel, expected[name], rtol=0, atol=1e-10)
+
+
+def test_networks_in_an_ordinary_loop_are_those_side_by_side(problem: dmft.Problem, make_generator) -> None:
+    loop = train_sequential(problem, 12, 3, make_generator(5))
+    together = train(problem, 12, 3, make_generator(5), chunk=1).mean
+    assert set(loop) == set(together)
+    for name, kernel in together.items():
+        torch.testing.assert_close(loop[name], kernel, rtol=0, atol=1e-10)
+    assert train_sequential(problem, 12, 1, make_generator(5), measured=False) == {}
 
 
 def test_initial_weights_have_the_mean_field_scale(problem: dmft.Problem, generator: torch.Generator) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import linear_regression
 from typing import Any
@@ -35,10 +35,10 @@ class Settings:
     target: float = TARGET
     sizes: tuple[int, ...] = (2048, 4096, 8192, 12288, 16384)
     seeds: int = 24
-    runs: int = 8  # independent runs that verify an ensemble
-    loops: int = 4  # the same of networks in an ordinary loop
-    reduced_runs: int = 2  # the same of a variance-reduced one, which takes as long as twenty others
-    widths: tuple[int, ...] = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
+    runs: int = 6  # independent runs that verify an ensemble
+    loops: int = 3  # the same of networks in an ordinary loop
+    reduced_runs: int = 1  # the same of a variance-reduced one, which takes as long as twenty others
+    widths: tuple[int, ...] = (64, 128, 256, 384, 512, 768, 1024)
     pilot: int = 2**25  # pilot networks of width N: this over N^2, between 8 and 256
     chunks: tuple[int, ...] = (1, 4, 16, 64)
     limit: float = 300.0  # CPU seconds; an ensemble that needs more is run for as long and extrapolated
@@ -66,6 +66,10 @@ QUICK = Settings(
     reference_replicas=2,
     check=((16, 64), (32, 32), (64, 16)),
 )
+
+
+_TRIALS = 8
+"""So often a size that misses the target is enlarged."""
 
 
 @dataclass(frozen=True)
@@ -132,17 +136,30 @@ def _theory(settings: Settings, problem: dmft.Problem, reference: Kernels, say: 
         neurons = 256 * math.ceil(wanted / 256)
         options.append((replicas * (line.intercept + line.slope * neurons), replicas, neurons))
     _, replicas, neurons = min(options)
-    fresh = _engine_runs(settings, problem, reference, neurons, replicas, strides=True)
-    say(f"engine: {replicas} x {neurons} neurons, {fresh['worst']:.2%} in {fresh['cpu']:.2f} s of CPU")
-    return {"points": points, "exponent": law.slope, "neurons": neurons, "replicas": replicas, **fresh}
+    for trial in range(_TRIALS):
+        first = 10_000 * (trial + 1)
+        fresh = _engine_runs(settings, problem, reference, neurons, replicas, strides=True, first=first)
+        say(f"engine: {replicas} x {neurons} neurons, {fresh['worst']:.2%} in {fresh['cpu']:.2f} s of CPU")
+        found = {"points": points, "exponent": law.slope, "neurons": neurons, "replicas": replicas, **fresh}
+        if fresh["worst"] <= settings.target:
+            break
+        neurons = 256 * math.ceil(neurons * (fresh["worst"] / settings.target) ** 2 / 256)
+    return found
 
 
 def _engine_runs(
-    settings: Settings, problem: dmft.Problem, reference: Kernels, neurons: int, replicas: int, *, strides: bool
+    settings: Settings,
+    problem: dmft.Problem,
+    reference: Kernels,
+    neurons: int,
+    replicas: int,
+    *,
+    strides: bool,
+    first: int = 10_000,
 ) -> dict[str, Any]:
     """Errors and time of one size over fresh seeds."""
     runs = [
-        timed(lambda i=seed: engine(problem, neurons, 10_000 + i, replicas=replicas, strides=strides))  # type: ignore[misc]
+        timed(lambda i=seed: engine(problem, neurons, first + i, replicas=replicas, strides=strides))  # type: ignore[misc]
         for seed in range(settings.seeds)
     ]
     errors = root_mean(squared_errors(kernels_of(answer), reference) for answer, _ in runs)
@@ -179,47 +196,61 @@ def _cost(settings: Settings, problem: dmft.Problem, width: int, say: Say) -> di
 def _plain(
     settings: Settings, problem: dmft.Problem, reference: Kernels, costs: dict[int, Any], say: Say
 ) -> dict[str, Any]:
-    """The cheapest width and number of independent networks."""
+    """The cheapest width and number of independent networks, and of networks in an ordinary loop."""
     pilots = [_pilot(settings, problem, reference, costs[width], antithetic=False) for width in settings.widths]
     bias = _amplitudes([((pilot, 1.0),) for pilot in pilots], reference, power=1)
     options = []
     for pilot in pilots:
         room = {name: settings.target**2 - (bias[name] / pilot.width) ** 2 for name in reference}
         if min(room.values()) > 0:
-            networks = math.ceil(max(pilot.variance[name] / room[name] for name in reference))
-            options.append((networks * pilot.cost, networks, pilot))
+            options.append((math.ceil(max(pilot.variance[name] / room[name] for name in reference)), pilot))
     if not options:
         raise ValueError("Every width of the grid is biased by more than the target: add larger ones.")
-    _, networks, pilot = min(options, key=lambda option: option[0])
-    answer = _verified(settings, problem, reference, [(pilot, 1.0, networks)], antithetic=False)
-    say(f"ensemble: {networks} networks of width {pilot.width}, {answer['worst']:.2%} in {answer['cpu']:.1f} s of CPU")
-    predicted = [{"width": p.width, "networks": n, "cpu": cost} for cost, n, p in options]
-    loops = {
-        kind: min(
-            ({"width": p.width, "networks": n, "cpu": n * costs[p.width][kind]} for _, n, p in options),
-            key=lambda option: option["cpu"],
-        )
-        for kind in ("sequential", "measured")
-    }
-    loops["measured"] |= _loop(settings, problem, reference, loops["measured"], say)
-    return {"options": predicted, "loops": loops, "bias_times_width": bias, **answer}
 
+    def run(count: int, pilot: Pilot) -> dict[str, Any]:
+        return _verified(settings, problem, reference, [(pilot, 1.0, count)], antithetic=False)
 
-def _loop(
-    settings: Settings, problem: dmft.Problem, reference: Kernels, planned: dict[str, Any], say: Say
-) -> dict[str, Any]:
-    """The ensemble as an ordinary loop that measures, run."""
+    answer = _reaching(settings, options, lambda pilot: pilot.cost, run, say, "side by side")
     generator = torch.Generator().manual_seed(54321)
-    runs = [
-        timed(lambda: train_sequential(problem, planned["width"], planned["networks"], generator))
-        for _ in range(settings.loops)
-    ]
-    errors = root_mean(squared_errors(kernels, reference) for kernels, _ in runs)
-    spent = median([took for _, took in runs])
-    say(
-        f"nn.Sequential: {planned['networks']} networks of width {planned['width']}, {worst(errors):.2%} in {spent.cpu:.1f} s"
-    )
-    return {"errors": errors, "worst": worst(errors), "cpu": spent.cpu}
+
+    def loop(count: int, pilot: Pilot) -> dict[str, Any]:
+        runs = [timed(lambda: train_sequential(problem, pilot.width, count, generator)) for _ in range(settings.loops)]
+        errors = root_mean(squared_errors(kernels, reference) for kernels, _ in runs)
+        return {"errors": errors, "worst": worst(errors), **median([took for _, took in runs]).json()}
+
+    measured = _reaching(settings, options, lambda pilot: costs[pilot.width]["measured"], loop, say, "in a loop")
+    blind = measured["networks"] * costs[measured["width"]]["sequential"]
+    return {"bias_times_width": bias, "loop": {**measured, "blind": blind}, **answer}
+
+
+def _reaching(
+    settings: Settings,
+    options: Sequence[tuple[int, Pilot]],
+    price: Callable[[Pilot], float],
+    run: Callable[[int, Pilot], dict[str, Any]],
+    say: Say,
+    name: str,
+) -> dict[str, Any]:
+    """Run the cheapest option; while that misses the target, give it the networks that would make up for it, and choose anew.
+
+    Args:
+        settings: those of the benchmark.
+        options: numbers of networks and pilots.
+        price: CPU seconds of one network.
+        run: trains so many networks like the pilot's, and tells error and time.
+        say: where to report.
+        name: what the networks are called.
+    """
+    counts = {pilot.width: count for count, pilot in options}
+    pilots = {pilot.width: pilot for _, pilot in options}
+    for _ in range(_TRIALS):
+        width = min(counts, key=lambda width: counts[width] * price(pilots[width]))
+        answer = run(counts[width], pilots[width]) | {"width": width, "networks": counts[width]}
+        say(f"{name}: {counts[width]} of width {width}, {answer['worst']:.2%} in {answer['cpu']:.1f} s of CPU")
+        if answer["worst"] <= settings.target:
+            break
+        counts[width] = math.ceil(counts[width] * (answer["worst"] / settings.target) ** 2)
+    return answer
 
 
 def _reduced(
@@ -363,7 +394,7 @@ def _even(number: int) -> int:
 
 def report(settings: Settings, result: dict[str, Any]) -> str:
     theory, plain, reduced = (result[name] for name in ("theory", "ensemble", "reduced_ensemble"))
-    measured, blind = (plain["loops"][name] for name in ("measured", "sequential"))
+    loop = plain["loop"]
 
     def networks(answer: dict[str, Any]) -> str:
         return " + ".join(f"{part['networks']} of width {part['width']}" for part in answer["parts"])
@@ -380,17 +411,17 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
         row("independent networks, side by side", networks(plain), plain, result["ratio"]),
         [
             "the same in an ordinary loop (nn.Sequential, torch.optim), measured",
-            f"{measured['networks']} of width {measured['width']}",
-            percent(measured["worst"]),
-            seconds(measured["cpu"]),
-            f"{measured['cpu'] / theory['cpu']:.1f}",
+            f"{loop['networks']} of width {loop['width']}",
+            percent(loop["worst"]),
+            seconds(loop["cpu"]),
+            f"{loop['cpu'] / theory['cpu']:.1f}",
         ],
         [
             "the same, not measured",
-            f"{blind['networks']} of width {blind['width']}",
-            "predicted",
-            seconds(blind["cpu"]),
-            f"{blind['cpu'] / theory['cpu']:.1f}",
+            f"{loop['networks']} of width {loop['width']}",
+            "unknown",
+            seconds(loop["blind"]),
+            f"{loop['blind'] / theory['cpu']:.1f}",
         ],
         row("antithetic pairs, 2 K(2N) - K(N)", networks(reduced), reduced, result["reduced_ratio"]),
     ]
@@ -401,7 +432,8 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
     return f"""\
 CPU seconds of one thread to an error of {percent(result["target"])} in the worst of Phi^1..Phi^3, G^1..G^3 over all
 {settings.steps + 1} states: tanh, depth 3, P = {settings.samples}, gamma0 = 1, lr = 0.1 with half the sum of squares.
-Each method takes its own best sizes, found by pilot runs that are not counted; errors are root mean squares over fresh runs:
+Each method takes its own best sizes, found by pilot runs that are not counted, enlarged until the target is met, or eight
+times; errors are root mean squares over fresh runs:
 {settings.seeds} of the engine, {settings.runs} of plain ensembles, {settings.loops} of loops, {settings.reduced_runs} of
 reduced ensembles. An ensemble pays c/N of bias and s/sqrt(N E) of noise; all is in float32. Networks in an ordinary loop are
 trained by autograd and torch.optim, one after another, and one more backward pass gives their kernels; not measured, nobody

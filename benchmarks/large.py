@@ -28,7 +28,7 @@ class Settings:
     depth: int = 3
     lr: float = 0.01
     neurons: int = 8192
-    replicas: int = 5
+    replicas: int = 6
     every: int = 10
     threads: int = 2
 

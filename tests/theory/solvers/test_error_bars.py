@@ -21,10 +21,10 @@ def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets).square().sum()
 
 
-def pose() -> Problem:
+def pose(steps: int) -> Problem:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(4, 6, generator=generator), torch.sign(torch.randn(3, 1, generator=generator))
-    return Problem.mlp(x[:3], y, depth=2, lr=0.3, steps=4, loss=half_square, test_inputs=x[3:])
+    return Problem.mlp(x[:3], y, depth=2, lr=0.3, steps=steps, loss=half_square, test_inputs=x[3:])
 
 
 # What a method tends to, as far more draws or another method know it, and the method with few draws.
@@ -32,6 +32,10 @@ METHODS: dict[str, tuple[Build, Build]] = {
     "InfiniteWidth": (
         lambda g: solvers.InfiniteWidth(8192, 24, generator=g),
         lambda g: solvers.InfiniteWidth(1024, 4, generator=g),
+    ),
+    "InfiniteWidth by strides": (
+        lambda g: solvers.InfiniteWidth(8192, 24, generator=g),
+        lambda g: solvers.InfiniteWidth(1024, 4, generator=g, strides=True),
     ),
     "GradientIndependence": (
         lambda g: solvers.GradientIndependence(8192, 24, generator=g),
@@ -74,7 +78,8 @@ def scores(precise: Trajectory, runs: list[Trajectory]) -> dict[str, Tensor]:
 def test_z_scores_have_unit_size(method: str) -> None:
     """About the other answer, not about their own mean: a bias beyond the error bar shows too."""
     precise, few = METHODS[method]
-    problem, record = pose(), [2, 4]
+    steps = 40 if "strides" in method else 4
+    problem, record = pose(steps), [steps // 2, steps]
     reference = solve(problem, precise(torch.Generator().manual_seed(10**6)), record=record)
     runs = [solve(problem, few(torch.Generator().manual_seed(seed)), record=record) for seed in range(SEEDS)]
     z = scores(reference, runs)

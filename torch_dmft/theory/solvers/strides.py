@@ -40,6 +40,8 @@ _CAUTION = 32
 """So many strides must go well, at most, before longer ones are tried again."""
 _SAFETY = 0.9
 """Share of the length that would just meet the tolerance."""
+_STRETCH = 1.3
+"""A stride may be so much longer if it then ends where it has to."""
 _TINY = 1e-30
 """In place of no miss at all."""
 
@@ -184,7 +186,8 @@ class _Strider:
             Where the network is then, and the outputs of all steps on the way and there.
         """
         while True:
-            steps = min(int(self.length), end - here.step)
+            left = end - here.step
+            steps = left if left <= _STRETCH * self.length else int(self.length)
             forecast = self.forecast(here, steps)
             if forecast.finite or steps == 1:
                 self.move(here, forecast)

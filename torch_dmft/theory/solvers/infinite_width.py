@@ -60,8 +60,9 @@ class InfiniteWidth:
         generator: source of randomness; None for a fresh one with seed 0.
         strides: take several steps at once while the tangent kernel moves along a straight line, as it does at the end of
             training; see ``torch_dmft.theory.solvers.strides``. The answer then costs as many passes as features need to
-            learn, ``metadata["passes"]``, instead of T, and is off by a tenth to a half of the sampling error. For chains
-            without momentum and weight decay; ``solve(problem)`` takes strides where it can.
+            learn, ``metadata["passes"]``, instead of T, and is off by a tenth to a half of the sampling error, which the
+            standard error does not count (linear chains, which sampling leaves exact, by some tenths of a percent). For
+            chains without momentum and weight decay; ``solve(problem)`` takes strides where it can.
     """
 
     neurons: int = 8192

@@ -115,6 +115,8 @@ def _joined_fields(fields: Sequence[Fields | None]) -> Fields | None:
     if len(known) < len(fields):
         return None
     first = known[0]
+    if len(known) == 1:
+        return first
     known = known[: max(1, MOST // first.gradient[0].numel())]
 
     h, g = (torch.cat([getattr(f, name) for f in known], dim=-1) for name in ("preactivation", "gradient"))

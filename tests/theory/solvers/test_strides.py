@@ -146,6 +146,26 @@ def test_the_error_falls_with_the_square_of_the_length() -> None:
     assert 1.7 < slope < 2.5, slope
 
 
+def test_a_forecast_misses_by_the_square_of_the_length() -> None:
+    """Of the kernel and of the outputs, as both are continued along their line."""
+    walker = strider(pose(dtype=torch.float64, activation="linear", lr=1e-3))
+    walker.length, here = 1.0, walker.look(0)
+    for _ in range(3):
+        before = here
+        walker.move(here, walker.forecast(here, 1))
+        here = walker.look(here.step + 1)
+        walker.before = before
+    lengths, misses = [4, 8, 16], []
+    for steps in lengths:
+        forecast = walker.forecast(here, steps)
+        walker.move(here, forecast)
+        misses.append(forecast.misses(walker.look(here.step + steps)))
+        walker.take_back()
+    for missed in zip(*misses, strict=True):
+        slope = linear_regression([math.log(steps) for steps in lengths], [math.log(m) for m in missed]).slope
+        assert 1.7 < slope < 2.3, (slope, misses)
+
+
 def test_a_stride_that_goes_wrong_is_taken_back() -> None:
     problem = pose(dtype=torch.float64, gamma0=2.0)
     walker = strider(problem)

@@ -29,8 +29,8 @@ Train = Callable[..., Trajectory]
 """Trains a model on a problem and records it, with the signature of ``train_and_record``."""
 
 _STRIDE = 2.0
-"""By how many tolerances a stride may miss. Kernels are then off by a tenth of what sampling makes of them, at strong feature
-learning (gamma0 = 10) and for cross entropy by a half."""
+"""By how many tolerances a stride may miss. Kernels are then off by a tenth of what sampling makes of them, for cross entropy
+by a half, and at strong feature learning (gamma0 = 10) by two thirds."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class InfiniteWidth:
         generator: source of randomness; None for a fresh one with seed 0.
         strides: take several steps at once while the tangent kernel moves along a straight line, as it does at the end of
             training; see ``torch_dmft.theory.solvers.strides``. The answer then costs as many passes as features need to
-            learn, ``metadata["passes"]``, instead of T, and is off by a tenth to a half of the sampling error, which the
-            standard error does not count (linear chains, which sampling leaves exact, by some tenths of a percent). For
-            chains without momentum and weight decay; ``solve(problem)`` takes strides where it can.
+            learn, ``metadata["passes"]``, instead of T, and is off by a tenth to two thirds of the sampling error, which
+            the standard error does not count (linear chains, which sampling leaves exact, by some tenths of a percent).
+            Kinks and minibatches make kernels jitter, and save little. For chains without momentum and weight decay;
+            ``solve(problem)`` takes strides where it can.
     """
 
     neurons: int = 8192

@@ -24,7 +24,7 @@ _FEW, _MANY_POINTS = 11, 8192
 """So many dimensions for fewer points than this, which have no room for more without ties."""
 
 _BATCH = 16
-"""Latents that are projected off everything known together: one pass over it, instead of one for each few."""
+"""Latents that are drawn and made orthogonal together: one pass over everything known, instead of one for each few."""
 
 _NEW_DIRECTION = 1e-3
 """Part of a past variable outside the span of the others below which it counts as already known."""
@@ -66,8 +66,7 @@ class Population(nn.Module):
         self.drawn = 0
         self.full = law != "limit"
         self.known = Rows(size, dtype=dtype, device=device)
-        self._ahead = torch.empty(0, size, dtype=dtype, device=device)  # next latents, orthogonal to known[:_cleared]
-        self._cleared = 0
+        self._ahead = torch.empty(0, size, dtype=dtype, device=device)  # next latents, orthonormal and orthogonal to known
         self._sobol: Tensor | None = None
         if law == "limit":
             self.known.append(torch.full((1, size), size**-0.5, dtype=dtype, device=device))
@@ -86,27 +85,24 @@ class Population(nn.Module):
         self.full = not self.can_match(count)  # for good: matching to a part of what was drawn would bias kernels
         if self.full:
             return self._raw(count)
-        if count > len(self._ahead):
-            more = torch.cat([self._since_cleared(self._ahead), self._fresh(max(_BATCH, count) - len(self._ahead))])
-            self._ahead, self._cleared = more, self.known.count
+        missing = count - len(self._ahead)
+        if missing > 0:
+            more = max(missing, min(_BATCH, self.size // 2 - self.known.count) - len(self._ahead))
+            self._ahead = orthonormal(torch.cat([self._ahead, self._raw(more)]), self.known.rows)
         latents, self._ahead = self._ahead[:count], self._ahead[count:]
-        directions = orthonormal(latents, self.known.rows[self._cleared :])
-        self.known.append(directions)
-        return directions * self.size**0.5
-
-    def _fresh(self, count: int) -> Tensor:
-        """Raw latents without their part along everything known."""
-        return project_off(self._raw(count), self.known.rows)
-
-    def _since_cleared(self, latents: Tensor) -> Tensor:
-        return project_off(latents, self.known.rows[self._cleared :])
+        self.known.append(latents)
+        return latents * self.size**0.5
 
     def observe(self, variables: Float[Tensor, "m size"]) -> None:
         """Make later latents orthogonal to these variables, which are of unit norm."""
         self.full = not self.can_match(len(variables))
         if not self.full:
             residual = project_off(variables, self.known.rows)
-            self.known.append(new_directions(residual, self.known.rows, _NEW_DIRECTION))
+            unit = residual.new_ones(len(residual))
+            new = new_directions(residual, unit, self.known.rows, _NEW_DIRECTION)
+            self.known.append(new)
+            if len(self._ahead):
+                self._ahead = orthonormal(self._ahead, new)
 
     def _raw(self, count: int) -> Tensor:
         """Gaussians before any matching: Sobol points first, then independent draws."""
@@ -129,14 +125,13 @@ class Population(nn.Module):
             "drawn": self.drawn,
             "full": self.full,
             "ahead": self._ahead,
-            "cleared": self._cleared,
             "generator": self.generator.get_state(),
         }
         return state | ({} if self._sobol is None else {"sobol": self._sobol})
 
     def set_extra_state(self, state: Any) -> None:
         """Continue the random streams of a ``state_dict``."""
-        self.drawn, self.full, self._cleared = state["drawn"], state["full"], state["cleared"]
+        self.drawn, self.full = state["drawn"], state["full"]
         self._ahead = state["ahead"].to(self._ahead)
         self.generator.set_state(state["generator"].cpu())
         if self._sobol is not None:

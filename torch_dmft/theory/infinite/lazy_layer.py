@@ -74,14 +74,15 @@ class LazyLayer(nn.Module):
         matrix = self.matrix
         c = matrix.meet_inputs(x)
         self.check_rank()
-        rank = c.shape[1]
+        rank, scale, gradients = c.shape[1], self.gain * self.initial_scale, matrix.backward_side.basis
+        beyond = matrix.beyond_inputs(x, c) if matrix.responses and gradients.count else None
         if reads is not None:
             c = reads.gather(c)
-        y = (c * (self.gain * self.initial_scale)) @ matrix.forward_side.images.rows
-        gradients = matrix.backward_side.basis
+            beyond = None if beyond is None else reads.gather_back(beyond)
+        y = (c * scale) @ matrix.forward_side.images.rows
         if gradients.count:
-            learned = self.core[: gradients.count, :rank].flatten(1)
-            y.addmm_(c @ learned.T, gradients.rows)
+            d = c @ self.core[: gradients.count, :rank].flatten(1).T
+            y.addmm_(d if beyond is None else d.addcmul_(beyond, scale), gradients.rows)
         return y, c, rank
 
     @torch.no_grad()
@@ -104,11 +105,15 @@ class LazyLayer(nn.Module):
         self.check_rank()
         if not further:
             return d, None
-        spread = d if reads is None else reads.scatter(d)
-        x_grad = (spread * (self.gain * self.initial_scale)) @ matrix.backward_side.images.rows
+        scale, spread = self.gain * self.initial_scale, d
+        beyond = matrix.beyond_gradients(y_grad, d)[:, :rank * matrix.copies] if matrix.responses else None
+        if reads is not None:
+            spread = reads.scatter(d)
+            beyond = None if beyond is None else reads.scatter_back(beyond)
+        x_grad = (spread * scale) @ matrix.backward_side.images.rows
         learned = self.core[: d.shape[1], :rank]
-        learned = learned.reshape(d.shape[1], rank, -1).transpose(1, 2).reshape(-1, rank)
-        return d, x_grad.addmm_(spread @ learned, matrix.forward_side.basis.rows[:rank])
+        c = spread @ learned.reshape(d.shape[1], rank, -1).transpose(1, 2).reshape(-1, rank)
+        return d, x_grad.addmm_(c if beyond is None else c.addcmul_(beyond, scale), matrix.forward_side.basis.rows[:rank])
 
     def core_gradient(self, d: Tensor, c: Tensor, rank: int) -> Tensor:
         """The gradient of ``core``, sum over output rows of d c^T."""

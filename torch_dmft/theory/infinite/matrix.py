@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -55,6 +57,8 @@ class GaussianMatrix(nn.Module):
         copies: independent matrices that share the bases.
     """
 
+    block: Tensor
+
     def __init__(
         self, inputs: Population, outputs: Population, *, tolerance: float, responses: bool = True, copies: int = 1
     ) -> None:
@@ -63,6 +67,7 @@ class GaussianMatrix(nn.Module):
         self.backward_side = Side(outputs, inputs)
         self.tolerance, self.responses, self.copies = tolerance, responses, copies
         self.scale = (copies * inputs.size) ** -0.5
+        self.register_buffer("block", inputs.known.storage.new_empty(0, 0, copies), persistent=False)
 
     def meet_inputs(self, x: Float[Tensor, "row size"]) -> Float[Tensor, "row k"]:
         """Coordinates Q x of inputs, after extending Q and W Q so that they are covered."""
@@ -72,35 +77,50 @@ class GaussianMatrix(nn.Module):
         """Coordinates Q' y of gradients, after extending Q' and W^T Q' so that they are covered."""
         return self._meet(y, self.backward_side, self.forward_side, _GRADIENTS * self.tolerance, aligned=False)
 
+    def beyond_inputs(self, x: Float[Tensor, "row size"], c: Float[Tensor, "row k"]) -> Tensor:
+        """Coordinates Q' W (x - Q^T c), for every copy of W, of what W does to what is left of inputs: ``(row, k' * copies)``."""
+        return inner(x, self.backward_side.images.rows) - c @ self.block.transpose(0, 1).flatten(1)
+
+    def beyond_gradients(self, y: Float[Tensor, "row size"], d: Float[Tensor, "row k"]) -> Tensor:
+        """Coordinates Q W^T (y - Q'^T d) of what W^T does to what is left of gradients: ``(row, k * copies)``."""
+        return inner(y, self.forward_side.images.rows) - d @ self.block.flatten(1)
+
     def _meet(self, x: Tensor, side: Side, other: Side, tolerance: float, *, aligned: bool) -> Tensor:
         basis = side.basis.rows
         coordinates = inner(x, basis)
         squares = torch.linalg.vector_norm(x, dim=1).square()
-        # |x|^2 - |Q x|^2 tells without another pass over Q which rows cannot be covered, up to rounding.
+        # |x|^2 - |Q x|^2 tells without another pass over Q that all rows are covered, up to rounding.
         rounding = 64 * torch.finfo(x.dtype).eps
         outside = squares - coordinates.square().sum(1)
-        rows = (outside > (tolerance**2 - rounding) * squares).nonzero().flatten()
-        if not rows.shape[0]:
-            return coordinates
-        norms = squares[rows].sqrt()
-        residual = torch.addmm(x[rows], coordinates[rows], basis, alpha=-1)
-        uncovered = torch.linalg.vector_norm(residual, dim=1) > tolerance * norms
-        if not bool(uncovered.any()):
+        if not bool((outside > (tolerance**2 - rounding) * squares).any()):
             return coordinates
         # Each direction gets a latent, the first of them Sobol points, which fill the planes of few coordinates best. Kernels
         # pair the fields of two samples: inputs get a direction of their own each. Gradients have a strong one in common,
         # that of the readout, which comes first.
-        new = residual[uncovered] / norms[uncovered, None]
-        directions = new_directions(new, basis, tolerance, aligned=aligned)
+        residual = torch.addmm(x, coordinates, basis, alpha=-1)
+        directions = new_directions(residual, squares, basis, tolerance, aligned=aligned)
+        if not len(directions):
+            return coordinates
         self._extend(directions, side, other)
         return torch.cat([coordinates, inner(x, directions)], dim=1)
 
     def _extend(self, directions: Tensor, side: Side, other: Side) -> None:
-        count = directions.shape[0] * self.copies
-        images = self.scale * side.image_population.draw(count)
+        count = directions.shape[0]
+        images = self.scale * side.image_population.draw(count * self.copies)
         if self.responses:
-            known = inner(directions, other.images.rows).unflatten(1, (other.basis.count, self.copies))
-            known = known.mT.reshape(count, -1) - inner(images, other.basis.rows)
+            # What W owes to the other side, (new, k of the other side, copy): new columns or rows of Q' W Q^T.
+            owed = inner(directions, other.images.rows).unflatten(1, (other.basis.count, self.copies))
+            forward = side is self.forward_side
+            self.block = torch.cat([self.block, owed.transpose(0, 1) if forward else owed], dim=int(forward))
+            known = owed.mT.reshape(count * self.copies, -1) - inner(images, other.basis.rows)
             images.addmm_(known, other.basis.rows)
         side.basis.append(directions)
         side.images.append(images)
+
+    def get_extra_state(self) -> Tensor:
+        """The block known from both sides, for ``state_dict``."""
+        return self.block.clone()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restore that block from a ``state_dict``."""
+        self.block = state.to(self.block, copy=True)

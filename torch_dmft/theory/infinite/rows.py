@@ -71,30 +71,43 @@ def project_off(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]
 
 
 def new_directions(
-    residual: Float[Tensor, "m size"], basis: Float[Tensor, "k size"], tolerance: float, *, aligned: bool = False
+    residual: Float[Tensor, "m size"],
+    squares: Float[Tensor, " m"],
+    basis: Float[Tensor, "k size"],
+    tolerance: float,
+    *,
+    aligned: bool = False,
 ) -> Float[Tensor, "new size"]:
-    """Orthonormal directions, orthogonal to ``basis``, that leave at most ``tolerance`` of any residual uncovered.
+    """Orthonormal directions, orthogonal to ``basis``, that leave at most ``tolerance`` of any vector uncovered.
 
-    The directions are the leading right singular vectors of the residual, largest first, found from its small Gram matrix
-    in float64. Dividing by a small singular value magnifies what rounding left along the basis, which is then projected off
-    once more.
+    The directions are the leading right singular vectors of what is left of the vectors that are not covered yet, each in
+    units of its length, largest first, found from the small Gram matrix in float64. Dividing by a small singular value
+    magnifies what rounding left along the basis, which is then projected off once more.
 
     Args:
-        residual: rows orthogonal to ``basis``.
+        residual: what ``basis`` leaves of vectors.
+        squares: squared lengths of the vectors.
         basis: orthonormal rows.
-        tolerance: largest part of a row of the residual that may stay uncovered.
-        aligned: if every row brings a direction, turn them so that each is as close as can be to its row.
+        tolerance: largest part of a vector that may stay uncovered.
+        aligned: if every uncovered vector brings a direction, turn them so that each is as close as can be to its residual.
     """
-    eigenvalues, vectors = (part.flip(-1) for part in torch.linalg.eigh((residual @ residual.T).double()))
+    gram = (residual @ residual.T).double()
+    uncovered = (gram.diagonal() > tolerance**2 * squares).nonzero().flatten()
+    if not len(uncovered):
+        return residual[:0]
+    units = squares[uncovered].double().rsqrt()
+    eigenvalues, vectors = torch.linalg.eigh(gram[uncovered[:, None], uncovered] * units * units[:, None])
+    eigenvalues, vectors = eigenvalues.flip(-1), vectors.flip(-1)
     # The sign of an eigenvector is a matter of rounding: without a rule a seed would give another answer elsewhere.
     vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
     # More rows than dimensions have zero eigenvalues, which come out as rounding errors of the largest.
-    rounding = len(residual) * torch.finfo(residual.dtype).eps * float(eigenvalues[0])
+    rounding = len(uncovered) * torch.finfo(residual.dtype).eps * float(eigenvalues[0])
     count = int((eigenvalues > max(tolerance**2, rounding)).sum())
     combinations = vectors[:, :count] / eigenvalues[:count].sqrt()
-    if aligned and count == len(residual):
+    if aligned and count == len(uncovered):
         combinations = combinations @ vectors.T
-    directions = combinations.T.to(residual.dtype) @ residual
+    weights = gram.new_zeros(len(residual), count).index_copy(0, uncovered, combinations * units[:, None])
+    directions = weights.T.to(residual.dtype) @ residual
     magnified = count > 0 and float(eigenvalues[count - 1]) < _SMALL
     return orthonormal(directions, basis) if magnified else directions
 

@@ -141,11 +141,11 @@ class Stream:
     def preactivations(self) -> Float[Tensor, "sample neuron"]:
         """The field h of all positions and uses side by side."""
         samples = len(self.gradients[0])
-        return torch.cat([h.flatten(1).expand(samples, -1) for h in self.outputs], dim=1)
+        return _side_by_side([h.flatten(1).expand(samples, -1) for h in self.outputs])
 
     def gradient_fields(self) -> Float[Tensor, "sample output neuron"]:
         """The field g of all positions and uses side by side."""
-        return torch.cat([self.gradient_scale * g.shape[2] * g.flatten(2) for g in self.gradients], dim=2)
+        return _side_by_side([self.gradient_scale * g.shape[2] * g.flatten(2) for g in self.gradients])
 
 
 def forward_gram(left: Stream, right: Stream) -> Float[Tensor, "sample sample"]:
@@ -168,6 +168,10 @@ def backward_gram(left: Stream, right: Stream) -> Float[Tensor, "sample output s
         for x, y in zip(left.gradients, right.gradients, strict=True)
     ]
     return (_mean(grams) * (left.gradient_scale * right.gradient_scale)).reshape(*rows, *rows)
+
+
+def _side_by_side(fields: list[Tensor]) -> Tensor:
+    return fields[0] if len(fields) == 1 else torch.cat(fields, dim=-1)
 
 
 def _mean(grams: list[Tensor]) -> Tensor:

@@ -153,7 +153,7 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
     With n rows, C outputs and T steps, gradients explore about n C (2 log(1 + T) + 1) directions through smooth
     activations and 10 n C log(1 + T) through others, features n (2 log(1 + T) + 1) and n (3 log(1 + T) + 1), as
     measured at the default tolerance; never more than there are neurons or vectors. The pixels of a convolution are
-    rows. One step costs 2 S n [(2 k + k') + B (2 k' + k)] operations per hidden matrix: coordinates, image and
+    rows. One step costs 4 S n (1 + B) (k + k') operations per hidden matrix: coordinates in both bases, image and
     learned part, forward and in B backward passes: one for each output in steps that are recorded, and one for the
     update, which a recorded step of a chain need not repeat. A convolution has an image for each of its taps. Finding
     the directions costs 4 S (k + k')^2 in all. Minibatches and momentum explore up to three times more.
@@ -184,8 +184,9 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
         full = full or rank >= neurons // 2
         held = neurons * (features + gradients) * (1 + 2 * matrix.taps)  # the populations know the images too
         memory += (2 * held + matrix.taps * features * gradients) * element  # room doubles when it is full
-        forward = features * read + (matrix.taps * features + gradients) * written
-        backward = gradients * written + (matrix.taps * gradients + features) * read
+        both = matrix.taps * (features * written + gradients * read)
+        forward = features * read + both + gradients * written
+        backward = gradients * written + both + features * read
         flops += 2.0 * (forward + backward_passes * backward) * (steps + 1) + 4.0 * (features + gradients) ** 2
     flops *= neurons * replicas
     rows = problem.samples * min((matrix.read for matrix in matrices), default=1)

@@ -81,6 +81,33 @@ def test_trains_like_the_dense_convolution_it_stands_for(like: nn.Module, spatia
         torch.testing.assert_close(mine, reference, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(("like", "spatial"), GEOMETRIES, ids=lambda value: str(value))
+def test_forward_and_backward_are_adjoint_beyond_the_bases(
+    like: nn.Module, spatial: tuple[int, ...], generator
+) -> None:
+    """With bases that no longer grow, what stays outside of them is treated alike on the way up and down."""
+    layer = _layer(like, (90, 80), generator, tolerance=0.5)
+    one = torch.randn(1, 90, *spatial, generator=generator, dtype=torch.float64)
+    layer(one).square().sum().backward()
+    rank = layer.rank
+    with torch.no_grad():
+        layer.core[: rank[1], : rank[0]].normal_(generator=generator)
+    layer.matrix.tolerance = 1.0
+    x = torch.randn(2, 90, *spatial, generator=generator, dtype=torch.float64).requires_grad_()
+    y = layer(x)
+    g = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    (pulled,) = torch.autograd.grad(y, x, g)
+    assert layer.rank == rank
+    assert not layer.saturated
+    torch.testing.assert_close((y * g).sum(), (x * pulled).sum(), rtol=1e-9, atol=1e-9)
+    layer.matrix.responses = False
+    y = layer(x)
+    (pulled,) = torch.autograd.grad(y, x, g)
+    assert float(((y * g).sum() - (x * pulled).sum()).detach().abs()) > 1e-2, (
+        "there was something outside to be treated"
+    )
+
+
 def _moments(apply: nn.Module, images: Tensor) -> Tensor:
     """Numbers that see how the taps, W and W^T depend on each other."""
     h = apply(images)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from torch_dmft.theory.infinite.latents import Population
+from torch_dmft.theory.infinite.layers import InfiniteLinear
 from torch_dmft.theory.infinite.matrix import GaussianMatrix
 
 
@@ -46,6 +47,34 @@ def test_forward_and_backward_are_adjoint(law: str) -> None:
         y = torch.randn(2, 30, generator=generator, dtype=torch.float64) + _apply(matrix, x)[:2]
         forward, backward = _apply(matrix, x), _apply_transpose(matrix, y)
         torch.testing.assert_close(y @ forward.T, backward @ x.T, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.1, 0.5])
+def test_forward_and_backward_are_adjoint_whatever_stays_outside_of_the_bases(tolerance: float) -> None:
+    """A layer in training, asked with bases that no longer grow: <g, W x> = <W^T g, x>; without the rest it does not hold."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, outputs = (
+        Population(size, law="limit", generator=generator, dtype=torch.float64, device="cpu") for size in (300, 200)
+    )
+    layer = InfiniteLinear(inputs, outputs, gain=1.3, tolerance=tolerance)
+    start = torch.randn(3, 300, generator=generator, dtype=torch.float64)
+    for _ in range(3):
+        layer(start + 0.2 * torch.randn(3, 300, generator=generator, dtype=torch.float64)).sin().sum().backward()
+    with torch.no_grad():
+        rank = layer.rank
+        layer.core[: rank[1], : rank[0]].normal_(generator=generator)
+        layer.initial_scale.fill_(0.7)
+    layer.matrix.tolerance = 1.0  # whatever comes now stays outside
+    x = torch.randn(4, 300, generator=generator, dtype=torch.float64).requires_grad_()
+    g = torch.randn(4, 200, generator=generator, dtype=torch.float64)
+    y = layer(x)
+    (pulled,) = torch.autograd.grad(y, x, g)
+    assert layer.rank == rank
+    torch.testing.assert_close(y @ g.T, x @ pulled.T, rtol=0, atol=1e-9)
+    layer.matrix.responses = False
+    y = layer(x)
+    (pulled,) = torch.autograd.grad(y, x, g)
+    assert float((y @ g.T - x @ pulled.T).detach().abs().max()) > 1e-2
 
 
 def test_a_vector_met_before_has_the_same_image() -> None:

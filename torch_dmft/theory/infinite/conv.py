@@ -107,6 +107,14 @@ class PixelReads:
         image = F.pad(c.reshape(-1, self.pixels, rank), (0, 0, 1, 0))
         return image[:, self.table].transpose(2, 3).reshape(-1, rank * self.table.shape[1])
 
+    def gather_back(self, v: Float[Tensor, "output_row k_taps"]) -> Float[Tensor, "row k"]:
+        """The transpose of ``gather``: add up what each input pixel gets from the output pixels that read it."""
+        outputs, taps = self.table.shape
+        v = v.reshape(-1, outputs, v.shape[1] // taps, taps).transpose(2, 3).flatten(1, 2)
+        summed = v.new_zeros(len(v), 1 + self.pixels, v.shape[2])
+        summed.index_add_(1, self.table.flatten(), v)
+        return summed[:, 1:].flatten(0, 1)
+
     def scatter(self, d: Float[Tensor, "output_row k"]) -> Float[Tensor, "row k_taps"]:
         """Back to each input pixel, tap by tap, the coordinates of the output pixels that read it there."""
         outputs, taps = self.table.shape
@@ -116,6 +124,14 @@ class PixelReads:
         spread = d.new_zeros(len(d), (1 + self.pixels) * taps, rank)
         spread.index_add_(1, places, d.repeat_interleave(taps, dim=1))
         return spread[:, taps:].reshape(-1, taps, rank).transpose(1, 2).reshape(-1, rank * taps)
+
+    def scatter_back(self, v: Float[Tensor, "row k_taps"]) -> Float[Tensor, "output_row k"]:
+        """The transpose of ``scatter``: add up, tap by tap, what each output pixel gets from the input pixels it reads."""
+        outputs, taps = self.table.shape
+        v = v.reshape(-1, self.pixels, v.shape[1] // taps, taps).transpose(2, 3).flatten(1, 2)
+        v = F.pad(v, (0, 0, taps, 0))
+        places = (self.table * taps + torch.arange(taps, device=v.device)).flatten()
+        return v[:, places].unflatten(1, (outputs, taps)).sum(2).flatten(0, 1)
 
 
 def pixel_reads(conv: _ConvNd, x: Tensor) -> tuple[PixelReads, tuple[int, ...]]:

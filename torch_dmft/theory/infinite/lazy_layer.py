@@ -22,7 +22,13 @@ class Reads(Protocol):
         """Coordinates of what each output row reads: ``(row, k) -> (output row, k * copies)``."""
 
     def scatter(self, d: Tensor) -> Tensor:
-        """The transpose of ``gather`` over rows: ``(output row, k') -> (row, k' * copies)``."""
+        """What the output rows that read each row have, copy by copy: ``(output row, k') -> (row, k' * copies)``."""
+
+    def gather_back(self, v: Tensor) -> Tensor:
+        """The transpose of ``gather``: ``(output row, k * copies) -> (row, k)``."""
+
+    def scatter_back(self, v: Tensor) -> Tensor:
+        """The transpose of ``scatter``: ``(row, k' * copies) -> (output row, k')``."""
 
 
 class LazyLayer(nn.Module):
@@ -75,14 +81,16 @@ class LazyLayer(nn.Module):
         c = matrix.meet_inputs(x)
         self.check_rank()
         rank, scale, gradients = c.shape[1], self.gain * self.initial_scale, matrix.backward_side.basis
-        beyond = matrix.beyond_inputs(x, c) if matrix.responses and gradients.count else None
+        beyond = matrix.beyond_inputs(x, c) if gradients.count else None
         if reads is not None:
             c = reads.gather(c)
-            beyond = None if beyond is None else reads.gather_back(beyond)
+            beyond = None if beyond is None else reads.scatter_back(beyond)
         y = (c * scale) @ matrix.forward_side.images.rows
         if gradients.count:
             d = c @ self.core[: gradients.count, :rank].flatten(1).T
-            y.addmm_(d if beyond is None else d.addcmul_(beyond, scale), gradients.rows)
+            if beyond is not None:
+                d.addcmul_(beyond, scale)
+            y.addmm_(d, gradients.rows)
         return y, c, rank
 
     @torch.no_grad()
@@ -106,14 +114,16 @@ class LazyLayer(nn.Module):
         if not further:
             return d, None
         scale, spread = self.gain * self.initial_scale, d
-        beyond = matrix.beyond_gradients(y_grad, d)[:, :rank * matrix.copies] if matrix.responses else None
+        beyond = matrix.beyond_gradients(y_grad, d)
         if reads is not None:
             spread = reads.scatter(d)
-            beyond = None if beyond is None else reads.scatter_back(beyond)
+            beyond = None if beyond is None else reads.gather_back(beyond)
         x_grad = (spread * scale) @ matrix.backward_side.images.rows
         learned = self.core[: d.shape[1], :rank]
         c = spread @ learned.reshape(d.shape[1], rank, -1).transpose(1, 2).reshape(-1, rank)
-        return d, x_grad.addmm_(c if beyond is None else c.addcmul_(beyond, scale), matrix.forward_side.basis.rows[:rank])
+        if beyond is not None:
+            c.addcmul_(beyond[:, :rank], scale)
+        return d, x_grad.addmm_(c, matrix.forward_side.basis.rows[:rank])
 
     def core_gradient(self, d: Tensor, c: Tensor, rank: int) -> Tensor:
         """The gradient of ``core``, sum over output rows of d c^T."""

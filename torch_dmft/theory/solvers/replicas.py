@@ -55,10 +55,9 @@ def average(
     fields = tuple(_joined_fields([run.layers[index].fields for run in runs]) for index in range(len(mean.layers)))
     layers = tuple(replace(layer, fields=f) for layer, f in zip(mean.layers, fields, strict=True))
     stderr = combine(runs, standard_error) if len(runs) > 1 else None
-    if loss is not None:
+    if loss is not None and stderr is not None:
         losses, errors = _losses([run.outputs for run in runs], loss)
-        mean = replace(mean, losses=losses.to(mean.losses))
-        stderr = None if stderr is None else replace(stderr, losses=errors.to(mean.losses))
+        mean, stderr = (replace(t, losses=one.to(mean.losses)) for t, one in ((mean, losses), (stderr, errors)))
     return replace(mean, layers=layers, origin=origin, stderr=stderr, metadata=metadata)
 
 
@@ -100,8 +99,6 @@ def _losses(
     with torch.enable_grad():
         losses = torch.stack([loss(at) for at in mean]).to(mean.device)
         (slope,) = torch.autograd.grad(losses.sum(), mean)
-    if len(every) == 1:
-        return losses.detach(), torch.full_like(losses, torch.nan)
     own = ((every - mean.detach()) * slope).double().flatten(2).sum(2).var(0)
     independent = (slope.double().square() * _moderated(every.double())[0]).flatten(1).sum(1)
     degrees = len(every) - 1

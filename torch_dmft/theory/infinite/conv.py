@@ -101,6 +101,12 @@ class PixelReads:
     table: Int[Tensor, "output tap"]
     pixels: int
 
+    @property
+    def _places(self) -> Int[Tensor, " output_tap"]:
+        """Where, among all pairs of input pixel and tap, each output pixel reads at each tap."""
+        taps = self.table.shape[1]
+        return (self.table * taps + torch.arange(taps, device=self.table.device)).flatten()
+
     def gather(self, c: Float[Tensor, "row k"]) -> Float[Tensor, "output_row k_taps"]:
         """Coordinates of the pixels under the kernel at each output pixel."""
         rank = c.shape[1]
@@ -120,9 +126,8 @@ class PixelReads:
         outputs, taps = self.table.shape
         rank = d.shape[1]
         d = d.reshape(-1, outputs, rank)
-        places = (self.table * taps + torch.arange(taps, device=d.device)).flatten()
         spread = d.new_zeros(len(d), (1 + self.pixels) * taps, rank)
-        spread.index_add_(1, places, d.repeat_interleave(taps, dim=1))
+        spread.index_add_(1, self._places, d.repeat_interleave(taps, dim=1))
         return spread[:, taps:].reshape(-1, taps, rank).transpose(1, 2).reshape(-1, rank * taps)
 
     def scatter_back(self, v: Float[Tensor, "row k_taps"]) -> Float[Tensor, "output_row k"]:
@@ -130,8 +135,7 @@ class PixelReads:
         outputs, taps = self.table.shape
         v = v.reshape(-1, self.pixels, v.shape[1] // taps, taps).transpose(2, 3).flatten(1, 2)
         v = F.pad(v, (0, 0, taps, 0))
-        places = (self.table * taps + torch.arange(taps, device=v.device)).flatten()
-        return v[:, places].unflatten(1, (outputs, taps)).sum(2).flatten(0, 1)
+        return v[:, self._places].unflatten(1, (outputs, taps)).sum(2).flatten(0, 1)
 
 
 def pixel_reads(conv: _ConvNd, x: Tensor) -> tuple[PixelReads, tuple[int, ...]]:

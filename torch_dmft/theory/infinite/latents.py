@@ -66,9 +66,7 @@ class Population(nn.Module):
         self.drawn = 0
         self.full = law != "limit"
         self.known = Rows(size, dtype=dtype, device=device)
-        self._ahead = torch.empty(
-            0, size, dtype=dtype, device=device
-        )  # next latents, orthonormal and orthogonal to known
+        self._ahead = torch.empty(0, size, dtype=dtype, device=device)  # next latents, orthonormal, orthogonal to known
         self._sobol: Tensor | None = None
         if law == "limit":
             self.known.append(torch.full((1, size), size**-0.5, dtype=dtype, device=device))

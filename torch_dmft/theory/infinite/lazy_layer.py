@@ -145,7 +145,7 @@ class LazyLayer(nn.Module):
     @property
     def saturated(self) -> bool:
         """Whether a basis spans all neurons: nothing is sampled any more, the layer is one of an ordinary width-S network."""
-        return any(used >= size for used, size in zip(reversed(self.rank), self.sizes, strict=True))
+        return self.matrix.forward_side.complete or self.matrix.backward_side.complete
 
     def reserve(self, rank: int, optimizer: Optimizer) -> None:
         """Make room for ``rank`` directions per basis: ``core`` and its state in the optimizer are padded with zeros.

@@ -16,7 +16,6 @@ _GRADIENTS = 3.0
 gradients the mean G is off by 0.4% instead of 0.3% with 2e-2 for both, of which sampling makes 0.25%, at two thirds of the
 gradients' directions (tanh, depth 3, ten rows)."""
 
-
 _LARGEST = 0.3
 """Where that would leave out more of a gradient than this, it may miss no more than an input."""
 

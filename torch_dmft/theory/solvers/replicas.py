@@ -57,7 +57,8 @@ def average(
     stderr = combine(runs, standard_error) if len(runs) > 1 else None
     if loss is not None and stderr is not None:
         losses, errors = _losses([run.outputs for run in runs], loss)
-        mean, stderr = (replace(t, losses=one.to(mean.losses)) for t, one in ((mean, losses), (stderr, errors)))
+        stderr = replace(stderr, losses=errors.to(mean.losses))
+        mean = replace(mean, losses=losses.to(mean.losses))
     return replace(mean, layers=layers, origin=origin, stderr=stderr, metadata=metadata)
 
 

@@ -42,9 +42,12 @@ def _layer(like: nn.Module, sizes: tuple[int, int], generator: torch.Generator, 
 def _dense(layer: InfiniteConv) -> nn.Module:
     """The ordinary convolution that the layer has been all along, asked of it vector by vector; its memory is then full."""
     layer.matrix.meet_inputs(torch.eye(layer.in_channels, dtype=torch.float64))
-    side = layer.matrix.forward_side
-    images = side.images.rows.unflatten(0, (side.basis.count, -1))
-    weight = layer.gain * torch.einsum("kto,ki->oit", images, side.basis.rows)
+    inputs, gradients = layer.matrix.forward_side, layer.matrix.backward_side
+    q, latents = inputs.basis.rows, inputs.latents.rows.unflatten(0, (inputs.basis.count, -1))
+    q2, latents2 = gradients.basis.rows, gradients.latents.rows.unflatten(0, (gradients.basis.count, -1))
+    known = torch.einsum("lo,lkt,ki->oit", q2, layer.matrix.core, q)
+    weight = torch.einsum("kto,ki->oit", latents, q) + torch.einsum("lo,lti->oit", q2, latents2) + known
+    weight = layer.gain * weight
     convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(layer.kernel_size)]
     settings = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}
     dense = convolution(

@@ -18,13 +18,19 @@ def _matrix(size_in: int, size_out: int, seed: int, *, law: str = "network", tol
 
 
 def _apply(matrix: GaussianMatrix, x: torch.Tensor) -> torch.Tensor:
-    coordinates = matrix.meet_inputs(x)
-    return coordinates @ matrix.forward_side.images.rows
+    c = matrix.meet_inputs(x)
+    d = c @ matrix.core[..., 0].T
+    if matrix.responses:
+        d = d + matrix.owed_to_inputs(x)
+    return c @ matrix.forward_side.latents.rows + d @ matrix.backward_side.basis.rows
 
 
 def _apply_transpose(matrix: GaussianMatrix, y: torch.Tensor) -> torch.Tensor:
-    coordinates = matrix.meet_gradients(y)
-    return coordinates @ matrix.backward_side.images.rows
+    d = matrix.meet_gradients(y)
+    c = d @ matrix.core[..., 0]
+    if matrix.responses:
+        c = c + matrix.owed_to_gradients(y)
+    return d @ matrix.backward_side.latents.rows + c @ matrix.forward_side.basis.rows
 
 
 def _alternate(apply, transpose, x: torch.Tensor) -> torch.Tensor:

@@ -133,7 +133,7 @@ class PixelReads:
     def scatter_back(self, v: Float[Tensor, "row k_taps"]) -> Float[Tensor, "output_row k"]:
         """The transpose of ``scatter``: add up, tap by tap, what each output pixel gets from the input pixels it reads."""
         outputs, taps = self.table.shape
-        v = v.reshape(-1, self.pixels, v.shape[1] // taps, taps).transpose(2, 3).flatten(1, 2)
+        v = v.reshape(len(v) // self.pixels, self.pixels, v.shape[1] // taps, taps).transpose(2, 3).flatten(1, 2)
         v = F.pad(v, (0, 0, taps, 0))
         return v[:, self._places].unflatten(1, (outputs, taps)).sum(2).flatten(0, 1)
 

@@ -72,7 +72,9 @@ class LazyLayer(nn.Module):
 
     @torch.no_grad()
     def forward_rows(self, x: Tensor, reads: Reads | None = None) -> tuple[Tensor, Tensor, int]:
-        """Apply the weight: y = g a c W_0 Q + (c m^T) Q' with the coordinates c = Q x of what each output row reads.
+        r"""Apply the weight, with the coordinates c = Q x of what each output row reads.
+
+        .. math:: y = g\, a\, c\, \Xi + [c\, (m + g\, a\, K)^T + g\, a\, x\, \Xi'^T]\, Q'
 
         Returns:
             y, c, and the number of directions of Q that were known.
@@ -80,28 +82,25 @@ class LazyLayer(nn.Module):
         matrix = self.matrix
         c = matrix.meet_inputs(x)
         self.check_rank()
-        rank, scale, gradients = c.shape[1], self.gain * self.initial_scale, matrix.backward_side.basis
-        beyond = matrix.beyond_inputs(x, c) if gradients.count else None
+        rank, scale = c.shape[1], self.gain * self.initial_scale
+        owed = matrix.owed_to_inputs(x) if matrix.responses else None
         if reads is not None:
             c = reads.gather(c)
-            beyond = None if beyond is None else reads.scatter_back(beyond)
-        y = (c * scale) @ matrix.forward_side.images.rows
-        if gradients.count:
-            d = c @ self.core[: gradients.count, :rank].flatten(1).T
-            if beyond is not None:
-                d.addcmul_(beyond, scale)
-            y.addmm_(d, gradients.rows)
-        return y, c, rank
+            owed = None if owed is None else reads.scatter_back(owed)
+        d = c @ self._core(scale).flatten(1).T
+        if owed is not None:
+            d.addcmul_(owed, scale)
+        y = (c * scale) @ matrix.forward_side.latents.rows
+        return y.addmm_(d, matrix.backward_side.basis.rows), c, rank
 
     @torch.no_grad()
     def backward_rows(
-        self, y_grad: Tensor, rank: int, reads: Reads | None = None, *, further: bool = True
+        self, y_grad: Tensor, reads: Reads | None = None, *, further: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Apply the transpose: x_grad = g a d W_0^T Q' + (d m) Q with the coordinates d = Q' y_grad.
+        """Apply the transpose, with the coordinates d = Q' y_grad.
 
         Args:
             y_grad: ``(output row, S_out)``.
-            rank: of the forward pass.
             reads: of the forward pass.
             further: whether ``x_grad`` is wanted.
 
@@ -114,16 +113,20 @@ class LazyLayer(nn.Module):
         if not further:
             return d, None
         scale, spread = self.gain * self.initial_scale, d
-        beyond = matrix.beyond_gradients(y_grad, d)
+        owed = matrix.owed_to_gradients(y_grad) if matrix.responses else None
         if reads is not None:
             spread = reads.scatter(d)
-            beyond = None if beyond is None else reads.gather_back(beyond)
-        x_grad = (spread * scale) @ matrix.backward_side.images.rows
-        learned = self.core[: d.shape[1], :rank]
-        c = spread @ learned.reshape(d.shape[1], rank, -1).transpose(1, 2).reshape(-1, rank)
-        if beyond is not None:
-            c.addcmul_(beyond[:, :rank], scale)
-        return d, x_grad.addmm_(c, matrix.forward_side.basis.rows[:rank])
+            owed = None if owed is None else reads.gather_back(owed)
+        c = spread @ self._core(scale).transpose(1, 2).flatten(0, 1)
+        if owed is not None:
+            c.addcmul_(owed, scale)
+        x_grad = (spread * scale) @ matrix.backward_side.latents.rows
+        return d, x_grad.addmm_(c, matrix.forward_side.basis.rows)
+
+    def _core(self, scale: Tensor) -> Tensor:
+        """What stands between Q' and Q, learned and known: m + g a K, ``(k', k, copies)``."""
+        known = self.matrix.core
+        return torch.addcmul(self.core[: known.shape[0], : known.shape[1]].reshape(known.shape), known, scale)
 
     def core_gradient(self, d: Tensor, c: Tensor, rank: int) -> Tensor:
         """The gradient of ``core``, sum over output rows of d c^T."""
@@ -198,6 +201,6 @@ class _Multiply(Function):
         layer: LazyLayer = ctx.layer
         c, _ = ctx.saved_tensors
         wants_x, wants_core, wants_scale = ctx.needs_input_grad[:3]
-        d, x_grad = layer.backward_rows(grad, ctx.rank, ctx.reads, further=wants_x)
+        d, x_grad = layer.backward_rows(grad, ctx.reads, further=wants_x)
         core_grad = layer.core_gradient(d, c, ctx.rank) if wants_core else None
         return x_grad, core_grad, torch.zeros_like(layer.initial_scale) if wants_scale else None, None, None

@@ -174,8 +174,7 @@ class ChainPass:
             weight.g = g
             rows = g.flatten(0, 1)
             if isinstance(weight.module, InfiniteLinear):
-                assert weight.c is not None  # set by the forward pass
-                d, back = weight.module.backward_rows(rows, weight.c.shape[1])
+                d, back = weight.module.backward_rows(rows)
                 weight.d = d.unflatten(0, (samples, count))
                 assert back is not None  # wanted
             elif index:

@@ -119,9 +119,9 @@ def _owed(ranks: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
 
 def _latents(side: Side, other: Side, owed: list[int], unit: float) -> Float[Tensor, "k neuron"]:
     """The fresh parts of all images, N(0, 1) per neuron."""
-    images, basis = side.images.rows, other.basis.rows
+    latents, basis = side.latents.rows, other.basis.rows
     past = torch.arange(len(basis), device=basis.device) < torch.tensor(owed, device=basis.device)[:, None]
-    return (images - (images @ basis.T * past) @ basis) / unit
+    return (latents - (latents @ basis.T * past) @ basis) / unit
 
 
 def _loads(

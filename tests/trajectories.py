@@ -110,4 +110,4 @@ def _fields(steps: Tensor, shape: tuple[int, int, int], richness: float, generat
     h = torch.randn(2, samples, neurons, generator=generator, dtype=torch.float64)
     h[1] = h[1] * (1 + 0.3 * richness) + richness * torch.sign(h[1])
     g = torch.randn(2, samples, outputs, neurons, generator=generator, dtype=torch.float64)
-    return Fields(steps, h, g, 2 * g)
+    return Fields(steps, h, g, "tanh")

@@ -31,7 +31,7 @@ def example(generator: torch.Generator, dtype: torch.dtype = torch.float32, *, n
             Kernel(draw(2, 3, 2, 3)),
             Kernel(draw(2, 3, 2, 3, 2)),
             Kernel(draw(2, 3, 2, 3, 2)),
-            Fields(torch.tensor([0, 5]), draw(2, 3, 4), draw(2, 3, 2, 4)) if name == "fc.0" else None,
+            Fields(torch.tensor([0, 5]), draw(2, 3, 4), draw(2, 3, 2, 4), "tanh") if name == "fc.0" else None,
         )
         for name in ("fc.0", "head")
     )

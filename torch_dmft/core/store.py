@@ -18,7 +18,7 @@ from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import Fields, LayerKernels, Trajectory
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever a file written now could not be read by the code before."""
 
 _FORMAT = "torch_dmft trajectory"

@@ -10,10 +10,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
 
 _T = TypeVar("_T")
+
+_FLAT = 1e-4
+"""Slopes phi'(h) below which g = phi'(h) z tells nothing of z."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,21 @@ class Fields:
         steps: ``(time,)`` integer steps, the first and the last recorded one by default, and up to three between.
         preactivation: ``(time, sample, neuron)``, h^{l+1}, the output of weight l.
         gradient: ``(time, sample, output, neuron)``, g^{l+1} = gamma0 N df/dh^{l+1}.
-        pregradient: laid out like ``gradient``, z^{l+1} of g = phi'(h) z, in chains of smooth activations, else None. NaN where
-            phi' is below 1e-4.
+        activation: name of the phi of g = phi'(h) z, in chains of smooth activations, else None.
     """
 
     steps: Tensor
     preactivation: Tensor
     gradient: Tensor
-    pregradient: Tensor | None = None
+    activation: str | None = None
+
+    @property
+    def pregradient(self) -> Tensor | None:
+        """Z^{l+1} of g = phi'(h) z, laid out like ``gradient``, NaN where |phi'| < 1e-4; None without ``activation``."""
+        if self.activation is None:
+            return None
+        slope = activation(self.activation).first(self.preactivation).unsqueeze(2)
+        return torch.where(slope.abs() > _FLAT, self.gradient / slope, torch.nan)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from torch_dmft.measurement.schedule import Schedule
 
 MOST = 2**20
 """Numbers kept of one field at one step; more tell no more of a density."""
-_FLAT = 1e-4
-"""Slopes phi'(h) below which g = phi'(h) z tells nothing of z."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +27,12 @@ class FieldRecord:
     Attributes:
         preactivation: h, ``(sample, neuron)``.
         gradient: g, ``(sample, output, neuron)``.
-        pregradient: z of g = phi'(h) z, ``(sample, output, neuron)``; None where phi is not known or has kinks.
+        activation: name of the phi of g = phi'(h) z; None where it is not known or has kinks.
     """
 
     preactivation: Tensor
     gradient: Tensor
-    pregradient: Tensor | None
+    activation: str | None
 
 
 def handful(records: int) -> list[int]:
@@ -87,12 +85,11 @@ class FieldMemory:
             return None
         steps, records = zip(*(self._kept[number] for number in sorted(self._kept)), strict=True)
         own = [record[layer] for record in records]
-        z = [record.pregradient for record in own if record.pregradient is not None]
         return Fields(
             steps=torch.tensor(steps, device="cpu"),
             preactivation=torch.stack([record.preactivation for record in own]),
             gradient=torch.stack([record.gradient for record in own]),
-            pregradient=torch.stack(z) if z else None,
+            activation=own[0].activation,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,7 +112,7 @@ class FieldMemory:
         self._kept = {number: kept for number, kept in self._kept.items() if number in keep}
 
     def _reduced(self, streams: Sequence[Stream]) -> list[FieldRecord]:
-        sizes = [3 * min(MOST, sum(g.numel() for g in stream.gradients)) for stream in streams]
+        sizes = [2 * min(MOST, sum(g.numel() for g in stream.gradients)) for stream in streams]
         require_memory(
             sum(sizes) * streams[0].gradients[0].element_size(),
             torch.device("cpu"),
@@ -137,10 +134,4 @@ def _record(stream: Stream, *, is_chain: bool) -> FieldRecord:
         h, g = h[:, some.to(h.device)], g[:, :, some.to(g.device)]
     name = stream.layer.activation or "linear"
     known = is_chain and stream.layer.role is not Role.READOUT and activation(name).smooth
-    return FieldRecord(h.cpu(), g.cpu(), _pregradient(h, g, name).cpu() if known else None)
-
-
-def _pregradient(h: Tensor, g: Tensor, name: str) -> Tensor:
-    """Z of g = phi'(h) z, NaN where phi is too flat to tell."""
-    slope = activation(name).first(h).unsqueeze(1)
-    return torch.where(slope.abs() > _FLAT, g / slope, torch.nan)
+    return FieldRecord(h.cpu(), g.cpu(), name if known else None)

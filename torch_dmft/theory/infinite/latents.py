@@ -74,7 +74,7 @@ class Population(nn.Module):
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
             dimensions = _SOBOL if size >= _MANY_POINTS else _SOBOL[:_FEW]
             engine = SobolEngine(dimensions[-1] + 1, scramble=True, seed=seed)
-            self._sobol = engine.draw(size, dtype=torch.float64).T[list(dimensions)]
+            self._sobol = engine.draw(size, dtype=dtype).T[list(dimensions)]
 
     def can_match(self, count: int) -> bool:
         """Whether the next ``count`` latents will be orthogonal to everything known."""
@@ -110,8 +110,9 @@ class Population(nn.Module):
         quasi = 0 if self._sobol is None else max(0, min(count, len(self._sobol) - self.drawn))
         parts = []
         if self._sobol is not None and quasi:
-            uniform = self._sobol[self.drawn : self.drawn + quasi].clamp(1e-12, 1 - 1e-12)
-            parts.append(torch.special.ndtri(uniform).to(like))
+            uniform = self._sobol[self.drawn : self.drawn + quasi]
+            rounding = torch.finfo(uniform.dtype).eps / 2
+            parts.append(torch.special.ndtri(uniform.clamp(rounding, 1 - rounding)).to(like))
         if quasi < count:
             shape = (count - quasi, self.size)
             plain = torch.randn(shape, generator=self.generator, device=self.generator.device, dtype=like.dtype)

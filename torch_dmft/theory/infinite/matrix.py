@@ -136,7 +136,9 @@ class GaussianMatrix(nn.Module):
         latents = self.scale * side.latent_population.draw(count * self.copies)
         forward, known = side is self.forward_side, other.basis.rows
         if self.responses:
-            taken = -inner(latents, known).unflatten(0, (count, self.copies)).movedim(1, 2)  # (new, k of the other, copy)
+            taken = (
+                -inner(latents, known).unflatten(0, (count, self.copies)).movedim(1, 2)
+            )  # (new, k of the other, copy)
         else:
             taken = latents.new_zeros(count, len(known), self.copies)
         self.core = torch.cat([self.core, taken.transpose(0, 1) if forward else taken], dim=int(forward))

@@ -266,8 +266,8 @@ def _with_fields(run: Trajectory, solution: Solution) -> Trajectory:
             return field.unflatten(1, (order.times, *row))[:, steps].movedim(0, -1).to(run.outputs)
 
         h = picked(found.preactivation, sampler.samples)
-        g, z = (picked(field, sampler.samples, sampler.outputs) for field in (found.gradient, found.pregradient))
-        layers[index] = replace(layer, fields=Fields(steps, h, g, z))
+        g = picked(found.gradient, sampler.samples, sampler.outputs)
+        layers[index] = replace(layer, fields=Fields(steps, h, g, sampler.chain.hidden[index].activation))
     return replace(run, layers=tuple(layers))
 
 

@@ -116,7 +116,5 @@ def _joined_fields(fields: Sequence[Fields | None]) -> Fields | None:
     if len(known) == 1:
         return first
     known = known[: max(1, MOST // first.gradient[0].numel())]
-
     h, g = (torch.cat([getattr(f, name) for f in known], dim=-1) for name in ("preactivation", "gradient"))
-    z = [f.pregradient for f in known if f.pregradient is not None]
-    return Fields(first.steps, h, g, torch.cat(z, dim=-1) if z else None)
+    return Fields(first.steps, h, g, first.activation)

@@ -53,7 +53,7 @@ class GaussianMatrix(nn.Module):
     field theory (B for the transpose), including the equal-time one. Dropping it (``responses=False``) is the gradient
     independence ansatz.
 
-    With the latents of all directions as rows of Xi, and those of the gradients' directions as rows of Xi', that is
+    With the latents of the inputs' directions as rows of Xi, and those of the gradients' as rows of Xi', that is
 
     .. math:: W = \Xi^T Q + Q'^T \Xi' + Q'^T K Q ,
 

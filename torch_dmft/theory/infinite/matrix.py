@@ -19,6 +19,10 @@ gradients' directions (tanh, depth 3, ten rows)."""
 _LARGEST = 0.3
 """Where that would leave out more of a gradient than this, it may miss no more than an input."""
 
+_DEPTH = 0.7
+"""Once a vector has to be covered, all are, down to this share of the tolerance: what comes next then brings less that is new,
+and bases are extended at half to two thirds of the occasions, by a few directions more."""
+
 
 class Side(nn.Module):
     """What a matrix has met on one side.
@@ -118,14 +122,15 @@ class GaussianMatrix(nn.Module):
         # |x|^2 - |Q x|^2 tells without another pass over Q which rows may not be covered, up to rounding.
         rounding = 64 * torch.finfo(x.dtype).eps
         outside = squares - coordinates.square().sum(1)
-        rows = (outside > (tolerance**2 - rounding) * squares).nonzero().flatten()
-        if not len(rows):
+        if not bool((outside > (tolerance**2 - rounding) * squares).any()):
             return coordinates
+        depth = _DEPTH * tolerance
+        rows = (outside > (depth**2 - rounding) * squares).nonzero().flatten()
         # Each direction gets a latent, the first of them Sobol points, which fill the planes of few coordinates best. Kernels
         # pair the fields of two samples: inputs get a direction of their own each. Gradients have a strong one in common,
         # that of the readout, which comes first.
         residual = torch.addmm(x[rows], coordinates[rows], basis, alpha=-1)
-        directions = new_directions(residual, squares[rows], basis, tolerance, aligned=aligned)
+        directions = new_directions(residual, squares[rows], basis, depth, aligned=aligned)
         if not len(directions):
             return coordinates
         self._extend(directions, side, other)

@@ -108,6 +108,18 @@ def test_bases_are_orthonormal_and_cover_what_they_met() -> None:
     torch.testing.assert_close(gram, torch.eye(len(basis), dtype=torch.float64), rtol=0, atol=1e-10)
 
 
+def test_when_one_vector_has_to_be_covered_others_are_too() -> None:
+    """What is a little below the tolerance would soon be above it; alone it brings no directions."""
+    tolerance, size = 0.1, 50
+    axes = torch.eye(size, dtype=torch.float64)
+    nearly, over = axes[0] + 0.09 * axes[1], axes[0] + 0.5 * axes[2]
+    for met, rank in (([nearly], 1), ([over], 2), ([nearly, over], 3)):
+        matrix = _matrix(size, size, 0, tolerance=tolerance)
+        matrix.meet_inputs(axes[:1])
+        matrix.meet_inputs(torch.stack(met))
+        assert matrix.forward_side.basis.count == rank, rank
+
+
 def test_law_is_that_of_a_dense_gaussian_matrix() -> None:
     size_in, size_out, count = 12, 9, 4000
     x = torch.linspace(-1, 2, size_in, dtype=torch.float64).unsqueeze(0)

@@ -36,7 +36,7 @@ class Settings:
     sizes: tuple[int, ...] = (2048, 4096, 8192, 12288, 16384)
     tolerances: tuple[float | None, ...] = (None, 0.02, 0.03)  # None is the engine's default
     seeds: int = 24
-    runs: int = 6  # independent runs that verify an ensemble
+    runs: int = 24  # independent runs that verify an ensemble
     loops: int = 3  # the same of networks in an ordinary loop
     reduced_runs: int = 1  # the same of a variance-reduced one, which takes as long as twenty others
     widths: tuple[int, ...] = (64, 128, 256, 384, 512, 768, 1024)

@@ -157,11 +157,11 @@ class ChainPass:
             if isinstance(module, InfiniteLinear):
                 assert weight.c is not None  # set by the forward pass
                 assert weight.d is not None  # set by _descend
-                combined = (weight.d * coefficients.unsqueeze(2)).sum(1)
+                combined = (coefficients.unsqueeze(1) @ weight.d).squeeze(1)
                 module.core.grad = module.core_gradient(combined, weight.c, weight.c.shape[1])
                 module.initial_scale.grad = torch.zeros_like(module.initial_scale)
             else:
-                combined = (weight.g * coefficients.unsqueeze(2)).sum(1)
+                combined = (coefficients.unsqueeze(1) @ weight.g).squeeze(1)
                 module.get_parameter("weight").grad = (weight.x.T @ combined).T
             if weight.layer.bias is not None:
                 module.get_parameter("bias").grad = torch.einsum("sc,scn->n", coefficients, weight.g)

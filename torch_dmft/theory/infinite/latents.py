@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
-from torch_dmft.theory.infinite.rows import Rows, new_directions, orthonormal, project_off
+from torch_dmft.theory.infinite.rows import Rows, new_directions, orthonormal_, project_off_
 
 _SOBOL = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 17, 18, 19, 25, 34, 38, 40, 43, 49)
 """Dimensions of the Sobol sequence that the first latents of a population are taken from; later ones are plain Gaussians.
@@ -89,7 +89,7 @@ class Population(nn.Module):
         missing = count - len(self._ahead)
         if missing > 0:
             more = max(missing, min(_BATCH, self.size // 2 - self.known.count) - len(self._ahead))
-            self._ahead = orthonormal(torch.cat([self._ahead, self._raw(more)]), self.known.rows)
+            self._ahead = orthonormal_(torch.cat([self._ahead, self._raw(more)]), self.known.rows)
         latents, self._ahead = self._ahead[:count], self._ahead[count:]
         self.known.append(latents)
         return latents * self.size**0.5
@@ -98,12 +98,12 @@ class Population(nn.Module):
         """Make later latents orthogonal to these variables, which are of unit norm."""
         self.full = not self.can_match(len(variables))
         if not self.full:
-            residual = project_off(variables, self.known.rows)
+            residual = project_off_(variables.clone(), self.known.rows)
             unit = residual.new_ones(len(residual))
             new = new_directions(residual, unit, self.known.rows, _NEW_DIRECTION)
             self.known.append(new)
             if len(self._ahead):
-                self._ahead = orthonormal(self._ahead, new)
+                self._ahead = orthonormal_(self._ahead, new)
 
     def _raw(self, count: int) -> Tensor:
         """Gaussians before any matching: Sobol points first, then independent draws."""

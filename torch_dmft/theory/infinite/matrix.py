@@ -130,7 +130,7 @@ class GaussianMatrix(nn.Module):
         # Each direction gets a latent, the first of them Sobol points, which fill the planes of few coordinates best. Kernels
         # pair the fields of two samples: inputs get a direction of their own each. Gradients have a strong one in common,
         # that of the readout, which comes first.
-        residual = torch.addmm(x[rows], coordinates[rows], basis, alpha=-1)
+        residual = x[rows].addmm_(coordinates[rows], basis, alpha=-1)
         directions = new_directions(residual, squares[rows], basis, depth, aligned=aligned)
         if not len(directions):
             return coordinates

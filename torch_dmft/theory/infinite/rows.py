@@ -11,8 +11,8 @@ from torch import Tensor, nn
 _FIRST = 128
 """Vectors that there is room for from the first on; copying what is there into more room takes time."""
 
-_SMALL = 0.1
-"""Squared singular value below which what rounding leaves along a basis is worth another projection."""
+_SMALL = 1e-3
+"""Squared singular value below which what rounding leaves along a basis, magnified 30 times, is worth another projection."""
 
 
 class Rows(nn.Module):
@@ -65,9 +65,9 @@ def inner(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> F
     return (basis @ vectors.T).T  # for few vectors and a large basis faster than vectors @ basis.T
 
 
-def project_off(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m size"]:
-    """The part of each vector orthogonal to an orthonormal basis."""
-    return torch.addmm(vectors, inner(vectors, basis), basis, alpha=-1) if basis.shape[0] else vectors
+def project_off_(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m size"]:
+    """The part of each vector orthogonal to an orthonormal basis; the vectors are overwritten."""
+    return vectors.addmm_(inner(vectors, basis), basis, alpha=-1)
 
 
 def new_directions(
@@ -109,15 +109,15 @@ def new_directions(
     weights = gram.new_zeros(len(residual), count).index_copy(0, uncovered, combinations * units[:, None])
     directions = weights.T.to(residual.dtype) @ residual
     magnified = count > 0 and float(eigenvalues[count - 1]) < _SMALL
-    return orthonormal(directions, basis) if magnified else directions
+    return orthonormal_(directions, basis) if magnified else directions
 
 
-def orthonormal(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m size"]:
-    """The vectors made orthogonal to ``basis`` and, by symmetric whitening, orthonormal to each other.
+def orthonormal_(vectors: Float[Tensor, "m size"], basis: Float[Tensor, "k size"]) -> Float[Tensor, "m size"]:
+    """The vectors, which are overwritten, made orthogonal to ``basis`` and, by symmetric whitening, orthonormal to each other.
 
     One round, exact to rounding for vectors that are mostly outside of the basis and not nearly parallel.
     """
-    vectors = project_off(vectors, basis)
+    vectors = project_off_(vectors, basis)
     eigenvalues, rotation = torch.linalg.eigh((vectors @ vectors.T).double())
     whiten = (rotation / eigenvalues.sqrt()) @ rotation.T
     return whiten.to(vectors.dtype) @ vectors

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_dmft.architecture import Role
 from torch_dmft.parameterization import ParameterRule, Plan
-from torch_dmft.theory.infinite.rows import orthonormal
+from torch_dmft.theory.infinite.rows import orthonormal_
 
 _SHARE = 1 / 4
 """Columns per neuron up to which they are matched: their last moments are free."""
@@ -60,7 +60,7 @@ def match_moments(plan: Plan, which: Sequence[bool]) -> None:
         if wanted:
             rows = torch.cat([part.rows for part in parts])
             constant = rows.new_full((1, size), size**-0.5)
-            matched = orthonormal(rows, constant) * size**0.5
+            matched = orthonormal_(rows, constant) * size**0.5
             for part, own in zip(parts, matched.split([len(part.rows) for part in parts]), strict=True):
                 part.put(own)
 

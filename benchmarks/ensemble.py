@@ -435,7 +435,7 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
     default, every_step = result["default"], result["every_step"]
     rows = [
         row(f"engine, by strides: {theory['passes']} passes", _sized(theory), theory, 1.0),
-        row(f"the same: {default['passes']} passes", _sized(default), default, default["cpu"] / theory["cpu"]),
+        row(f"engine, by strides: {default['passes']} passes", _sized(default), default, default["cpu"] / theory["cpu"]),
         row("engine, by single steps", _sized(theory), every_step, every_step["cpu"] / theory["cpu"]),
         row("independent networks, side by side", networks(plain), plain, result["ratio"]),
         [

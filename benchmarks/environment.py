@@ -31,18 +31,17 @@ def environment() -> dict[str, str | int | float]:
 
 
 def _commit() -> str:
-    """The commit that is checked out, marked if tracked files differ from it."""
+    """The commit that is checked out, marked if tracked files differ from it, apart from results that an earlier run wrote."""
+
+    def git(*arguments: str) -> str:
+        shown = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        return shown.stdout.strip()
+
     try:
-        shown = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        changed = git("diff", "--name-only", "HEAD", "--", ".", ":(exclude)benchmarks/results")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return shown.stdout.strip()
 
 
 def _cpu() -> str:

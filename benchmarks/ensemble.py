@@ -433,9 +433,10 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
 
     check = result["reference_check"]
     default, every_step = result["default"], result["every_step"]
+    strides = "engine, by strides: {passes} passes"
     rows = [
-        row(f"engine, by strides: {theory['passes']} passes", _sized(theory), theory, 1.0),
-        row(f"engine, by strides: {default['passes']} passes", _sized(default), default, default["cpu"] / theory["cpu"]),
+        row(strides.format_map(theory), _sized(theory), theory, 1.0),
+        row(strides.format_map(default), _sized(default), default, default["cpu"] / theory["cpu"]),
         row("engine, by single steps", _sized(theory), every_step, every_step["cpu"] / theory["cpu"]),
         row("independent networks, side by side", networks(plain), plain, result["ratio"]),
         [

@@ -108,6 +108,15 @@ def test_bases_are_orthonormal_and_cover_what_they_met() -> None:
     torch.testing.assert_close(gram, torch.eye(len(basis), dtype=torch.float64), rtol=0, atol=1e-10)
 
 
+def test_a_basis_has_no_more_directions_than_there_are_neurons() -> None:
+    """Though rounding leaves something of vectors outside of a basis that spans everything."""
+    matrix = _matrix(24, 24, 0, tolerance=0.0)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(8):
+        matrix.meet_inputs(torch.randn(10, 24, generator=generator, dtype=torch.float64))
+    assert matrix.forward_side.basis.count == 24
+
+
 def test_when_one_vector_has_to_be_covered_others_are_too() -> None:
     """What is a little below the tolerance would soon be above it; alone it brings no directions."""
     tolerance, size = 0.1, 50

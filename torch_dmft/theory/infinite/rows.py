@@ -11,8 +11,9 @@ from torch import Tensor, nn
 _FIRST = 128
 """Vectors that there is room for from the first on; copying what is there into more room takes time."""
 
-_SMALL = 1e-3
-"""Squared singular value below which what rounding leaves along a basis, magnified 30 times, is worth another projection."""
+_SMALL = 0.1
+"""Squared singular value below which what rounding leaves along a basis is worth another projection. (At 1e-3 time falls by up
+to a thirtieth, and a basis that ought to span everything no longer does.)"""
 
 
 class Rows(nn.Module):
@@ -81,8 +82,8 @@ def new_directions(
     """Orthonormal directions, orthogonal to ``basis``, that leave at most ``tolerance`` of any vector uncovered.
 
     The directions are the leading right singular vectors of what is left of the vectors that are not covered yet, each in
-    units of its length, largest first, found from the small Gram matrix in float64. Dividing by a small singular value
-    magnifies what rounding left along the basis, which is then projected off once more.
+    units of its length, largest first, found from the small Gram matrix in float64; never more than there are dimensions left.
+    Dividing by a small singular value magnifies what rounding left along the basis, which is then projected off once more.
 
     Args:
         residual: what ``basis`` leaves of vectors.
@@ -102,7 +103,7 @@ def new_directions(
     vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
     # More rows than dimensions have zero eigenvalues, which come out as rounding errors of the largest.
     rounding = len(uncovered) * torch.finfo(residual.dtype).eps * float(eigenvalues[0])
-    count = int((eigenvalues > max(tolerance**2, rounding)).sum())
+    count = min(int((eigenvalues > max(tolerance**2, rounding)).sum()), basis.shape[1] - basis.shape[0])
     combinations = vectors[:, :count] / eigenvalues[:count].sqrt()
     if aligned and count == len(uncovered):
         combinations = combinations @ vectors.T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
             tolerance=settings.reference_tolerance,
         )
     )
-    runs = [timed(lambda s=seed: _algorithm1(problem, settings, s)) for seed in range(settings.seeds)]  # type: ignore[misc]
+    runs = [timed(partial(_algorithm1, problem, settings, seed)) for seed in range(settings.seeds)]
     errors = root_mean(squared_errors(kernels_of(answer), reference) for answer, _ in runs)
     spent = median([took for _, took in runs])
     iterations = max(int(answer.metadata["iterations"] or 0) for answer, _ in runs)
@@ -82,10 +83,7 @@ def _engine_as_exact(
 ) -> dict[str, Any]:
     """The engine with the fewest neurons that are at least as exact; with the most if none is, which is then said."""
     for size in settings.sizes:
-        runs = [
-            timed(lambda n=size, s=seed: engine(problem, n, s, strides=True))  # type: ignore[misc]
-            for seed in range(settings.engine_seeds)
-        ]
+        runs = [timed(partial(engine, problem, size, seed, strides=True)) for seed in range(settings.engine_seeds)]
         errors = root_mean(squared_errors(kernels_of(answer), reference) for answer, _ in runs)
         spent = median([took for _, took in runs])
         say(f"engine with {size} neurons: {worst(errors):.2%} in {spent.cpu:.2f} s of CPU")
@@ -104,7 +102,7 @@ def _times(settings: Settings, horizons: tuple[int, ...], solve: Any, say: Say) 
     points = []
     for steps in horizons:
         problem = chain_problem(samples=settings.samples, steps=steps, depth=settings.depth)
-        spent = median([timed(lambda p=problem: solve(p))[1] for _ in range(settings.seeds)])  # type: ignore[misc]
+        spent = median([timed(partial(solve, problem))[1] for _ in range(settings.seeds)])
         points.append({"steps": steps, **spent.json()})
         say(f"{steps} steps: {spent.cpu:.2f} s of CPU")
     steps_taken, times = [float(point["steps"]) for point in points], [point["cpu"] for point in points]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import linear_regression
 from typing import Any
 
 import torch
 
 import torch_dmft as dmft
 from benchmarks.clock import Say, Spent, median, timed
+from benchmarks.engine_search import TRIALS, EngineSearch, sized
 from benchmarks.markdown import percent, seconds, table
 from benchmarks.networks import Sums, time_batched, time_sequential, train, train_sequential
 from benchmarks.setting import (
@@ -69,10 +69,6 @@ QUICK = Settings(
 )
 
 
-_TRIALS = 8
-"""So often a size that misses the target is enlarged."""
-
-
 @dataclass(frozen=True)
 class Pilot:
     """What is known of ensembles of one width: mean kernels, one unit's relative variance, CPU seconds per unit."""
@@ -98,10 +94,11 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
     reference = kernels_of(exact)
     assert exact.stderr is not None  # there are replicas
     own = {name: float(k.norm() / reference[name].norm()) for name, k in kernels_of(exact.stderr).items()}
-    pilots = [_engine_pilot(settings, problem, reference, tolerance, say) for tolerance in settings.tolerances]
-    theory = _engine_verified(settings, problem, reference, min(pilots, key=lambda pilot: pilot["expected"]), say)
-    default = _engine_verified(settings, problem, reference, pilots[0], say)
-    every_step = _engine_runs(settings, problem, reference, theory, strides=False)
+    search = EngineSearch(problem, reference, settings.target, settings.seeds, say)
+    pilots = [search.pilot(settings.sizes, tolerance) for tolerance in settings.tolerances]
+    theory = search.verified(min(pilots, key=lambda pilot: pilot["expected"]))
+    default = search.verified(pilots[0])
+    every_step = search.runs(theory, strides=False)
     say(f"the same by single steps: {every_step['worst']:.2%} in {every_step['cpu']:.2f} s of CPU")
     costs = {width: _cost(settings, problem, width, say) for width in settings.widths}
     plain = _plain(settings, problem, reference, costs, say)
@@ -122,83 +119,9 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
     }
 
 
-def _engine_pilot(
-    settings: Settings, problem: dmft.Problem, reference: Kernels, tolerance: float | None, say: Say
-) -> dict[str, Any]:
-    """The cheapest neurons and replicas at a tolerance, by a power law of the error and a straight line of the time."""
-    points = []
-    for index, neurons in enumerate(settings.sizes):
-        size = {"tolerance": tolerance, "neurons": neurons, "replicas": 1}
-        runs = _engine_runs(settings, problem, reference, size, strides=True, first=100 * index)
-        points.append({"neurons": neurons, "worst": runs["worst"], "cpu": runs["cpu"], "wall": runs["wall"]})
-        say(f"engine with {neurons} neurons, {_named(tolerance)}: {runs['worst']:.2%}, {runs['cpu']:.2f} s of CPU")
-    sizes = [math.log(point["neurons"]) for point in points]
-    law = linear_regression(sizes, [math.log(point["worst"]) for point in points])
-    line = linear_regression(list(settings.sizes), [point["cpu"] for point in points])
-    options = []
-    for replicas in (1, 2, 3, 4):
-        wanted = math.exp((math.log(settings.target * math.sqrt(replicas)) - law.intercept) / law.slope)
-        neurons = 256 * math.ceil(wanted / 256)
-        options.append((replicas * (line.intercept + line.slope * neurons), replicas, neurons))
-    expected, replicas, neurons = min(options)
-    size = {"tolerance": tolerance, "neurons": neurons, "replicas": replicas}
-    return {"points": points, "exponent": law.slope, "expected": expected, "size": size}
-
-
-def _engine_verified(
-    settings: Settings, problem: dmft.Problem, reference: Kernels, pilot: dict[str, Any], say: Say
-) -> dict[str, Any]:
-    """Run what a pilot found; while that misses the target, with the neurons that would make up for it."""
-    size = dict(pilot["size"])
-    for trial in range(_TRIALS):
-        found = size | _engine_runs(settings, problem, reference, size, strides=True, first=10_000 * (trial + 1))
-        say(f"engine: {_sized(found)}, {found['worst']:.2%} in {found['cpu']:.2f} s of CPU")
-        if found["worst"] <= settings.target:
-            break
-        size["neurons"] = 256 * math.ceil(size["neurons"] * (found["worst"] / settings.target) ** 2 / 256)
-    return found
-
-
-def _sized(size: dict[str, Any]) -> str:
-    return f"{size['replicas']} x {size['neurons']} neurons, {_named(size['tolerance'])}"
-
-
-def _named(tolerance: float | None) -> str:
-    return "default tolerance" if tolerance is None else f"tolerance {tolerance:g}"
-
-
-def _engine_runs(
-    settings: Settings,
-    problem: dmft.Problem,
-    reference: Kernels,
-    size: dict[str, Any],
-    *,
-    strides: bool,
-    first: int = 10_000,
-) -> dict[str, Any]:
-    """Errors and time of one size over fresh seeds."""
-    squares, spent, passes = [], [], 0
-    for seed in range(first, first + settings.seeds):
-        answer, took = timed(
-            lambda i=seed: engine(  # type: ignore[misc]
-                problem,
-                size["neurons"],
-                i,
-                replicas=size["replicas"],
-                tolerance=size["tolerance"],
-                strides=strides,
-            )
-        )
-        squares.append(squared_errors(kernels_of(answer), reference))
-        spent.append(took)
-        passes = max(passes, int(answer.metadata.get("passes") or settings.steps + 1))
-    errors = root_mean(squares)
-    return {"errors": errors, "worst": worst(errors), "passes": passes, **median(spent).json()}
-
-
 def _cost(settings: Settings, problem: dmft.Problem, width: int, say: Say) -> dict[str, Any]:
     """CPU seconds of one network by the fastest of: side by side in several numbers, and an ``nn.Sequential``."""
-    batched = {}
+    batched: dict[int, float] = {}
     for chunk in settings.chunks:
         if batched and chunk * width**2 > 2**25:  # the weights would fill hundreds of megabytes
             break
@@ -271,7 +194,7 @@ def _reaching(
     """
     counts = {pilot.width: count for count, pilot in options}
     pilots = {pilot.width: pilot for _, pilot in options}
-    for _ in range(_TRIALS):
+    for _ in range(TRIALS):
         width = min(counts, key=lambda width: counts[width] * price(pilots[width]))
         answer = run(counts[width], pilots[width]) | {"width": width, "networks": counts[width]}
         say(f"{name}: {counts[width]} of width {width}, {answer['worst']:.2%} in {answer['cpu']:.1f} s of CPU")
@@ -435,9 +358,9 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
     default, every_step = result["default"], result["every_step"]
     strides = "engine, by strides: {passes} passes"
     rows = [
-        row(strides.format_map(theory), _sized(theory), theory, 1.0),
-        row(strides.format_map(default), _sized(default), default, default["cpu"] / theory["cpu"]),
-        row("engine, by single steps", _sized(theory), every_step, every_step["cpu"] / theory["cpu"]),
+        row(strides.format_map(theory), sized(theory), theory, 1.0),
+        row(strides.format_map(default), sized(default), default, default["cpu"] / theory["cpu"]),
+        row("engine, by single steps", sized(theory), every_step, every_step["cpu"] / theory["cpu"]),
         row("independent networks, side by side", networks(plain), plain, result["ratio"]),
         [
             "the same in an ordinary loop (nn.Sequential, torch.optim), measured",

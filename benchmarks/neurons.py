@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.clock import Say, Spent, exponent, median, timed
@@ -45,7 +46,7 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
         spent: list[Spent] = []
         squares = []
         for seed in range(settings.seeds):
-            answer, took = timed(lambda size=size, seed=seed: engine(problem, size, seed))  # type: ignore[misc]
+            answer, took = timed(partial(engine, problem, size, seed))
             spent.append(took)
             squares.append(squared_errors(kernels_of(answer), reference))
         errors = root_mean(squares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.clock import Say, exponent, median, timed
@@ -39,7 +40,7 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
         points = []
         for steps in settings.steps:
             problem = chain_problem(samples=settings.samples, steps=steps, activation=activation, lr=rate(steps))
-            runs = [timed(lambda p=problem, s=seed: engine(p, settings.neurons, s)) for seed in range(settings.runs)]  # type: ignore[misc]
+            runs = [timed(partial(engine, problem, settings.neurons, seed)) for seed in range(settings.runs)]
             spent = median([took for _, took in runs])
             rank = max(int(trajectory.metadata["rank"] or 0) for trajectory, _ in runs)
             points.append({"steps": steps, "lr": rate(steps), "rank": rank, **spent.json()})

@@ -84,14 +84,14 @@ def apart(run: Trajectory, exact: Trajectory) -> dict[str, float]:
 def test_strides_are_closer_to_single_steps_than_sampling(variant: str) -> None:
     found = answer(pose(**VARIANTS[variant]), strides=True)
     assert max(apart(found, every_step(variant)).values()) < 0.5, apart(found, every_step(variant))
-    # Kinks and minibatches make kernels jitter: ReLU takes 70% to all of the passes (12 seeds), and then some strides back.
+    # Kinks and minibatches make kernels jitter: ReLU takes 66 to 98 of 101 passes (12 seeds), those of strides taken back too.
     share = {"relu": 1.05, "minibatches": 0.8}.get(variant, 0.45)
     assert int(found.metadata["passes"]) < share * (STEPS + 1), found.metadata
 
 
 def test_with_more_neurons_kinks_jitter_less() -> None:
     found = answer(pose(**VARIANTS["relu"]), strides=True, neurons=4096)
-    assert int(found.metadata["passes"]) < 0.7 * (STEPS + 1), found.metadata  # 44 to 64 of 101 (12 seeds)
+    assert int(found.metadata["passes"]) < 0.8 * (STEPS + 1), found.metadata  # 50 to 68 of 101 (12 seeds)
 
 
 @pytest.mark.parametrize("gamma0", [1.0, 2.0])

@@ -7,8 +7,8 @@ from torch import nn
 from torch_dmft import Probe, Problem, parameterize, solve
 from torch_dmft.core.errors import InsufficientMemoryError, UnsupportedModelError
 from torch_dmft.theory import solvers
+from torch_dmft.theory.chains.movement import feature_movement
 from torch_dmft.theory.choose import choose
-from torch_dmft.theory.movement import feature_movement
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(6, 5, generator=GENERATOR)

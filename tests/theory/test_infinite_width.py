@@ -14,8 +14,8 @@ import torch_dmft as dmft
 from tests.reference.ensembles import ensemble, observables
 from tests.reference.networks import Chain, Training
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError, UnsupportedProblemError
-from torch_dmft.theory.infinite.layers import InfiniteLinear
-from torch_dmft.theory.solvers.replicas import replica_generators
+from torch_dmft.theory.engine.layers import InfiniteLinear
+from torch_dmft.theory.replicas import replica_generators
 
 MakeGenerator = Callable[[int], torch.Generator]
 Pose = Callable[..., dmft.Problem]

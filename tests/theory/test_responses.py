@@ -12,8 +12,10 @@ from torch import Tensor
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.parameterization import parameterize
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.responses import Responses, responses
-from torch_dmft.theory.solve import Solver, solve
+from torch_dmft.theory.replicas import standard_error
+from torch_dmft.theory.responses.responses import Responses, responses
+from torch_dmft.theory.solve import solve
+from torch_dmft.theory.solver import Solver
 from torch_dmft.theory.solvers import (
     AlternatingMonteCarlo,
     DeepLinear,
@@ -22,7 +24,6 @@ from torch_dmft.theory.solvers import (
     StaticNTK,
     WideEnsemble,
 )
-from torch_dmft.theory.solvers.replicas import standard_error
 
 
 def half_square(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 from torch_dmft.theory.chain import Chain, HiddenLayer
 from torch_dmft.theory.covariance import covariance
-from torch_dmft.theory.infinite.twin import infinite_width
+from torch_dmft.theory.engine.twin import infinite_width
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.responses import Responses, responses
-from torch_dmft.theory.solve import Solver, solve
+from torch_dmft.theory.responses.responses import Responses, responses
+from torch_dmft.theory.solve import solve
+from torch_dmft.theory.solver import Solver
 
 __all__ = [
     "Chain",

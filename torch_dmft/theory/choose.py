@@ -16,12 +16,12 @@ from torch_dmft.core.errors import (
     UnsupportedProblemError,
 )
 from torch_dmft.theory import solvers
+from torch_dmft.theory.chains.movement import feature_movement
 from torch_dmft.theory.cost import Cost
-from torch_dmft.theory.movement import feature_movement
+from torch_dmft.theory.engine.posed import enough_neurons
+from torch_dmft.theory.engine.strides import check_strides
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solve import Solver, check_training
-from torch_dmft.theory.solvers.infinite_width import enough_neurons
-from torch_dmft.theory.solvers.strides import check_strides
+from torch_dmft.theory.solver import Solver, check_training
 
 _PATIENCE = 3600.0
 """Seconds on one core beyond which a solver is taken only if all take longer."""

@@ -11,7 +11,7 @@ import numpy as np
 from torch_dmft.architecture import Role
 from torch_dmft.core.activation import activation
 from torch_dmft.measurement.memory import require_memory
-from torch_dmft.theory.infinite.widen import rows_per_sample
+from torch_dmft.theory.coverage import rows_per_sample
 from torch_dmft.theory.problem import Problem
 
 _PEAK, _PER_ROW = 8e10, 2e9

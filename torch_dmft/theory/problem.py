@@ -15,7 +15,7 @@ from torch_dmft.measurement import Probe
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.chain import Chain, HiddenLayer, chain_of
 from torch_dmft.theory.checks import check_inputs, check_problem, check_targets, count_outputs, require_list
-from torch_dmft.theory.infinite.widen import refuse_unsupported
+from torch_dmft.theory.coverage import refuse_unsupported
 
 
 @dataclass(frozen=True)

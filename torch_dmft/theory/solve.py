@@ -5,35 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.errors import ConvergenceError, InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.theory.cost import Cost
+from torch_dmft.theory.choose import choose
 from torch_dmft.theory.problem import Problem
-
-
-@runtime_checkable
-class Solver(Protocol):
-    """A method: a frozen dataclass of its settings with these three functions.
-
-    One that covers more than SGD says so by a class attribute: ``takes = frozenset({"noise", "adam"})`` covers Langevin noise
-    and Adam.
-    """
-
-    def check(self, problem: Problem) -> None:
-        """Refuse, with a reason and a remedy, a problem outside the method's assumptions."""
-
-    def estimate(
-        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
-    ) -> Cost:
-        """Tell what solving a problem that ``check`` accepts will cost; ``record`` and ``two_time`` are those of ``solve``."""
-
-    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
-        """Solve the problem; ``record`` is ``(time,)`` sorted steps in 0..problem.steps to keep."""
+from torch_dmft.theory.solver import Solver, check_training
 
 
 def solve(
@@ -72,8 +52,6 @@ def solve(
     steps = problem.recorded(record)
     facts: dict[str, str | int | float | bool | None] = {}
     if solver is None:
-        from torch_dmft.theory.choose import choose  # the choice knows every solver, and they know this module
-
         solver, facts["chosen because"] = choose(problem, steps, two_time=two_time)
         if progress:
             print(f"{type(solver).__name__}: {facts['chosen because']}")
@@ -102,24 +80,3 @@ def _require_finite(found: Trajectory, problem: Problem) -> None:
     raise ConvergenceError(
         f"The solution is not finite in {problem.dtype}: training diverges.", remedy=f"an lr smaller than {problem.lr}"
     )
-
-
-def check_training(problem: Problem, solver: Solver) -> None:
-    """Refuse Langevin noise and Adam where the solver does not say that it takes them.
-
-    Raises:
-        UnsupportedProblemError: if so.
-    """
-    takes: frozenset[str] = getattr(solver, "takes", frozenset())
-    if problem.temperature and "noise" not in takes:
-        raise UnsupportedProblemError(
-            f"{type(solver).__name__} trains without noise.",
-            got=f"temperature={problem.temperature}",
-            remedy="solvers.AlternatingMonteCarlo() for chains, solvers.WideEnsemble() for any network, or temperature=0.0",
-        )
-    if problem.optimizer != "sgd" and "adam" not in takes:
-        raise UnsupportedProblemError(
-            f"{type(solver).__name__} trains by SGD; of steps that are not linear in the gradient there is no theory.",
-            got=f"optimizer={problem.optimizer!r}",
-            remedy='solvers.WideEnsemble(), a reference from wide networks, or optimizer="sgd"',
-        )

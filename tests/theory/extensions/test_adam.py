@@ -15,8 +15,8 @@ from tests.reference.ensembles import observables
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.theory import solvers
 from torch_dmft.theory.choose import choose
+from torch_dmft.theory.engine.posed import rotated
 from torch_dmft.theory.solvers import WideEnsemble, wide_ensemble
-from torch_dmft.theory.solvers.infinite_width import rotated
 
 STEPS, LR = 6, 0.1
 GENERATOR = torch.Generator().manual_seed(11)

@@ -15,11 +15,11 @@ from torch_dmft.architecture import Role
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.measurement import Probe
 from torch_dmft.parameterization import parameterize
+from torch_dmft.theory.chains.order_parameters import free_covariances
+from torch_dmft.theory.engine.networks import langevin_noise
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import solve
 from torch_dmft.theory.solvers import AlternatingMonteCarlo, FiniteWidth, InfiniteWidth, WideEnsemble
-from torch_dmft.theory.solvers.networks import langevin_noise
-from torch_dmft.theory.solvers.order_parameters import free_covariances
 
 STEPS = 6
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from tests.reference import ensembles, networks
 from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
 from torch_dmft.theory.chain import Chain, HiddenLayer
-from torch_dmft.theory.initial_kernels import InitialKernels
+from torch_dmft.theory.chains.initial_kernels import InitialKernels
+from torch_dmft.theory.chains.squared_error import error_scale, lazy_outputs
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import solve
 from torch_dmft.theory.solvers import static_ntk
-from torch_dmft.theory.solvers.squared_error import error_scale, lazy_outputs
 from torch_dmft.theory.solvers.static_ntk import StaticNTK, _descend, _flow
 
 LR, STEPS, GAIN, GAMMA0 = 0.3, 8, 1.2, 0.01

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.theory.infinite.layers import InfiniteLinear
+from torch_dmft.theory.engine.layers import InfiniteLinear
+from torch_dmft.theory.engine.passes import AutogradPass, Passes
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solvers import InfiniteWidth
 from torch_dmft.theory.solvers.infinite_width import train_replicas
-from torch_dmft.theory.solvers.passes import AutogradPass, Passes
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Fields, Trajectory, combine
 from torch_dmft.measurement.fields import handful
 from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.chains.assembly import assemble, require_chain
+from torch_dmft.theory.chains.order_parameters import OrderParameters, SiteSampler
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solvers.assembly import assemble, require_chain, track
-from torch_dmft.theory.solvers.order_parameters import OrderParameters, SiteSampler
-from torch_dmft.theory.solvers.replicas import average
+from torch_dmft.theory.replicas import average
+from torch_dmft.theory.stepping import track
 
 _HOPELESS = 1e6  # a relative change; many grow to ten and settle all the same
 _ROUND_OFF = 1e-10  # relative: covariances are cut off there, see ``causal_root``

@@ -16,10 +16,11 @@ from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.chains.assembly import assemble, gram, require_chain
+from torch_dmft.theory.chains.latent_chain import LatentChain, combine, stacked
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solvers.assembly import assemble, error_signal, gram, require_chain, require_finite, track
-from torch_dmft.theory.solvers.latent_chain import LatentChain, combine, stacked
+from torch_dmft.theory.stepping import error_signal, require_finite, track
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,15 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, networks_cost, twin_cost
-from torch_dmft.theory.infinite.lazy_layer import LazyLayer
-from torch_dmft.theory.infinite.twin import default_tolerance
-from torch_dmft.theory.infinite.widen import refuse_unsupported, refuse_unwidenable
+from torch_dmft.theory.coverage import refuse_unsupported, refuse_unwidenable
+from torch_dmft.theory.engine.lazy_layer import LazyLayer
+from torch_dmft.theory.engine.networks import initialise, langevin_noise, network_of
+from torch_dmft.theory.engine.posed import renamed, rotated, twin_of
+from torch_dmft.theory.engine.training import train_and_record
+from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solvers.assembly import track
-from torch_dmft.theory.solvers.infinite_width import renamed, rotated, twin_of
-from torch_dmft.theory.solvers.networks import initialise, langevin_noise, network_of
-from torch_dmft.theory.solvers.replicas import average, replica_generators
-from torch_dmft.theory.solvers.training import train_and_record
+from torch_dmft.theory.replicas import average, replica_generators
+from torch_dmft.theory.stepping import track
 
 _DENSE_FROM = 0.4
 """Rank per width from which a dense matrix is cheaper: a step takes about 14 N k flops per row, a dense one 6 N^2."""
@@ -38,7 +38,7 @@ class FiniteWidth:
 
     At large width kernels are Gaussian around the limit, k ~ N(k* + a / N, Sigma / N) (Bordelon & Pehlevan 2022, section
     5.2). The mean and Sigma are estimated from ``replicas`` independent networks, each sampled lazily: exactly i.i.d.
-    networks of width N (``torch_dmft.theory.infinite.latents``, law "network"), for O(N k) time and memory per matrix
+    networks of width N (``torch_dmft.theory.gaussian.latents``, law "network"), for O(N k) time and memory per matrix
     instead of O(N^2). Where that saves nothing (small widths, or training that explores so many directions that the rank
     k exceeds 0.4 N), for Langevin noise, and for architectures that the engine does not cover (BatchNorm), ordinary
     dense networks of the same law are trained.

@@ -14,11 +14,11 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.cost import Cost
+from torch_dmft.theory.engine.passes import Passes
+from torch_dmft.theory.engine.training import known_targets, lazy_layers, make_room, probe_of
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solvers.assembly import require_finite
 from torch_dmft.theory.solvers.infinite_width import InfiniteWidth, train_replicas
-from torch_dmft.theory.solvers.passes import Passes
-from torch_dmft.theory.solvers.training import known_targets, lazy_layers, make_room, probe_of
+from torch_dmft.theory.stepping import require_finite
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,16 +12,16 @@ from torch import Tensor
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, twin_cost
-from torch_dmft.theory.infinite.twin import default_tolerance, infinite_width
-from torch_dmft.theory.infinite.widen import refuse_unsupported
+from torch_dmft.theory.coverage import refuse_unsupported
+from torch_dmft.theory.engine.posed import enough_neurons, renamed, rotated, twin_of
+from torch_dmft.theory.engine.strides import check_strides, train_in_strides
+from torch_dmft.theory.engine.training import lazy_layers, train_and_record
+from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solvers.assembly import layer_names, track
-from torch_dmft.theory.solvers.replicas import average, replica_generators
-from torch_dmft.theory.solvers.strides import check_strides, train_in_strides
-from torch_dmft.theory.solvers.training import lazy_layers, train_and_record
+from torch_dmft.theory.replicas import average, replica_generators
+from torch_dmft.theory.stepping import track
 
 Train = Callable[..., Trajectory]
 """Trains a model on a problem and records it, with the signature of ``train_and_record``."""
@@ -39,7 +37,7 @@ class InfiniteWidth:
 
     Solves the field equations of Bordelon & Pehlevan 2022 (eqs. 9 and 10) in discrete time: S neurons per width carry the
     fields h and z, and the Gaussian weight matrices between them are sampled only along the features and gradients that
-    training produces (``torch_dmft.theory.infinite.matrix``). The responses A and B, the equal-time one included, come out
+    training produces (``torch_dmft.theory.engine.matrix``). The responses A and B, the equal-time one included, come out
     of that sampling; nothing is iterated.
 
     Assumes N -> infinity at fixed data, steps and gamma0. Any loss, several outputs, minibatches, momentum, weight decay
@@ -59,7 +57,7 @@ class InfiniteWidth:
             min(1e-2, 1/sqrt(S R)) * min(1, gamma0).
         generator: source of randomness; None for a fresh one with seed 0.
         strides: take several steps at once while the tangent kernel moves along a straight line, as it does at the end of
-            training; see ``torch_dmft.theory.solvers.strides``. The answer then costs as many passes as features need to
+            training; see ``torch_dmft.theory.engine.strides``. The answer then costs as many passes as features need to
             learn, ``metadata["passes"]``, instead of T, and is off by a tenth to two thirds of the sampling error, which
             the standard error does not count (linear chains, which sampling leaves exact, by some tenths of a percent).
             Kinks and minibatches make kernels jitter, and save little. For chains without momentum and weight decay;
@@ -127,11 +125,6 @@ class InfiniteWidth:
         return default_tolerance(problem.gamma0, self.neurons * self.replicas)
 
 
-def enough_neurons(problem: Problem) -> int:
-    """The power of two from which on the rows of the data, and their gradients, take at most an eighth of the directions."""
-    return int(2 ** math.ceil(math.log2(8 * problem.samples * (1 + problem.outputs))))
-
-
 def train_replicas(
     solver: InfiniteWidth,
     problem: Problem,
@@ -170,60 +163,3 @@ def train_replicas(
         )
     answer = average(runs, origin=origin, metadata=facts, loss=posed.training_loss)
     return renamed(answer, problem)
-
-
-def twin_of(
-    problem: Problem, neurons: int, *, tolerance: float, generator: torch.Generator, law: str, responses: bool
-) -> Plan:
-    """The infinite-width twin of a problem's network."""
-    example = problem.inputs[:2]
-    settings: dict[str, Any] = {
-        "tolerance": tolerance,
-        "generator": generator,
-        "law": law,
-        "responses": responses,
-        "rank": problem.samples * (3 + problem.outputs),
-    }
-    if problem.chain is None:
-        assert problem.network is not None  # a problem without a chain has a network
-        return infinite_width(problem.network, example, neurons=neurons, **settings)
-    chain = problem.chain
-    names = [str(2 * index) for index in range(chain.depth)]
-    return infinite_width(
-        chain.build,
-        example,
-        gamma0=problem.gamma0,
-        neurons=neurons,
-        gain={name: layer.gain for name, layer in zip(names, chain.hidden, strict=True)},
-        bias_std={name: layer.bias_std or 0.0 for name, layer in zip(names, chain.hidden, strict=True)},
-        **settings,
-    )
-
-
-def rotated(problem: Problem) -> Problem:
-    """The same problem with the inputs of a chain in an orthonormal basis of their span, if that is smaller.
-
-    A Gaussian first layer does not see rotations of the input, and coordinates that no row uses are never trained. Of
-    independent rows the basis is the one in which each has a coordinate of its own, as far as that goes: the symmetric root
-    of their Gram matrix. Adam, which treats every entry of a weight by itself, sees rotations.
-    """
-    flat = problem.inputs.flatten(1)
-    if problem.chain is None or flat.shape[1] <= len(flat) or problem.optimizer != "sgd":
-        return problem
-    left, singular, _ = torch.linalg.svd(flat.double(), full_matrices=False)
-    used = singular > singular[0] * 1e-12 * flat.shape[1]
-    coordinates = left[:, used] * singular[used]
-    if bool(used.all()):
-        coordinates = coordinates @ left.T
-    dim = coordinates.shape[1]
-    inputs = (coordinates * math.sqrt(dim / flat.shape[1])).to(problem.inputs)
-    return replace(problem, inputs=inputs, chain=replace(problem.chain, input_dim=dim))
-
-
-def renamed(trajectory: Trajectory, problem: Problem) -> Trajectory:
-    """With the module paths of the problem's own network."""
-    if problem.chain is None:
-        return trajectory
-    names = layer_names(problem, problem.chain)
-    layers = tuple(replace(layer, name=name) for layer, name in zip(trajectory.layers, names, strict=True))
-    return replace(trajectory, layers=layers)

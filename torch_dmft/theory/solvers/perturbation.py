@@ -21,13 +21,14 @@ from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.chains.assembly import assemble, require_chain
+from torch_dmft.theory.chains.expanded_site import Drive, PairAverages, SecondMoments, Site, sample
+from torch_dmft.theory.chains.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
-from torch_dmft.theory.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solvers.assembly import assemble, error_signal, require_chain, require_finite, track
-from torch_dmft.theory.solvers.expanded_site import Drive, PairAverages, SecondMoments, Site, sample
-from torch_dmft.theory.solvers.replicas import average
+from torch_dmft.theory.replicas import average
+from torch_dmft.theory.stepping import error_signal, require_finite, track
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,12 @@ from torch import Tensor
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.theory.chains.assembly import assemble, require_chain
+from torch_dmft.theory.chains.initial_kernels import InitialKernels
+from torch_dmft.theory.chains.squared_error import error_scale, lazy_outputs
 from torch_dmft.theory.cost import Cost, deterministic_cost
-from torch_dmft.theory.initial_kernels import InitialKernels
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solvers.assembly import assemble, error_signal, require_chain, require_finite, track
-from torch_dmft.theory.solvers.squared_error import error_scale, lazy_outputs
+from torch_dmft.theory.stepping import error_signal, require_finite, track
 
 _MOST_CALLS = 50_000  # of the error signal in one integration: half a minute
 

@@ -40,13 +40,14 @@ from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.theory.chain import Chain, HiddenLayer
+from torch_dmft.theory.chains.assembly import assemble, require_chain
+from torch_dmft.theory.chains.latent_chain import LatentChain, combine, stacked
+from torch_dmft.theory.chains.squared_error import error_scale
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solve import check_training
-from torch_dmft.theory.solvers.assembly import assemble, require_chain, track
+from torch_dmft.theory.solver import check_training
 from torch_dmft.theory.solvers.deep_linear import require_linear
-from torch_dmft.theory.solvers.latent_chain import LatentChain, combine, stacked
-from torch_dmft.theory.solvers.squared_error import error_scale
+from torch_dmft.theory.stepping import track
 
 _MOST_HALVINGS = 8
 

@@ -17,14 +17,14 @@ from torch_dmft.measurement.subject import optimizer_facts
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator, require_list
 from torch_dmft.theory.cost import Cost, extrapolation_error, networks_cost
-from torch_dmft.theory.infinite.widen import refuse_unwidenable
+from torch_dmft.theory.coverage import refuse_unwidenable
+from torch_dmft.theory.engine.matched_start import match_moments, matchable
+from torch_dmft.theory.engine.networks import initialise, langevin_noise, negate_readout, network_of
+from torch_dmft.theory.engine.posed import renamed, rotated
+from torch_dmft.theory.engine.training import optimizer_of, train_and_record
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solvers.assembly import track
-from torch_dmft.theory.solvers.infinite_width import renamed, rotated
-from torch_dmft.theory.solvers.matched_start import match_moments, matchable
-from torch_dmft.theory.solvers.networks import initialise, langevin_noise, negate_readout, network_of
-from torch_dmft.theory.solvers.replicas import average
-from torch_dmft.theory.solvers.training import optimizer_of, train_and_record
+from torch_dmft.theory.replicas import average
+from torch_dmft.theory.stepping import track
 
 
 @dataclass(frozen=True)

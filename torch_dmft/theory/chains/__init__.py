@@ -1,0 +1,1 @@
+"""Dense chains seen one neuron at a time: single sites, order parameters, latents, and what closed forms share."""

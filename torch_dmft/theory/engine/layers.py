@@ -1,0 +1,100 @@
+"""Layers of infinite width: drop-ins for nn.Linear between two wide axes and from the last one to the outputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.theory.engine.lazy_layer import LazyLayer
+from torch_dmft.theory.engine.matrix import GaussianMatrix
+from torch_dmft.theory.gaussian.latents import Population
+
+
+class InfiniteLinear(LazyLayer):
+    """A hidden ``nn.Linear`` between two populations, of cost O(S k) instead of O(S^2) per row.
+
+    Args:
+        inputs: population of the inputs.
+        outputs: population of the outputs.
+        gain: g.
+        bias: initial bias ``(S_out,)``, or None for no bias.
+        tolerance: see ``GaussianMatrix``.
+        responses: see ``GaussianMatrix``.
+        rank: largest number of directions per basis.
+        positions: see ``LazyLayer``.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        inputs: Population,
+        outputs: Population,
+        *,
+        gain: float,
+        bias: Tensor | None = None,
+        tolerance: float,
+        responses: bool = True,
+        rank: int = 512,
+        positions: int = 1,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = inputs.size, outputs.size
+        matrix = GaussianMatrix(inputs, outputs, tolerance=tolerance, responses=responses)
+        self.start(matrix, gain=gain, rank=rank, positions=positions)
+        self.bias = None if bias is None else nn.Parameter(bias.to(inputs.known.storage))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to ``(..., S_in)``; gives ``(..., S_out)``."""
+        if x.shape[-1] != self.in_features:
+            raise InvalidInputError(
+                "The last axis must hold the neurons of the layer.",
+                got=f"{tuple(x.shape)} for {self.in_features} inputs",
+            )
+        rows = self.multiply(x.reshape(-1, self.in_features))
+        output = rows.reshape(*x.shape[:-1], self.out_features)
+        return output if self.bias is None else output + self.bias
+
+    def extra_repr(self) -> str:
+        """Sizes and ranks, for ``print(model)``."""
+        return f"{self.in_features}, {self.out_features}, gain={self.gain:g}, rank={self.rank}"
+
+
+class InfiniteReadout(nn.Linear):
+    """A readout whose weights are drawn at the first forward pass, orthogonal over the neurons to the features they meet.
+
+    The weights are the last population's latents w(0); drawing them late makes f(0) = w . phi(h) / (gamma0 S) vanish exactly
+    on the rows first seen, as it does in the limit, instead of being noise of size 1 / (gamma0 sqrt S).
+
+    Args:
+        population: the last hidden population.
+        out_features: C.
+        std: initial standard deviation, 1 / (gamma0 S).
+        bias: whether each output has a bias, zero at the start.
+    """
+
+    keeps_what_it_reveals = True  # drawn once, also if a measurement comes first (core.undisturbed)
+    drawn: Tensor
+
+    def __init__(self, population: Population, out_features: int, *, std: float, bias: bool) -> None:
+        like = population.known.storage
+        super().__init__(population.size, out_features, bias=bias, dtype=like.dtype, device=like.device)
+        self.population, self.std = population, std
+        self.register_buffer("drawn", torch.tensor(False, device=like.device))
+
+    def reset_parameters(self) -> None:
+        """Zeros, where ``nn.Linear`` would take random numbers of torch's own: weights are drawn when features are met."""
+        for parameter in self.parameters(recurse=False):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to ``(..., S)``, drawing its weights first if that has not been done."""
+        if not self.drawn:
+            with torch.no_grad():
+                rows = x.detach().reshape(-1, x.shape[-1])
+                norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+                self.population.observe(rows / norms.clamp_min(torch.finfo(rows.dtype).tiny))
+                self.weight.copy_(self.std * self.population.draw(self.out_features))
+                self.drawn.fill_(True)
+        return super().forward(x)

@@ -1,0 +1,86 @@
+"""Initial weights of plain networks with matched moments: the same limit of infinite width, seen through less noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_dmft.architecture import Role
+from torch_dmft.parameterization import ParameterRule, Plan
+from torch_dmft.theory.gaussian.rows import orthonormal_
+
+_SHARE = 1 / 4
+"""Columns per neuron up to which they are matched: their last moments are free."""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """A parameter that brings each of N neurons one number per column.
+
+    Attributes:
+        parameter: the parameter.
+        rule: its rule.
+        rows: ``(column, neuron)``, its entries in units of their standard deviation.
+    """
+
+    parameter: Tensor
+    rule: ParameterRule
+    rows: Tensor
+
+    def put(self, rows: Tensor) -> None:
+        """Write these rows into the parameter."""
+        entries = rows if self.rule.role is Role.READOUT else rows.T
+        self.parameter.copy_(entries.reshape(self.parameter.shape) * self.rule.std)
+
+
+def matchable(plan: Plan) -> tuple[bool, ...]:
+    """For every population of N neurons whether its columns are few, at most N / 4.
+
+    Ask the smallest of several widths and match the same populations at all of them: two laws have two corrections b / N.
+    """
+    return tuple(sum(len(part.rows) for part in parts) <= _SHARE * size for size, parts in _populations(plan))
+
+
+@torch.no_grad()
+def match_moments(plan: Plan, which: Sequence[bool]) -> None:
+    """Whiten, in place, the initial columns of input weights, biases and readout over the neurons that they belong to.
+
+    The columns of one population are made mean-zero, mutually orthogonal and of second moment one, so that these moments do
+    not fluctuate: w -> sqrt(N) (w w^T)^(-1/2) w, without the mean, for rows w of Gaussians. Any few entries stay independent
+    Gaussians up to O(1/N). Weights between widths stay as they are, since orthogonal matrices have another limit.
+
+    Args:
+        plan: a network as ``initialise`` left it.
+        which: the populations to match, see ``matchable``.
+    """
+    for (size, parts), wanted in zip(_populations(plan), which, strict=True):
+        if wanted:
+            rows = torch.cat([part.rows for part in parts])
+            constant = rows.new_full((1, size), size**-0.5)
+            matched = orthonormal_(rows, constant) * size**0.5
+            for part, own in zip(parts, matched.split([len(part.rows) for part in parts]), strict=True):
+                part.put(own)
+
+
+def _populations(plan: Plan) -> list[tuple[int, list[_Columns]]]:
+    """Number of neurons and columns of every width axis, in the order of the forward pass."""
+    rules = {rule.name: rule for rule in plan.rules}
+    found: dict[tuple[int | None, int], list[_Columns]] = {}
+
+    def add(name: str, axis: int | None) -> None:
+        parameter, rule = plan.model.get_parameter(name), rules[name]
+        if rule.std:
+            entries = parameter if rule.role is Role.READOUT else parameter.reshape(len(parameter), -1).T
+            found.setdefault((axis, entries.shape[1]), []).append(_Columns(parameter, rule, entries / rule.std))
+
+    for layer in plan.architecture.layers:
+        if layer.role is Role.INPUT:
+            add(layer.weight, layer.out_axis)
+        elif layer.role is Role.READOUT:
+            add(layer.weight, layer.in_axis)
+        if layer.bias is not None and rules[layer.bias].role is Role.VECTOR:
+            add(layer.bias, layer.out_axis)
+    return [(size, parts) for (_, size), parts in found.items()]

@@ -1,0 +1,205 @@
+"""One pass through a model, from which a step of training and a measurement are both taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torch_dmft.architecture import Layer, Role
+from torch_dmft.core.activation import Activation, activation
+from torch_dmft.measurement import capture, measure
+from torch_dmft.measurement.gradients import Layouts
+from torch_dmft.measurement.normal_form import Stream, backward_gram, forward_gram
+from torch_dmft.measurement.snapshot import LayerSnapshot, Snapshot, output_rows, squeeze_outputs
+from torch_dmft.measurement.subject import Subject
+from torch_dmft.theory.engine.layers import InfiniteLinear
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A forward pass of a model and what can be had from it, a measurement first.
+
+    Attributes:
+        outputs: f, ``(sample, output)``.
+    """
+
+    outputs: Tensor
+
+    def measure(self) -> Snapshot:
+        """Kernels of all layers."""
+
+    def backward(self, error: Float[Tensor, "sample output"]) -> None:
+        """Set the gradients of all parameters to those of the loss with the error signal Delta = -dL/df."""
+
+
+class Passes:
+    """Makes the passes of one model, written out where it is a dense chain, else by autograd."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.layouts: Layouts | None = None
+        self.weights = [
+            (layer, subject.model.get_submodule(layer.path), layer.activation or "linear")
+            for layer in subject.architecture.layers
+        ]
+        self.rates = {name: subject.rate(name) for name, _ in subject.model.named_parameters()}
+        linear = all(isinstance(module, nn.Linear | InfiniteLinear) for _, module, _ in self.weights)
+        self.written_out = subject.architecture.is_chain and linear
+
+    def __call__(self, inputs: Tensor, *, measured: bool) -> Pass:
+        """Run the model; ``measured`` tells whether ``measure`` will be called."""
+        if self.written_out and inputs.ndim == 2:
+            return ChainPass(self, inputs)
+        return AutogradPass(self, inputs, measured=measured)
+
+
+class AutogradPass:
+    """A pass of any model."""
+
+    def __init__(self, passes: Passes, inputs: Tensor, *, measured: bool) -> None:
+        self._passes = passes
+        if measured:
+            with capture(passes.subject) as self._taps:
+                outputs = passes.subject.run(inputs)
+        else:
+            outputs = passes.subject.run(inputs)
+        self._attached = output_rows(outputs, len(inputs))
+        self.outputs = self._attached.detach()
+
+    def measure(self) -> Snapshot:
+        """Kernels of all layers."""
+        taken = measure(self._taps, self._attached, layouts=self._passes.layouts, retain_graph=True)
+        self._passes.layouts = taken.layouts
+        return taken
+
+    def backward(self, error: Float[Tensor, "sample output"]) -> None:
+        """Set the gradients of all parameters."""
+        self._passes.subject.model.zero_grad()
+        self._attached.backward(gradient=-error)
+
+
+@dataclass(eq=False)
+class _Weight:
+    """One weight of a chain during a pass.
+
+    Attributes:
+        layer: what it is.
+        module: the weight.
+        phi: the activation behind it.
+        x: its inputs, ``(sample, neuron)``.
+        h: its outputs, ``(sample, neuron)``.
+        c: coordinates of its inputs, if it is lazily sampled.
+        g: gradients by h of the outputs, or of one combination of them: ``(sample, output, neuron)``.
+        d: coordinates of g, if the weight is lazily sampled.
+    """
+
+    layer: Layer
+    module: nn.Module
+    phi: Activation
+    x: Tensor
+    h: Tensor
+    c: Tensor | None = None
+    g: Tensor | None = None
+    d: Tensor | None = None
+
+
+class ChainPass:
+    r"""A pass of a dense chain, of finite or infinite width, written out.
+
+    .. math::
+        h^{l+1} = W^l \phi(h^l) + b^{l+1}, \qquad
+        \frac{\partial f_c}{\partial h^l} = \phi'(h^l) \odot {W^l}^T \frac{\partial f_c}{\partial h^{l+1}} .
+
+    The gradients of each output, which a measurement needs, serve the update too: the gradient of the loss by a weight is
+    sum over mu and c of -Delta_c(mu) df_c(mu)/dh x(mu)^T. Without a measurement only their sum over outputs is computed.
+    """
+
+    @torch.no_grad()
+    def __init__(self, passes: Passes, inputs: Tensor) -> None:
+        self.subject, self._rates = passes.subject, passes.rates
+        self._weights: list[_Weight] = []
+        x = inputs
+        for layer, module, name in passes.weights:
+            phi, c = activation(name), None
+            if isinstance(module, InfiniteLinear):
+                h, c, _ = module.forward_rows(x)
+                h = h if module.bias is None else h.add_(module.bias)
+            else:
+                h = module(x)
+            self._weights.append(_Weight(layer, module, phi, x, h, c))
+            x = phi.function(h)
+        self.outputs = h
+
+    @torch.no_grad()
+    def measure(self) -> Snapshot:
+        """Kernels of all layers."""
+        samples, outputs = self.outputs.shape
+        unit = torch.eye(outputs, dtype=self.outputs.dtype, device=self.outputs.device)
+        self._descend(unit.expand(samples, outputs, outputs))
+        layers = tuple(self._kernels(weight) for weight in self._weights)
+        total = torch.stack([layer.ntk for layer in layers]).sum(0)
+        return Snapshot(self.outputs, layers, total, None)
+
+    @torch.no_grad()
+    def backward(self, error: Float[Tensor, "sample output"]) -> None:
+        """Set the gradients of all parameters."""
+        coefficients = -error
+        if self._weights[0].g is None:
+            self._descend(coefficients.unsqueeze(1))
+            coefficients = torch.ones_like(error[:, :1])
+        for weight in self._weights:
+            assert weight.g is not None  # set by _descend
+            module = weight.module
+            if isinstance(module, InfiniteLinear):
+                assert weight.c is not None  # set by the forward pass
+                assert weight.d is not None  # set by _descend
+                combined = (coefficients.unsqueeze(1) @ weight.d).squeeze(1)
+                module.core.grad = module.core_gradient(combined, weight.c, weight.c.shape[1])
+                module.initial_scale.grad = torch.zeros_like(module.initial_scale)
+            else:
+                combined = (coefficients.unsqueeze(1) @ weight.g).squeeze(1)
+                module.get_parameter("weight").grad = (weight.x.T @ combined).T
+            if weight.layer.bias is not None:
+                module.get_parameter("bias").grad = torch.einsum("sc,scn->n", coefficients, weight.g)
+
+    def _descend(self, cotangents: Float[Tensor, "sample k output"]) -> None:
+        """Gradients of sum_c v_c f_c by every h, for k combinations v of the outputs per sample."""
+        samples, count, _ = cotangents.shape
+        g = cotangents
+        for index, weight in reversed(list(enumerate(self._weights))):
+            weight.g = g
+            rows = g.flatten(0, 1)
+            if isinstance(weight.module, InfiniteLinear):
+                d, back = weight.module.backward_rows(rows)
+                weight.d = d.unflatten(0, (samples, count))
+                assert back is not None  # wanted
+            elif index:
+                back = rows @ weight.module.get_parameter("weight")
+            else:
+                return
+            below = self._weights[index - 1]
+            slope = below.phi.slope(below.h, weight.x)
+            g = back.unflatten(0, (samples, count)).mul_(slope.unsqueeze(1))
+
+    def _kernels(self, weight: _Weight) -> LayerSnapshot:
+        assert weight.g is not None  # set by _descend
+        layer = weight.layer
+        stream = Stream(
+            layer,
+            self.subject.gamma0,
+            (weight.x.unsqueeze(1),),
+            (weight.h.unsqueeze(1),),
+            (weight.g.unsqueeze(2),),
+        )
+        forward, backward = forward_gram(stream, stream), backward_gram(stream, stream)
+        # df/dW df/dW = (x x)(df/dh df/dh), with x x = fan_in Phi and df/dh df/dh as G is scaled.
+        features = 1 if layer.role is Role.READOUT else layer.out_features
+        unscaled = backward * (features / stream.gradient_scale**2)
+        ntk = self._rates[layer.weight] * layer.fan_in * forward[:, None, :, None] * unscaled
+        if layer.bias is not None:
+            ntk = ntk + self._rates[layer.bias] * unscaled
+        return LayerSnapshot(layer.path, forward, squeeze_outputs(backward), squeeze_outputs(ntk), stream)

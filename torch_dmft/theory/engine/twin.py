@@ -1,0 +1,283 @@
+"""infinite_width: the infinite-width twin of a model, ready to be trained by an ordinary loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from torch_dmft.architecture import Architecture, Layer, Role, Vector, describe
+from torch_dmft.architecture.rules import Weight, rule
+from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
+from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
+from torch_dmft.parameterization import ParameterRule, Plan, mean_field, parameter_rules
+from torch_dmft.theory.coverage import refuse_unsupported, rows_per_sample
+from torch_dmft.theory.engine.conv import InfiniteConv
+from torch_dmft.theory.engine.layers import InfiniteLinear, InfiniteReadout
+from torch_dmft.theory.gaussian.latents import Population
+
+_TEMPLATE_WIDTH = 240
+"""Width at which the model of a factory is looked at: small, and a multiple of most numbers of heads."""
+
+
+def default_tolerance(gamma0: float, draws: int = 1) -> float:
+    """Largest relative part of a feature or gradient vector that the engine ignores.
+
+    1e-2, or less where it would show: lazy features move by O(gamma0) only, and more draws of neurons sample more precisely
+    (1e-2 changes kernels by less than half of what sampling 4096 neurons does, and the change falls at least in proportion).
+    """
+    return min(1e-2, draws**-0.5 if draws > 1 else 1.0) * min(1.0, gamma0)
+
+
+def infinite_width(
+    model_or_factory: nn.Module | Plan | Callable[[int], nn.Module],
+    example_input: Tensor,
+    gamma0: float = 1.0,
+    neurons: int = 8192,
+    *,
+    gain: float | str | Mapping[str, float] = "auto",
+    bias_std: Mapping[str, float] | None = None,
+    law: str = "limit",
+    responses: bool = True,
+    tolerance: float | None = None,
+    rank: int = 512,
+    generator: torch.Generator | None = None,
+) -> Plan:
+    """The infinite-width twin of a model: the same module with ``neurons`` neurons per width and lazily sampled weights.
+
+    Hidden ``nn.Linear`` layers become ``InfiniteLinear``, hidden convolutions ``InfiniteConv``, the readout
+    ``InfiniteReadout``. Everything else (activations, pooling, residual sums, LayerNorm, RMSNorm, attention) is the model's
+    own code, whose averages over neurons run over the sample; factors of scores have to fall like 1/width between the model
+    and one of twice its width. Train ``plan.model`` with ``plan.param_groups(lr)`` and
+    ``torch.optim.SGD``; measure it with ``Recorder(plan, probe)``.
+
+    Convolutions meet new directions with every pixel: allow for them with ``rank``. A layer that has met as many as it has
+    neurons (``layer.saturated``) is that of an ordinary network of width S. Where an axis is made from others (a feature map
+    that is flattened rather than averaged, a concatenation), latents are plain: errors are larger, but not biased.
+
+    Args:
+        model_or_factory: a model, the ``Plan`` of a wrapped model (whose gains and gamma0 are kept), or a function
+            width -> model.
+        example_input: a batch that the model accepts; its dtype and device are the twin's.
+        gamma0: feature-learning strength; a plan brings its own.
+        neurons: S, the sample that stands for infinity: width of the readout's input, other widths in proportion
+            (for a factory, the width it is called with).
+        gain: g of input and hidden weights: ``"auto"`` by the activation, a number, or a number per module path.
+        bias_std: standard deviation of the Gaussian initial biases per module path; biases not named start at zero.
+        law: ``"limit"`` (variance-reduced, for N = infinity) or ``"network"`` (exactly the law of a network of width S).
+        responses: False drops the responses A and B, the gradient-independence ansatz.
+        tolerance: relative part of a vector that may stay outside the sampled bases; default 1e-2 * min(1, gamma0).
+        rank: room for this many directions per hidden layer and side.
+        generator: source of randomness; default a fresh one with seed 0.
+
+    Returns:
+        A ``Plan`` whose ``model`` is the twin. There is nothing to undo: the model given is left as it was.
+
+    Raises:
+        UnsupportedModelError: for layers whose infinite-width law is not implemented, with every place named.
+        InvalidInputError: for settings that make no sense.
+    """
+    if neurons < 16 or law not in ("limit", "network") or not 0 < gamma0 < math.inf:
+        raise InvalidInputError(
+            'At least 16 neurons, gamma0 > 0 and law "limit" or "network" are needed.',
+            got=f"neurons={neurons}, gamma0={gamma0}, law={law!r}",
+        )
+    generator = generator or torch.Generator().manual_seed(0)
+    if isinstance(model_or_factory, Plan):
+        gamma0 = model_or_factory.gamma0
+        narrow, architecture, rules = model_or_factory.model, model_or_factory.architecture, model_or_factory.rules
+        biases = {rule.path: rule.std for rule in rules if rule.role is Role.VECTOR}
+    else:
+        if isinstance(model_or_factory, nn.Module):
+            narrow = model_or_factory
+        else:
+            narrow = _built(model_or_factory, _TEMPLATE_WIDTH, example_input)
+        architecture = describe(narrow, example_input)
+        common = "auto" if isinstance(gain, Mapping) else gain
+        rules = parameter_rules(architecture, narrow, gamma0=gamma0, gain=common)
+        biases = {}
+    if not isinstance(model_or_factory, nn.Module | Plan):
+        unit = math.lcm(
+            *(_TEMPLATE_WIDTH // math.gcd(_TEMPLATE_WIDTH, each.size) for each in architecture.dot_products)
+        )
+        if neurons % unit:
+            raise InvalidInputError(
+                "The neurons have to be divisible into heads.",
+                got=f"{neurons} neurons",
+                remedy=f"neurons={math.ceil(neurons / unit) * unit}",
+            )
+    refuse_unsupported(narrow, architecture)
+    _refuse_other_starts(architecture, rules)
+    if architecture.dot_products:  # a look at one width cannot tell how their factors depend on it
+        if isinstance(model_or_factory, nn.Module | Plan):
+            doubled = widened(narrow, architecture, 2 * architecture.width)
+            materialise(doubled, example_input)
+        else:
+            doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
+        describe(doubled, example_input, like=architecture)
+    positions = rows_per_sample(narrow, architecture, example_input)
+    gains = {rule.path: rule.gain for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)}
+    gains |= gain if isinstance(gain, Mapping) else {}
+    biases |= bias_std or {}
+    if isinstance(model_or_factory, nn.Module | Plan):
+        wide = widened(narrow, architecture, neurons)
+    else:
+        with torch.device("meta"):
+            wide = model_or_factory(neurons)
+    architecture = _resized(architecture, wide)
+    # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
+    matched = "network" if has_composite_axes(architecture) else law
+    draw = _Draw(matched, generator, example_input, gains, biases, quasi=not architecture.has_parts)
+    for layer in architecture.layers:
+        settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
+        settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path])}
+        module = wide.get_submodule(layer.path)
+        wide.set_submodule(layer.path, draw.layer(layer, module, architecture.width, gamma0, settings))
+    materialise(wide, example_input)
+    architecture = replace(architecture, layers=tuple(_renamed(layer) for layer in architecture.layers))
+    twin_rules = _rules(wide, architecture, gamma0, gains)
+    origin = "theory (N=inf)" if law == "limit" else f"lazily sampled network (N={architecture.width})"
+    return Plan(wide, architecture, twin_rules, scheme="mean_field", gamma0=gamma0, origin=origin, optimizers=("sgd",))
+
+
+def _built(factory: Callable[[int], nn.Module], width: int, like: Tensor) -> nn.Module:
+    """A model to look at: its weights are thrown away, and should cost no random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        model = factory(width).to(like.device)
+    return model.to(like.dtype) if like.is_floating_point() else model  # embeddings are refused by name, not by dtype
+
+
+def _refuse_other_starts(architecture: Architecture, rules: tuple[ParameterRule, ...]) -> None:
+    """Refuse norm layers whose gain or shift did not start at one and zero, as those of the twin do."""
+    started = {rule.name: rule.std for rule in rules}
+    places = [
+        Place(
+            vector.path,
+            f"{vector.name} starts at a root mean square of {started[vector.name]:.3g}, which the twin cannot take over",
+            "start norm layers at gain 1 and shift 0",
+        )
+        for vector in architecture.vectors
+        if not math.isclose(started[vector.name], float(vector.name.endswith("weight")), abs_tol=1e-6)
+    ]
+    if places:
+        raise UnsupportedModelError("The theory cannot predict this model:", places)
+
+
+class _Draw:
+    """Draws the twin's layers; layers that share a width axis share its population."""
+
+    def __init__(
+        self,
+        law: str,
+        generator: torch.Generator,
+        like: Tensor,
+        gains: Mapping[str, float],
+        biases: Mapping[str, float],
+        *,
+        quasi: bool,
+    ) -> None:
+        self.law, self.generator, self.like, self.gains, self.biases = law, generator, like, gains, biases
+        self.quasi = quasi
+        self.populations: dict[int, Population] = {}
+
+    def population(self, axis: int | None, size: int) -> Population:
+        assert axis is not None  # input and hidden layers write widths, hidden and readout layers read them
+        if axis not in self.populations:
+            self.populations[axis] = Population(
+                size,
+                law=self.law,
+                generator=self.generator,
+                dtype=self.like.dtype,
+                device=self.like.device,
+                quasi=self.quasi,
+            )
+        return self.populations[axis]
+
+    def layer(self, layer: Layer, module: nn.Module, width: int, gamma0: float, settings: dict[str, Any]) -> nn.Module:
+        """The layer that stands for ``module``, which is on "meta", in the twin."""
+        if layer.role is Role.READOUT:
+            inputs = self.population(layer.in_axis, layer.in_features)
+            std = 1 / (gamma0 * width)
+            return InfiniteReadout(inputs, layer.out_features, std=std, bias=layer.bias is not None)
+        outputs = self.population(layer.out_axis, layer.out_features)
+        gain = self.gains[layer.path]
+        if layer.role is Role.HIDDEN:
+            inputs = self.population(layer.in_axis, layer.in_features)
+            bias = self.bias(layer, outputs)
+            if isinstance(module, _ConvNd):
+                return InfiniteConv(inputs, outputs, module, gain=gain, bias=bias, **settings)
+            return InfiniteLinear(inputs, outputs, gain=gain, bias=bias, **settings)
+        weight = (gain / math.sqrt(layer.fan_in) * outputs.draw(layer.fan_in)).T
+        if isinstance(module, _ConvNd):
+            weight = weight.reshape(module.get_parameter("weight").shape).contiguous()
+        # That of a linear layer stays rows of latents in memory: a few inputs meet (fan-in, S) faster than (S, fan-in).
+        module.register_parameter("weight", nn.Parameter(weight))
+        bias = self.bias(layer, outputs)
+        module.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        return module
+
+    def bias(self, layer: Layer, outputs: Population) -> Tensor | None:
+        """The initial bias: Gaussian latents of the population."""
+        if layer.bias is None:
+            return None
+        std = self.biases.get(layer.path, 0.0)
+        zeros = self.like.new_zeros(outputs.size)
+        return std * outputs.draw(1)[0] if std else zeros
+
+
+def _resized(architecture: Architecture, wide: nn.Module) -> Architecture:
+    """The architecture with the sizes of a wider model of the same structure."""
+    layers = []
+    for layer in architecture.layers:
+        facts = rule(wide.get_submodule(layer.path))
+        assert isinstance(facts, Weight)
+        layers.append(
+            replace(layer, fan_in=facts.fan_in, in_features=facts.in_features, out_features=facts.out_features)
+        )
+    vectors = tuple(replace(v, size=wide.get_parameter(v.name).numel()) for v in architecture.vectors)
+    return replace(architecture, layers=tuple(layers), vectors=vectors)
+
+
+def _renamed(layer: Layer) -> Layer:
+    """The parameter that is trained in place of a hidden weight is the layer's ``core``."""
+    return replace(layer, weight=f"{layer.path}.core") if layer.role is Role.HIDDEN else layer
+
+
+def _rules(
+    model: nn.Module, architecture: Architecture, gamma0: float, gains: Mapping[str, float]
+) -> tuple[ParameterRule, ...]:
+    """Scaling rules of the twin's parameters; the scale of the initial weights decays like the weights themselves."""
+    known: dict[str, tuple[Layer | Vector, Role]] = {}
+    for layer in architecture.layers:
+        known[layer.weight] = (layer, layer.role)
+        if layer.role is Role.HIDDEN:
+            known[f"{layer.path}.initial_scale"] = (layer, layer.role)
+        if layer.bias is not None:
+            known[layer.bias] = (layer, Role.OUTPUT_BIAS if layer.role is Role.READOUT else Role.VECTOR)
+    known |= {vector.name: (vector, Role.VECTOR) for vector in architecture.vectors}
+    rules = []
+    for name, parameter in model.named_parameters():
+        owner, role = known[name]
+        is_matrix = role in (Role.INPUT, Role.HIDDEN, Role.READOUT)
+        fan_in = owner.fan_in if is_matrix and isinstance(owner, Layer) else 1
+        gain = gains[owner.path] if role in (Role.INPUT, Role.HIDDEN) else 1.0
+        scaling = mean_field(role, fan_in=fan_in, width=architecture.width, gamma0=gamma0, gain=gain)
+        rules.append(
+            ParameterRule(
+                name=name,
+                path=owner.path,
+                role=role,
+                fan_in=fan_in,
+                gain=gain,
+                std=float(parameter.detach().square().mean().sqrt()) if scaling.std is None else scaling.std,
+                lr=scaling.lr,
+                adam_lr=scaling.adam_lr,
+                gradient=scaling.gradient,
+            )
+        )
+    return tuple(rules)

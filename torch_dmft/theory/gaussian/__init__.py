@@ -1,0 +1,1 @@
+"""Averages over Gaussians and draws of them; knows no network."""

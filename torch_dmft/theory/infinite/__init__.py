@@ -1,1 +1,0 @@
-"""The engine: networks whose Gaussian weight matrices are sampled only where training looks."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.activation import activation
+from torch_dmft.theory.chains import single_site
 from torch_dmft.theory.chains.single_site import Site, causal_root, response, simulate
-from torch_dmft.theory.solvers import single_site
 
 T, P, C, NEURONS = 4, 2, 2, 5
 

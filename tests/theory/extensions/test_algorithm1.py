@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tests.reference.ensembles import Limit, observables, z_scores
 from tests.theory.solvers.limit import limit
 from torch_dmft import Problem, Trajectory, solve
-from torch_dmft.theory.solvers import AlternatingMonteCarlo, order_parameters
+from torch_dmft.theory.chains import order_parameters
+from torch_dmft.theory.solvers import AlternatingMonteCarlo
 
 STEPS = 5
 BATCHES = [torch.tensor([t % 2]) for t in range(STEPS)]

@@ -12,12 +12,13 @@ from torch import Tensor
 from tests.reference import ensembles, networks
 from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
 from torch_dmft.theory.chain import Chain, HiddenLayer
+from torch_dmft.theory.chains import lazy_limit
 from torch_dmft.theory.chains.initial_kernels import InitialKernels
+from torch_dmft.theory.chains.lazy_limit import _descend, _flow
 from torch_dmft.theory.chains.squared_error import error_scale, lazy_outputs
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import solve
-from torch_dmft.theory.solvers import static_ntk
-from torch_dmft.theory.solvers.static_ntk import StaticNTK, _descend, _flow
+from torch_dmft.theory.solvers.static_ntk import StaticNTK
 
 LR, STEPS, GAIN, GAMMA0 = 0.3, 8, 1.2, 0.01
 BATCHES = [torch.tensor(rows) for rows in ([0, 2], [1], [2, 1], [0], [1, 2], [0, 1, 2], [0], [2])]
@@ -230,6 +231,6 @@ def test_says_that_training_diverges(rows: Tensor) -> None:
 
 
 def test_a_stiff_flow_that_is_too_expensive_is_given_up(rows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(static_ntk, "_MOST_CALLS", 20)
+    monkeypatch.setattr(lazy_limit, "_MOST_CALLS", 20)
     with pytest.raises(ConvergenceError, match="20 evaluations"):
         solve(Problem.mlp(rows, torch.tensor([0, 1, 0, 1]), steps=40), StaticNTK(time="continuous"))

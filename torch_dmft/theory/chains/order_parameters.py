@@ -26,9 +26,9 @@ from torch import Tensor
 
 from torch_dmft.core.activation import activation
 from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.chains.lazy_limit import lazy_limit
 from torch_dmft.theory.chains.single_site import Site, SiteFields, causal_root, response, simulate
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solvers.static_ntk import StaticNTK
 from torch_dmft.theory.stepping import error_signal
 
 
@@ -152,7 +152,7 @@ class SiteSampler:
         """The order parameters at gamma0 = 0, where nothing but f moves."""
         rows = times * self.samples
         rows_c = rows * self.outputs
-        static = StaticNTK().run(self.problem, torch.arange(times, device="cpu"), two_time=True, progress=False)
+        static = lazy_limit(self.problem, torch.arange(times, device="cpu"), two_time=True)
         nothing = self.inputs.new_zeros(rows, rows_c)
         return OrderParameters(
             static.outputs.double(),

@@ -1,0 +1,159 @@
+"""The lazy limit gamma0 -> 0: kernels stay as initialised, and the outputs follow the tangent kernel.
+
+Without weight decay the update f(t+1) = f(t) + eta K v(t) with v(t) = beta v(t-1) + Delta(t) is exact at any learning
+rate; for squared error it is solved in closed form (``squared_error``). With weight decay lambda the learned part of the
+weights is still of order gamma0, but their initial part shrinks as a(t) = (1 - eta lambda)^t and takes the kernels with
+it. The outputs are linear in the learned part,
+
+    f(t) = eta sum_{s<t} c(t, s) K(t, s) Delta(s),    c(t, s) = sum_{j=s}^{t-1} (1 - eta lambda)^(t-1-j) beta^(j-s),
+
+where K(t, s) pairs the gradients at a(t) W(0) with those at a(s) W(0), the ones that the update of step s followed.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from torch_dmft.core.errors import ConvergenceError
+from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.theory.chains.assembly import assemble, require_chain
+from torch_dmft.theory.chains.initial_kernels import InitialKernels
+from torch_dmft.theory.chains.squared_error import error_scale, lazy_outputs
+from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.stepping import error_signal, require_finite, track
+
+_MOST_CALLS = 50_000  # of the error signal in one integration: half a minute
+
+
+def lazy_limit(
+    problem: Problem, record: Tensor, *, two_time: bool, flow: bool = False, order: int = 1024, progress: bool = False
+) -> Trajectory:
+    """The limit gamma0 -> 0 of a dense chain at the recorded steps.
+
+    Args:
+        problem: what to solve.
+        record: ``(time,)`` steps to keep.
+        two_time: whether to keep kernels at pairs of times.
+        flow: gradient flow at the times eta * step in place of the steps.
+        order: the largest number of Hermite terms for smooth activations.
+        progress: whether to show a bar.
+    """
+    chain = require_chain(problem, "The lazy limit")
+    gram = problem.input_kernel.to(torch.float64)
+    if problem.weight_decay:
+        outputs, forward, backward = _decaying(problem, gram, record, order, two_time, progress)
+    else:
+        kernels = InitialKernels(chain, gram, order=order).at()
+        outputs = _outputs(problem, kernels.ntk, record, flow=flow)
+        forward = [_constant(kernel, len(record), two_time) for kernel in kernels.forward]
+        backward = [_constant(kernel, len(record), two_time) for kernel in kernels.backward]
+    identity = torch.eye(chain.outputs, dtype=gram.dtype, device=gram.device)
+    return assemble(
+        problem,
+        chain,
+        record,
+        outputs,
+        forward,
+        [torch.einsum("...mn,cd->...mcnd" if not two_time else "tmsn,cd->tmcsnd", g, identity) for g in backward],
+        origin="static NTK (N=inf)",
+        metadata={"time": "continuous" if flow else "discrete"},
+    )
+
+
+def _outputs(problem: Problem, ntk: Tensor, record: Tensor, *, flow: bool) -> Tensor:
+    """Outputs at the recorded steps: in closed form for squared error, else step by step or integrated."""
+    scale = error_scale(problem) if problem.batches is None else None
+    if scale is None:
+        return (_flow if flow else _descend)(problem, ntk, record)
+    return lazy_outputs(problem, ntk, record, scale, flow=flow)
+
+
+def _descend(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
+    """f(t+1) = f(t) + eta K v(t), v(t) = beta v(t-1) + Delta(t)."""
+    f = ntk.new_zeros(problem.samples, problem.outputs)
+    velocity, outputs, kept = torch.zeros_like(f), [], set(record.tolist())
+    for step in range(int(record[-1]) + 1):
+        if step > 0:
+            velocity = problem.momentum * velocity + error_signal(problem, f, step - 1)
+            f = f + problem.lr * ntk @ velocity
+            require_finite(problem, f, step)
+        if step in kept:
+            outputs.append(f)
+    return torch.stack(outputs)
+
+
+def _flow(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
+    """df/dt = K Delta(f), integrated to the precision that the loss is computed in."""
+    precision = max(1e-10, 100 * torch.finfo(problem.dtype).eps)
+    calls = count()
+
+    def velocity(_: float, flat: np.ndarray) -> np.ndarray:
+        if next(calls) > _MOST_CALLS:
+            raise ConvergenceError(
+                f"Gradient flow could not be integrated with {_MOST_CALLS} evaluations of the loss.",
+                remedy='StaticNTK(time="discrete"), a smaller lr, or inputs in float64',
+            )
+        f = torch.as_tensor(flat, dtype=ntk.dtype, device=ntk.device).reshape(problem.samples, problem.outputs)
+        return (ntk @ error_signal(problem, f, 0)).flatten().cpu().numpy()
+
+    times = (record.to(torch.float64) * problem.lr).numpy()
+    end = max(times[-1], problem.lr)  # an interval even if only t = 0 is recorded
+    start = torch.zeros(problem.samples * problem.outputs, dtype=ntk.dtype).numpy()
+    found = solve_ivp(velocity, (0.0, end), start, method="LSODA", t_eval=times, rtol=precision, atol=precision)
+    if not found.success:
+        raise ConvergenceError(
+            "Gradient flow could not be integrated.",
+            got=found.message,
+            remedy='StaticNTK(time="discrete"), or a smaller lr',
+        )
+    return torch.as_tensor(found.y.T, dtype=ntk.dtype, device=ntk.device).reshape(
+        len(times), problem.samples, problem.outputs
+    )
+
+
+def _decaying(
+    problem: Problem, gram: Tensor, record: Tensor, order: int, two_time: bool, progress: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Outputs and kernels under weight decay: ``(outputs, forward, backward)``."""
+    chain = require_chain(problem, "StaticNTK")
+    keep, last, samples = 1 - problem.lr * problem.weight_decay, int(record[-1]), problem.samples
+    kernels = InitialKernels(chain, gram, [keep**step for step in range(last + 1)], order=order)
+    ages = torch.arange(last + 1, dtype=gram.dtype, device=gram.device)
+    position = {step: at for at, step in enumerate(record.tolist())}
+    shape = (len(record), samples, len(record), samples) if two_time else (len(record), samples, samples)
+    forward = [gram.new_zeros(shape) for _ in range(chain.depth + 1)]
+    backward = [gram.new_zeros(shape) for _ in range(chain.depth)]
+    weights, errors, outputs = gram.new_zeros(0), gram.new_zeros(0, samples, problem.outputs), []
+    for step in track(range(last + 1), "static NTK with weight decay", progress=progress):
+        block = kernels.between(step, slice(0, step + 1))
+        past = block.ntk.reshape(samples, step + 1, samples)[:, :step]
+        f = problem.lr * torch.einsum("s,msn,snc->mc", weights, past, errors)
+        require_finite(problem, f, step)
+        if step in position:
+            at = position[step]
+            outputs.append(f)
+            for store, found in zip((*forward, *backward), (*block.forward, *block.backward), strict=True):
+                rows = found.reshape(samples, step + 1, samples)
+                if two_time:
+                    earlier = rows[:, record[: at + 1]]
+                    store[at, :, : at + 1] = earlier
+                    store[: at + 1, :, at] = earlier.permute(1, 2, 0)
+                else:
+                    store[at] = rows[:, step]
+        if step < last:
+            errors = torch.cat([errors, error_signal(problem, f, step)[None]])
+            weights = torch.cat([keep * weights, gram.new_zeros(1)]) + problem.momentum ** ages[: step + 1].flip(0)
+    return torch.stack(outputs), forward, backward
+
+
+def _constant(kernel: Tensor, times: int, two_time: bool) -> Tensor:
+    """The same kernel at every pair of recorded times."""
+    samples = len(kernel)
+    if two_time:
+        return kernel[None, :, None].expand(times, samples, times, samples)
+    return kernel.expand(times, samples, samples)

@@ -118,7 +118,7 @@ def test_saved_runs_are_compared(capsys, tmp_path):
 def test_files_that_are_no_runs_are_refused(capsys, tmp_path):
     two_layers().save(tmp_path / "a.npz")
     (tmp_path / "text.npz").write_text("no run")
-    assert "no saved trajectory" in refused(capsys, "compare", str(tmp_path / "a.npz"), str(tmp_path / "text.npz"))
+    assert "not a saved trajectory" in refused(capsys, "compare", str(tmp_path / "a.npz"), str(tmp_path / "text.npz"))
     assert "missing.npz" in refused(capsys, "compare", str(tmp_path / "a.npz"), str(tmp_path / "missing.npz"))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.training import Training
 from torch_dmft.core.trajectory import Fields, LayerKernels, Trajectory
 
 
@@ -79,7 +80,7 @@ def two_layers(
         layers=tuple(layers),
         ntk=Kernel(sum(layer.ntk.array for layer in layers)),
         origin=origin,
-        lr=0.1,
+        training=Training.sgd(0.1, max(steps)),
         train=train,
         targets=y,
         metadata={"width": width},

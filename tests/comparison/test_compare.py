@@ -9,6 +9,7 @@ from tests.trajectories import filled, two_layers
 from torch_dmft.comparison import compare, movement, target_alignment, target_alignments
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.training import Training
 
 THEORY, STATIC = "theory (N=inf)", "static NTK (N=inf)"
 
@@ -103,44 +104,60 @@ def test_every_difference_is_listed_at_once():
     other = two_layers(origin=THEORY)
     first = other.layers[0]
     broken = replace(first, forward=Kernel(torch.zeros(10, 5, 5)))
-    other = replace(other, lr=0.3, targets=-other.targets, layers=(broken, *other.layers[1:]))
+    other = replace(
+        other, training=other.training.with_numbers(lr=0.3), targets=-other.targets, layers=(broken, *other.layers[1:])
+    )
     with pytest.raises(InvalidInputError) as raised:
         compare(two_layers(), other)
-    for told in ("targets differ", "0.1 and 0.3", "the forward kernel of weight '0'", "Remedy"):
+    for told in (
+        "targets differ",
+        "learning rate: network (N=256) 0.1, theory (N=inf) 0.3",
+        "the forward kernel of weight '0'",
+        "Remedy",
+    ):
         assert told in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("facts", "told"),
+    ("changes", "told"),
     [
-        ({"optimizer": "AdamW", "momentum": 0.0, "weight decay": True}, "trained by AdamW"),
-        ({"optimizer": "SGD", "momentum": 0.9, "nesterov": True}, "Nesterov"),
-        ({"optimizer": "SGD", "momentum": 0.0, "lr scheduler": True}, "scheduler"),
-        ({"optimizer": "SGD", "momentum": 0.9, "weight decay": True}, "into its momentum"),
+        ({"optimizer": "AdamW"}, "optimizer: network AdamW, theory SGD"),
+        ({"momentum": 0.9}, "momentum: network 0.9, theory 0"),
+        ({"momentum": 0.9, "nesterov": 1.0}, "nesterov: network 1, theory 0"),
+        ({"momentum": 0.9, "dampening": 0.5}, "dampening: network 0.5, theory 0"),
+        ({"weight_decay": 2.0}, "weight decay: network 2, theory 0"),
+        ({"gamma0": 3.0}, "gamma0: network 3, theory 1"),
+        ({"lr": [0.1] * 20 + [0.01] * 30}, "learning rate at step 20: network 0.01, theory 0.1"),
+        ({"frozen": ("2.weight",)}, "frozen parameters: network 2.weight, theory none"),
+        ({"exceptions": {"2.weight": {"lr": 0.5}}}, "learning rate of 2.weight: network 0.5, theory 0.1"),
+        ({"starts": {"2.weight": "zero"}}, "start of 2.weight: network zero, theory Gaussian"),
+        ({"batches": (torch.arange(2),) * 50}, "batches: network of 2 rows, theory all rows"),
+        ({"batches_known": False}, "batches: network unknown, theory all rows"),
+        ({"temperature": 0.1}, "temperature: network 0.1, theory 0"),
+        ({"loss": "L1Loss()", "loss_print": (2.0, 1.0, 1.0)}, r"loss: network L1Loss\(\), theory MSELoss\(\)"),
+        ({"notes": ("clipped gradients",)}, "network: clipped gradients"),
     ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_optimizers_that_no_solver_predicts_are_refused(facts, told):
-    measured = replace(two_layers(), metadata=facts)
-    theory = replace(two_layers(origin=THEORY), metadata={"solver": "InfiniteWidth"})
-    compare(measured, measured)
+def test_another_training_is_refused_by_value(changes, told):
+    plain = replace(two_layers().training, loss="MSELoss()", loss_print=(1.0, 1.0, 1.0))
+    numbers = {name: value for name, value in changes.items() if name not in Training.__dataclass_fields__}
+    fields = {name: value for name, value in changes.items() if name not in numbers}
+    other = replace(plain, **fields).with_numbers(**numbers)
+    measured = replace(two_layers(), training=other)
+    theory = replace(two_layers(origin=THEORY), training=plain, metadata={"solver": "InfiniteWidth"})
+    if "notes" not in changes:
+        compare(measured, replace(theory, training=other))
     with pytest.raises(InvalidInputError, match=told):
         compare(measured, theory)
-
-
-@pytest.mark.parametrize("setting", [{}, {"momentum": 0.9}, {"weight decay": True}])
-def test_plain_sgd_is_what_solvers_predict(setting):
-    theory = replace(two_layers(origin=THEORY), metadata={"solver": "InfiniteWidth"})
-    compare(replace(two_layers(), metadata={"optimizer": "SGD", **setting}), theory)
+    if isinstance(changes.get("lr"), list):  # what comes after the last common step does not matter
+        compare(replace(measured.at_steps(torch.tensor([0, 10, 20]))), theory)
 
 
 def test_missing_weights_are_named():
     other = two_layers(origin=THEORY)
     with pytest.raises(InvalidInputError, match=r"\[0, 2, 4\] and \[0, 2\]"):
         compare(two_layers(), replace(other, layers=other.layers[:2]))
-
-
-def test_an_unknown_learning_rate_is_no_difference():
-    compare(two_layers(), replace(two_layers(origin=THEORY), lr=float("nan")))
 
 
 def test_the_verdict_names_the_culprit():

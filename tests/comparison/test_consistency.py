@@ -10,11 +10,13 @@ import torch
 import torch_dmft as dmft
 from tests.reference.networks import Chain, Training, initialise, train
 from torch_dmft.comparison.consistency import Consistency, consistency
+from torch_dmft.core import training as trainings
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 
 N, P, STEPS = 64, 5, 6
+THEIRS = trainings.Training.sgd(0.1, STEPS)  # also of those that were secretly trained otherwise
 RECORD = [0, 2, 4, 6]
 
 
@@ -39,13 +41,13 @@ def predicted(problem) -> Trajectory:
     return dmft.solve(problem, dmft.solvers.FiniteWidth(N), record=RECORD)
 
 
-def networks(data, count, *, gamma0=1.0, lr=0.1, width=N, scaled=None, seed=1) -> list[Trajectory]:
+def networks(data, count, *, gamma0=1.0, lr=0.1, width=N, scaled=None, factor=1.3, seed=1) -> list[Trajectory]:
     """Networks of the oracle, as a recorder would measure them."""
     x, y = data
     chain, training = Chain(3, gamma0=gamma0), Training(x, y, lr, STEPS, loss=half_square)
     parameters = initialise(chain, width, count, x.shape[1], torch.Generator().manual_seed(seed), dtype=torch.float32)
     if scaled is not None:
-        parameters[f"weight.{scaled}"] *= 1.3
+        parameters[f"weight.{scaled}"] *= factor
     found = train(chain, training, parameters, record=RECORD)
 
     def run(e: int) -> Trajectory:
@@ -60,7 +62,7 @@ def networks(data, count, *, gamma0=1.0, lr=0.1, width=N, scaled=None, seed=1) -
             layers=layers,
             ntk=Kernel(found["ntk"][e]),
             origin=f"network (N={width})",
-            lr=0.1,
+            training=replace(THEIRS, steps=STEPS),
             train=torch.ones(P, dtype=torch.bool),
             targets=y,
             metadata={"width": width},
@@ -153,10 +155,23 @@ def test_compare_trains_networks_of_the_measured_width(problem, predicted):
     assert judgement.replicas == 40
     assert judgement.consistent
     assert "is consistent with width N = 64" in str(found)
-    fast = dmft.compare(recorded(problem, 2, fast=2, factor=5), static, predicted)
-    assert "is not consistent with width N = 64" in fast.verdict
-    assert fast.measured.lr == 0.1
-    assert "learning rates, first of weight '4'" in fast.verdict
+    fast = recorded(problem, 2, fast=2, factor=5)
+    with pytest.raises(InvalidInputError, match=r"learning rate of 4\.weight: network 0\.5, theory 0\.1"):
+        dmft.compare(fast, static, predicted)
+    unseen = dmft.compare(replace(fast, training=static.training), static, predicted)
+    assert "is not consistent with width N = 64" in unseen.verdict
+    assert "learning rates, first of weight '4'" in unseen.verdict
+
+
+@pytest.mark.parametrize(("weight", "factor"), [(0, 9.0), (1, 9.0), (2, 3.0), (2, 1 / 9), (3, 9.0)])
+def test_a_wrong_start_is_called_one_whatever_its_size(data, predicted, weight, factor):
+    """A weight that starts too large makes training wrong too, and more so the larger it is."""
+    found = judged(data, predicted, 12, scaled=weight, factor=factor)
+    assert sum(each.starts_wrong for each in found) >= 11
+    assert sum(each.start.suspect == str(2 * weight) for each in found) >= 10
+    runs = zip(networks(data, 12, scaled=weight, factor=factor), found, strict=True)
+    verdict = dmft.compare(next(run for run, each in runs if each.start.suspect == str(2 * weight)), predicted).verdict
+    assert f"look at the initialisation, first of weight '{2 * weight}'" in verdict
 
 
 def test_only_a_network_of_one_width_is_judged_by_its_width(problem):

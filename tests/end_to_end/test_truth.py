@@ -1,5 +1,7 @@
 """What the whole package claims, on a real network: theory beats the static NTK, and networks approach it like 1/sqrt(N)."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -15,30 +17,34 @@ from torch_dmft.theory import Problem, solve, solvers
 
 LR, STEPS, SEEDS = 0.1, 40, 6
 WIDTHS = (64, 256, 1024)
-PROBE = Probe(*data.load("digits", 10))
+
+
+@cache  # for the tests that need it: loading takes a while
+def probe() -> Probe:
+    return Probe(*data.load("digits", 10))
 
 
 def wrapped(width: int, seed: int = 0) -> Plan:
     layers = [nn.Flatten(), nn.Linear(64, width, bias=False), nn.Tanh()]
     layers += [nn.Linear(width, width, bias=False), nn.Tanh(), nn.Linear(width, 1, bias=False)]
-    return parameterize(nn.Sequential(*layers), PROBE.inputs, generator=torch.Generator().manual_seed(seed))
+    return parameterize(nn.Sequential(*layers), probe().inputs, generator=torch.Generator().manual_seed(seed))
 
 
 def measured(width: int, seed: int) -> Trajectory:
     plan = wrapped(width, seed)
-    recorder = Recorder(plan, PROBE, every=10, fields=False)
+    recorder = Recorder(plan, probe(), every=10, fields=False)
     optimizer = torch.optim.SGD(plan.param_groups(LR))
     with recorder.attach(optimizer):
         for _ in range(STEPS):
             optimizer.zero_grad()
-            nn.functional.mse_loss(plan.model(PROBE.inputs), PROBE.targets).backward()
+            nn.functional.mse_loss(plan.model(probe().inputs), probe().targets).backward()
             optimizer.step()
     return recorder.trajectory()
 
 
 @pytest.fixture(scope="module")
 def predictions() -> tuple[Trajectory, Trajectory]:
-    problem, record = Problem.like(wrapped(16), PROBE, lr=LR, steps=STEPS), range(0, STEPS + 1, 10)
+    problem, record = Problem.like(wrapped(16), probe(), lr=LR, steps=STEPS), range(0, STEPS + 1, 10)
     twins = solvers.InfiniteWidth(neurons=4096, replicas=4)
     return solve(problem, twins, record=record), solve(problem, solvers.StaticNTK(), record=record)
 

@@ -12,6 +12,7 @@ from torch_dmft.core.errors import InsufficientMemoryError, InvalidInputError, U
 from torch_dmft.measurement import empirical_ntk
 from torch_dmft.measurement.products import weight_ntk
 from torch_dmft.parameterization import parameterize
+from torch_dmft.theory import infinite_width
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -139,3 +140,14 @@ def test_unknown_method(generator: torch.Generator) -> None:
     model, inputs = CASES[0].make(generator)
     with pytest.raises(InvalidInputError, match="layerwise"):
         empirical_ntk(model, inputs, method="exact")
+
+
+@pytest.mark.parametrize("method", ["jacobian", "vjp"])
+def test_a_lazily_sampled_twin_is_refused_by_name(method: str, generator: torch.Generator) -> None:
+    model, inputs = CASES[0].make(generator)
+    twin = infinite_width(model, inputs, neurons=64, generator=generator)
+    kernel = empirical_ntk(twin, inputs)
+    for given in (twin, twin.model):
+        with pytest.raises(InvalidInputError, match=rf'method=.{method}.*twin.*Got: 2\S*: \w+\. .*method="layerwise"'):
+            empirical_ntk(given, inputs, method=method)
+    assert torch.equal(empirical_ntk(twin, inputs), kernel)  # the refused call left no trace

@@ -13,7 +13,8 @@ from torch_dmft.measurement import Probe
 def test_forms_of_targets() -> None:
     inputs = torch.zeros(3, 2, dtype=torch.float64)
     assert Probe(inputs).target_values() is None
-    assert Probe(inputs, torch.ones(3)).targets.shape == (3, 1)
+    assert Probe(inputs, torch.ones(3)).targets.shape == (3,)  # as the loss takes them
+    assert Probe(inputs, torch.ones(3)).target_values().shape == (3, 1)
     classes = Probe(inputs, torch.tensor([0, 2, 2]))
     assert torch.equal(classes.targets, torch.tensor([0, 2, 2]))
     one_hot = torch.tensor([[1, 0, 0], [0, 0, 1], [0, 0, 1]], dtype=torch.float64)

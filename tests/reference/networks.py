@@ -78,11 +78,14 @@ class Training:
     Attributes:
         inputs: ``(sample, feature)``, the training rows.
         targets: ``(sample, output)`` or ``(sample,)`` floats, or ``(sample,)`` integer classes.
-        lr: eta, the base learning rate.
+        lr: eta, the base learning rate, or one for every step.
         steps: T, the number of updates.
         loss: callable (outputs, targets) -> scalar, with its own reduction.
         momentum: beta.
-        weight_decay: lambda.
+        weight_decay: lambda, added to the gradient before the momentum, as torch.optim.SGD does.
+        dampening: share of a gradient that the momentum leaves out, but for the first.
+        nesterov: whether the momentum looks ahead.
+        decoupled: whether the decay stands outside of the momentum instead.
         batches: one index tensor into the training rows per step; None: all rows in every step.
         test_inputs: ``(sample, feature)``, rows measured after the training rows and never trained on.
         centered: whether f stands for f - f_0, the outputs less those of step 0, in the loss and in the record.
@@ -90,7 +93,7 @@ class Training:
 
     inputs: Tensor
     targets: Tensor
-    lr: float
+    lr: float | Sequence[float]
     steps: int
     loss: Callable[[Tensor, Tensor], Tensor] = F.mse_loss
     momentum: float = 0.0
@@ -98,6 +101,13 @@ class Training:
     batches: Sequence[Tensor] | None = None
     test_inputs: Tensor | None = None
     centered: bool = False
+    dampening: float = 0.0
+    nesterov: bool = False
+    decoupled: bool = False
+
+    def rate(self, step: int) -> float:
+        """The base learning rate of a step."""
+        return self.lr if isinstance(self.lr, float) else float(self.lr[step])
 
     def rows(self, dtype: torch.dtype) -> Tensor:
         """Training rows, then test rows."""
@@ -305,11 +315,16 @@ def train(
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         for (name, p), gradient in zip(parameters.items(), gradients, strict=True):
             p.requires_grad_(False)
+            push = chain.gamma0**2 * width * gradient
+            if training.weight_decay and not training.decoupled:
+                push = push + training.weight_decay * p
             if training.momentum:
-                gradient = velocity[name].mul_(training.momentum).add_(gradient)
-            if training.weight_decay:
-                p.mul_(1 - training.lr * training.weight_decay)
-            p.sub_(gradient, alpha=training.lr * chain.gamma0**2 * width)
+                share = 1.0 if t == 0 else 1 - training.dampening
+                velocity[name] = training.momentum * velocity[name] + share * push
+                push = push + training.momentum * velocity[name] if training.nesterov else velocity[name]
+            if training.decoupled:
+                p.mul_(1 - training.rate(t) * training.weight_decay)
+            p.sub_(push, alpha=training.rate(t))
     for p in parameters.values():
         p.requires_grad_(False)
     return {

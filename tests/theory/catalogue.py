@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,22 +20,40 @@ WHITE = FEATURES**0.5 * torch.linalg.qr(INPUTS[:TRAIN].T).Q.T
 SIGNS = torch.tensor([[1.0], [-1.0], [1.0]])
 THREE = torch.tensor([[1.0, 0.0, -1.0], [-1.0, 0.5, 0.0], [0.5, 1.0, 1.0]])
 CLASSES = torch.tensor([0, 2, 1])
+RATES = [0.1, 0.3, 0.0, 0.2, *[0.05] * STEPS]
 BATCHES = [torch.tensor([t % 3, (t + 1) % 3]) for t in range(STEPS)]
 
 Pose = Callable[..., Problem]
 
 
-def chain(**settings: Any) -> Pose:
+@dataclass(frozen=True)
+class chain:  # noqa: N801
     """A dense chain with these settings; what is called with others takes those too."""
 
-    def pose(*, dtype: torch.dtype = torch.float32, **others: Any) -> Problem:
+    settings: dict[str, Any]
+    fields: dict[str, Any]
+    probe: torch.Tensor | None
+
+    def __init__(
+        self, fields: dict[str, Any] | None = None, probe: torch.Tensor | None = None, **settings: Any
+    ) -> None:
+        for name, value in (("settings", settings), ("fields", fields or {}), ("probe", probe)):
+            object.__setattr__(self, name, value)
+
+    def trained(self, **fields: Any) -> chain:
+        """The same, trained otherwise."""
+        return chain(fields, self.probe, **self.settings)
+
+    def asked(self, probe: torch.Tensor) -> chain:
+        """The same, about these rows alone."""
+        return chain(self.fields, probe, **self.settings)
+
+    def __call__(self, *, dtype: torch.dtype = torch.float32, **others: Any) -> Problem:
         defaults = {"targets": SIGNS, "depth": 2, "lr": 0.2, "steps": STEPS, "test_inputs": INPUTS[TRAIN:]}
-        options: dict[str, Any] = defaults | settings | others
+        options: dict[str, Any] = defaults | self.settings | others
         inputs, targets = options.pop("inputs", INPUTS[:TRAIN]), options.pop("targets")
         targets = targets.to(dtype) if targets.is_floating_point() else targets
-        return Problem.mlp(inputs.to(dtype), targets, **options)
-
-    return pose
+        return replace(Problem.mlp(inputs.to(dtype), targets, **options).trained(**self.fields), probe=self.probe)
 
 
 def network(factory: Callable[[int], nn.Module], *shape: int) -> Pose:
@@ -106,6 +125,13 @@ PROBLEMS: dict[str, Pose] = {
     "momentum": chain(momentum=0.5),
     "decay": chain(weight_decay=0.2),
     "momentum and decay": chain(momentum=0.5, weight_decay=0.2),
+    "decay outside": chain(momentum=0.5, weight_decay=0.2, decoupled=True),
+    "all of sgd": chain(lr=RATES, momentum=0.5, weight_decay=0.2, dampening=0.3),
+    "nesterov": chain(lr=RATES, momentum=0.5, nesterov=True),
+    "schedule": chain(lr=RATES),
+    "frozen": chain().trained(frozen=("2.weight", "4.weight")),
+    "groups": chain().trained(exceptions={"2.weight": {"lr": 0.5}}),
+    "zero start": chain().trained(starts={"4.weight": "zero"}),
     "minibatches": chain(batches=BATCHES),
     "noise": chain(temperature=0.1),
     "adam": chain(optimizer="adam", lr=0.05),
@@ -119,17 +145,21 @@ PROBLEMS: dict[str, Pose] = {
 NETWORKS = {"residual", "layer norm", "rms norm", "convolution", "transformer"}
 """Problems whose network is no chain, for which there are the engine and plain networks."""
 
+MOMENTUM = {"momentum", "decay", "momentum and decay", "decay outside", "all of sgd", "nesterov"}
+OF_THEIR_OWN = {"frozen", "groups", "zero start"}
+"""Problems in which parameters differ, for which there are the engine and plain networks."""
+
 REFUSED: dict[str, set[str]] = {
     "InfiniteWidth": {"noise", "adam"},
-    "InfiniteWidth by strides": {"noise", "adam", "momentum", "decay", "momentum and decay"} | NETWORKS,
-    "GradientIndependence": {"noise", "adam", "momentum", "decay", "momentum and decay"},
-    "AlternatingMonteCarlo": {"adam", "relu"} | NETWORKS,
-    "Perturbation": {"noise", "adam", "relu", "momentum", "decay", "momentum and decay"} | NETWORKS,
+    "InfiniteWidth by strides": {"noise", "adam", "groups"} | MOMENTUM | NETWORKS,
+    "GradientIndependence": {"noise", "adam", "groups"} | MOMENTUM,
+    "AlternatingMonteCarlo": {"adam", "relu"} | OF_THEIR_OWN | NETWORKS,
+    "Perturbation": {"noise", "adam", "relu"} | MOMENTUM | OF_THEIR_OWN | NETWORKS,
     "FiniteWidth": {"adam"},
     "WideEnsemble": set(),
     "DeepLinear": set(PROBLEMS) - {"linear", "white"},
     "WhitenedLinear": set(PROBLEMS) - {"white"},
-    "StaticNTK": {"noise", "adam"} | NETWORKS,
+    "StaticNTK": {"noise", "adam"} | OF_THEIR_OWN | NETWORKS,
 }
 """Everything that a solver does not do; all the rest it does."""
 

@@ -53,7 +53,7 @@ def test_what_does_not_fit_or_takes_too_long_is_passed_over(monkeypatch):
     monkeypatch.undo()
     needed = solvers.InfiniteWidth().estimate(_mlp()).memory
     free = type("Memory", (), {"available": needed - 1})()
-    monkeypatch.setattr("torch_dmft.measurement.memory.psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     assert choose(_mlp())[0] == solvers.InfiniteWidth(neurons=2048, strides=True)
     free.available = 1000
     with pytest.raises(InsufficientMemoryError, match="GiB free"):

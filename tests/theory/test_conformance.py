@@ -10,7 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.theory.catalogue import BATCHES, NETWORKS, PROBLEMS, REFUSED, ROWS, STEPS, TRAIN, build, supports, usual
+from tests.theory.catalogue import (
+    BATCHES,
+    NETWORKS,
+    OF_THEIR_OWN,
+    PROBLEMS,
+    REFUSED,
+    ROWS,
+    STEPS,
+    TRAIN,
+    build,
+    supports,
+    usual,
+)
 from torch_dmft import Kernel, Trajectory, solve
 from torch_dmft.core.errors import ConvergenceError, DMFTError, UnsupportedProblemError
 from torch_dmft.theory import solvers
@@ -39,9 +51,9 @@ def answer(solver: str, problem: str) -> Trajectory:
 @cache
 def at_the_start(problem: str) -> Trajectory:
     """Kernels of the initial weights: in closed form for chains, else of plain networks."""
-    posed = replace(PROBLEMS[problem](), temperature=0.0, optimizer="sgd")
+    posed = PROBLEMS[problem]().trained(temperature=0.0, optimizer="SGD")
     networks = solvers.WideEnsemble((32, 64), pairs=8)
-    return solve(posed, networks if problem in NETWORKS else solvers.StaticNTK(), record=0)
+    return solve(posed, networks if problem in NETWORKS | OF_THEIR_OWN else solvers.StaticNTK(), record=0)
 
 
 def assert_positive(matrix: Tensor) -> None:
@@ -86,6 +98,28 @@ def assert_same_past(short: Trajectory, long: Trajectory, solver: str) -> None:
     for a, b, error in zip(arrays(short), arrays(long), errors, strict=True):
         floor = (5e-3 if sampled else 1e-5) * (1 + b.abs().max())
         assert bool(((a - b).abs() <= 7 * error + floor).all())
+
+
+@pytest.mark.parametrize("solver", [solver for solver in REFUSED if "strides" not in solver])
+def test_an_answer_about_some_rows_is_that_about_all_of_them(solver: str) -> None:
+    """Also where the rows stand in another order and batches are not the probe."""
+    name = "minibatches" if supports(solver, "minibatches") else usual(solver)
+    rows = torch.tensor([3, 1])
+    some, every = solve(replace(PROBLEMS[name](), probe=rows), build(solver)), answer(solver, name).at_rows(rows)
+    assert some.outputs.shape[:2] == (STEPS + 1, 2)
+    assert some.train.tolist() == [False, True]
+    loss = replace(PROBLEMS[name](), probe=rows).kept_loss
+    if solver not in ("FiniteWidth", "WideEnsemble"):  # whose losses are means of those of networks
+        torch.testing.assert_close(some.losses, torch.stack([loss(f) for f in some.outputs]))
+    for index, (mine, theirs) in enumerate(zip(arrays(some), arrays(every), strict=True)):
+        if index == 1:
+            continue  # losses are of the rows that are asked for
+        if some.stderr is None or every.stderr is None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+            continue
+        errors = [arrays(run.stderr)[index] for run in (some, every) if run.stderr is not None]
+        noise = torch.stack(errors).square().sum(0).sqrt()
+        assert bool(((mine - theirs).abs() <= 6 * noise + 1e-5 * (1 + theirs.abs())).all()), index
 
 
 # One problem for each way in which a step can depend on another, beside plain steps.

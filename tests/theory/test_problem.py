@@ -40,11 +40,6 @@ def test_works(case: str, solver: Any) -> None:
         assert bool(torch.isfinite(array).all())
 
 
-def test_a_problem_needs_a_network() -> None:
-    with pytest.raises(InvalidInputError, match=r"Problem\.mlp or Problem\.like"):
-        dmft.Problem(INPUTS, TARGETS, nn.MSELoss(), lr=0.1, steps=1, gamma0=1.0, outputs=1)
-
-
 @pytest.mark.parametrize(
     ("targets", "outputs"), [(TARGETS, 1), (TARGETS[:, None], 1), (torch.ones(5, 3), 3), (CLASSES, 3)]
 )
@@ -133,7 +128,6 @@ def test_like_refuses_the_standard_scheme() -> None:
     ("targets", "train", "message"),
     [
         (None, None, "nothing to train on"),
-        (TARGETS, torch.tensor([True, False, True, True, True]), "reorder the probe"),
         (torch.ones(5, 2), None, "one column per output"),
         (torch.tensor([0, 0, 2, 0, 0]), None, r"class numbers 0\.\.0"),
     ],
@@ -142,6 +136,21 @@ def test_like_refuses_probes_that_do_not_fit(targets: Tensor | None, train: Tens
     plan = dmft.parameterize(perceptron(), INPUTS)
     with pytest.raises(InvalidInputError, match=message):
         dmft.Problem.like(plan, dmft.Probe(INPUTS, targets, train=train), lr=0.3, steps=2)
+
+
+def test_test_rows_may_stand_anywhere_in_the_probe() -> None:
+    plan = dmft.parameterize(perceptron(), INPUTS)
+    train = torch.tensor([True, False, True, True, False])
+    order = torch.tensor([0, 2, 3, 1, 4])
+    mixed, sorted_ = (
+        dmft.Problem.like(plan, dmft.Probe(INPUTS[rows], TARGETS[rows], train=train[rows]), lr=0.3, steps=2)
+        for rows in (torch.arange(5), order)
+    )
+    a, b = (dmft.solve(p, dmft.solvers.StaticNTK()) for p in (mixed, sorted_))
+    torch.testing.assert_close(a.outputs[:, order], b.outputs)
+    torch.testing.assert_close(a.at_rows(order).ntk.array, b.ntk.array)
+    assert torch.equal(a.train, train)
+    torch.testing.assert_close(a.losses, b.losses)
 
 
 def test_like_refuses_tokens_by_the_embeddings_that_read_them() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,9 +150,9 @@ def compare(
 
     Raises:
         InvalidInputError: if the runs have no step in common, or differ in samples, outputs, training rows, targets,
-            base learning rate or weights, or the measured run's optimizer did what the prediction does not (Adam instead
-            of SGD, a scheduler, Nesterov's momentum, decay inside the momentum), or one is no trajectory; the message lists
-            every difference. With a problem also if the measured run is no single network of one width.
+            weights, or in how they were trained up to the last common step (optimizer and all its numbers, what is frozen,
+            start, loss, batches, gamma0), or one is no trajectory; the message lists every difference by value. With a
+            problem also if the measured run is no single network of one width.
     """
     for run in (measured, predicted, *others):
         if not isinstance(run, Trajectory):
@@ -169,8 +168,6 @@ def compare(
     runs = distinct_origins((measured, *predictions))
     for prediction in runs[1:]:
         refuse_mismatch(runs[0], prediction)
-    if math.isnan(measured.lr):  # the rates were no base rate times the plan's: time is the prediction's
-        runs = (replace(runs[0], lr=predicted.lr), *runs[1:])
     steps = common_steps(runs)
     at_common = tuple(run.at_steps(steps) for run in runs)
     return Comparison(

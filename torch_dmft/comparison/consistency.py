@@ -35,6 +35,8 @@ from torch_dmft.core.trajectory import Trajectory
 
 LEVEL = 0.05
 """The part of networks of the right width that are called inconsistent."""
+_CERTAIN = 6.0
+"""z-score at the start that no network of the right width has."""
 _ROUND_OFF = 1e-5
 """Relative to a kernel's size: entries that vary less over networks are given by the data (float32 round-off)."""
 
@@ -136,12 +138,16 @@ class Consistency:
 
     @property
     def starts_wrong(self) -> bool:
-        """Whether the deviation is there from the start, and not less than in what was learned later."""
+        """Whether the deviation is there from the start, which then also makes training go another way.
+
+        A start that one in twenty networks of this width has is no explanation of training that is far off, unless it is off
+        further; a start that none of them has is one, however far training takes it.
+        """
         start, learned = (
             max((score.z for score in scores.named().values()), default=-math.inf) if scores else -math.inf
             for scores in (self.start, self.learned)
         )
-        return self.start.p <= LEVEL and start >= learned
+        return self.start.p <= LEVEL and (start >= learned or start > _CERTAIN)
 
     @property
     def worst(self) -> tuple[str, Score]:

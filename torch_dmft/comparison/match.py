@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,9 +11,6 @@ from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
-
-_ADAPTIVE = frozenset({"Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"})
-"""Optimizers whose steps are not linear in the gradient, for which there is no theory."""
 
 
 def common_steps(runs: Sequence[Trajectory]) -> Tensor:
@@ -54,7 +50,7 @@ def refuse_mismatch(measured: Trajectory, predicted: Trajectory) -> None:
     if differences:
         raise InvalidInputError(
             f"{measured.origin!r} and {predicted.origin!r} are not runs of one problem: {'; '.join(differences)}.",
-            remedy="solve the problem the model was trained on: Problem.like(plan, probe, ...)",
+            remedy="solve the run itself: theory = solve(recorder.problem(), record=measured.steps)",
         )
 
 
@@ -71,19 +67,12 @@ def _differences(measured: Trajectory, predicted: Trajectory) -> Iterator[str]:
         and not _close(measured.targets, predicted.targets)
     ):
         yield "the targets differ"
-    if (
-        math.isfinite(measured.lr)
-        and math.isfinite(predicted.lr)
-        and not math.isclose(measured.lr, predicted.lr, rel_tol=1e-5)
-    ):
-        yield f"the base learning rates are {measured.lr:g} and {predicted.lr:g}"
-    if "solver" in predicted.metadata:
-        yield from _unpredicted(measured.metadata, predicted.metadata)
-        if measured.metadata.get("optimizer") in _ADAPTIVE and math.isnan(measured.lr):
-            yield 'the learning rates are not those of plan.param_groups(lr, optimizer="adam"), or "adamw"'
+    last = int(torch.minimum(measured.steps[-1], predicted.steps[-1]))
+    names = ("network", "theory") if "solver" in predicted.metadata else (measured.origin, predicted.origin)
+    yield from measured.training.differences(predicted.training, names=names, until=last)
     if len(measured.layers) != len(predicted.layers):
-        names = [", ".join(layer.name for layer in run.layers) or "none" for run in (measured, predicted)]
-        yield f"the weights are [{names[0]}] and [{names[1]}]"
+        weights = [", ".join(layer.name for layer in run.layers) or "none" for run in (measured, predicted)]
+        yield f"the weights are [{weights[0]}] and [{weights[1]}]"
         return
     for ours, theirs in zip(measured.layers, predicted.layers, strict=True):
         for kernel in ("forward", "backward", "ntk"):
@@ -92,29 +81,6 @@ def _differences(measured: Trajectory, predicted: Trajectory) -> Iterator[str]:
                 yield f"the {kernel} kernel of weight {ours.name!r} is {axes[0]} and that of {theirs.name!r} {axes[1]}"
     if measured.ntk.equal_time.shape[1:] != predicted.ntk.equal_time.shape[1:]:
         yield "the NTKs differ in shape"
-
-
-def _unpredicted(facts: Mapping[str, object], assumed: Mapping[str, object]) -> Iterator[str]:
-    """What the optimizer of a measured run did that the prediction does not assume, or that no solver predicts."""
-    trained, predicted = facts.get("optimizer"), assumed.get("optimizer", "SGD")
-    if trained is not None and trained != predicted and not _ADAPTIVE.isdisjoint((trained, predicted)):
-        yield (
-            f"the network was trained by {trained}, and the prediction is for {predicted} "
-            '(of "adam" and "adamw", Problem(..., optimizer="adam"), solvers.WideEnsemble() makes one)'
-        )
-    elif trained in _ADAPTIVE:
-        for setting in ("betas", "amsgrad", "weight decay"):
-            if facts.get(setting) != assumed.get(setting):
-                yield f"{trained} had {setting} {facts.get(setting)}, and the prediction is for {assumed.get(setting)}"
-    if facts.get("lr scheduler"):
-        yield "a scheduler changed the learning rate, and solvers predict a constant one"
-    if facts.get("nesterov"):
-        yield "the network was trained with Nesterov's momentum, and solvers predict plain momentum"
-    if facts.get("optimizer") == "SGD" and facts.get("momentum") and facts.get("weight decay"):
-        yield (
-            "SGD took the weight decay into its momentum, and solvers predict decay outside of it (give param_groups no "
-            "weight decay, and multiply the parameters by 1 - lr * weight_decay before each step)"
-        )
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torch_dmft.comparison.consistency import Consistency
+from torch_dmft.core.stability import NEAR_THE_EDGE
 
 if TYPE_CHECKING:
     from torch_dmft.comparison.comparison import Comparison, Deviations
@@ -42,6 +43,8 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
             f"That is no more than twice the prediction's own noise ({worst.noise[-1].item():.2g}): "
             "a more exact prediction is needed to tell them apart."
         )
+    yield from _assumed(comparison)
+    yield from _chaotic(comparison)
     layers = comparison.deviations[0].layers
     if layers and layers[0].forward.relative_error[0] > 1e-3:
         error = layers[0].forward.relative_error[0].item()
@@ -51,6 +54,33 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
     for deviations in comparison.deviations:
         if deviations.consistency is not None:
             yield _explained(comparison, deviations.consistency)
+
+
+_ASSUMPTIONS = {
+    "batches": "for other batches of that size than the network saw, which nobody noted",
+    "start": "for Gaussian weights, which the network did not start from",
+}
+
+
+def _assumed(comparison: Comparison) -> Iterator[str]:
+    """What predictions took for granted in place of what is known of the run."""
+    for prediction in comparison.predictions:
+        for assumption in prediction.training.assumptions:
+            yield f"{prediction.origin} is {_ASSUMPTIONS.get(assumption, f'made with an assumed {assumption}')}."
+
+
+def _chaotic(comparison: Comparison) -> Iterator[str]:
+    """Whether a learning rate near the edge of stability makes comparisons chaotic."""
+    for run in comparison.runs[:2]:
+        if run.edge is None or not bool((run.edge > NEAR_THE_EDGE).any()):
+            continue
+        step, worst = int(run.steps[run.edge.nan_to_num(0.0).argmax()]), float(run.edge.nan_to_num(0.0).max())
+        yield (
+            f"The learning rate of {run.origin} reaches {worst:.2g} of the largest stable one (at step {step}): there small "
+            "differences grow, and runs depart that differ in nothing but their random start. Compare at a smaller rate "
+            "before width is blamed."
+        )
+        return
 
 
 def _farthest(comparison: Comparison, name: str, worst: Deviation) -> str:

@@ -23,6 +23,10 @@ class InvalidInputError(DMFTError, ValueError):
     """An argument has a wrong shape, type or value."""
 
 
+class MissingFileError(InvalidInputError, FileNotFoundError):
+    """There is no file where one was to be read."""
+
+
 class NotRecordedError(DMFTError, LookupError):
     """A quantity was asked of a kernel or trajectory that does not hold it."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 
 _EQUAL_TIME = ("time", "sample", "sample")
@@ -14,6 +15,7 @@ _EQUAL_TIME_OUTPUTS = ("time", "sample", "output", "sample", "output")
 _TWO_TIME_OUTPUTS = ("time", "sample", "output", "time", "sample", "output")
 
 
+@by_value
 @dataclass(frozen=True)
 class Kernel:
     """A Gram matrix K[(t, mu), (s, alpha)] over recorded times and data.
@@ -26,16 +28,17 @@ class Kernel:
             - ``(time, sample, output, sample, output)`` and ``(time, sample, output, time, sample, output)``:
               the same for backward kernels and NTKs of models with several outputs. With one output there is no output axis.
 
-    The number of axes tells the four apart: 3, 4, 5 and 6.
+    The number of axes tells the four apart: 3, 4, 5 and 6. Two kernels are equal if their arrays are, bit for bit
+    (``core.equality``).
     """
 
     array: Tensor
 
     def __post_init__(self) -> None:
-        """Refuse arrays that are no Gram matrix by shape."""
+        """Refuse arrays whose shape is not that of a Gram matrix."""
         if self.array.ndim not in (3, 4, 5, 6):
             raise InvalidInputError(
-                "A kernel's array needs 3 to 6 axes.",
+                "A kernel's array must have 3 to 6 axes.",
                 got=f"shape {tuple(self.array.shape)}",
                 remedy="see the docstring of Kernel for the four layouts",
             )
@@ -45,7 +48,7 @@ class Kernel:
             (shape[: 1 + row], shape[1 + row :]) if self.is_two_time else (shape[1 : 1 + row], shape[1 + row :])
         )
         if left != right:
-            raise InvalidInputError("The two sides of a kernel differ.", got=f"shape {tuple(shape)}")
+            raise InvalidInputError("The two sides of a kernel must have equal shapes.", got=f"shape {tuple(shape)}")
 
     @property
     def is_two_time(self) -> bool:
@@ -102,3 +105,11 @@ class Kernel:
         """The kernel at a subset of its recorded times: ``index`` is ``(kept,)``, positions along the time axis."""
         array = self.array[index]
         return Kernel(array.index_select(self.array.ndim // 2, index) if self.is_two_time else array)
+
+    def at_rows(self, rows: Tensor) -> Kernel:
+        """The kernel of a subset of its samples: ``rows`` is ``(kept,)``, positions along the sample axes."""
+        array = self.array
+        for axis, name in enumerate(self.axes):
+            if name == "sample":
+                array = array.index_select(axis, rows.to(array.device))
+        return Kernel(array)

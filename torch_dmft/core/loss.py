@@ -2,15 +2,98 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 
+import torch
 from torch import Tensor, nn
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets) -> scalar``."""
+
+_ROWS = 6
+"""Rows of the fixed outputs and targets that tell losses apart."""
 
 
 def default_loss(targets: Tensor | None) -> Loss:
     """``nn.CrossEntropyLoss()`` for integer classes, ``nn.MSELoss()`` for floats and where there are no targets."""
     classes = targets is not None and not targets.is_floating_point()
     return nn.CrossEntropyLoss() if classes else nn.MSELoss()
+
+
+def loss_name(loss: Loss) -> str:
+    """What errors call a loss."""
+    return repr(loss) if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", type(loss).__name__)
+
+
+def loss_print(loss: Loss, outputs: int, *, classes: bool) -> tuple[float, ...]:
+    """What a loss makes of a fixed set of outputs and targets: its value and the first two moments of its gradient.
+
+    Two losses with one print are the same, whatever they are called; no print, ``()``, tells nothing.
+
+    Args:
+        loss: the loss.
+        outputs: C.
+        classes: whether targets are class numbers.
+    """
+    row, column = torch.arange(_ROWS, dtype=torch.float64)[:, None], torch.arange(outputs, dtype=torch.float64)
+    f = (torch.sin(1.3 * row + 0.7 * column) * 0.9).requires_grad_()
+    y = torch.arange(_ROWS) % outputs if classes else 0.5 + 0.4 * torch.cos(0.9 * row + 0.4 * column)
+    for dtype in (torch.float64, torch.float32):  # a loss with tensors of its own takes their dtype
+        with suppress(Exception), warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            g = f.detach().to(dtype).requires_grad_()
+            targets = y if classes else y.to(dtype)
+            value = loss(
+                g, as_the_loss_takes_them(loss, g.detach(), targets.squeeze(1) if targets.ndim == 2 else targets)
+            )
+            (slope,) = torch.autograd.grad(value, g)
+            found = float(value), float(slope.square().sum()), float((slope * g).sum())
+            if all(map(math.isfinite, found)):
+                return found
+    return ()
+
+
+def as_the_loss_takes_them(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Float targets ``(row,)`` or ``(row, 1)`` in the one of these shapes that a loss pairs with the outputs row by row.
+
+    A loss that squeezes its outputs takes ``(row,)``, one that does not ``(row, 1)``; the other would be broadcast to
+    ``(row, row)`` without a word. The right one is that in which the gradient by one row's output knows no other row's target.
+
+    Args:
+        loss: the loss.
+        outputs: as the model returns them, ``(row,)`` or ``(row, output)``.
+        targets: as they were given.
+
+    Returns:
+        The targets, reshaped if that is needed.
+    """
+    if not targets.is_floating_point() or targets.shape == outputs.shape or targets.numel() != outputs.numel():
+        return targets
+    reshaped = targets.reshape(outputs.shape)
+    pairs = [_pairs(loss, outputs, each) for each in (targets, reshaped)]
+    return reshaped if pairs[1] and not pairs[0] else targets
+
+
+def _pairs(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether a loss pairs outputs and targets row by row."""
+    if len(outputs) < 2:
+        return targets.shape == outputs.shape
+    other = targets.clone()
+    other[-1] += 0.25
+    slopes = []
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        for each in (targets, other):
+            # Away from zero, where a loss may have no gradient.
+            f = (
+                outputs.detach() + torch.linspace(0.1, 0.3, outputs.numel()).reshape(outputs.shape).to(outputs)
+            ).requires_grad_()
+            try:
+                (slope,) = torch.autograd.grad(loss(f, each).sum(), f)
+            except Exception:
+                return False
+            slopes.append(slope[:-1])
+    return bool(torch.equal(*slopes))

@@ -1,4 +1,4 @@
-"""Numbers that a user sets: what is no number, not finite or out of range is refused before any work."""
+"""Numbers that a user sets: anything that is not a number, not finite or out of range is refused before any work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def require_number(
     below: int | float | None = None,
     remedy: str | None = None,
 ) -> None:
-    """Refuse what is no finite real number in a range.
+    """Refuse anything but a finite real number in a range.
 
     Args:
         name: what the user calls it.
@@ -36,7 +36,7 @@ def require_number(
 
 
 def require_whole(name: str, value: object, *, at_least: int, remedy: str | None = None) -> None:
-    """Refuse what is no integer of at least some size.
+    """Refuse anything but an integer of at least some size.
 
     Args:
         name: what the user calls it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from torch_dmft.core import serial
 from torch_dmft.core.activation import activation
+from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.stability import edge
+from torch_dmft.core.training import Training
 
 _T = TypeVar("_T")
 
@@ -20,6 +25,7 @@ _FLAT = 1e-4
 """Slopes phi'(h) below which g = phi'(h) z tells nothing of z."""
 
 
+@by_value
 @dataclass(frozen=True)
 class Fields:
     """The fields of single neurons after one weight at some of the recorded times: what densities are drawn from.
@@ -47,6 +53,7 @@ class Fields:
         return torch.where(slope.abs() > _FLAT, self.gradient / slope, torch.nan)
 
 
+@by_value
 @dataclass(frozen=True)
 class LayerKernels:
     """The kernels of one weight, l = 0..L counted along the forward pass.
@@ -67,6 +74,7 @@ class LayerKernels:
     fields: Fields | None = None
 
 
+@by_value
 @dataclass(frozen=True)
 class Trajectory:
     """A training run seen through its kernels; the same type for a measured network and for a theory.
@@ -85,6 +93,8 @@ class Trajectory:
         stderr: the standard error of every number above in the same layout, or None if the method has none.
         replicas: the independent networks of finite width whose mean this is, at equal times and without fields, if it
             is a prediction for that width; else empty. Covariances over initialisations are theirs.
+        curvature: ``(time,)``, the largest eigenvalue of K times the curvature of the loss by the outputs, on the training
+            rows; see ``edge``.
         metadata: plain facts of the run (width or neurons, gamma0, optimizer or solver, seconds, ...), saved with it.
     """
 
@@ -94,11 +104,12 @@ class Trajectory:
     layers: tuple[LayerKernels, ...]
     ntk: Kernel
     origin: str
-    lr: float
+    training: Training
     train: Tensor
     targets: Tensor | None = None
     stderr: Trajectory | None = None
     replicas: tuple[Trajectory, ...] = ()
+    curvature: Tensor | None = None
     metadata: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,9 +123,28 @@ class Trajectory:
             )
 
     @property
+    def lr(self) -> float:
+        """Eta, the base learning rate, if it was the same in all steps; else NaN."""
+        constant = self.training.number("lr")
+        return math.nan if isinstance(constant, Tensor) else constant
+
+    @property
     def times(self) -> Tensor:
-        """The paper's time, eta * step: ``(time,)`` float."""
-        return self.steps.double() * self.lr
+        """The paper's time, the sum of eta over the steps before: ``(time,)`` float64."""
+        times = self.training.times
+        known = self.steps.cpu().clamp(max=len(times) - 1)
+        beyond = self.steps.cpu() - known  # of a run that was recorded beyond what is known of its training
+        last = times[-1] - times[-2] if len(times) > 1 else self.lr
+        return torch.where(beyond > 0, times[known] + beyond * last, times[known]).to(self.steps.device)
+
+    @property
+    def edge(self) -> Tensor | None:
+        """The learning rate in units of the largest stable one, eta lambda_max(K H) / 2: ``(time,)``, 1 at the edge.
+
+        H is the curvature of the loss by the outputs; momentum moves the edge (``torch_dmft.core.stability``). Beyond about
+        0.8 small differences between runs grow. None without targets, NaN for Adam.
+        """
+        return None if self.curvature is None else edge(self.training, self.steps, self.curvature)
 
     @property
     def spread(self) -> Trajectory:
@@ -175,6 +205,37 @@ class Trajectory:
             ntk=self.ntk.at(index),
             stderr=None if self.stderr is None else self.stderr.at_steps(steps),
             replicas=tuple(replica.at_steps(steps) for replica in self.replicas),
+            curvature=None if self.curvature is None else self.curvature[index.to(self.curvature.device)],
+        )
+
+    def at_rows(self, rows: Tensor) -> Trajectory:
+        """The same run seen on a subset of its samples; losses stay what they are.
+
+        Args:
+            rows: ``(kept,)`` positions along the sample axis.
+        """
+
+        def kept(layer: LayerKernels) -> LayerKernels:
+            fields = layer.fields
+            if fields is not None:
+                fields = replace(fields, preactivation=fields.preactivation[:, rows], gradient=fields.gradient[:, rows])
+            return replace(
+                layer,
+                forward=layer.forward.at_rows(rows),
+                backward=layer.backward.at_rows(rows),
+                ntk=layer.ntk.at_rows(rows),
+                fields=fields,
+            )
+
+        return replace(
+            self,
+            outputs=self.outputs[:, rows.to(self.outputs.device)],
+            layers=tuple(kept(layer) for layer in self.layers),
+            ntk=self.ntk.at_rows(rows),
+            train=self.train[rows.to(self.train.device)],
+            targets=None if self.targets is None else self.targets[rows.to(self.targets.device)],
+            stderr=None if self.stderr is None else self.stderr.at_rows(rows),
+            replicas=tuple(replica.at_rows(rows) for replica in self.replicas),
         )
 
     def to(self, *args: torch.dtype | torch.device | str) -> Trajectory:
@@ -200,17 +261,32 @@ class Trajectory:
         return convert(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the run to one ``.npz`` file (arrays and a JSON header); see ``torch_dmft.core.store``."""
-        from torch_dmft.core import store
+        """Write the run to one ``.npz`` file (arrays and a JSON header), completely or not at all.
 
-        store.save(self, path)
+        Args:
+            path: the file, conventionally ``*.npz``; an existing one is replaced. Tensors come back on the CPU with their
+                dtype and bits.
+
+        Raises:
+            InvalidInputError: if the metadata hold something that cannot be saved.
+        """
+        serial.write(self, path, FORMAT)
 
     @staticmethod
     def load(path: str | Path) -> Trajectory:
-        """Read a run written by ``save``."""
-        from torch_dmft.core import store
+        """Read a run written by ``save``; it is equal (``==``) to the one that was saved.
 
-        return store.load(path)
+        Raises:
+            MissingFileError: if there is no such file; an InvalidInputError and a FileNotFoundError.
+            InvalidInputError: if the file is not a saved trajectory, of another schema, damaged or incomplete.
+        """
+        return serial.read(path, FORMAT)
+
+
+FORMAT = serial.FileFormat(
+    "torch_dmft trajectory", schema=3, root=Trajectory, parts=(LayerKernels, Kernel, Fields, Training)
+)
+"""Files of trajectories. The schema is raised whenever a file written now could not be read by the code before."""
 
 
 def combine(runs: Sequence[Trajectory], reduce: Callable[[Sequence[Tensor]], Tensor]) -> Trajectory:
@@ -245,4 +321,5 @@ def combine(runs: Sequence[Trajectory], reduce: Callable[[Sequence[Tensor]], Ten
         ntk=kernel([run.ntk for run in runs]),
         stderr=None,
         replicas=(),
+        curvature=None,
     )

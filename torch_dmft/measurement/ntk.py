@@ -11,8 +11,8 @@ from torch.func import functional_call, jacrev, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.memory import require_memory
 from torch_dmft.core.undisturbed import undisturbed
-from torch_dmft.measurement.memory import require_memory
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.products import gram
 from torch_dmft.measurement.snapshot import output_rows, snapshot, squeeze_outputs
@@ -39,8 +39,8 @@ def empirical_ntk(
             each sample's own class output, with ``(sample, output)`` floats of that combination of outputs.
         method: ``"layerwise"`` multiplies Gram matrices of inputs and gradients layer by layer, the fastest; it needs a
             model that ``describe`` understands. ``"jacobian"`` forms the full Jacobian with ``torch.func``, for any
-            model; ``"vjp"`` goes row by row through one vector-Jacobian and one Jacobian-vector product, and needs
-            memory for one gradient only.
+            model but a twin of ``infinite_width``; ``"vjp"`` goes row by row through one vector-Jacobian and one
+            Jacobian-vector product, for the same models, and needs memory for one gradient only.
 
     Returns:
         ``(sample, sample)`` for one output or with targets, else ``(sample, output, sample, output)``.
@@ -48,7 +48,8 @@ def empirical_ntk(
     Raises:
         UnsupportedModelError: if ``"layerwise"`` does not cover the model.
         InsufficientMemoryError: if the estimate exceeds what is free.
-        InvalidInputError: for an unknown method, or outputs that are not ``(sample, output)``.
+        InvalidInputError: for an unknown method, a twin with another method than ``"layerwise"``, or outputs that are
+            not ``(sample, output)``.
     """
     match method:
         case "layerwise":
@@ -57,6 +58,7 @@ def empirical_ntk(
                 kernel = kernel[:, None, :, None]
         case "jacobian" | "vjp":
             module, multipliers = _trained(model)
+            _refuse_lazily_sampled(module, method)
             # The fused kernels of attention know neither forward derivatives nor batches of gradients.
             with undisturbed(module), sdpa_kernel(SDPBackend.MATH):
                 kernel = (_jacobian if method == "jacobian" else _row_by_row)(module, multipliers, inputs)
@@ -77,6 +79,17 @@ def _trained(model: Plan | nn.Module) -> tuple[nn.Module, Mapping[str, float]]:
     return module, {
         name: multipliers.get(name, 1.0) for name, value in module.named_parameters() if value.requires_grad
     }
+
+
+def _refuse_lazily_sampled(module: nn.Module, method: str) -> None:
+    """Refuse infinite-width twins, whose forward pass draws weights in place: ``torch.func`` cannot follow that."""
+    for path, part in module.named_modules():
+        if getattr(part, "keeps_what_it_reveals", False):
+            raise InvalidInputError(
+                f"method={method!r} cannot be used with an infinite-width twin, whose weights are sampled while it runs.",
+                got=f"{path or '(model)'}: {type(part).__name__}",
+                remedy='method="layerwise"',
+            )
 
 
 def _jacobian(module: nn.Module, multipliers: Mapping[str, float], inputs: Tensor) -> Tensor:

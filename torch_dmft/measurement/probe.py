@@ -16,8 +16,8 @@ class Probe:
 
     Attributes:
         inputs: ``(sample, ...)``, whatever the model takes, samples first: vectors, images, token ids.
-        targets: ``(sample, output)`` or ``(sample,)`` floats (kept as ``(sample, 1)``), ``(sample,)`` integer classes,
-            or None. Kept as the loss takes them; ``target_values`` has them as floats.
+        targets: ``(sample, output)`` or ``(sample,)`` floats, ``(sample,)`` integer classes, or None. Kept as they are
+            given; ``target_values`` has them as floats ``(sample, output)``.
         train: ``(sample,)`` bool, the rows that the model is trained on; the loss is recorded on these. Default: all.
 
     Raises:
@@ -46,7 +46,7 @@ class Probe:
             raise InvalidInputError("The samples of a probe are empty.", got=f"shape {tuple(self.inputs.shape)}")
         _require_finite("inputs", self.inputs)
         if self.targets is not None:
-            object.__setattr__(self, "targets", _normalised_targets(self.targets, len(self.inputs)))
+            _check_targets(self.targets, len(self.inputs))
         train = torch.ones(len(self.inputs), dtype=torch.bool) if self.train is None else self.train
         if train.dtype != torch.bool or train.shape != (len(self.inputs),) or not bool(train.any()):
             raise InvalidInputError(
@@ -73,12 +73,12 @@ class Probe:
             outputs: number of classes; default the largest class + 1.
         """
         if self.targets is None or self.targets.is_floating_point():
-            return self.targets
+            return None if self.targets is None else self.targets.reshape(len(self), -1)
         dtype = self.inputs.dtype if self.inputs.is_floating_point() else torch.get_default_dtype()
         return nn.functional.one_hot(self.targets.long(), -1 if outputs is None else outputs).to(dtype)
 
 
-def _normalised_targets(targets: Tensor, samples: int) -> Tensor:
+def _check_targets(targets: Tensor, samples: int) -> None:
     if targets.ndim == 0 or len(targets) != samples:
         raise InvalidInputError(
             "A probe needs one target per sample.", got=f"targets {tuple(targets.shape)} for {samples} samples"
@@ -89,14 +89,12 @@ def _normalised_targets(targets: Tensor, samples: int) -> Tensor:
                 "Float targets have the shape (sample, output) or (sample,).", got=f"shape {tuple(targets.shape)}"
             )
         _require_finite("targets", targets)
-        return targets.reshape(samples, -1)
-    if targets.ndim != 1 or targets.dtype == torch.bool or targets.is_complex() or int(targets.min()) < 0:
+    elif targets.ndim != 1 or targets.dtype == torch.bool or targets.is_complex() or int(targets.min()) < 0:
         raise InvalidInputError(
             "Targets that are not floats are classes: integers >= 0 of shape (sample,).",
             got=f"shape {tuple(targets.shape)}, {targets.dtype}",
             remedy="class numbers of shape (sample,), or floats of shape (sample, output)",
         )
-    return targets
 
 
 def _require_finite(name: str, values: Tensor) -> None:

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
 
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
-from torch_dmft.core.loss import Loss, default_loss
+from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
+from torch_dmft.core.sight import NUMBERS, Sight, require_whole_plan
+from torch_dmft.core.stability import curvatures
+from torch_dmft.core.training import Training
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.measurement.fields import FieldMemory
+from torch_dmft.measurement.gradient_check import TOLERANCE, gradient_error, is_due
 from torch_dmft.measurement.gradients import Layouts
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.record import LayerRecord, Record, reduce_snapshot
+from torch_dmft.measurement.rows import RowsSeen, TrainingSet, all_rows, indexed
 from torch_dmft.measurement.schedule import Schedule, at_steps
 from torch_dmft.measurement.schedule import every as every_steps
-from torch_dmft.measurement.snapshot import Snapshot, snapshot
-from torch_dmft.measurement.subject import base_rate, optimizer_facts, subject_of
+from torch_dmft.measurement.snapshot import Snapshot, returns_one_number, snapshot
+from torch_dmft.measurement.subject import subject_of
 from torch_dmft.measurement.two_time import TwoTimeMemory
+from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.centered import Centered
+from torch_dmft.parameterization.start import starts_of
 
 if TYPE_CHECKING:
-    from torch_dmft.parameterization import Plan
+    from torch_dmft.theory import Problem
 
 Callback = Callable[[int, Record], None]
 
@@ -57,6 +67,8 @@ class Recorder:
         fields: where to keep the fields h, g and z of single neurons, for densities: True for the first record, the last
             and up to three between, False for none, or the steps themselves or a predicate ``step -> bool`` (of recorded
             steps). At most a million numbers are kept of each field, weight and step.
+        data: the training set, if the network is trained on other rows than those of the probe: ``(inputs, targets)``, or
+            a data set of such pairs. ``batches(loader)`` brings its own.
         model: the module whose outputs are recorded, if it is not the plan's model but a wrapper:
             ``centered(plan.model)``.
         callbacks: called with ``(step, record)`` after each record, outside the protection described above.
@@ -81,6 +93,7 @@ class Recorder:
         two_time: bool = False,
         loss: Loss | None = None,
         fields: bool | Schedule | Iterable[int] = True,
+        data: tuple[Tensor, Tensor] | Dataset[Any] | None = None,
         model: nn.Module | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -99,63 +112,131 @@ class Recorder:
         self.records: list[Record] = []
         self.subject = subject_of(plan_or_model, probe.inputs, run=model)
         self._loss = default_loss(probe.targets) if loss is None else loss
-        self._lr = math.nan
-        self._optimizer: dict[str, str | float | bool] = {}
+        self._data = None if data is None else TrainingSet(data)
+        self._sight: Sight | None = None
+        self._rows = RowsSeen()
+        self._starts: dict[str, str] = {}
+        self._doubts: dict[int, float] = {}  # relative error of the gradients at the steps at which they were looked at
+        self._steepest = 0.0
+        self._notes: dict[str, None] = {}
         self._seconds = 0.0
         self._attached = False
         self._layouts: Layouts | None = None
+        self._squeezed: bool | None = None
         chosen = None if isinstance(fields, bool) else fields if callable(fields) else at_steps(fields)
         is_chain = self.subject.architecture.is_chain
         self._fields = FieldMemory(chosen, is_chain=is_chain) if fields is not False else None
         self._two_time = [TwoTimeMemory() for _ in self.subject.architecture.layers] if two_time else []
 
     @contextmanager
-    def attach(self, optimizer: Optimizer) -> Iterator[Recorder]:
-        """Record while the body trains with this optimizer.
+    def attach(self, *optimizers: Optimizer) -> Iterator[Recorder]:
+        """Record while the body trains with these optimizers.
 
-        Records on entry if the current step is scheduled, then after each scheduled call of ``optimizer.step()``.
-        Nothing stays attached afterwards, also if the body raises. A second ``attach`` goes on counting where the first
-        stopped.
+        Records on entry if the current step is scheduled, then after each scheduled step. With several optimizers a step
+        is over when each of them has stepped. Nothing stays attached afterwards, also if the body raises. A second
+        ``attach`` goes on counting where the first stopped.
 
         Args:
-            optimizer: any ``torch.optim.Optimizer`` that trains parameters of the model.
+            *optimizers: all optimizers that train parameters of the model.
 
         Raises:
-            InvalidInputError: if the optimizer trains none of them, or the recorder is attached already.
+            InvalidInputError: if they train none of them, the model was changed after it was wrapped, or the recorder is
+                attached already.
         """
         if self._attached:
             raise InvalidInputError(
                 "The recorder is attached already.", remedy="leave the first attach before the next"
             )
-        if math.isnan(self._lr):
-            self._lr = base_rate(self.subject, optimizer)
-        self._optimizer = optimizer_facts(optimizer)
+        if not optimizers or not all(isinstance(optimizer, Optimizer) for optimizer in optimizers):
+            raise InvalidInputError(
+                "A recorder is attached to optimizers.",
+                got=", ".join(type(optimizer).__name__ for optimizer in optimizers) or "nothing",
+                remedy="recorder.attach(optimizer), with every torch.optim optimizer that trains the model",
+            )
+        sight = Sight(self.subject.plan, optimizers)
+        if self._sight is not None:
+            sight.goes_on(self._sight)
+        elif self.step == 0:
+            self._starts = starts_of(self.subject.plan)
+        self._sight = sight
+        self.subject = replace(self.subject, frozen=frozenset(sight.frozen))
+        _warn_of_odd_rates(Training.seen(sight), self.subject.plan)
+        begun: set[int] = set()
+        ended: set[int] = set()
 
-        def after_step(*_: Any) -> None:
+        def before_step(number: int, *_: Any) -> None:
+            if number in begun:  # again, before the others stepped
+                self._notes["optimizers that step at different times"] = None
+                finish()
+            if not begun:
+                sight.look()
+                self._check_gradients(optimizers, self._rows.step())
+            begun.add(number)
+
+        def after_step(number: int, *_: Any) -> None:
+            ended.add(number)
+            if len(ended) == len(optimizers):
+                finish()
+
+        def finish() -> None:
+            begun.clear()
+            ended.clear()
             self.step += 1
             if self.schedule(self.step):
                 self.record()
 
-        handle = optimizer.register_step_post_hook(after_step)
         self._attached = True
-        try:
+        with ExitStack() as hooks:
+            hooks.callback(setattr, self, "_attached", False)
             recorded = bool(self.records) and self.records[-1].step == self.step
             if not recorded and (self.step == 0 or self.schedule(self.step)):
                 self.record()
+            for number, optimizer in enumerate(optimizers):
+                hooks.callback(optimizer.register_step_pre_hook(partial(before_step, number)).remove)
+                hooks.callback(optimizer.register_step_post_hook(partial(after_step, number)).remove)
             yield self
-        finally:
-            self._attached = False
-            handle.remove()
+
+    def batch(self, rows: Tensor | Sequence[int]) -> None:
+        """Note which rows of the training set the next step sees; call it before ``optimizer.step()``.
+
+        Args:
+            rows: ``(row,)`` integers. Several calls before one step add up, as gradients do.
+        """
+        self._rows.note(rows)
+
+    def batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        """The batches of a loader, one epoch of them, whose rows are noted as they pass; shuffling and workers included.
+
+        The batches, their order and the random numbers drawn are those of the loader itself.
+
+        Args:
+            loader: a ``torch.utils.data.DataLoader`` over a data set with ``__getitem__``, which is the training set.
+
+        Example:
+            >>> for images, labels in recorder.batches(loader):  # doctest: +SKIP
+            ...     loss(model(images), labels).backward()
+        """
+        numbered = indexed(loader)
+        if self._data is None or self._data.dataset is not loader.dataset:
+            self._data = TrainingSet(loader.dataset)
+        for rows, batch in numbered:
+            self._rows.note(rows)
+            yield batch
 
     def record(self) -> Record:
         """Measure now, as step ``recorder.step``, and keep the result."""
         started = time.perf_counter()
-        device = next(self.subject.run.parameters()).device
-        record = self.keep(snapshot(self.subject, self.probe.inputs.to(device), layouts=self._layouts))
+        require_whole_plan(self.subject.plan)
+        record = self.keep(self.look())
         self._seconds += time.perf_counter() - started
         for callback in self.callbacks:
             callback(self.step, record)
         return record
+
+    def look(self) -> Snapshot:
+        """Measure now and keep nothing."""
+        device = next(self.subject.run.parameters()).device
+        return snapshot(self.subject, self.probe.inputs.to(device), layouts=self._layouts)
 
     def keep(self, taken: Snapshot) -> Record:
         """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""
@@ -168,6 +249,84 @@ class Recorder:
             memory.add(layer.stream)
         return record
 
+    @property
+    def training(self) -> Training:
+        """How the network was trained so far, as it was seen.
+
+        Raises:
+            NotRecordedError: if no optimizer was attached yet.
+        """
+        if self._sight is None:
+            raise NotRecordedError(
+                "No optimizer was seen yet.", remedy="train inside `with recorder.attach(optimizer):`"
+            )
+        known = self._rows.batches if self._rows.noted else None
+        count = len(self._data) if self._data is not None else int(self.probe.train_rows.sum())
+        off = {step: error for step, error in self._doubts.items() if error > TOLERANCE}
+        is_known = (
+            known is not None if self._rows.noted else not off and (bool(self._doubts) or self.probe.targets is None)
+        )
+        notes, targets, doubt = [*self._notes], self.probe.targets, ""
+        if off:
+            step, error = next(iter(off.items()))
+            where = "the rows noted" if self._rows.noted else "all training rows"
+            doubt = f"at step {step} the gradients were not those of {loss_name(self._loss)} on {where} (off by {error:.0%})"
+        elif not is_known:
+            doubt = "some steps were not noted" if self._rows.noted else "no gradients could be checked"
+        if off and self._rows.noted:
+            notes.append(doubt)
+        outputs = self.records[0].outputs.shape[1] if self.records else self.subject.architecture.readout.out_features
+        classes = targets is not None and not targets.is_floating_point()
+        return Training.seen(
+            self._sight,
+            gamma0=self.subject.gamma0,
+            scheme=self.subject.plan.scheme,
+            starts=self._starts,
+            loss=loss_name(self._loss) if targets is not None else "",
+            loss_print=loss_print(self._loss, outputs, classes=classes) if targets is not None else (),
+            batches=all_rows(known, count),
+            batches_known=is_known,
+            doubt=doubt,
+            notes=tuple(notes),
+        )
+
+    def problem(
+        self,
+        data: tuple[Tensor, Tensor] | Dataset[Any] | None = None,
+        *,
+        batches: int | Sequence[Tensor] | None = None,
+        assume_gaussian: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Problem:
+        """The run that was recorded, as a question to the theory: its data, loss, rates, steps and batches, on the probe.
+
+        Args:
+            data: the training set, if the recorder does not know it: ``(inputs, targets)``, or a data set of such pairs.
+            batches: of a run whose batches nobody noted, others in their place: a size, for rows drawn at random in epochs,
+                or index tensors. The prediction is then for other batches than the network's, and says so.
+            assume_gaussian: predict a network whose weights start as Gaussian numbers of their size, where they do not.
+            generator: draws the batches; None for a fresh one with seed 0.
+
+        Returns:
+            The problem; ``solve(problem, record=measured.steps)`` answers it.
+
+        Raises:
+            InvalidInputError: if something of the run is not known, or was no training that theory can be asked about.
+            UnsupportedProblemError: if the parameterization has no limit.
+        """
+        from torch_dmft.theory.posing import problem_of_run  # one floor up, taken only when it is called
+
+        return problem_of_run(
+            self.subject,
+            self.training,
+            self.probe,
+            self._loss,
+            self._data if data is None else TrainingSet(data),
+            batches=batches,
+            assume_gaussian=assume_gaussian,
+            generator=generator,
+        )
+
     def trajectory(self, origin: str | None = None) -> Trajectory:
         """What was recorded so far.
 
@@ -175,8 +334,7 @@ class Recorder:
             origin: how legends name this run; default the plan's origin, such as ``"network (N=512)"``.
 
         Returns:
-            A ``Trajectory`` on the CPU. ``metadata["seconds"]`` is the time spent measuring; ``lr`` is NaN if the
-            optimizer's rates are not one base rate times the plan's multipliers.
+            A ``Trajectory`` on the CPU. ``metadata["seconds"]`` is the time spent measuring.
 
         Raises:
             NotRecordedError: if nothing was recorded.
@@ -189,22 +347,24 @@ class Recorder:
         layers = tuple(self._layer(index) for index in range(len(subject.architecture.layers)))
         outputs = torch.stack([record.outputs for record in records])
         targets = self.probe.target_values(outputs.shape[2])
+        training = self.training if self._sight is not None else Training.unseen(records[-1].step, subject.plan)
+        ntk = _stack(record.ntk for record in records)
         return Trajectory(
             steps=torch.tensor([record.step for record in records], device=outputs.device),
             outputs=outputs,
             losses=outputs.new_tensor([record.loss for record in records]),
             layers=layers,
-            ntk=_stack(record.ntk for record in records),
-            origin=subject.origin if origin is None else origin,
-            lr=self._lr,
+            ntk=ntk,
+            origin=subject.plan.origin if origin is None else origin,
+            training=training,
             train=self.probe.train_rows,
             targets=None if targets is None else targets.cpu(),
+            curvature=None if targets is None else curvatures(outputs, ntk, self.probe.train_rows, self._loss_on_train),
             metadata={
                 "width": subject.width,
                 "gamma0": subject.gamma0,
-                "scheme": subject.scheme,
+                "scheme": subject.plan.scheme,
                 "centered": isinstance(subject.run, Centered),
-                **self._optimizer,
                 "seconds": self._seconds,
             },
         )
@@ -213,8 +373,11 @@ class Recorder:
         """Everything recorded so far as plain containers of tensors, for a checkpoint beside the model's."""
         return {
             "step": self.step,
-            "lr": self._lr,
-            "optimizer": self._optimizer,
+            "sight": None if self._sight is None else self._sight.state_dict(),
+            "rows": self._rows.state_dict(),
+            "starts": dict(self._starts),
+            "doubts": dict(self._doubts),
+            "notes": list(self._notes),
             "seconds": self._seconds,
             "records": [asdict(record) for record in self.records],
             "fields": None if self._fields is None else self._fields.state_dict(),
@@ -235,8 +398,11 @@ class Recorder:
                 got=f"layers {found}, two_time={bool(state['two_time'])}",
                 remedy="build the recorder for the same model with the same settings before loading",
             )
-        self.step, self._lr, self._seconds = state["step"], state["lr"], state["seconds"]
-        self._optimizer = state["optimizer"]
+        self.step, self._seconds, self._starts = state["step"], state["seconds"], dict(state["starts"])
+        self._doubts, self._notes = dict(state["doubts"]), dict.fromkeys(state["notes"])
+        self._rows.load_state_dict(state["rows"])
+        if state["sight"] is not None:
+            self._sight = Sight.saved(self.subject.plan, state["sight"])
         self.records = [
             Record(**{**record, "layers": tuple(LayerRecord(**layer) for layer in record["layers"])})
             for record in state["records"]
@@ -260,13 +426,56 @@ class Recorder:
     def _loss_of(self, outputs: Tensor) -> float:
         if self.probe.targets is None:
             return math.nan
-        train = self.probe.train_rows
-        targets = self.probe.targets[train.to(self.probe.targets.device)].to(outputs.device)
+        with torch.no_grad():
+            return float(self._loss_on_train(outputs[self.probe.train_rows.to(outputs.device)]))
+
+    def _loss_on_train(self, outputs: Tensor) -> Tensor:
+        """The loss of outputs ``(train, output)`` of the training rows, in the shapes that the user's loop hands to it."""
+        assert self.probe.targets is not None  # asked for where there are targets
+        targets = self.probe.targets[self.probe.train_rows.to(self.probe.targets.device)].to(outputs.device)
         if targets.is_floating_point():
             targets = targets.to(outputs.dtype)
-        with torch.no_grad():
-            return float(self._loss(outputs[train.to(outputs.device)], targets))
+        if self._squeezed is None:
+            self._squeezed = returns_one_number(self.subject.run, self.probe.inputs)
+        shown = outputs.squeeze(1) if self._squeezed else outputs
+        return self._loss(shown, as_the_loss_takes_them(self._loss, shown.detach(), targets))
+
+    def _check_gradients(self, optimizers: tuple[Optimizer, ...], rows: Tensor | None) -> None:
+        """Hold the gradients that wait for the optimizer against those of the loss."""
+        targets = self.probe.targets
+        unknown = self._sight is not None and self._sight.optimizer not in NUMBERS
+        if unknown or not is_due(self.step) or targets is None or (rows is None and self._rows.noted):
+            return
+        if self._data is not None:
+            inputs, given = self._data.rows(rows)
+        else:
+            train = self.probe.train_rows
+            inputs, given = self.probe.inputs[train.to(self.probe.inputs.device)], targets[train.to(targets.device)]
+            if rows is not None:
+                if int(rows.max()) >= len(inputs):
+                    return  # rows of a training set that is not known
+                inputs, given = inputs[rows.to(inputs.device)], given[rows.to(given.device)]
+        found = gradient_error(self.subject, optimizers, self._loss, inputs, given)
+        if found is None:
+            return
+        difference, size = found
+        self._steepest = max(self._steepest, size)
+        if size > 1e-3 * self._steepest:  # smaller ones are rounded to something else
+            self._doubts[self.step] = difference / size
 
 
 def _stack(arrays: Iterable[Tensor]) -> Kernel:
     return Kernel(torch.stack(list(arrays)))
+
+
+def _warn_of_odd_rates(training: Training, plan: Plan) -> None:
+    """Say that an optimizer was built from other groups than its plan's."""
+    if not training.exceptions or plan.scheme == "standard" or training.optimizer not in NUMBERS:
+        return
+    lr = training.rate
+    kind = training.optimizer.lower()
+    warnings.warn(
+        f"The optimizer's settings are not those of plan.param_groups(lr, optimizer={kind!r}): with the base rate {lr}, "
+        f"{training.traits['groups']}. Measured and predicted are these settings as they are.",
+        stacklevel=4,
+    )

@@ -7,14 +7,14 @@ from functools import reduce
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_dmft.architecture import Layer
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.memory import require_memory
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.capture import Taps, Use, capture
 from torch_dmft.measurement.gradients import Layouts, find_layouts, gradients
-from torch_dmft.measurement.memory import require_memory
 from torch_dmft.measurement.normal_form import (
     Layout,
     Stream,
@@ -96,6 +96,13 @@ def output_rows(outputs: Tensor, samples: int) -> Float[Tensor, "sample output"]
             remedy="wrap it in a module that selects or pools its output to (sample, output)",
         )
     return outputs
+
+
+def returns_one_number(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether a model returns ``(sample,)``, one number for each, rather than ``(sample, output)``."""
+    device = next(model.parameters()).device
+    with undisturbed(model), torch.no_grad():
+        return bool(model(inputs[:2].to(device)).ndim == 1)
 
 
 def measure(

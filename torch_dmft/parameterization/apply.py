@@ -31,7 +31,7 @@ def parameterize(
 
     Initial sizes and learning rates follow the table in ``torch_dmft.parameterization.scheme``; the forward pass, the
     modules and the keys of the state_dict stay what they are. Readout biases start at zero; other biases, norm layers
-    and embeddings keep their own init.
+    and embeddings keep their own init, and frozen parameters (``requires_grad=False``) their values, whatever they are.
 
     Args:
         model: the model, on any device.
@@ -66,7 +66,7 @@ def parameterize(
 
 @torch.no_grad()
 def _initialise(parameter: Tensor, rule: ParameterRule, init: str, generator: torch.Generator | None) -> None:
-    if rule.role in (Role.VECTOR, Role.EMBEDDING):
+    if rule.role in (Role.VECTOR, Role.EMBEDDING) or not parameter.requires_grad:
         return
     if rule.role is Role.OUTPUT_BIAS:
         parameter.zero_()

@@ -154,6 +154,17 @@ class Plan:
                 got=", ".join(sorted({rule.name for rule in rules} ^ {rule.name for rule in self.rules})),
                 remedy="load it into a plan of the same model",
             )
+        other = [
+            f"{new.name} (fan-in {new.fan_in}, here {old.fan_in})"
+            for new, old in zip(rules, self.rules, strict=True)
+            if new.fan_in != old.fan_in
+        ]
+        if other:
+            raise InvalidInputError(
+                "The saved plan is for another width.",
+                got=", ".join(other),
+                remedy="wrap the model of this width anew; gamma0 and the base learning rate carry over",
+            )
         self.rules, self.scheme, self.gamma0 = rules, state["scheme"], state["gamma0"]
 
     def __rich__(self) -> Table:

@@ -80,7 +80,10 @@ def parameter_rules(
         path, role, layer = found[name]
         fan_in = layer.fan_in if layer is not None else 1
         own = float(parameter.detach().square().mean().sqrt()) if parameter.numel() else 0.0
+        keeps = not parameter.requires_grad and layer is not None and role in (Role.INPUT, Role.HIDDEN)
         weight_gain = _gain(layer, gain) if layer is not None and role in (Role.INPUT, Role.HIDDEN) else 1.0
+        if keeps and own:  # a frozen weight stays as it is: its gain is what its size amounts to
+            weight_gain = own * math.sqrt(fan_in)
         if scheme == "standard":
             scaling = STANDARD
             weight_gain = own * (gamma0 * fan_in if role is Role.READOUT else math.sqrt(fan_in)) if layer else 1.0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_number, require_whole
+from torch_dmft.core.sight import NUMBERS
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -37,17 +38,86 @@ def check_problem(problem: Problem) -> None:
             remedy="one row of inputs for every target, and a test row beside a single training row",
         )
     _check_fit(problem.targets, problem.outputs)
-    require_number("gamma0", problem.gamma0, above=0, remedy="gamma0 > 0; the lazy limit of 0 is solvers.StaticNTK()")
-    require_number("lr", problem.lr, above=0, remedy="lr > 0, one number for all steps: theory has no schedules")
-    require_whole("steps", problem.steps, at_least=0)
-    require_number("momentum", problem.momentum, at_least=0, below=1)
-    require_number("weight_decay", problem.weight_decay, at_least=0)
-    require_number("temperature", problem.temperature, at_least=0, remedy="temperature=0.0: no noise")
-    _check_optimizer(problem)
     _check_batches(problem)
-    if problem.chain is None and problem.network is None:
-        raise InvalidInputError("A problem needs a network.", remedy="use Problem.mlp or Problem.like")
-    _check_loss(problem)
+    _check_probe(problem)
+    if isinstance(problem.loss, type) or not callable(problem.loss):
+        name = getattr(problem.loss, "__name__", repr(problem.loss))
+        raise InvalidInputError("`loss` must be callable.", got=name, remedy="an instance: loss=nn.MSELoss()")
+
+
+def check_training(
+    lr: object,
+    steps: object,
+    gamma0: object,
+    momentum: object,
+    weight_decay: object,
+    *,
+    temperature: object,
+    optimizer: object,
+    **numbers: object,
+) -> None:
+    """Refuse numbers and optimizers that cannot work.
+
+    Raises:
+        InvalidInputError: for the first mistake, with its remedy.
+    """
+    require_number("gamma0", gamma0, above=0, remedy="gamma0 > 0; the lazy limit of 0 is solvers.StaticNTK()")
+    require_whole("steps", steps, at_least=0)
+    _check_rates(lr, int(steps))  # type: ignore[call-overload]
+    require_number("momentum", momentum, at_least=0, below=1)
+    require_number("weight_decay", weight_decay, at_least=0)
+    require_number("temperature", temperature, at_least=0, remedy="temperature=0.0: no noise")
+    if not isinstance(optimizer, str) or optimizer not in tuple(OPTIMIZERS):
+        raise InvalidInputError(
+            "A problem names its optimizer.", got=repr(optimizer), remedy=f"one of {', '.join(OPTIMIZERS)}"
+        )
+    if optimizer != "sgd" and (momentum or temperature):
+        raise InvalidInputError(
+            "Momentum and Langevin noise are those of SGD; Adam's momentum are its betas.",
+            got=f"optimizer={optimizer!r}, momentum={momentum}, temperature={temperature}",
+            remedy='momentum=0.0 and temperature=0.0, or optimizer="sgd"',
+        )
+    if optimizer == "adam" and weight_decay:
+        raise InvalidInputError(
+            "Adam normalises the weight decay together with the gradient, against which it grows like the square root of "
+            "the width: there is no limit.",
+            got=f"weight_decay={weight_decay}",
+            remedy='optimizer="adamw", which decays alike at every width',
+        )
+    known = NUMBERS["SGD" if optimizer == "sgd" else "Adam"]
+    for name, value in numbers.items():
+        if name not in known or name in ("lr", "maximize"):
+            raise InvalidInputError(
+                "There is no such setting.",
+                got=f"{name}={value!r}",
+                remedy=f"one of {', '.join(sorted(set(known) - {'lr', 'maximize', 'momentum', 'weight_decay'}))}",
+            )
+        require_number(name, float(value) if isinstance(value, bool) else value, at_least=0)
+    if numbers.get("nesterov") and (not momentum or numbers.get("dampening")):
+        raise InvalidInputError(
+            "Nesterov's momentum needs a momentum, and no dampening.",
+            got=f"momentum={momentum}, dampening={numbers.get('dampening', 0.0)}",
+            remedy="momentum=0.9, nesterov=True",
+        )
+
+
+def _check_rates(lr: object, steps: int) -> None:
+    """Refuse learning rates that are neither a number > 0 nor one number >= 0 for every step."""
+    remedy = "lr > 0, or a list of one rate >= 0 for every step"
+    if not isinstance(lr, Tensor | Sequence) or isinstance(lr, str) or (isinstance(lr, Tensor) and lr.ndim == 0):
+        require_number("lr", float(lr) if isinstance(lr, Tensor) else lr, above=0, remedy=remedy)
+        return
+    try:
+        rates = torch.as_tensor(lr, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        rates = torch.full((1, 1), torch.nan)
+    fine = rates.ndim == 1 and len(rates) >= steps and bool(torch.isfinite(rates).all()) and bool((rates >= 0).all())
+    if not fine or (steps and not bool(rates[:steps].any())):
+        raise InvalidInputError(
+            "A schedule has one finite learning rate for every step, not all of them zero.",
+            got=f"{tuple(rates.shape)} rates for {steps} steps",
+            remedy=remedy,
+        )
 
 
 def check_inputs(inputs: Tensor, name: str = "inputs") -> None:
@@ -168,25 +238,17 @@ def _not_classes(targets: Tensor, numbers: str) -> InvalidInputError:
     )
 
 
-def _check_optimizer(problem: Problem) -> None:
-    if problem.optimizer not in tuple(OPTIMIZERS):
-        raise InvalidInputError(
-            "A problem names its optimizer.", got=repr(problem.optimizer), remedy=f"one of {', '.join(OPTIMIZERS)}"
-        )
-    if problem.optimizer == "sgd":
+def _check_probe(problem: Problem) -> None:
+    """Refuse a probe that is no selection of rows."""
+    rows = problem.probe
+    if rows is None:
         return
-    if problem.momentum or problem.temperature:
+    is_index = isinstance(rows, Tensor) and rows.dtype == torch.int64 and rows.ndim == 1 and len(rows) > 1
+    if not is_index or int(rows.min()) < 0 or int(rows.max()) >= problem.samples:
         raise InvalidInputError(
-            "Momentum and Langevin noise are those of SGD; Adam's momentum are its betas, which are torch's defaults.",
-            got=f"optimizer={problem.optimizer!r}, momentum={problem.momentum}, temperature={problem.temperature}",
-            remedy='momentum=0.0 and temperature=0.0, or optimizer="sgd"',
-        )
-    if problem.optimizer == "adam" and problem.weight_decay:
-        raise InvalidInputError(
-            "Adam normalises the weight decay together with the gradient, against which it grows like the square root of "
-            "the width: there is no limit.",
-            got=f"weight_decay={problem.weight_decay}",
-            remedy='optimizer="adamw", which decays alike at every width',
+            "The probe of a problem is at least two row numbers.",
+            got=_shown(rows),
+            remedy=f"a tensor of integers 0..{problem.samples - 1}, or None for all rows",
         )
 
 
@@ -213,11 +275,12 @@ def _shown(rows: object) -> str:
     return f"{rows.flatten().tolist()[:8]}, {rows.dtype}" if isinstance(rows, Tensor) else repr(rows)
 
 
-def _check_loss(problem: Problem) -> None:
-    """Ask the loss once, of outputs that are zero, as they are at the start."""
-    if isinstance(problem.loss, type) or not callable(problem.loss):
-        name = getattr(problem.loss, "__name__", repr(problem.loss))
-        raise InvalidInputError("The loss is no function.", got=name, remedy="an instance: loss=nn.MSELoss()")
+def check_loss(problem: Problem) -> None:
+    """Ask the loss once, of outputs that are zero, as they are at the start.
+
+    Raises:
+        InvalidInputError: if it fails, is no finite number, or has no gradient.
+    """
     form = "loss(outputs, targets) -> scalar, with outputs (train, output) and targets alike, or (train,) classes"
     outputs = problem.inputs.new_zeros(problem.samples, problem.outputs).requires_grad_()
     with torch.enable_grad():

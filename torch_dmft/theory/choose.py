@@ -21,7 +21,7 @@ from torch_dmft.theory.cost import Cost
 from torch_dmft.theory.engine.posed import enough_neurons
 from torch_dmft.theory.engine.strides import check_strides
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solver import Solver, check_training
+from torch_dmft.theory.solver import Solver
 
 _PATIENCE = 3600.0
 """Seconds on one core beyond which a solver is taken only if all take longer."""
@@ -107,7 +107,6 @@ def _ask(
     )
     for solver in candidates:
         try:
-            check_training(problem, solver)
             solver.check(problem)
             cost = solver.estimate(problem, record, two_time=two_time)
             cost.admit(problem)

@@ -10,8 +10,9 @@ import numpy as np
 
 from torch_dmft.architecture import Role
 from torch_dmft.core.activation import activation
-from torch_dmft.measurement.memory import require_memory
+from torch_dmft.core.memory import require_memory
 from torch_dmft.theory.coverage import rows_per_sample
+from torch_dmft.theory.network import ChainNetwork
 from torch_dmft.theory.problem import Problem
 
 _PEAK, _PER_ROW = 8e10, 2e9
@@ -70,10 +71,17 @@ class Cost:
         require_memory(self.memory, problem.inputs.device, what="This solution", remedy=remedy)
 
 
-def answer_memory(problem: Problem, recorded: int, *, two_time: bool) -> int:
-    """Bytes of a trajectory: for L + 1 weights n^2 numbers forward, (n C)^2 backward and in the NTK, at every record."""
-    layers = problem.chain.depth + 1 if problem.chain else len(problem.network.architecture.layers)  # type: ignore[union-attr]
-    features, gradients = problem.samples**2, (problem.samples * problem.outputs) ** 2
+def answer_memory(problem: Problem, recorded: int, *, two_time: bool, rows: int | None = None) -> int:
+    """Bytes of a trajectory: for L + 1 weights n^2 numbers forward, (n C)^2 backward and in the NTK, at every record.
+
+    Args:
+        problem: the problem.
+        recorded: number of recorded steps.
+        two_time: whether kernels are kept at pairs of times.
+        rows: n; None for those of the probe.
+    """
+    layers, samples = len(problem.network.paths), len(problem.kept) if rows is None else rows
+    features, gradients = samples**2, (samples * problem.outputs) ** 2
     entries = layers * (features + 2 * gradients) + gradients
     return entries * (recorded**2 if two_time else recorded) * problem.inputs.element_size()
 
@@ -101,7 +109,7 @@ def deterministic_cost(
         copies: answers that are held at the same time.
         error: see ``Cost``.
     """
-    answer = answer_memory(problem, recorded, two_time=two_time)
+    answer = answer_memory(problem, recorded, two_time=two_time, rows=problem.samples)
     double = answer * 8 // problem.inputs.element_size()
     speed = min(_PEAK, _PER_ROW * problem.samples) / 2
     return Cost(double + copies * answer + int(8 * numbers), work, work / speed + calls * _CALL, error)
@@ -123,16 +131,16 @@ def networks_cost(
         error: see ``Cost``.
     """
     matrices, _ = _hidden_matrices(problem)
-    element, samples, steps = problem.inputs.element_size(), problem.samples, problem.steps + 1
-    passes = 6 + 2 * problem.outputs * recorded / steps
+    element, steps, load = problem.inputs.element_size(), problem.steps + 1, _Load.of(problem, recorded)
+    row_passes = 6 * load.trained + 2 * (load.apart + problem.outputs) * load.measured * recorded / steps
     per_row = sum(matrix.written * matrix.taps for matrix in matrices)
     thin = problem.inputs[0].numel() + problem.outputs
-    flops = passes * count * steps * samples * sum(width**2 * per_row + width * thin for width in widths)
+    flops = row_passes * count * steps * sum(width**2 * per_row + width * thin for width in widths)
     weights = max(width**2 * sum(matrix.taps for matrix in matrices) + width * thin for width in widths)
-    fields = max(widths) * samples * (1 + problem.outputs) * (recorded if two_time else 2)
+    fields = max(widths) * load.most * (1 + problem.outputs) * (recorded if two_time else 2)
     fields *= sum(matrix.read + matrix.written for matrix in matrices) + 2
     kept = (count + 2 * len(widths) + 3) * answer_memory(problem, recorded, two_time=two_time)
-    speed = min(_PEAK, _PER_ROW * samples) * 4 / element
+    speed = min(_PEAK, _PER_ROW * load.most) * 4 / element
     calls = 40 * (len(matrices) + 2) * len(widths) * count * steps
     return Cost(kept + (4 * weights + fields) * element, flops, flops / speed + calls * _CALL, error)
 
@@ -172,28 +180,62 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
     share = recorded / max(steps, 1)
     backward_passes = 1 + (outputs - 1) * share if problem.chain else 1 + outputs * share
     rank, full = 0, False
+    load = _Load.of(problem, recorded)
     memory = (replicas + 3) * answer_memory(problem, recorded, two_time=two_time)
-    fields = neurons * problem.samples * (1 + outputs) * (recorded if two_time else 2)
+    fields = neurons * load.most * (1 + outputs) * (recorded if two_time else 2)
     memory += fields * (sum(matrix.read + matrix.written for matrix in matrices) + 2) * element
-    flops = 6.0 * problem.samples * problem.inputs[0].numel() * (steps + 1)
+    passed = load.trained + load.apart * load.measured * share  # rows in a step, on average
+    flops = 6.0 * passed * problem.inputs[0].numel() * (steps + 1)
     for matrix in matrices:
-        read, written = problem.samples * matrix.read, problem.samples * matrix.written
-        gradients = min(neurons, written * outputs * (steps + 1), math.ceil(written * outputs * per_gradient))
-        features = min(neurons, read * (steps + 1), math.ceil(read * per_feature))
+        seen, sent = load.met * matrix.read, load.met * matrix.written
+        gradients = min(neurons, sent * outputs * (steps + 1), math.ceil(sent * outputs * per_gradient))
+        features = min(neurons, seen * (steps + 1), math.ceil(seen * per_feature))
         rank = max(rank, gradients, features)
         full = full or rank >= neurons // 2
         held = neurons * (features + gradients) * (1 + 2 * matrix.taps)  # the populations know the images too
         memory += (2 * held + matrix.taps * features * gradients) * element  # room doubles when it is full
+        read, written = passed * matrix.read, passed * matrix.written
         both = matrix.taps * (features * written + gradients * read)
         forward = features * read + both + gradients * written
         backward = gradients * written + both + features * read
         flops += 2.0 * (forward + backward_passes * backward) * (steps + 1) + 4.0 * (features + gradients) ** 2
     flops *= neurons * replicas
-    rows = problem.samples * min((matrix.read for matrix in matrices), default=1)
+    rows = load.most * min((matrix.read for matrix in matrices), default=1)
     speed = min(_PEAK, _PER_ROW * rows) * 4 / element
     seconds = flops / speed + 40 * (len(matrices) + 2) * replicas * (steps + 1) * _CALL
     error = (_TWIN_ERROR if smooth and not full else _NETWORK_ERROR) / math.sqrt(neurons * replicas)
     return Cost(memory, flops, seconds, error, rank, full)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """How many rows pass.
+
+    Attributes:
+        trained: in the update of a step.
+        measured: in a measurement.
+        apart: 1 if a measurement has a pass of its own, 0 if it shares that of the update.
+        met: different ones in the whole run.
+    """
+
+    trained: int
+    measured: int
+    apart: int
+    met: int
+
+    @classmethod
+    def of(cls, problem: Problem, recorded: int) -> _Load:
+        together = problem.batches is None and problem.probe is None
+        if together:
+            return cls(problem.samples, problem.samples, 0, problem.samples)
+        size = problem.train_samples if problem.batches is None else max((len(b) for b in problem.batches), default=1)
+        measured = len(problem.kept)
+        return cls(size, measured, 1, min(problem.train_samples, size * max(problem.steps, 1)) + measured)
+
+    @property
+    def most(self) -> int:
+        """Rows of the largest pass."""
+        return max(self.trained, self.measured)
 
 
 @dataclass(frozen=True)
@@ -207,12 +249,13 @@ class _Matrix:
 
 def _hidden_matrices(problem: Problem) -> tuple[list[_Matrix], bool]:
     """The matrices between widths, and whether all activations are smooth."""
-    if problem.chain is not None:
-        smooth = all(activation(layer.activation).smooth for layer in problem.chain.hidden)
-        return [_Matrix(1, 1, 1)] * (problem.chain.depth - 1), smooth
-    assert problem.network is not None  # a problem without a chain has a network
-    architecture = problem.network.architecture
-    rows = rows_per_sample(problem.network.model, architecture, problem.inputs[:1])
+    if isinstance(problem.network, ChainNetwork):
+        chain = problem.network.chain
+        smooth = all(activation(layer.activation).smooth for layer in chain.hidden)
+        return [_Matrix(1, 1, 1)] * (chain.depth - 1), smooth
+    plan = problem.network.plan
+    architecture = plan.architecture
+    rows = rows_per_sample(plan.model, architecture, problem.inputs[:1])
     named = [layer.activation for layer in architecture.layers if layer.activation is not None]
     hidden = [layer for layer in architecture.layers if layer.role is Role.HIDDEN]
     return [_Matrix(*rows[layer.path], layer.taps) for layer in hidden], all(activation(name).smooth for name in named)

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.errors import NotRecordedError
+from torch_dmft.core.memory import require_memory
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.measurement.memory import require_memory
 
 Observable = Callable[[Trajectory], Tensor]
 """What is looked at in one network, such as ``lambda run: run.layers[1].forward.array[-1]``."""

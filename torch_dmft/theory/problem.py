@@ -3,71 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
-from torch_dmft.core.loss import Loss, default_loss
+from torch_dmft.core.equality import by_value
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
 from torch_dmft.core.numbers import require_whole
+from torch_dmft.core.sight import NUMBERS
+from torch_dmft.core.training import Training, series
 from torch_dmft.measurement import Probe
 from torch_dmft.parameterization import Plan
-from torch_dmft.theory.chain import Chain, HiddenLayer, chain_of
-from torch_dmft.theory.checks import check_inputs, check_problem, check_targets, count_outputs, require_list
-from torch_dmft.theory.coverage import refuse_unsupported
+from torch_dmft.theory.chain import Chain, HiddenLayer
+from torch_dmft.theory.checks import (
+    check_inputs,
+    check_loss,
+    check_problem,
+    check_targets,
+    check_training,
+    count_outputs,
+    require_list,
+)
+from torch_dmft.theory.network import ChainNetwork, Network
 
 
+@by_value
 @dataclass(frozen=True)
 class Problem:
-    """A training run without a width: data, loss, learning rate, steps, gamma0, and which network.
+    """A training run without a width: data, loss, how it is trained, and which network.
 
-    Build it with ``Problem.mlp`` or ``Problem.like``; the constructor takes everything explicitly.
+    Build it with ``Problem.mlp`` or ``Problem.like`` before training, or with ``recorder.problem()`` of a run.
 
     Attributes:
-        inputs: ``(sample, ...)``, training rows first, then test rows.
-        targets: targets of the training rows as the loss takes them, ``(train, output)`` floats or ``(train,)`` classes.
-        loss: ``loss(outputs, targets) -> scalar`` with its own reduction.
-        lr: eta, the base learning rate.
-        steps: T, the number of optimizer steps; states 0..T can be recorded.
-        gamma0: feature-learning strength.
-        outputs: C.
-        momentum: beta of v <- beta v + dL/dtheta.
-        weight_decay: lambda of theta <- theta - ... - eta lambda theta.
-        batches: one index tensor into the training rows per step, or None for full-batch steps.
-        chain: the network as a dense chain, or None if it is something else.
-        network: the plan of a wrapped model of any width, which names the layers and, if ``chain`` is None, shows the
-            architecture; None for a chain that was posed without a model.
-        temperature: T of Langevin noise: in every step every parameter also gets sqrt(2 T lr_p) / (gamma0 sqrt N) N(0, 1),
-            where lr_p is its own learning rate and N the width; that is sqrt(2 T eta) in unit form.
-        optimizer: "sgd", or "adam" or "adamw": torch's own with their default betas and eps, on
-            ``plan.param_groups(lr, optimizer=..., weight_decay=...)``.
+        inputs: ``(sample, ...)``, training rows first, then other rows.
+        targets: targets of the training rows as the loss takes them, ``(train, output)`` or ``(train,)`` floats or ``(train,)``
+            classes.
+        loss: ``loss(outputs, targets) -> scalar`` with its own reduction; outputs are ``(train, output)``.
+        training: optimizer, rates, steps, batches (rows of the training rows), gamma0, and all else that decides a step.
+        network: what is trained.
+        probe: ``(kept,)``, the rows that kernels are kept of and that answers are about; None for all of them.
     """
 
     inputs: Tensor
     targets: Tensor
     loss: Loss
-    lr: float
-    steps: int
-    gamma0: float
-    outputs: int
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    batches: tuple[Tensor, ...] | None = None
-    chain: Chain | None = None
-    network: Plan | None = None
-    temperature: float = 0.0
-    optimizer: str = "sgd"
+    training: Training
+    network: Network
+    probe: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no solver can do."""
         check_problem(self)
         for name in ("inputs", "targets"):
             object.__setattr__(self, name, getattr(self, name).detach())
+        settled = as_the_loss_takes_them(
+            self.loss, self.inputs.new_zeros(self.train_samples, self.outputs), self.targets
+        )
+        object.__setattr__(self, "targets", settled)
+        check_loss(self)
+        if not self.training.loss_print:
+            classes = not self.targets.is_floating_point()
+            facts: dict[str, Any] = {"loss": loss_name(self.loss)}
+            facts["loss_print"] = loss_print(self.loss, self.outputs, classes=classes)
+            object.__setattr__(self, "training", replace(self.training, **facts))
+
+    @property
+    def chain(self) -> Chain | None:
+        """The network as a dense chain, or None if it is something else."""
+        return self.network.chain
+
+    @property
+    def outputs(self) -> int:
+        """C."""
+        return self.network.outputs
 
     @property
     def samples(self) -> int:
-        """Rows in all, training and test."""
+        """Rows in all, training and other rows."""
         return len(self.inputs)
 
     @property
@@ -81,9 +96,69 @@ class Problem:
         return torch.arange(self.samples, device=self.inputs.device) < self.train_samples
 
     @property
+    def kept(self) -> Tensor:
+        """``(kept,)``, the rows that answers are about."""
+        return torch.arange(self.samples, device=self.inputs.device) if self.probe is None else self.probe
+
+    @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the inputs, in which solvers answer."""
         return self.inputs.dtype
+
+    # How it is trained, where one number says it
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.training.steps
+
+    @property
+    def gamma0(self) -> float:
+        """Feature-learning strength."""
+        return self.training.gamma0
+
+    @property
+    def lr(self) -> float:
+        """Eta, the base learning rate of all steps.
+
+        Raises:
+            InvalidInputError: if it changes; ``training.lr`` has it step by step.
+        """
+        return self._constant("lr")
+
+    @property
+    def momentum(self) -> float:
+        """Beta, likewise."""
+        return self._constant("momentum")
+
+    @property
+    def weight_decay(self) -> float:
+        """Lambda, likewise."""
+        return self._constant("weight_decay")
+
+    @property
+    def temperature(self) -> float:
+        """T of Langevin noise."""
+        return self.training.temperature
+
+    @property
+    def batches(self) -> tuple[Tensor, ...] | None:
+        """The training rows of every step; None for all of them."""
+        return self.training.batches
+
+    def _constant(self, name: str) -> float:
+        value = self.training.number(name)
+        if isinstance(value, Tensor):
+            raise InvalidInputError(
+                f"The {name} of this training changes from step to step.", remedy=f"problem.training.at({name!r}, step)"
+            )
+        return value
+
+    def trained(self, **changes: Any) -> Problem:
+        """The same problem trained otherwise: numbers such as ``lr`` and ``momentum``, or fields of ``Training``."""
+        fields = {name: value for name, value in changes.items() if name in Training.__dataclass_fields__}
+        numbers = {name: value for name, value in changes.items() if name not in fields}
+        return replace(self, training=replace(self.training, **fields).with_numbers(**numbers))
 
     @property
     def input_kernel(self) -> Tensor:
@@ -101,6 +176,11 @@ class Problem:
     def batch(self, step: int) -> Tensor | None:
         """Rows that the update of this step sees, or None for all training rows."""
         return None if self.batches is None else self.batches[step]
+
+    def rows_of(self, step: int) -> Tensor:
+        """Rows that the update of this step sees: ``(row,)``."""
+        rows = self.batch(step)
+        return torch.arange(self.train_samples, device=self.inputs.device) if rows is None else rows
 
     def recorded(self, record: Iterable[int] | int | Tensor | None = None) -> Tensor:
         """The steps to keep, sorted and each once: ``(time,)`` integers in 0..steps; None for all.
@@ -129,14 +209,28 @@ class Problem:
             )
         return steps
 
+    def loss_on(self, outputs: Tensor, rows: Tensor) -> Tensor:
+        """The loss of the outputs ``(row, output)`` of some training rows."""
+        return self.loss(outputs.to(self.inputs.device), self.targets[rows])
+
     def training_loss(self, outputs: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The loss on the training rows, or on ``rows`` of them: ``outputs`` is ``(sample, output)``, test rows ignored."""
-        predictions, targets = outputs[: self.train_samples].to(self.inputs.device), self.targets
-        if targets.is_floating_point():
-            targets = targets.reshape(predictions.shape)
-        if rows is not None:
-            predictions, targets = predictions[rows], targets[rows]
-        return self.loss(predictions, targets)
+        """The loss on the training rows, or on ``rows`` of them: ``outputs`` is ``(sample, output)``, other rows ignored."""
+        predictions = outputs[: self.train_samples]
+        if rows is None:
+            return self.loss(predictions.to(self.inputs.device), self.targets)
+        return self.loss_on(predictions[rows.to(predictions.device)], rows)
+
+    def kept_loss(self, outputs: Tensor) -> Tensor:
+        """The loss on those training rows that answers are about: ``outputs`` is ``(kept, output)``.
+
+        NaN if they are about none.
+        """
+        if self.probe is None:
+            return self.training_loss(outputs)
+        mine = self.probe < self.train_samples
+        if not bool(mine.any()):
+            return outputs.new_full((), torch.nan)
+        return self.loss_on(outputs[mine.to(outputs.device)], self.probe[mine])
 
     def error(self, outputs: Tensor, step: int) -> Tensor:
         """The error signal of a step, Delta = -dL/df: ``(sample, output)``, zero on rows that the step does not see."""
@@ -144,6 +238,13 @@ class Problem:
         with torch.enable_grad():
             loss = self.training_loss(outputs, self.batch(step))
             (gradient,) = torch.autograd.grad(loss, outputs)
+        return -gradient
+
+    def error_on(self, outputs: Tensor, rows: Tensor) -> Tensor:
+        """The error signal of the outputs of some training rows: ``(row, output)``."""
+        outputs = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.loss_on(outputs, rows), outputs)
         return -gradient
 
     @classmethod
@@ -156,7 +257,7 @@ class Problem:
         activation: str = "tanh",
         gamma0: float = 1.0,
         loss: Loss | None = None,
-        lr: float = 0.1,
+        lr: float | Sequence[float] | Tensor = 0.1,
         steps: int = 100,
         gain: float = 1.0,
         bias_std: float | None = None,
@@ -167,6 +268,7 @@ class Problem:
         test_inputs: Tensor | None = None,
         temperature: float = 0.0,
         optimizer: str = "sgd",
+        **numbers: float,
     ) -> Problem:
         """A dense chain of ``depth`` equal hidden layers.
 
@@ -180,17 +282,19 @@ class Problem:
             activation: name of phi, one of ``torch_dmft.core.activation.ACTIVATIONS``.
             gamma0: feature-learning strength, > 0.
             loss: any ``loss(outputs, targets)``; default ``nn.MSELoss()`` for floats, ``nn.CrossEntropyLoss()`` for classes.
-            lr: eta, the base learning rate.
+            lr: eta, the base learning rate, or one for every step.
             steps: number of optimizer steps.
             gain: g of every hidden weight (sqrt 2 keeps ReLU alive).
             bias_std: standard deviation of the initial biases of the hidden layers; None for no biases.
             momentum: beta.
-            weight_decay: lambda.
+            weight_decay: lambda, inside of the momentum as ``torch.optim.SGD`` has it; outside with ``decoupled=True``.
             width_ratios: N_l / N_L for l = 1..L, the last of them 1.
             batches: one index tensor into the training rows per step.
             test_inputs: ``(test, D)`` further rows to predict, appended after the training rows.
             temperature: T of Langevin noise.
             optimizer: "sgd", "adam" or "adamw"; the latter two have betas in place of momentum.
+            **numbers: further settings as torch names them: ``dampening``, ``nesterov``, ``decoupled`` of SGD, ``beta1``,
+                ``beta2``, ``eps`` of Adam.
 
         Raises:
             InvalidInputError: for shapes or values that do not fit, each with its remedy.
@@ -223,20 +327,15 @@ class Problem:
                 )
             rows = torch.cat([inputs, test_inputs.to(inputs)])
         rows, outputs = rows.flatten(1), count_outputs(targets)
+        training = _training(
+            lr, steps, gamma0, momentum, weight_decay, batches, temperature=temperature, optimizer=optimizer, **numbers
+        )
         return cls(
             inputs=rows,
             targets=targets,
             loss=default_loss(targets) if loss is None else loss,
-            lr=lr,
-            steps=steps,
-            gamma0=gamma0,
-            outputs=outputs,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            batches=None if batches is None else require_list("batches", batches),
-            temperature=temperature,
-            optimizer=optimizer,
-            chain=Chain(rows.shape[-1], hidden, outputs),
+            training=training,
+            network=ChainNetwork.unnamed(Chain(rows.shape[-1], hidden, outputs)),
         )
 
     @classmethod
@@ -245,7 +344,7 @@ class Problem:
         plan: Plan,
         probe: Probe,
         *,
-        lr: float,
+        lr: float | Sequence[float] | Tensor,
         steps: int,
         loss: Loss | None = None,
         momentum: float = 0.0,
@@ -253,66 +352,67 @@ class Problem:
         batches: Sequence[Tensor] | None = None,
         temperature: float = 0.0,
         optimizer: str = "sgd",
+        assume_gaussian: bool = False,
+        **numbers: float,
     ) -> Problem:
-        """The problem that a wrapped model is being trained on: same data, loss, schedule and architecture, no width.
+        """The problem that a wrapped model is going to be trained on: same data, loss, schedule and architecture, no width.
+
+        Of a run that was recorded, ``recorder.problem()`` poses the same with nothing to be typed again.
 
         Args:
             plan: what ``parameterize`` returned (schemes "mean_field" and "ntk").
-            probe: the data; its training rows must come first and have targets.
-            lr: eta, the base rate given to ``plan.param_groups``, the same in every step.
+            probe: the data, with targets; its training rows are all that is trained on.
+            lr: eta, the base rate given to ``plan.param_groups``, or that of every step.
             steps: number of steps of the optimizer.
             loss: the training loss; default ``nn.MSELoss()`` for floats, ``nn.CrossEntropyLoss()`` for classes.
-            momentum: the optimizer's momentum, without dampening and not Nesterov's.
-            weight_decay: the weight decay given to ``plan.param_groups``. Together with momentum theory decays the weights
-                outside of it, where ``torch.optim.SGD`` takes the decay into the momentum: then decay them in the loop.
+            momentum: the optimizer's momentum.
+            weight_decay: the weight decay given to ``plan.param_groups``, inside of the momentum as ``torch.optim.SGD`` has it;
+                outside with ``decoupled=True``.
             batches: one index tensor into the training rows per step; None for full-batch training.
             temperature: T of Langevin noise, which your loop brings; without momentum by a noise in the gradients,
                 ``p.grad += torch.randn_like(p) * math.sqrt(2 * T / (group["lr"] * plan.width)) / plan.gamma0``.
-            optimizer: "sgd" for ``torch.optim.SGD``, or "adam" or "adamw" for ``torch.optim.Adam`` or ``AdamW`` with their
-                default betas, as given to ``plan.param_groups``.
+            optimizer: "sgd" for ``torch.optim.SGD``, or "adam" or "adamw" for ``torch.optim.Adam`` or ``AdamW``, as given to
+                ``plan.param_groups``.
+            assume_gaussian: take weights that start otherwise (``init="keep"``, orthogonal, pretrained) for Gaussian numbers of
+                their size.
+            **numbers: further settings as torch names them: ``dampening``, ``nesterov``, ``decoupled``, ``beta1``, ``beta2``,
+                ``eps``.
 
         Raises:
-            UnsupportedProblemError: if the plan's scheme has no infinite-width limit of this kind.
+            UnsupportedProblemError: if the plan's scheme has no infinite-width limit of this kind, or weights start otherwise.
             UnsupportedModelError: if the model reads tokens, naming its embeddings.
-            InvalidInputError: if the probe has no targets or its training rows do not come first.
+            InvalidInputError: if the probe has no targets.
         """
-        if not isinstance(plan, Plan):
-            raise InvalidInputError(
-                "Only a plan says how its model is scaled.",
-                got=type(plan).__name__,
-                remedy="pass the plan: plan = parameterize(model, example_input)",
-            )
-        if not isinstance(probe, Probe):
-            raise InvalidInputError("The data are a probe.", got=type(probe).__name__, remedy="Probe(inputs, targets)")
-        if plan.scheme == "standard":
-            raise UnsupportedProblemError(
-                "The standard parameterization has no stable infinite-width limit with learning.",
-                remedy='wrap the model with scheme="mean_field" or scheme="ntk"',
-            )
-        if probe.targets is None:
-            raise InvalidInputError(
-                "The probe has no targets, so there is nothing to train on.", remedy="Probe(inputs, targets)"
-            )
-        if not probe.inputs.is_floating_point():
-            refuse_unsupported(plan.model, plan.architecture)
-        train = torch.as_tensor(probe.train)
-        count = int(train.sum())
-        if not bool(train[:count].all()):
-            raise InvalidInputError("Training rows must come before test rows.", remedy="reorder the probe")
-        targets = probe.targets[:count]
-        return cls(
-            inputs=probe.inputs,
-            targets=targets,
-            loss=default_loss(targets) if loss is None else loss,
-            lr=lr,
-            steps=steps,
-            gamma0=plan.gamma0,
-            outputs=plan.architecture.readout.out_features,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            batches=None if batches is None else require_list("batches", batches),
-            temperature=temperature,
-            optimizer=optimizer,
-            chain=chain_of(plan),
-            network=plan,
+        from torch_dmft.theory.posing import problem_like  # it makes problems
+
+        training = _training(
+            lr, steps, 1.0, momentum, weight_decay, batches, temperature=temperature, optimizer=optimizer, **numbers
         )
+        return problem_like(plan, probe, training, loss, assume_gaussian=assume_gaussian)
+
+
+def _training(
+    lr: float | Sequence[float] | Tensor,
+    steps: int,
+    gamma0: float,
+    momentum: float,
+    weight_decay: float,
+    batches: Sequence[Tensor] | None,
+    *,
+    temperature: float,
+    optimizer: str,
+    **numbers: float,
+) -> Training:
+    """A training as it is asked for."""
+    check_training(lr, steps, gamma0, momentum, weight_decay, temperature=temperature, optimizer=optimizer, **numbers)
+    name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[optimizer]
+    given = {"weight_decay": weight_decay, **numbers} | ({"momentum": momentum} if name == "SGD" else {})
+    settings = {**NUMBERS[name], **{key: float(value) for key, value in given.items()}, "lr": series(lr)}
+    return Training(
+        steps=steps,
+        numbers=settings,
+        optimizer=name,
+        gamma0=gamma0,
+        batches=None if batches is None else require_list("batches", batches),
+        temperature=temperature,
+    )

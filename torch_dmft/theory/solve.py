@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError
+from torch_dmft.core.stability import NEAR_THE_EDGE, curvatures
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.choose import choose
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solver import Solver, check_training
+from torch_dmft.theory.solver import Solver
 
 
 def solve(
@@ -45,7 +47,7 @@ def solve(
     """
     if not isinstance(problem, Problem):
         raise InvalidInputError(
-            "This is no problem.",
+            "Expected a Problem.",
             got=type(problem).__name__,
             remedy="Problem.mlp(...) or Problem.like(plan, probe, ...)",
         )
@@ -57,9 +59,8 @@ def solve(
             print(f"{type(solver).__name__}: {facts['chosen because']}")
     if isinstance(solver, type) or not isinstance(solver, Solver):
         raise InvalidInputError(
-            "This is no solver.", got=repr(solver), remedy="a method with its settings, such as solvers.StaticNTK()"
+            "Expected a solver.", got=repr(solver), remedy="a method with its settings, such as solvers.StaticNTK()"
         )
-    check_training(problem, solver)
     solver.check(problem)
     cost = solver.estimate(problem, steps, two_time=two_time)
     if progress:
@@ -69,7 +70,25 @@ def solve(
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
     _require_finite(trajectory, problem)
     facts |= {"solver": type(solver).__name__, "gamma0": problem.gamma0, "seconds": time.perf_counter() - started}
-    return replace(trajectory, metadata={**facts, **trajectory.metadata})
+    found = replace(trajectory, metadata={**facts, **trajectory.metadata})
+    if len(found.steps) and bool(found.train.any()):
+        mine = problem.kept[(problem.kept < problem.train_samples)]
+        curvature = curvatures(found.outputs, found.ntk, found.train, lambda f: problem.loss_on(f, mine))
+        found = replace(found, curvature=curvature)
+        _warn_near_the_edge(found)
+    return found
+
+
+def _warn_near_the_edge(found: Trajectory) -> None:
+    """Say that a prediction is of training so close to instability that networks will not repeat it."""
+    edge = torch.zeros(1) if found.edge is None else found.edge.nan_to_num(0.0)
+    if float(edge.max()) > NEAR_THE_EDGE:
+        step = int(found.steps[edge.argmax()])
+        warnings.warn(
+            f"At step {step} the learning rate is {float(edge.max()):.2g} of the largest stable one. Near 1 training is "
+            "chaotic: networks, and replicas of this prediction, depart from each other. Trust a comparison at a smaller rate.",
+            stacklevel=3,
+        )
 
 
 def _require_finite(found: Trajectory, problem: Problem) -> None:
@@ -78,5 +97,6 @@ def _require_finite(found: Trajectory, problem: Problem) -> None:
     if all(bool(torch.isfinite(array).all()) for array in (found.outputs, *(kernel.array for kernel in kernels))):
         return
     raise ConvergenceError(
-        f"The solution is not finite in {problem.dtype}: training diverges.", remedy=f"an lr smaller than {problem.lr}"
+        f"The solution is not finite in {problem.dtype}: training diverges.",
+        remedy=f"an lr smaller than {problem.training.rate}",
     )

@@ -15,11 +15,7 @@ from torch_dmft.theory.problem import Problem
 
 @runtime_checkable
 class Solver(Protocol):
-    """A method: a frozen dataclass of its settings with these three functions.
-
-    One that covers more than SGD says so by a class attribute: ``takes = frozenset({"noise", "adam"})`` covers Langevin noise
-    and Adam.
-    """
+    """A method: a frozen dataclass of its settings with these three functions."""
 
     def check(self, problem: Problem) -> None:
         """Refuse, with a reason and a remedy, a problem outside the method's assumptions."""
@@ -33,22 +29,34 @@ class Solver(Protocol):
         """Solve the problem; ``record`` is ``(time,)`` sorted steps in 0..problem.steps to keep."""
 
 
-def check_training(problem: Problem, solver: Solver) -> None:
-    """Refuse Langevin noise and Adam where the solver does not say that it takes them.
+SEES = frozenset({"schedule", "changing numbers", "momentum", "nesterov", "dampening", "decay", "batches"})
+"""What all of SGD can do to all parameters alike; see ``Training.traits``."""
+
+
+def require_training(problem: Problem, solver: str, covers: frozenset[str], *, remedy: str | None = None) -> None:
+    """Refuse a training of which a solver does not cover everything.
+
+    Args:
+        problem: what is to be solved.
+        solver: its name.
+        covers: the traits that it covers, beyond plain descent at one rate.
+        remedy: who does better where it is SGD without noise; None for the engine.
 
     Raises:
-        UnsupportedProblemError: if so.
+        UnsupportedProblemError: naming all that it does not, by value.
     """
-    takes: frozenset[str] = getattr(solver, "takes", frozenset())
-    if problem.temperature and "noise" not in takes:
-        raise UnsupportedProblemError(
-            f"{type(solver).__name__} trains without noise.",
-            got=f"temperature={problem.temperature}",
-            remedy="solvers.AlternatingMonteCarlo() for chains, solvers.WideEnsemble() for any network, or temperature=0.0",
-        )
-    if problem.optimizer != "sgd" and "adam" not in takes:
-        raise UnsupportedProblemError(
-            f"{type(solver).__name__} trains by SGD; of steps that are not linear in the gradient there is no theory.",
-            got=f"optimizer={problem.optimizer!r}",
-            remedy='solvers.WideEnsemble(), a reference from wide networks, or optimizer="sgd"',
-        )
+    traits = problem.training.traits
+    beyond = {trait: text for trait, text in traits.items() if trait not in covers}
+    if not beyond:
+        return
+    if "optimizer" in beyond or "maximize" in beyond:
+        remedy = "train with torch.optim.SGD, Adam or AdamW, and descend; measuring goes on with any optimizer"
+    elif "adam" in beyond:
+        remedy = "solvers.WideEnsemble(), a reference from wide networks"
+    elif "noise" in beyond:
+        remedy = "solvers.AlternatingMonteCarlo() for chains, or solvers.WideEnsemble() for any network"
+    elif remedy is None:
+        remedy = "solvers.InfiniteWidth(), or solvers.WideEnsemble(), a reference from wide networks"
+    raise UnsupportedProblemError(
+        f"{solver} does not cover this training.", got=", ".join(beyond.values()), remedy=remedy
+    )

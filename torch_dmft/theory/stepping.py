@@ -25,7 +25,8 @@ def require_finite(problem: Problem, outputs: Tensor, step: int) -> None:
     """
     if not bool(torch.isfinite(outputs).all()):
         raise ConvergenceError(
-            f"Training diverges: the outputs at step {step} are not finite.", remedy=f"an lr smaller than {problem.lr}"
+            f"Training diverges: the outputs at step {step} are not finite.",
+            remedy=f"an lr smaller than {problem.training.rate}",
         )
 
 

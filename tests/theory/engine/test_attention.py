@@ -70,9 +70,9 @@ def test_limit_is_that_of_wide_networks(case) -> None:
 def test_a_factorys_twin_is_trained_by_a_loop_of_ones_own(case) -> None:
     """Twins of an encoder that a function of the width builds, trained and recorded as any model is."""
     problem, limit, sharpness = case
-    norm = isinstance(problem.network.model.norm, nn.LayerNorm)
+    norm = isinstance(problem.network.plan.model.norm, nn.LayerNorm)
     probe, runs = dmft.Probe(problem.inputs, problem.targets), []
-    scale = problem.network.model.blocks[0].attention.scale
+    scale = problem.network.plan.model.blocks[0].attention.scale
     for seed in range(REPLICAS):
         twin = dmft.infinite_width(
             lambda width: encoder(width, norm=norm, scale=scale),

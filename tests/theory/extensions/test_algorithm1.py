@@ -88,7 +88,7 @@ def test_momentum_and_decay_are_no_product(monkeypatch: pytest.MonkeyPatch) -> N
         age = torch.arange(times, dtype=torch.float64)
         age = age[:, None] - age
         keep = (1 - problem.lr * problem.weight_decay) ** (age - 1)
-        return (keep * (1 - problem.momentum**age) / (1 - problem.momentum)).where(age > 0, 0.0)
+        return problem.lr * (keep * (1 - problem.momentum**age) / (1 - problem.momentum)).where(age > 0, 0.0)
 
     monkeypatch.setattr(order_parameters, "_update_weights", product)
     scores = worst(answer(**VARIANTS["momentum and decay"]), "momentum and decay")

@@ -17,6 +17,7 @@ from torch_dmft.measurement import Probe
 from torch_dmft.parameterization import parameterize
 from torch_dmft.theory.chains.order_parameters import free_covariances
 from torch_dmft.theory.engine.networks import langevin_noise
+from torch_dmft.theory.network import ChainNetwork
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import solve
 from torch_dmft.theory.solvers import AlternatingMonteCarlo, FiniteWidth, InfiniteWidth, WideEnsemble
@@ -47,7 +48,7 @@ def test_theory_is_the_limit_of_noisy_networks() -> None:
     assert max(networks.goodness.values()) < 5
     found = scores(problem, networks)
     assert max(found.values()) <= 5, found
-    cold = scores(replace(problem, temperature=0.0), networks)
+    cold = scores(problem.trained(temperature=0.0), networks)
     assert min(cold[name] for name in ("outputs", "forward.1", "forward.2", "backward.0", "backward.1")) > 5, cold
 
 
@@ -90,7 +91,7 @@ def test_who_takes_no_noise_says_so() -> None:
 
 def test_plain_networks_with_noise_meet_the_field_theory() -> None:
     problem = pose(steps=4, bias_std=0.5)
-    problem = replace(problem, chain=replace(problem.chain, readout_bias=True))
+    problem = replace(problem, network=ChainNetwork.unnamed(replace(problem.chain, readout_bias=True)))
     theory = solve(problem, AlternatingMonteCarlo(neurons=1000, replicas=4), record=[4])
     expected, own = observables(theory), observables(theory.stderr)
 
@@ -103,7 +104,7 @@ def test_plain_networks_with_noise_meet_the_field_theory() -> None:
             z[name] = float(((found[name] - expected[name]) / error).abs().max())
         return z
 
-    z, cold = largest(problem), largest(replace(problem, temperature=0.0))
+    z, cold = largest(problem), largest(problem.trained(temperature=0.0))
     assert max(z.values()) <= 5, z
     assert min(cold[name] for name in ("forward.1", "forward.2", "backward.0", "ntk")) > 8, cold
 

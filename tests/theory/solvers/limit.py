@@ -33,13 +33,16 @@ def training_of(problem: Problem) -> Training:
     return Training(
         problem.inputs[:train],
         problem.targets,
-        problem.lr,
+        problem.training.lr.tolist(),
         problem.steps,
         problem.loss,
         problem.momentum,
         problem.weight_decay,
         problem.batches,
         problem.inputs[train:] if problem.samples > train else None,
+        dampening=problem.training.constant("dampening") or 0.0,
+        nesterov=bool(problem.training.constant("nesterov")),
+        decoupled=bool(problem.training.constant("decoupled")),
     )
 
 

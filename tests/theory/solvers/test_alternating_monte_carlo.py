@@ -15,6 +15,7 @@ from tests.theory.solvers.limit import limit
 from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.theory.network import ChainNetwork
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import solve
 from torch_dmft.theory.solvers.alternating_monte_carlo import AlternatingMonteCarlo
@@ -37,7 +38,7 @@ def pose(generator: torch.Generator) -> Callable[..., Problem]:
         targets = torch.randn(P, outputs, dtype=torch.float64, generator=generator)
         defaults = {"depth": 2, "lr": 0.1, "steps": 4, "loss": half_square}
         problem = Problem.mlp(inputs[:P], targets, test_inputs=inputs[P:], **{**defaults, **settings})
-        return replace(problem, chain=replace(problem.chain, readout_bias=readout_bias))
+        return replace(problem, network=ChainNetwork.unnamed(replace(problem.chain, readout_bias=readout_bias)))
 
     return build
 

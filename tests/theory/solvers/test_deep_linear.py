@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_marches_far_into_the_rich_regime(pose: Callable[..., Problem], depth: i
 
 def test_later_steps_and_test_rows_change_nothing(pose: Callable[..., Problem]) -> None:
     long = pose(steps=12, momentum=0.5)
-    short = Problem(**{**vars(long), "steps": 6, "inputs": long.inputs[:P]})
+    short = replace(long.trained(steps=6), inputs=long.inputs[:P])
     one, other = solve(long, DeepLinear(), record=range(7)), solve(short, DeepLinear())
     torch.testing.assert_close(one.outputs[:, :P], other.outputs, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(one.ntk.array[:, :P, :P], other.ntk.array, rtol=1e-10, atol=1e-10)
@@ -135,9 +136,7 @@ def test_outputs_follow_from_the_kernels_when_steps_are_small(pose: Callable[...
     """The predicted NTK moves the predicted outputs: f(t + 1) - f(t) = eta K Delta + O(eta^2)."""
     problem, misses = pose(), []
     for step in (10, 20):
-        run = solve(
-            Problem(**{**vars(problem), "lr": 0.2 / step, "steps": step + 1}), DeepLinear(), record=[step, step + 1]
-        )
+        run = solve(problem.trained(lr=0.2 / step, steps=step + 1), DeepLinear(), record=[step, step + 1])
         expected = run.ntk.array[0] @ problem.error(run.outputs[0], 0)
         misses.append(float((run.outputs.diff(dim=0)[0] / run.lr - expected).norm()))
     assert math.log2(misses[0] / misses[1]) == pytest.approx(1, abs=0.2)
@@ -145,7 +144,7 @@ def test_outputs_follow_from_the_kernels_when_steps_are_small(pose: Callable[...
 
 def test_answers_in_the_dtype_of_the_problem(pose: Callable[..., Problem]) -> None:
     double = pose()
-    single = Problem(**{**vars(double), "inputs": double.inputs.float(), "targets": double.targets.float()})
+    single = replace(double, inputs=double.inputs.float(), targets=double.targets.float())
     solution = solve(single, DeepLinear())
     assert solution.outputs.dtype is torch.float32
     assert solution.layers[1].backward.array.dtype is torch.float32

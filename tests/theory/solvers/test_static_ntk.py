@@ -11,11 +11,13 @@ from torch import Tensor
 
 from tests.reference import ensembles, networks
 from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
+from torch_dmft.core.training import Training
 from torch_dmft.theory.chain import Chain, HiddenLayer
 from torch_dmft.theory.chains import lazy_limit
 from torch_dmft.theory.chains.initial_kernels import InitialKernels
 from torch_dmft.theory.chains.lazy_limit import _descend, _flow
 from torch_dmft.theory.chains.squared_error import error_scale, lazy_outputs
+from torch_dmft.theory.network import ChainNetwork
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import solve
 from torch_dmft.theory.solvers.static_ntk import StaticNTK
@@ -89,7 +91,9 @@ def test_readout_bias_learns_at_the_base_rate(rows: Tensor) -> None:
     """f(1) = eta K Delta with K = G Phi^0 + Phi^1 + 1, for a linear network K = 2 Phi^0 + 1."""
     chain = Chain(5, (HiddenLayer("linear"),), 1, readout_bias=True)
     y = rows[:, 0]
-    problem = Problem(rows, y, lambda f, y: (f - y).square().sum() / 2, 0.1, 1, 1.0, 1, chain=chain)
+    problem = Problem(
+        rows, y, lambda f, y: (f - y).square().sum() / 2, Training.sgd(0.1, 1), ChainNetwork.unnamed(chain)
+    )
     found = solve(problem, StaticNTK())
     torch.testing.assert_close(found.outputs[1, :, 0], 0.1 * (2 * problem.input_kernel + 1) @ y, rtol=0, atol=1e-12)
 

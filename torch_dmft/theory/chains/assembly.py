@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -30,11 +31,15 @@ def require_chain(problem: Problem, solver: str) -> Chain:
     return problem.chain
 
 
-def layer_names(problem: Problem, chain: Chain) -> tuple[str, ...]:
-    """Module paths of the weights l = 0..L: the network's own, or those of ``Chain.build``."""
-    if problem.network is not None:
-        return tuple(layer.path for layer in problem.network.architecture.layers)
-    return tuple(str(2 * weight) for weight in range(chain.depth + 1))
+def about_the_probe(problem: Problem, found: Trajectory) -> Trajectory:
+    """The answer of a method that works on all rows of a problem, about those that are asked for."""
+    if problem.probe is None:
+        return found
+    rows = problem.probe
+    kept = found.at_rows(rows.cpu())
+    losses = torch.stack([problem.kept_loss(f) for f in kept.outputs]).to(found.losses)
+    known = bool((rows < problem.train_samples).all())
+    return replace(kept, losses=losses, targets=problem.target_values[rows].cpu() if known else None)
 
 
 def gram(fields: Float[Tensor, "time *row neuron"], *, two_time: bool) -> Float[Tensor, ...]:
@@ -76,9 +81,7 @@ def assemble(
     """
     readout = _identity_over_outputs(forward[-1], chain.outputs)
     layers = []
-    for weight, (name, phi, g) in enumerate(
-        zip(layer_names(problem, chain), forward, [*backward, readout], strict=True)
-    ):
+    for weight, (name, phi, g) in enumerate(zip(problem.network.paths, forward, [*backward, readout], strict=True)):
         if weight < chain.depth:
             hidden = chain.hidden[weight]
             gain, biased, scale = hidden.gain, hidden.bias_std is not None, 1 / hidden.width_ratio
@@ -94,7 +97,7 @@ def assemble(
         layers=tuple(layers),
         ntk=Kernel(torch.stack([layer.ntk.array for layer in layers]).sum(0)),
         origin=origin,
-        lr=problem.lr,
+        training=problem.training,
         train=problem.train,
         targets=problem.target_values if problem.samples == problem.train_samples else None,
         metadata=metadata or {},

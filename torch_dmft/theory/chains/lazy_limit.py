@@ -1,13 +1,15 @@
 """The lazy limit gamma0 -> 0: kernels stay as initialised, and the outputs follow the tangent kernel.
 
-Without weight decay the update f(t+1) = f(t) + eta K v(t) with v(t) = beta v(t-1) + Delta(t) is exact at any learning
-rate; for squared error it is solved in closed form (``squared_error``). With weight decay lambda the learned part of the
-weights is still of order gamma0, but their initial part shrinks as a(t) = (1 - eta lambda)^t and takes the kernels with
-it. The outputs are linear in the learned part,
+Without weight decay f(t) = K I(t), where I is moved along the error signal Delta as the optimizer moves everything that is
+linear in it (``descent``); that is exact at any learning rate, and for squared error at a constant one it is solved in
+closed form (``squared_error``). With weight decay lambda the learned part of the weights is still of order gamma0, but
+their initial part shrinks as a(t), which is (1 - eta lambda)^t without momentum, and takes the kernels with it. The outputs
+are linear in the learned part,
 
-    f(t) = eta sum_{s<t} c(t, s) K(t, s) Delta(s),    c(t, s) = sum_{j=s}^{t-1} (1 - eta lambda)^(t-1-j) beta^(j-s),
+    f(t) = sum_{s<t} w(t, s) K(t, s) Delta(s),
 
-where K(t, s) pairs the gradients at a(t) W(0) with those at a(s) W(0), the ones that the update of step s followed.
+with a and w of ``descent.propagators``, where K(t, s) pairs the gradients at a(t) W(0) with those at a(s) W(0), the ones
+that the update of step s followed.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from itertools import count
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from torch_dmft.core.errors import ConvergenceError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chains.assembly import assemble, require_chain
+from torch_dmft.theory.chains.descent import Descent, plain_sum, propagators
 from torch_dmft.theory.chains.initial_kernels import InitialKernels
 from torch_dmft.theory.chains.squared_error import error_scale, lazy_outputs
 from torch_dmft.theory.problem import Problem
@@ -45,7 +47,7 @@ def lazy_limit(
     """
     chain = require_chain(problem, "The lazy limit")
     gram = problem.input_kernel.to(torch.float64)
-    if problem.weight_decay:
+    if "decay" in problem.training.traits:
         outputs, forward, backward = _decaying(problem, gram, record, order, two_time, progress)
     else:
         kernels = InitialKernels(chain, gram, order=order).at()
@@ -67,20 +69,22 @@ def lazy_limit(
 
 def _outputs(problem: Problem, ntk: Tensor, record: Tensor, *, flow: bool) -> Tensor:
     """Outputs at the recorded steps: in closed form for squared error, else step by step or integrated."""
-    scale = error_scale(problem) if problem.batches is None else None
+    plain = not problem.training.traits.keys() - {"momentum"}
+    scale = error_scale(problem) if plain else None
     if scale is None:
         return (_flow if flow else _descend)(problem, ntk, record)
     return lazy_outputs(problem, ntk, record, scale, flow=flow)
 
 
 def _descend(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
-    """f(t+1) = f(t) + eta K v(t), v(t) = beta v(t-1) + Delta(t)."""
+    """f(t) = K I(t), where the optimizer moves I along the error signal as it moves everything that is linear."""
     f = ntk.new_zeros(problem.samples, problem.outputs)
-    velocity, outputs, kept = torch.zeros_like(f), [], set(record.tolist())
+    drive, descent = torch.zeros_like(f), Descent(problem.training, plain_sum)
+    outputs, kept = [], set(record.tolist())
     for step in range(int(record[-1]) + 1):
         if step > 0:
-            velocity = problem.momentum * velocity + error_signal(problem, f, step - 1)
-            f = f + problem.lr * ntk @ velocity
+            drive = descent.update(step - 1, drive, error_signal(problem, f, step - 1))
+            f = ntk @ drive
             require_finite(problem, f, step)
         if step in kept:
             outputs.append(f)
@@ -89,6 +93,8 @@ def _descend(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
 
 def _flow(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
     """df/dt = K Delta(f), integrated to the precision that the loss is computed in."""
+    from scipy.integrate import solve_ivp  # rarely needed, and slow to import
+
     precision = max(1e-10, 100 * torch.finfo(problem.dtype).eps)
     calls = count()
 
@@ -101,8 +107,8 @@ def _flow(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
         f = torch.as_tensor(flat, dtype=ntk.dtype, device=ntk.device).reshape(problem.samples, problem.outputs)
         return (ntk @ error_signal(problem, f, 0)).flatten().cpu().numpy()
 
-    times = (record.to(torch.float64) * problem.lr).numpy()
-    end = max(times[-1], problem.lr)  # an interval even if only t = 0 is recorded
+    times = problem.training.times[record.cpu()].numpy()
+    end = max(times[-1], float(problem.training.times[-1]), 1e-12)  # an interval even if only t = 0 is recorded
     start = torch.zeros(problem.samples * problem.outputs, dtype=ntk.dtype).numpy()
     found = solve_ivp(velocity, (0.0, end), start, method="LSODA", t_eval=times, rtol=precision, atol=precision)
     if not found.success:
@@ -121,18 +127,18 @@ def _decaying(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Outputs and kernels under weight decay: ``(outputs, forward, backward)``."""
     chain = require_chain(problem, "StaticNTK")
-    keep, last, samples = 1 - problem.lr * problem.weight_decay, int(record[-1]), problem.samples
-    kernels = InitialKernels(chain, gram, [keep**step for step in range(last + 1)], order=order)
-    ages = torch.arange(last + 1, dtype=gram.dtype, device=gram.device)
+    last, samples = int(record[-1]), problem.samples
+    left, weights, _ = (each.to(gram.device) for each in propagators(problem.training, last + 1))
+    kernels = InitialKernels(chain, gram, left.tolist(), order=order)
     position = {step: at for at, step in enumerate(record.tolist())}
     shape = (len(record), samples, len(record), samples) if two_time else (len(record), samples, samples)
     forward = [gram.new_zeros(shape) for _ in range(chain.depth + 1)]
     backward = [gram.new_zeros(shape) for _ in range(chain.depth)]
-    weights, errors, outputs = gram.new_zeros(0), gram.new_zeros(0, samples, problem.outputs), []
+    errors, outputs = gram.new_zeros(0, samples, problem.outputs), []
     for step in track(range(last + 1), "static NTK with weight decay", progress=progress):
         block = kernels.between(step, slice(0, step + 1))
         past = block.ntk.reshape(samples, step + 1, samples)[:, :step]
-        f = problem.lr * torch.einsum("s,msn,snc->mc", weights, past, errors)
+        f = torch.einsum("s,msn,snc->mc", weights[step, :step], past, errors)
         require_finite(problem, f, step)
         if step in position:
             at = position[step]
@@ -147,7 +153,6 @@ def _decaying(
                     store[at] = rows[:, step]
         if step < last:
             errors = torch.cat([errors, error_signal(problem, f, step)[None]])
-            weights = torch.cat([keep * weights, gram.new_zeros(1)]) + problem.momentum ** ages[: step + 1].flip(0)
     return torch.stack(outputs), forward, backward
 
 

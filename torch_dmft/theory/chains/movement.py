@@ -21,6 +21,7 @@ from torch import Tensor
 
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import require_chain
+from torch_dmft.theory.chains.descent import Descent, plain_sum
 from torch_dmft.theory.chains.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.stepping import error_signal, require_finite
@@ -44,29 +45,34 @@ def feature_movement(problem: Problem) -> float:
     chain = require_chain(problem, "feature_movement")
     lazy = InitialKernels(chain, problem.input_kernel.double()).at()
     moved = 0.0
-    for steps, drive in _drives(problem, lazy.ntk):
-        left = (1 - problem.lr * problem.weight_decay) ** (2 * steps)
-        moved = problem.gamma0**2 * _squares(chain, lazy, drive) / max(left, torch.finfo(torch.float64).tiny)
+    for left, drive in _drives(problem, lazy.ntk):
+        moved = problem.gamma0**2 * _squares(chain, lazy, drive) / max(left**2, torch.finfo(torch.float64).tiny)
         if moved > _FAR:
             break
     return moved
 
 
-def _drives(problem: Problem, ntk: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """I, ``(sample, output)``, after 0, 1, 2, 4, ... steps of lazy training, and at its end or when it stands still."""
-    drive = ntk.new_zeros(problem.samples, problem.outputs)
-    velocity, before, keep = torch.zeros_like(drive), drive, 1 - problem.lr * problem.weight_decay
+def _drives(problem: Problem, ntk: Tensor) -> Iterator[tuple[float, Tensor]]:
+    """What is left of the initial weights, and I, ``(sample, output)``.
+
+    After 0, 1, 2, 4, ... steps of lazy training, and at its end or when it stands still.
+    """
+    state = ntk.new_zeros(problem.samples * problem.outputs + 1)  # the last entry follows an initial weight of one
+    state[-1] = 1.0
+    descent, before = Descent(problem.training, plain_sum), state
     for step in range(problem.steps):
+        drive = state[:-1].reshape(problem.samples, problem.outputs)
         if step & (step - 1) == 0:
-            yield step, drive
-            if step and problem.batches is None and _stands_still(drive - before, drive, (problem.steps - step) / step):
+            yield float(state[-1]), drive
+            steady = problem.batches is None and "schedule" not in problem.training.traits
+            if step and steady and _stands_still(state[:-1] - before[:-1], drive, (problem.steps - step) / step):
                 return
-            before = drive
+            before = state
         outputs = ntk @ drive
         require_finite(problem, outputs, step)
-        velocity = problem.momentum * velocity + error_signal(problem, outputs, step)
-        drive = keep * drive + problem.lr * velocity
-    yield problem.steps, drive
+        error = error_signal(problem, outputs, step)
+        state = descent.update(step, state, torch.cat([error.flatten(), error.new_zeros(1)]))
+    yield float(state[-1]), state[:-1].reshape(problem.samples, problem.outputs)
 
 
 def _stands_still(change: Tensor, drive: Tensor, times: float) -> bool:

@@ -4,15 +4,16 @@ Rows are flat: (t, mu) for activities and (t, mu, c) for gradients. With base ra
 layer l is the single-site process of ``single_site`` with
 
     u ~ GP(0, C Phi^{l-1}),              r ~ GP(0, N_l / N_{l+1} C G^{l+1}),
-    K_h = g_l (N_{l-1} / N_l) C A^{l-1} + eta gamma0 (N_L / N_l) w(t, s) Delta(s) (g_l^2 Phi^{l-1} + [biased]),
-    K_z = g_{l+1} C B^l + eta gamma0 (N_L / N_{l+1}) w(t, s) g_{l+1}^2 G^{l+1} Delta(s),
+    K_h = g_l (N_{l-1} / N_l) C A^{l-1} + gamma0 (N_L / N_l) w(t, s) Delta(s) (g_l^2 Phi^{l-1} + [biased]),
+    K_z = g_{l+1} C B^l + gamma0 (N_L / N_{l+1}) w(t, s) g_{l+1}^2 G^{l+1} Delta(s),
 
-where C(t, s) is the covariance of a weight that only weight decay lambda and noise of temperature T act on,
+where C(t, s) is the covariance of a weight that only weight decay and noise of temperature T act on,
 
-    C(t, s) = k^(t+s) + 2 T eta sum_{j < min(t, s)} k^(t+s-2-2j),   k = 1 - eta lambda,
+    C(t, s) = a(t) a(s) + sum_j 2 T eta(j) n(t, j) n(s, j),
 
-and w(t, s) = sum_{j=s}^{t-1} k^(t-1-j) beta^(j-s) the weight that momentum beta and weight decay give, at state t, to the
-update of step s. At the top g_{L+1} = 1, N_{L+1} = N_L and G^{L+1} = delta_cc'; A^0 = 0 and B^L = 0.
+and a, w and n are what the optimizer leaves of the start, of the gradients and of the noise of earlier steps
+(``descent.propagators``). Without momentum a(t) = k^t and w(t, s) = eta k^(t-1-s) with k = 1 - eta lambda. At the top
+g_{L+1} = 1, N_{L+1} = N_L and G^{L+1} = delta_cc'; A^0 = 0 and B^L = 0.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from torch_dmft.core.activation import activation
 from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.chains.descent import propagators
 from torch_dmft.theory.chains.lazy_limit import lazy_limit
 from torch_dmft.theory.chains.single_site import Site, SiteFields, causal_root, response, simulate
 from torch_dmft.theory.problem import Problem
@@ -183,7 +185,7 @@ class SiteSampler:
         correlation = (fields.pregradient.unflatten(1, (-1, self.outputs)) * fields.activity[:, :, None]).mean(0)
         outputs = correlation.unflatten(0, (order.times, self.samples)) / self.problem.gamma0
         if self.chain.readout_bias:
-            outputs = outputs + self.problem.lr * learned.sum((1, 2))[:, None]
+            outputs = outputs + learned.sum((1, 2))[:, None]
         return OrderParameters(
             outputs,
             tuple(forward),
@@ -214,7 +216,7 @@ class SiteSampler:
         hidden = self.chain.hidden[layer]
         gain, next_gain = self.gains[layer : layer + 2]
         width, next_width = self.widths[layer : layer + 2]
-        rate = self.problem.lr * self.problem.gamma0
+        rate = self.problem.gamma0
         phi = gain**2 * order.forward[layer] + float(hidden.bias_std is not None)
         phi_delta = torch.einsum("tmsa,tsac->tmsac", phi.reshape(times, samples, times, samples), learned)
         g = next_gain**2 * order.backward[layer + 1].reshape(times, samples, outputs, times, samples, outputs)
@@ -276,20 +278,11 @@ def _moment_matched(normals: Float[Tensor, "neuron column"]) -> Float[Tensor, "n
 
 def free_covariances(problem: Problem, times: int) -> tuple[Tensor, Tensor]:
     """What initial values of variance one and the noise add to C(t, s), the covariance of an untrained weight."""
-    keep = 1 - problem.lr * problem.weight_decay
-    step = torch.arange(times, dtype=torch.float64, device=problem.inputs.device)
-    noise = step.new_zeros(times, times)
-    for t in range(1, times):
-        noise[t, :t] = noise[:t, t] = keep * noise[t - 1, :t]
-        noise[t, t] = keep**2 * noise[t - 1, t - 1] + 2 * problem.temperature * problem.lr
-    return keep ** (step[:, None] + step), noise
+    left, _, answers = (each.to(problem.inputs.device) for each in propagators(problem.training, times))
+    kicks = torch.cat([problem.training.lr[: times - 1], torch.zeros(1, dtype=torch.float64)]).to(answers)
+    return left[:, None] * left, (answers * (2 * problem.temperature * kicks)) @ answers.T
 
 
 def _update_weights(problem: Problem, times: int) -> Tensor:
-    """w(t, s), the weight at state t of the update of step s < t: ``(time, time)``."""
-    keep = 1 - problem.lr * problem.weight_decay
-    step = torch.arange(times, dtype=torch.float64, device=problem.inputs.device)
-    weights = step.new_zeros(times, times)
-    for t in range(1, times):
-        weights[t, :t] = keep * weights[t - 1, :t] + problem.momentum ** step[:t].flip(0)
-    return weights
+    """w(t, s), what state t has of the gradient of step s < t: ``(time, time)``."""
+    return propagators(problem.training, times)[1].to(problem.inputs.device)

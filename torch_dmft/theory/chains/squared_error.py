@@ -11,8 +11,6 @@ e(t) = exp(-c lambda t) e(0) and eta c a(t) = (1 - e^(-c lambda t)) / lambda e(0
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,7 +25,7 @@ def error_scale(problem: Problem) -> float | None:
     targets, train = problem.target_values, problem.train_samples
     away = torch.linspace(-1, 1, targets.numel(), dtype=targets.dtype, device=targets.device).reshape(targets.shape)
     outputs = torch.zeros(problem.samples, problem.outputs, dtype=targets.dtype, device=targets.device)
-    full_batch, scale = problem if problem.batches is None else replace(problem, batches=None), None
+    full_batch, scale = problem if problem.batches is None else problem.trained(batches=None), None
     round_off = 1e3 * torch.finfo(targets.dtype).eps
     for distance in (1.0, -3.0 * max(1.0, float(targets.norm()))):
         outputs[:train] = targets + distance * away

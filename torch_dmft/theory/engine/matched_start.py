@@ -57,11 +57,12 @@ def match_moments(plan: Plan, which: Sequence[bool]) -> None:
         which: the populations to match, see ``matchable``.
     """
     for (size, parts), wanted in zip(_populations(plan), which, strict=True):
-        if wanted:
-            rows = torch.cat([part.rows for part in parts])
+        alive = [part for part in parts if bool(part.rows.any())]  # what starts at zero stays there
+        if wanted and alive:
+            rows = torch.cat([part.rows for part in alive])
             constant = rows.new_full((1, size), size**-0.5)
             matched = orthonormal_(rows, constant) * size**0.5
-            for part, own in zip(parts, matched.split([len(part.rows) for part in parts]), strict=True):
+            for part, own in zip(alive, matched.split([len(part.rows) for part in alive]), strict=True):
                 part.put(own)
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 
 from torch_dmft.architecture import Role, describe
-from torch_dmft.architecture.widen import NORMS, materialise, widened
+from torch_dmft.architecture.widen import NORMS, materialise
 from torch_dmft.parameterization import ParameterRule, Plan, mean_field, parameter_rules
-from torch_dmft.theory.coverage import refuse_unwidenable
+from torch_dmft.theory.engine.course import named_rules
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import replica_generators
 
@@ -31,26 +31,13 @@ def network_of(problem: Problem, width: int) -> Plan:
     Raises:
         UnsupportedModelError: if the model cannot be built at another width, with every place named.
     """
-    if problem.chain is not None:
-        with torch.device("meta"):
-            model = problem.chain.build(width)
-        gains = {str(2 * index): layer.gain for index, layer in enumerate(problem.chain.hidden)}
-        biases = {str(2 * index): layer.bias_std or 0.0 for index, layer in enumerate(problem.chain.hidden)}
-        frozen: set[str] = set()
-    else:
-        assert problem.network is not None  # a problem without a chain has a network
-        shown = problem.network
-        refuse_unwidenable(shown.model)
-        model = widened(shown.model, shown.architecture, width)  # type: ignore[assignment]
-        gains = {rule.path: rule.gain for rule in shown.rules if rule.role in _MATRICES}
-        biases = {rule.path: rule.std for rule in shown.rules if rule.role is Role.VECTOR}
-        frozen = {name for name, parameter in shown.model.named_parameters() if not parameter.requires_grad}
+    network = problem.network
+    network.require_widenable()
+    model = network.build(width)
+    gains, biases = network.gains, network.bias_stds
     materialise(model, problem.inputs)
-    for name in frozen:
-        model.get_parameter(name).requires_grad_(False)
     model.train()
-    shown_at = None if problem.network is None else problem.network.architecture
-    architecture = describe(model, problem.inputs[:2], like=shown_at)
+    architecture = describe(model, problem.inputs[:2], like=network.shown)
     found = parameter_rules(architecture, model, gamma0=problem.gamma0)
     norms = {vector.name for vector in architecture.vectors}
 
@@ -67,12 +54,28 @@ def network_of(problem: Problem, width: int) -> Plan:
         return rule
 
     rules = tuple(scaled(rule) for rule in found)
-    return Plan(model, architecture, rules, scheme="mean_field", gamma0=problem.gamma0)
+    plan = Plan(model, architecture, rules, scheme="mean_field", gamma0=problem.gamma0)
+    return frozen_as(problem, plan)
+
+
+def frozen_as(problem: Problem, plan: Plan) -> Plan:
+    """A model of a problem's network with those parameters frozen that the problem does not train."""
+    frozen = {rule.name for rule, name in named_rules(problem.network, plan) if name in problem.training.frozen}
+    for name in frozen:
+        plan.model.get_parameter(name).requires_grad_(False)
+    plan.rules = tuple(replace(rule, lr=0.0, adam_lr=0.0) if rule.name in frozen else rule for rule in plan.rules)
+    return plan
 
 
 @torch.no_grad()
-def initialise(plan: Plan, generator: torch.Generator) -> None:
-    """Draw all parameters anew, in place: weights and biases from N(0, std^2), norm layers as torch starts them."""
+def initialise(problem: Problem, plan: Plan, generator: torch.Generator) -> None:
+    """Draw all parameters anew, in place: weights and biases from N(0, std^2), norm layers as torch starts them.
+
+    Weights that start at zero in the problem stay zero.
+    """
+    zero = {
+        rule.name for rule, name in named_rules(problem.network, plan) if problem.training.starts.get(name) == "zero"
+    }
     for module in plan.model.modules():
         if isinstance(module, NORMS):
             module.reset_parameters()
@@ -82,7 +85,7 @@ def initialise(plan: Plan, generator: torch.Generator) -> None:
             continue
         parameter = plan.model.get_parameter(rule.name)
         drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device=generator.device)
-        parameter.copy_(drawn.mul_(rule.std))
+        parameter.copy_(drawn.mul_(0.0 if rule.name in zero else rule.std))
 
 
 @torch.no_grad()
@@ -95,7 +98,7 @@ def negate_readout(plan: Plan) -> None:
 
 def langevin_noise(
     problem: Problem, plan: Plan, generator: torch.Generator, *, negated: bool = False
-) -> Callable[[], None] | None:
+) -> Callable[[int], None] | None:
     """What adds the noise of one step to all parameters that are trained; None at temperature zero.
 
     A parameter with the learning rate lr_p gets sqrt(2 T lr_p) / (gamma0 sqrt N) N(0, 1), which is sqrt(2 T eta) in unit
@@ -112,13 +115,14 @@ def langevin_noise(
     (own,) = replica_generators(generator, 1)
 
     @torch.no_grad()
-    def kick() -> None:
+    def kick(step: int) -> None:
+        lr = problem.training.at("lr", step)
         for rule in plan.rules:
             if rule.lr == 0:  # frozen
                 continue
             parameter = plan.model.get_parameter(rule.name)
             drawn = torch.randn(parameter.shape, generator=own, dtype=parameter.dtype, device=own.device)
-            size = math.sqrt(2 * problem.temperature * problem.lr * rule.lr / plan.width) / plan.gamma0
+            size = math.sqrt(2 * problem.temperature * lr * rule.lr / plan.width) / plan.gamma0
             parameter.add_(drawn.to(parameter.device), alpha=-size if negated and rule.role in _READOUT else size)
 
     return kick

@@ -10,14 +10,18 @@ import torch
 
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.parameterization import Plan
-from torch_dmft.theory.chains.assembly import layer_names
+from torch_dmft.theory.engine.course import named_rules
+from torch_dmft.theory.engine.layers import InfiniteReadout
+from torch_dmft.theory.engine.networks import frozen_as
+from torch_dmft.theory.engine.training import rows_at_once
 from torch_dmft.theory.engine.twin import infinite_width
+from torch_dmft.theory.network import ChainNetwork
 from torch_dmft.theory.problem import Problem
 
 
 def enough_neurons(problem: Problem) -> int:
     """The power of two from which on the rows of the data, and their gradients, take at most an eighth of the directions."""
-    return int(2 ** math.ceil(math.log2(8 * problem.samples * (1 + problem.outputs))))
+    return int(2 ** math.ceil(math.log2(8 * rows_at_once(problem) * (1 + problem.outputs))))
 
 
 def twin_of(
@@ -30,22 +34,29 @@ def twin_of(
         "generator": generator,
         "law": law,
         "responses": responses,
-        "rank": problem.samples * (3 + problem.outputs),
+        "rank": rows_at_once(problem) * (3 + problem.outputs),
     }
-    if problem.chain is None:
-        assert problem.network is not None  # a problem without a chain has a network
-        return infinite_width(problem.network, example, neurons=neurons, **settings)
-    chain = problem.chain
-    names = [str(2 * index) for index in range(chain.depth)]
-    return infinite_width(
-        chain.build,
-        example,
-        gamma0=problem.gamma0,
-        neurons=neurons,
-        gain={name: layer.gain for name, layer in zip(names, chain.hidden, strict=True)},
-        bias_std={name: layer.bias_std or 0.0 for name, layer in zip(names, chain.hidden, strict=True)},
-        **settings,
-    )
+    network = problem.network
+    if network.chain is not None:
+        settings |= {"gamma0": problem.gamma0, "gain": network.gains, "bias_std": network.bias_stds}
+    twin = infinite_width(network.source, example, neurons=neurons, **settings)
+    start_at_zero(problem, twin)
+    return frozen_as(problem, twin)
+
+
+def start_at_zero(problem: Problem, twin: Plan) -> None:
+    """Let the weights of a twin that start at zero in the problem do so."""
+    zero = {
+        rule.name for rule, name in named_rules(problem.network, twin) if problem.training.starts.get(name) == "zero"
+    }
+    with torch.no_grad():
+        for name in zero:
+            twin.model.get_parameter(name).zero_()
+    for module in twin.model.modules():
+        if isinstance(module, InfiniteReadout) and any(
+            module.weight is twin.model.get_parameter(name) for name in zero
+        ):
+            module.drawn.fill_(True)
 
 
 def rotated(problem: Problem) -> Problem:
@@ -56,7 +67,7 @@ def rotated(problem: Problem) -> Problem:
     of their Gram matrix. Adam, which treats every entry of a weight by itself, sees rotations.
     """
     flat = problem.inputs.flatten(1)
-    if problem.chain is None or flat.shape[1] <= len(flat) or problem.optimizer != "sgd":
+    if problem.chain is None or flat.shape[1] <= len(flat) or problem.training.optimizer != "SGD":
         return problem
     left, singular, _ = torch.linalg.svd(flat.double(), full_matrices=False)
     used = singular > singular[0] * 1e-12 * flat.shape[1]
@@ -65,13 +76,12 @@ def rotated(problem: Problem) -> Problem:
         coordinates = coordinates @ left.T
     dim = coordinates.shape[1]
     inputs = (coordinates * math.sqrt(dim / flat.shape[1])).to(problem.inputs)
-    return replace(problem, inputs=inputs, chain=replace(problem.chain, input_dim=dim))
+    network = ChainNetwork(replace(problem.chain, input_dim=dim), problem.network.paths)
+    return replace(problem, inputs=inputs, network=network)
 
 
 def renamed(trajectory: Trajectory, problem: Problem) -> Trajectory:
     """With the module paths of the problem's own network."""
-    if problem.chain is None:
-        return trajectory
-    names = layer_names(problem, problem.chain)
-    layers = tuple(replace(layer, name=name) for layer, name in zip(trajectory.layers, names, strict=True))
+    paths = problem.network.paths
+    layers = tuple(replace(layer, name=name) for layer, name in zip(trajectory.layers, paths, strict=True))
     return replace(trajectory, layers=layers)

@@ -30,8 +30,9 @@ from torch_dmft.measurement.fields import handful
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
 from torch_dmft.theory.engine.passes import Pass, Passes
-from torch_dmft.theory.engine.training import known_targets, lazy_layers, make_room, probe_of
+from torch_dmft.theory.engine.training import finished, lazy_layers, make_room, probe_of
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solver import require_training
 from torch_dmft.theory.stepping import error_signal, require_finite
 
 _TAKEN_BACK = 4.0
@@ -52,13 +53,17 @@ def check_strides(problem: Problem) -> None:
     Raises:
         UnsupportedProblemError: if so.
     """
-    for name, value in (("momentum", problem.momentum), ("weight_decay", problem.weight_decay)):
-        if value:
-            raise UnsupportedProblemError(
-                "Strides foretell outputs by the tangent kernel, which knows nothing of velocities and of decay.",
-                got=f"{name}={value}",
-                remedy=f"solvers.InfiniteWidth(strides=False), or {name}=0.0",
-            )
+    remedy = (
+        "solvers.InfiniteWidth(strides=False); strides foretell outputs by the tangent kernel, which knows nothing of "
+        "velocities and of decay"
+    )
+    require_training(problem, "Strides", frozenset({"schedule", "batches", "frozen", "starts"}), remedy=remedy)
+    if problem.probe is not None:
+        raise UnsupportedProblemError(
+            "Strides measure all rows that are trained on.",
+            got=f"a probe of {len(problem.probe)} of {problem.samples} rows",
+            remedy="solvers.InfiniteWidth(strides=False)",
+        )
     if problem.chain is None:
         raise UnsupportedProblemError(
             "Strides need a plain chain of linear layers and activations.",
@@ -88,8 +93,8 @@ class _Forecast:
     Attributes:
         outputs: f after 1..m steps, ``(m, sample, output)``.
         ntk: K after m steps.
-        total: sum of the error signals, ``(sample, output)``.
-        later: sum of the error signals, each times how far its step lies beyond the start in units of the stride before.
+        total: sum of the error signals times the rates of their steps, ``(sample, output)``.
+        later: the same sum, each times how far its step lies beyond the start in units of the stride before.
     """
 
     outputs: Tensor
@@ -134,7 +139,7 @@ def train_in_strides(
     """
     marks = [int(record[number]) for number in handful(len(record))]
     last = marks[-1]
-    recorder = Recorder(plan, probe_of(problem), two_time=two_time, loss=problem.loss, fields=marks)
+    recorder = Recorder(plan, probe_of(problem), two_time=two_time, fields=marks)
     strider = _Strider(problem, plan, Passes(recorder.subject), tolerances)
     here, outputs = strider.look(0), []
 
@@ -156,9 +161,8 @@ def train_in_strides(
                 keep(there)
             here = there
     f = torch.cat(outputs).cpu()[record.cpu()]
-    found = interpolated(recorder.trajectory(), record, f, torch.stack([problem.training_loss(at) for at in f]))
-    metadata = {**found.metadata, "passes": strider.passed}
-    return replace(found, lr=problem.lr, targets=known_targets(problem), metadata=metadata)
+    found = finished(problem, interpolated(recorder.trajectory(), record, f))
+    return replace(found, metadata={**found.metadata, "passes": strider.passed})
 
 
 class _Strider:
@@ -167,7 +171,8 @@ class _Strider:
     def __init__(self, problem: Problem, plan: Plan, passes: Passes, tolerances: tuple[float, float]) -> None:
         self.problem, self.passes, self.tolerances = problem, passes, tolerances
         self.lazy: list[LazyLayer] = lazy_layers(plan)
-        self.optimizer: Optimizer = SGD(plan.param_groups(problem.lr), lr=problem.lr)
+        # At a base rate of one: that of every step is in the sums of error signals.
+        self.optimizer: Optimizer = SGD(plan.param_groups(1.0), lr=1.0)
         self.before: _State | None = None
         self.length, self.passed = 1.0, 0
         self.caution, self.wait = 1, 0  # strides that must go well after one that was taken back; how many are left
@@ -217,10 +222,11 @@ class _Strider:
             slope = (ntk - self.before.ntk) / unit
         total, later, outputs = torch.zeros_like(f), torch.zeros_like(f), []
         for ahead in range(steps):
-            error = error_signal(self.problem, f, here.step + ahead)
+            at = here.step + ahead
+            error = self.problem.training.at("lr", at) * error_signal(self.problem, f, at)
             total += error
             later += ahead / unit * error
-            f = f + self.problem.lr * ((ntk + ahead * slope) @ error.flatten()).reshape(f.shape)
+            f = f + ((ntk + ahead * slope) @ error.flatten()).reshape(f.shape)
             outputs.append(f)
         return _Forecast(torch.stack(outputs), ntk + steps * slope, total, later)
 
@@ -256,9 +262,8 @@ def interpolated(
     trajectory: Trajectory,
     steps: Int[Tensor, " time"],
     outputs: Float[Tensor, "time sample output"],
-    losses: Float[Tensor, " time"],
 ) -> Trajectory:
-    """A run at other steps: its kernels along straight lines between those recorded, outputs and losses as given.
+    """A run at other steps: its kernels along straight lines between those recorded, outputs as given.
 
     Kernels stay positive: each is a mean of two with positive weights or, at two times, the Gram matrix of such means of
     fields.
@@ -267,7 +272,6 @@ def interpolated(
         trajectory: a run.
         steps: recorded steps, and others between two recorded ones.
         outputs: f at these steps.
-        losses: the losses at these steps.
     """
     known, wanted = trajectory.steps.double(), steps.to(trajectory.steps.device).double()
     mix = torch.ones(len(wanted), 1, dtype=known.dtype, device=known.device)
@@ -289,6 +293,13 @@ def interpolated(
         for layer in trajectory.layers
     )
     steps = steps.to(trajectory.steps)
+    losses = outputs.new_full((len(steps),), torch.nan)  # nobody asked
     return replace(
-        trajectory, steps=steps, outputs=outputs, losses=losses.to(outputs), layers=layers, ntk=kernel(trajectory.ntk)
+        trajectory,
+        steps=steps,
+        outputs=outputs,
+        losses=losses,
+        layers=layers,
+        ntk=kernel(trajectory.ntk),
+        curvature=None,
     )

@@ -1,22 +1,94 @@
-"""Train a model on a problem, step by step, and record it: the loop that all sampled predictions share."""
+"""Train a model on a problem, step by step, and record it: the loop that all sampled predictions share.
+
+What is looked at in a step is a ``View``: one pass for measurement and update alike where the probe is what is trained on, or
+one of each. The optimizer's part is the ``Course``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder, Snapshot
 from torch_dmft.parameterization import Plan
-from torch_dmft.parameterization.optimizer import OPTIMIZERS
+from torch_dmft.theory.engine.course import Course
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
-from torch_dmft.theory.engine.passes import Pass, Passes
+from torch_dmft.theory.engine.passes import Passes
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.stepping import require_finite
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A model before the update of a step.
+
+    Attributes:
+        outputs: f of the rows that were looked at.
+        update: sets the gradients of the step.
+        taken: what was measured, if it was asked for.
+    """
+
+    outputs: Tensor
+    update: Callable[[], None]
+    taken: Snapshot | None = None
+
+
+@runtime_checkable
+class View(Protocol):
+    """How a model is looked at while it is trained."""
+
+    def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
+        """Look before the update of a step; ``measured`` and ``trained`` tell what will be asked for."""
+
+
+def train(
+    problem: Problem,
+    plan: Plan,
+    view: View,
+    steps: Iterable[int],
+    *,
+    last: int,
+    kept: Iterable[int] = (),
+    keep: Callable[[int, Snapshot], None] | None = None,
+    noise: Callable[[int], None] | None = None,
+) -> None:
+    """Run a problem's training on a model.
+
+    Args:
+        problem: data, loss and training.
+        plan: the model and its learning rates.
+        view: how it is looked at.
+        steps: 0..problem.steps, possibly wrapped in a progress bar.
+        last: the state to stop at.
+        kept: the steps to measure.
+        keep: what to do with a measurement.
+        noise: what moves the parameters at random after each step.
+
+    Raises:
+        ConvergenceError: if the outputs stop being finite.
+    """
+    course, lazy, wanted = Course(problem, plan), lazy_layers(plan), frozenset(kept)
+    directions = rows_at_once(problem) * (2 + problem.outputs)
+    for step in steps:
+        if step > last:
+            break
+        make_room(lazy, course.optimizer, directions)
+        moment = view(step, measured=step in wanted, trained=step < last)
+        require_finite(problem, moment.outputs, step)
+        if step in wanted and keep is not None:
+            assert moment.taken is not None  # asked for
+            keep(step, moment.taken)
+        if step < last:  # a progress bar ends at 100 %
+            moment.update()
+            course.step(step)
+            if noise is not None:
+                noise(step)
 
 
 def train_and_record(
@@ -26,94 +98,101 @@ def train_and_record(
     *,
     two_time: bool,
     steps: Iterable[int],
-    noise: Callable[[], None] | None = None,
+    noise: Callable[[int], None] | None = None,
+    view: Callable[[Problem, Recorder], View] | None = None,
 ) -> Trajectory:
-    """Run the problem's training on a model and record it; one forward pass serves measurement and update alike.
+    """Run the problem's training on a model and record it on the problem's probe.
 
     Args:
-        problem: data, loss and schedule.
+        problem: data, loss and training.
         plan: the model and its learning rates.
         record: ``(time,)`` steps to keep.
         two_time: whether to keep kernels at pairs of times.
         steps: 0..problem.steps, possibly wrapped in a progress bar.
         noise: what moves the parameters at random after each step.
+        view: how the model is looked at; None for its own forward pass.
 
     Raises:
         ConvergenceError: if the outputs stop being finite.
     """
-    recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time, loss=problem.loss)
-    optimizer = optimizer_of(problem, plan)
-    kept, last = set(record.tolist()), int(record[-1])
-    passes, lazy = Passes(recorder.subject), lazy_layers(plan)
-    for step in steps:
-        if step > last:
-            break
-        make_room(lazy, optimizer, problem.samples * (2 + problem.outputs))
+    recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time)
+
+    def keep(step: int, taken: Snapshot) -> None:
         recorder.step = step
-        keep = step in kept
-        if plan.architecture.row_independent:
-            one = passes(problem.inputs if keep else problem.inputs[: problem.train_samples], measured=keep)
-            if keep:
-                recorder.keep(one.measure())
-        else:
-            one = _measured_apart(problem, recorder, passes, step, keep=keep)
-        outputs = one.outputs
-        require_finite(problem, outputs, step)
-        if step == last:
-            continue  # a progress bar ends at 100 %
-        one.backward(problem.error(outputs, step))
-        if problem.weight_decay and problem.optimizer == "sgd":
-            with torch.no_grad():
-                for group in optimizer.param_groups:
-                    torch._foreach_mul_(group["params"], 1 - problem.lr * problem.weight_decay)
-        optimizer.step()
-        if noise is not None:
-            noise()
-    trajectory = recorder.trajectory()
-    return replace(trajectory, lr=problem.lr, targets=known_targets(problem))
+        recorder.keep(taken)
+
+    look = (view or own_view)(problem, recorder)
+    train(problem, plan, look, steps, last=int(record[-1]), kept=record.tolist(), keep=keep, noise=noise)
+    return finished(problem, recorder.trajectory())
 
 
-def optimizer_of(problem: Problem, plan: Plan) -> Optimizer:
-    """The problem's optimizer of a model; SGD leaves the weight decay, which stands outside of its momentum, to the loop."""
-    if problem.optimizer == "sgd":
-        return SGD(plan.param_groups(problem.lr), lr=problem.lr, momentum=problem.momentum)
-    groups = plan.param_groups(problem.lr, optimizer=problem.optimizer, weight_decay=problem.weight_decay)
-    return OPTIMIZERS[problem.optimizer](groups)
+def own_view(problem: Problem, recorder: Recorder) -> View:
+    """The view of a model that is trained by its own forward pass, at the least cost."""
+    everything = problem.batches is None and problem.probe is None
+    together = everything and recorder.subject.architecture.row_independent
+    return Together(problem, recorder) if together else Apart(problem, recorder)
 
 
-def _measured_apart(problem: Problem, recorder: Recorder, passes: Passes, step: int, *, keep: bool) -> Pass:
-    """Record in eval mode, then pass the rows that the step sees in train mode, as BatchNorm would mix them with others."""
-    if keep:
-        recorder.record()
-    batch = problem.batch(step) if step < problem.steps else None
-    rows = torch.arange(problem.train_samples, device=problem.inputs.device) if batch is None else batch
-    return _Part(passes(problem.inputs[rows], measured=False), rows, problem.train_samples)
+class Together:
+    """One pass for measurement and update alike, of a probe that holds all training rows in full batches."""
+
+    def __init__(self, problem: Problem, recorder: Recorder) -> None:
+        self._problem, self._passes = problem, Passes(recorder.subject)
+
+    def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
+        """Pass all rows, or only those that are trained on."""
+        problem = self._problem
+        one = self._passes(problem.inputs if measured else problem.inputs[: problem.train_samples], measured=measured)
+        taken = one.measure() if measured else None
+        return Moment(one.outputs, lambda: one.backward(problem.error(one.outputs, step)), taken)
 
 
-class _Part:
-    """A pass of some of the training rows; the outputs of the others are zero."""
+class Apart:
+    """A pass of the probe for the measurement, and one of the rows of the batch for the update.
 
-    def __init__(self, inner: Pass, rows: Tensor, samples: int) -> None:
-        self._inner, self._rows = inner, rows
-        self.outputs = inner.outputs.new_zeros(samples, inner.outputs.shape[1]).index_copy(0, rows, inner.outputs)
+    Models whose rows are not independent (BatchNorm) are measured in eval mode and trained in train mode.
+    """
 
-    def measure(self) -> Snapshot:
-        return self._inner.measure()
+    def __init__(self, problem: Problem, recorder: Recorder) -> None:
+        self._problem, self._recorder, self._passes = problem, recorder, Passes(recorder.subject)
+        self._measures, self._rows = Passes(recorder.subject), problem.kept
 
-    def backward(self, error: Tensor) -> None:
-        self._inner.backward(error[self._rows])
+    def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
+        """Pass the probe, then the batch."""
+        problem, taken = self._problem, None
+        if measured and self._recorder.subject.architecture.row_independent:
+            taken = self._measures(problem.inputs[self._rows], measured=True).measure()
+        elif measured:
+            taken = self._recorder.look()
+        if not trained:
+            assert taken is not None  # the last state is looked at for its measurement
+            return Moment(taken.outputs, lambda: None, taken)
+        rows = problem.rows_of(step)
+        one = self._passes(problem.inputs[rows], measured=False)
+        return Moment(one.outputs, lambda: one.backward(problem.error_on(one.outputs, rows)), taken)
+
+
+def finished(problem: Problem, recorded: Trajectory) -> Trajectory:
+    """What was recorded on the probe of a problem, with what the recorder does not know: loss, targets, training."""
+    losses = torch.stack([problem.kept_loss(f) for f in recorded.outputs])
+    return replace(
+        recorded,
+        training=problem.training,
+        train=problem.train[problem.kept].cpu(),
+        targets=known_targets(problem),
+        losses=losses.to(recorded.losses),
+    )
 
 
 def known_targets(problem: Problem) -> Tensor | None:
-    """Targets as floats if every row has one."""
-    return problem.target_values.cpu() if problem.samples == problem.train_samples else None
+    """Targets of the probe's rows as floats, if every one is known."""
+    rows = problem.kept
+    return problem.target_values[rows].cpu() if bool((rows < problem.train_samples).all()) else None
 
 
 def probe_of(problem: Problem) -> Probe:
-    """The problem's rows; targets of test rows are unknown and never read."""
-    missing = problem.samples - problem.train_samples
-    padding = problem.targets.new_zeros(missing, *problem.targets.shape[1:])
-    return Probe(problem.inputs, torch.cat([problem.targets, padding]), train=problem.train)
+    """The rows that are measured; what is known of their targets the problem adds afterwards."""
+    return Probe(problem.inputs[problem.kept])
 
 
 def lazy_layers(plan: Plan) -> list[LazyLayer]:
@@ -127,3 +206,13 @@ def make_room(layers: Sequence[LazyLayer], optimizer: Optimizer, directions: int
         needed = max(layer.rank) + directions * layer.positions
         if any(min(needed, size) > room for size, room in zip(layer.sizes, layer.core.shape, strict=False)):
             layer.reserve(2 * needed, optimizer)
+
+
+def rows_at_once(problem: Problem) -> int:
+    """Rows that pass between two looks at the room there is: of the probe and of the largest batch."""
+    if problem.batches is None and problem.probe is None:
+        return problem.samples
+    largest = (
+        problem.train_samples if problem.batches is None else max((len(rows) for rows in problem.batches), default=0)
+    )
+    return len(problem.kept) + largest

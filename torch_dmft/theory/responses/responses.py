@@ -18,14 +18,13 @@ from torch import Tensor
 from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.theory.chain import Chain
-from torch_dmft.theory.chains.assembly import layer_names
 from torch_dmft.theory.engine.posed import rotated, twin_of
 from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import replica_generators, standard_error
 from torch_dmft.theory.responses.linear_responses import linear_responses
 from torch_dmft.theory.responses.twin_responses import twin_responses
-from torch_dmft.theory.solver import Solver, check_training
+from torch_dmft.theory.solver import Solver
 from torch_dmft.theory.solvers.alternating_monte_carlo import AlternatingMonteCarlo
 from torch_dmft.theory.solvers.deep_linear import DeepLinear
 from torch_dmft.theory.solvers.gradient_independence import GradientIndependence
@@ -86,14 +85,13 @@ def responses(problem: Problem, solver: Solver | None = None) -> tuple[Responses
     Source: Bordelon & Pehlevan 2022, section 3 and eq. 11.
     """
     solver = AlternatingMonteCarlo() if solver is None else solver
-    chain = _require_responses(problem)
+    _require_responses(problem)
     if _solutions.dispatch(type(solver)) is _solutions.dispatch(
         object
     ):  # before its own check, which may send elsewhere
         _solutions(solver, problem)
-    check_training(problem, solver)
     solver.check(problem)
-    names = layer_names(problem, chain)[1:-1]
+    names = problem.network.paths[1:-1]
     per_weight = list(zip(*_solutions(solver, problem), strict=True))
     return tuple(_averaged(problem, name, pairs) for name, pairs in zip(names, per_weight, strict=True))
 
@@ -107,7 +105,7 @@ def _require_responses(problem: Problem) -> Chain:
     chain = problem.chain
     missing = {
         "a network of another shape": chain is None,
-        "Adam": problem.optimizer != "sgd",
+        "Adam": problem.training.optimizer != "SGD",
         "Langevin noise on activations with kinks": bool(problem.temperature)
         and chain is not None
         and not all(activation(layer.activation).smooth for layer in chain.hidden),

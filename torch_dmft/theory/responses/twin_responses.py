@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim import SGD
 
 from torch_dmft.parameterization import Plan
+from torch_dmft.theory.chains.descent import propagators
 from torch_dmft.theory.engine.layers import InfiniteLinear
 from torch_dmft.theory.engine.matrix import Side
+from torch_dmft.theory.engine.training import Moment, train
 from torch_dmft.theory.problem import Problem
 
 
@@ -55,8 +56,7 @@ def twin_responses(problem: Problem, twin: Plan, *, tolerance: float) -> list[tu
     """
     layers = [module for module in twin.model.modules() if isinstance(module, InfiniteLinear)]
     logs = _train_and_log(problem, twin, layers)
-    keep = 1 - problem.lr * problem.weight_decay
-    decay = keep ** torch.arange(problem.steps + 1, dtype=torch.float64, device=problem.inputs.device)
+    decay = propagators(problem.training, problem.steps + 1)[0].to(problem.inputs.device)
     found = []
     for layer, log in zip(layers, logs, strict=True):
         forward, backward = layer.matrix.forward_side, layer.matrix.backward_side
@@ -75,23 +75,22 @@ def twin_responses(problem: Problem, twin: Plan, *, tolerance: float) -> list[tu
 
 def _train_and_log(problem: Problem, twin: Plan, layers: list[InfiniteLinear]) -> list[_Log]:
     """Train the twin step by step and log every hidden weight, at the states 0..steps."""
-    optimizer = SGD(twin.param_groups(problem.lr), lr=problem.lr, momentum=problem.momentum)
     logs = [_Log() for _ in layers]
+
+    def view(step: int, *, measured: bool, trained: bool) -> Moment:
+        outputs = twin.model(problem.inputs)
+        _log_gradients(twin, layers, logs, outputs)
+
+        def update() -> None:
+            twin.model.zero_grad()
+            problem.training_loss(outputs, problem.batch(step)).backward()  # type: ignore[no-untyped-call]
+
+        return Moment(outputs.detach(), update)
+
     with ExitStack() as hooks:
         for layer, log in zip(layers, logs, strict=True):
-            layer.reserve(problem.samples * (1 + problem.outputs) * (problem.steps + 1), optimizer)
             hooks.callback(layer.register_forward_hook(log.hook).remove)
-        for step in range(problem.steps + 1):
-            outputs = twin.model(problem.inputs)
-            _log_gradients(twin, layers, logs, outputs)
-            if step == problem.steps:
-                break
-            optimizer.zero_grad()
-            problem.training_loss(outputs, problem.batch(step)).backward()  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                for parameter in twin.model.parameters():
-                    parameter.mul_(1 - problem.lr * problem.weight_decay)
-            optimizer.step()
+        train(problem, twin, view, range(problem.steps + 1), last=problem.steps)
     return logs
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,12 +16,13 @@ from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Fields, Trajectory, combine
 from torch_dmft.measurement.fields import handful
 from torch_dmft.theory.chain import Chain
-from torch_dmft.theory.chains.assembly import assemble, require_chain
+from torch_dmft.theory.chains.assembly import about_the_probe, assemble, require_chain
 from torch_dmft.theory.chains.order_parameters import OrderParameters, SiteSampler
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average
+from torch_dmft.theory.solver import SEES, require_training
 from torch_dmft.theory.stepping import track
 
 _HOPELESS = 1e6  # a relative change; many grow to ten and settle all the same
@@ -98,8 +98,6 @@ class AlternatingMonteCarlo:
     responses: bool = True
     generator: torch.Generator | None = None
 
-    takes: ClassVar[frozenset[str]] = frozenset({"noise"})
-
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
         for name in ("neurons", "iterations", "replicas", *([] if self.stride is None else ["stride"])):
@@ -123,6 +121,7 @@ class AlternatingMonteCarlo:
             UnsupportedProblemError: for networks that are no chain of smooth layers.
         """
         chain = require_chain(problem, "AlternatingMonteCarlo")
+        require_training(problem, "AlternatingMonteCarlo", SEES | {"noise"})
         rough = sorted({layer.activation for layer in chain.hidden if not activation(layer.activation).smooth})
         if rough and self.responses:
             raise UnsupportedProblemError(
@@ -171,9 +170,9 @@ class AlternatingMonteCarlo:
         }
         origin = "alternating Monte Carlo theory (N=inf)"
         mean = average(runs, origin=origin, metadata=facts, loss=problem.training_loss)
-        if mean.stderr is None:
-            return mean
-        return replace(mean, stderr=combine([mean.stderr, *left], _joined))
+        if mean.stderr is not None:
+            mean = replace(mean, stderr=combine([mean.stderr, *left], _joined))
+        return about_the_probe(problem, mean)
 
     def order_parameters(self, problem: Problem, times: int, *, progress: bool) -> Iterator[Solution]:
         """All kernels and responses between the first ``times`` states, one solution per replica."""

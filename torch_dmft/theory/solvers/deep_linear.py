@@ -16,10 +16,12 @@ from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain
-from torch_dmft.theory.chains.assembly import assemble, gram, require_chain
+from torch_dmft.theory.chains.assembly import about_the_probe, assemble, gram, require_chain
+from torch_dmft.theory.chains.descent import Descent, propagators
 from torch_dmft.theory.chains.latent_chain import LatentChain, combine, stacked
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solver import SEES, require_training
 from torch_dmft.theory.stepping import error_signal, require_finite, track
 
 
@@ -55,6 +57,7 @@ class DeepLinear:
             UnsupportedProblemError: naming the layers that are not linear.
         """
         require_linear(require_chain(problem, "DeepLinear"), "DeepLinear")
+        require_training(problem, "DeepLinear", SEES)
 
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
@@ -80,13 +83,13 @@ class DeepLinear:
         network = LatentChain(
             chain, problem.gamma0, _input_coordinates(problem, chain, self.tolerance), tolerance=self.tolerance
         )
-        parameters, share = network.parameters(), 1.0
-        velocities = [torch.zeros_like(parameter) for parameter in parameters]
-        keep = 1 - problem.lr * problem.weight_decay
+        parameters = network.parameters()
+        descent: Descent[list[Tensor]] = Descent(problem.training, combine)
+        left = propagators(problem.training, int(record[-1]) + 1)[0].tolist()
         kept = set(record.tolist())
         outputs, features, gradients = [], [], []
         for step in track(range(int(record[-1]) + 1), "deep linear theory", progress=progress):
-            x, g = network.passes(parameters, share)
+            x, g = network.passes(parameters, left[step])
             f = x[-1].mT / problem.gamma0
             require_finite(problem, f, step)
             if step in kept:
@@ -95,24 +98,16 @@ class DeepLinear:
                 gradients.append(g)
             if step < int(record[-1]):
                 ascent = network.ascent(x, g, error_signal(problem, f, step))
-                velocities = combine((problem.momentum, velocities), (problem.lr, ascent))
-                parameters = combine((keep, parameters), (1.0, velocities))
-                share *= keep
+                parameters = descent.update(step, parameters, ascent)
         forward = [gram(stacked([at[layer] for at in features]), two_time=two_time) for layer in range(chain.depth + 1)]
         backward = []
         for layer in range(chain.depth):
             same_for_all_samples = stacked([at[layer] for at in gradients])[:, None].expand(-1, problem.samples, -1, -1)
             backward.append(gram(same_for_all_samples, two_time=two_time))
-        return assemble(
-            problem,
-            chain,
-            record,
-            torch.stack(outputs),
-            forward,
-            backward,
-            origin="deep linear theory (N=inf)",
-            metadata={"latents": max(network.sizes)},
-        )
+        facts: dict[str, str | int | float | bool | None] = {"latents": max(network.sizes)}
+        origin, f = "deep linear theory (N=inf)", torch.stack(outputs)
+        found = assemble(problem, chain, record, f, forward, backward, origin=origin, metadata=facts)
+        return about_the_probe(problem, found)
 
 
 def require_linear(chain: Chain, solver: str) -> None:

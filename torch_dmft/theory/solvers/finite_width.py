@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,14 +15,15 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, networks_cost, twin_cost
-from torch_dmft.theory.coverage import refuse_unsupported, refuse_unwidenable
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
 from torch_dmft.theory.engine.networks import initialise, langevin_noise, network_of
 from torch_dmft.theory.engine.posed import renamed, rotated, twin_of
-from torch_dmft.theory.engine.training import train_and_record
+from torch_dmft.theory.engine.training import rows_at_once, train_and_record
 from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
+from torch_dmft.theory.solver import require_training
+from torch_dmft.theory.solvers.infinite_width import COVERS
 from torch_dmft.theory.stepping import track
 
 _DENSE_FROM = 0.4
@@ -64,8 +64,6 @@ class FiniteWidth:
     generator: torch.Generator | None = None
     tolerance: float | None = None
 
-    takes: ClassVar[frozenset[str]] = frozenset({"noise"})
-
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
         require_whole("width", self.width, at_least=1)
@@ -77,10 +75,11 @@ class FiniteWidth:
         require_generator(self.generator)
 
     def check(self, problem: Problem) -> None:
-        """Refuse networks that cannot be built at another width."""
-        if problem.chain is None:
-            assert problem.network is not None  # a problem without a chain has a network
-            refuse_unwidenable(problem.network.model)
+        """Refuse Adam, and networks that cannot be built at another width."""
+        require_training(
+            problem, "FiniteWidth", COVERS | ({"noise"} if "groups" not in problem.training.traits else set())
+        )
+        problem.network.require_widenable()
 
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
@@ -119,7 +118,7 @@ class _Networks(Iterator[Plan]):
         self.generator = solver.generator or torch.Generator().manual_seed(0)
         self.tolerance = default_tolerance(problem.gamma0) if solver.tolerance is None else solver.tolerance
         # One step brings every row's features and gradients; there is no use in a first lazy network to find that out.
-        directions = problem.samples * (1 + problem.outputs)
+        directions = rows_at_once(problem) * (1 + problem.outputs)
         is_small = solver.tolerance is None and self.width <= _SMALL
         saturates = directions > _DENSE_FROM * self.width
         is_noisy = problem.temperature > 0  # in all directions at once
@@ -133,7 +132,7 @@ class _Networks(Iterator[Plan]):
             return twin_of(self.problem, self.width, **settings)  # type: ignore[arg-type]
         if self._dense is None:
             self._dense = network_of(self.problem, self.width)
-        initialise(self._dense, self.generator)
+        initialise(self.problem, self._dense, self.generator)
         return self._dense
 
     def learn(self, trained: Plan) -> None:
@@ -145,11 +144,8 @@ class _Networks(Iterator[Plan]):
 
 def _is_covered(problem: Problem) -> bool:
     """Whether the engine can sample this network lazily."""
-    if problem.chain is not None:
-        return True
-    assert problem.network is not None  # a problem without a chain has a network
     try:
-        refuse_unsupported(problem.network.model, problem.network.architecture)
+        problem.network.require_law()
     except UnsupportedModelError:
         return False
     return True

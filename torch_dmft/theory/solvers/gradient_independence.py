@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
-import torch
 from torch import Tensor
-from torch.optim import SGD
 
-from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
-from torch_dmft.parameterization import Plan
+from torch_dmft.theory.chains.assembly import about_the_probe
 from torch_dmft.theory.cost import Cost
 from torch_dmft.theory.engine.passes import Passes
-from torch_dmft.theory.engine.training import known_targets, lazy_layers, make_room, probe_of
+from torch_dmft.theory.engine.training import Moment, train_and_record
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solver import require_training
 from torch_dmft.theory.solvers.infinite_width import InfiniteWidth, train_replicas
-from torch_dmft.theory.stepping import require_finite
 
 
 @dataclass(frozen=True)
@@ -49,19 +48,12 @@ class GradientIndependence(InfiniteWidth):
             raise InvalidInputError(
                 "Gradient independence takes every step.", got="strides=True", remedy="strides=False"
             )
-        if problem.momentum:
-            raise UnsupportedProblemError(
-                "Gradient independence moves the outputs by the tangent kernel of the present step; with momentum they "
-                "follow those between all pairs of steps.",
-                got=f"momentum={problem.momentum}",
-                remedy="momentum=0.0, or solvers.InfiniteWidth()",
-            )
-        if problem.weight_decay:
-            raise UnsupportedProblemError(
-                "Weight decay moves the outputs along the weights themselves, of which the tangent kernel knows nothing.",
-                got=f"weight_decay={problem.weight_decay}",
-                remedy="weight_decay=0.0, or solvers.InfiniteWidth()",
-            )
+        remedy = (
+            "solvers.InfiniteWidth(); gradient independence moves the outputs by the tangent kernel of the present step, "
+            "which knows nothing of momentum and decay"
+        )
+        covers = frozenset({"schedule", "batches", "frozen", "starts"})
+        require_training(problem, "GradientIndependence", covers, remedy=remedy)
         super().check(problem)
 
     def estimate(
@@ -73,53 +65,43 @@ class GradientIndependence(InfiniteWidth):
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins without responses and average; see ``solve``."""
-        return train_replicas(
+        found = train_replicas(
             self,
-            problem,
+            replace(problem, probe=None),  # all rows move together
             record,
             two_time=two_time,
             progress=progress,
             origin="gradient independence (N=inf)",
             responses=False,
-            train=follow_the_tangent_kernel,
+            train=partial(train_and_record, view=FollowTheTangentKernel),
         )
+        return about_the_probe(problem, found)
 
 
-def follow_the_tangent_kernel(
-    problem: Problem, plan: Plan, record: Tensor, *, two_time: bool, steps: Iterable[int]
-) -> Trajectory:
-    """Train a model by the error signal of outputs that follow its tangent kernel, and record both.
+class FollowTheTangentKernel:
+    """The view of a model whose outputs follow its tangent kernel, and which learns by their error signal.
+
+    The model's own outputs are used for their gradients alone.
 
     Args:
-        problem: data, loss and schedule.
-        plan: the model and its learning rates; its own outputs are used for their gradients alone.
-        record: ``(time,)`` steps to keep.
-        two_time: whether to keep kernels at pairs of times.
-        steps: 0..problem.steps, possibly wrapped in a progress bar.
-
-    Raises:
-        ConvergenceError: if the outputs stop being finite.
+        problem: data, loss and training.
+        recorder: of the model.
     """
-    recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time, loss=problem.loss)
-    optimizer = SGD(plan.param_groups(problem.lr), lr=problem.lr)
-    kept, last = set(record.tolist()), int(record[-1])
-    passes, lazy = Passes(recorder.subject), lazy_layers(plan)
-    outputs = torch.zeros(problem.samples, problem.outputs, dtype=problem.dtype, device=problem.inputs.device)
-    for step in steps:
-        if step > last:
-            break
-        make_room(lazy, optimizer, problem.samples * (2 + problem.outputs))
-        one = passes(problem.inputs, measured=True)
+
+    def __init__(self, problem: Problem, recorder: Recorder) -> None:
+        self._problem, self._passes = problem, Passes(recorder.subject)
+        self._outputs = problem.inputs.new_zeros(problem.samples, problem.outputs)
+
+    def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
+        """Measure the tangent kernel, and have the outputs move by it."""
+        one, outputs = self._passes(self._problem.inputs, measured=True), self._outputs
         taken = one.measure()
-        if step in kept:
-            recorder.step = step
-            recorder.keep(replace(taken, outputs=outputs))
-        if step == last:
-            continue  # a progress bar ends at 100 %
-        error = problem.error(outputs, step)
-        one.backward(error)
-        optimizer.step()
-        rows = error.numel()
-        outputs = outputs + problem.lr * (taken.ntk.reshape(rows, rows) @ error.flatten()).reshape(error.shape)
-        require_finite(problem, outputs, step + 1)
-    return replace(recorder.trajectory(), lr=problem.lr, targets=known_targets(problem))
+
+        def update() -> None:
+            error = self._problem.error(outputs, step)
+            one.backward(error)
+            rows, lr = error.numel(), self._problem.training.at("lr", step)
+            moved = lr * (taken.ntk.reshape(rows, rows) @ error.flatten()).reshape(error.shape)
+            self._outputs = outputs + moved
+
+        return Moment(outputs, update, replace(taken, outputs=outputs))

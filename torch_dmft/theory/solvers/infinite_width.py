@@ -14,14 +14,17 @@ from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, twin_cost
-from torch_dmft.theory.coverage import refuse_unsupported
 from torch_dmft.theory.engine.posed import enough_neurons, renamed, rotated, twin_of
 from torch_dmft.theory.engine.strides import check_strides, train_in_strides
-from torch_dmft.theory.engine.training import lazy_layers, train_and_record
+from torch_dmft.theory.engine.training import lazy_layers, rows_at_once, train_and_record
 from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
+from torch_dmft.theory.solver import SEES, require_training
 from torch_dmft.theory.stepping import track
+
+COVERS = SEES | {"groups", "frozen", "starts"}
+"""What a twin is trained by: SGD itself."""
 
 Train = Callable[..., Trajectory]
 """Trains a model on a problem and records it, with the signature of ``train_and_record``."""
@@ -40,8 +43,9 @@ class InfiniteWidth:
     training produces (``torch_dmft.theory.engine.matrix``). The responses A and B, the equal-time one included, come out
     of that sampling; nothing is iterated.
 
-    Assumes N -> infinity at fixed data, steps and gamma0. Any loss, several outputs, minibatches, momentum, weight decay
-    (outside of the momentum: theta <- (1 - eta lambda) theta - eta gamma0^2 N v), biases, gains, unequal widths, residual
+    Assumes N -> infinity at fixed data, steps and gamma0. Any loss, several outputs, minibatches, everything that
+    ``torch.optim.SGD`` does (schedules of every number, momentum, Nesterov, dampening, weight decay, groups with numbers of
+    their own), frozen parameters, weights that start at zero, biases, gains, unequal widths, residual
     sums, LayerNorm, RMSNorm and attention with a fixed number of heads. Cost O(S P k T) per hidden matrix, where the
     rank k, of order P C, grows like log T for smooth activations; memory O(S k), and O(P^2 T) for the answer. (The paper's
     Algorithm 1: O(P^3 T^3) and O(P^2 T^2), Table 1.) The error falls like 1/sqrt(S R).
@@ -80,15 +84,14 @@ class InfiniteWidth:
 
     def check(self, problem: Problem) -> None:
         """Refuse networks that have no twin, and data with more rows than neurons can tell apart."""
+        require_training(problem, type(self).__name__, COVERS)
         if self.strides:
             check_strides(problem)
-        if problem.chain is None:
-            assert problem.network is not None  # a problem without a chain has a network
-            refuse_unsupported(problem.network.model, problem.network.architecture)
-        if 4 * problem.samples * (1 + problem.outputs) > self.neurons:
+        problem.network.require_law()
+        if 4 * rows_at_once(problem) * (1 + problem.outputs) > self.neurons:
             raise UnsupportedProblemError(
                 "Too few neurons for the data: each row needs its own directions among the neurons.",
-                got=f"{problem.samples} rows and {problem.outputs} outputs for {self.neurons} neurons",
+                got=f"{rows_at_once(problem)} rows and {problem.outputs} outputs for {self.neurons} neurons",
                 remedy=f"solvers.InfiniteWidth(neurons={enough_neurons(problem)})",
             )
 
@@ -161,5 +164,5 @@ def train_replicas(
         facts["advice"] = (
             f"these are networks of width {neurons}: solvers.WideEnsemble() extrapolates such to infinite width"
         )
-    answer = average(runs, origin=origin, metadata=facts, loss=posed.training_loss)
+    answer = average(runs, origin=origin, metadata=facts, loss=posed.kept_loss)
     return renamed(answer, problem)

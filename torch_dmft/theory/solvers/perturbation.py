@@ -21,13 +21,14 @@ from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain
-from torch_dmft.theory.chains.assembly import assemble, require_chain
+from torch_dmft.theory.chains.assembly import about_the_probe, assemble, require_chain
 from torch_dmft.theory.chains.expanded_site import Drive, PairAverages, SecondMoments, Site, sample
 from torch_dmft.theory.chains.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average
+from torch_dmft.theory.solver import require_training
 from torch_dmft.theory.stepping import error_signal, require_finite, track
 
 
@@ -72,16 +73,12 @@ class Perturbation:
             InvalidInputError: if there are too few neurons to match the moments of the fields.
         """
         chain = require_chain(problem, "Perturbation")
+        require_training(problem, "Perturbation", frozenset({"schedule", "batches"}))
         kinked = sorted({layer.activation for layer in chain.hidden if not activation(layer.activation).smooth})
-        refused = [
-            *kinked,
-            *(["momentum"] if problem.momentum else []),
-            *(["weight decay"] if problem.weight_decay else []),
-        ]
-        if refused:
+        if kinked:
             raise UnsupportedProblemError(
-                "Perturbation needs activations with two derivatives, and plain gradient descent.",
-                got=", ".join(refused),
+                "Perturbation needs activations with two derivatives.",
+                got=", ".join(kinked),
                 remedy="solvers.InfiniteWidth()",
             )
         needed = 4 * problem.samples * (1 + problem.outputs)
@@ -132,7 +129,8 @@ class Perturbation:
             recorded = [x.recorded for x in features], [x.recorded for x in gradients]
             runs.append(_trajectory(problem, lazy, record, moved, *recorded))
         facts = {"neurons": self.neurons, "replicas": self.replicas}
-        return average(runs, origin="perturbation theory (N=inf)", metadata=facts, loss=problem.training_loss)
+        found = average(runs, origin="perturbation theory (N=inf)", metadata=facts, loss=problem.training_loss)
+        return about_the_probe(problem, found)
 
 
 def _lazy_training(problem: Problem, ntk: Tensor, last: int) -> tuple[Tensor, Drive]:
@@ -140,7 +138,7 @@ def _lazy_training(problem: Problem, ntk: Tensor, last: int) -> tuple[Tensor, Dr
     f, outputs, steps = ntk.new_zeros(problem.samples, problem.outputs), [], []
     for step in range(last):
         outputs.append(f)
-        steps.append(problem.lr * error_signal(problem, f, step))
+        steps.append(problem.training.at("lr", step) * error_signal(problem, f, step))
         f = f + ntk @ steps[-1]
         require_finite(problem, f, step + 1)
     outputs.append(f)
@@ -275,7 +273,7 @@ def _outputs(
     for step, push in enumerate(drive.steps):
         found.append(f)
         change = _error_change(problem, outputs[step], f, step)
-        f = f + problem.lr * lazy.ntk @ change + (ntk[step] @ push.flatten()).reshape(f.shape)
+        f = f + problem.training.at("lr", step) * lazy.ntk @ change + (ntk[step] @ push.flatten()).reshape(f.shape)
     return torch.stack([*found, f])
 
 

@@ -8,22 +8,24 @@ from typing import Literal
 
 from torch import Tensor
 
-from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.theory.chains.assembly import require_chain
+from torch_dmft.theory.chains.assembly import about_the_probe, require_chain
 from torch_dmft.theory.chains.lazy_limit import lazy_limit
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solver import SEES, require_training
 
 
 @dataclass(frozen=True)
 class StaticNTK:
     """The infinite-width network in the lazy limit gamma0 -> 0: NNGP and tangent kernel, df/dt = K Delta.
 
-    Covers dense chains with any loss, several outputs, gains, biases, unequal widths, momentum, weight decay and
-    minibatches; ``problem.gamma0`` plays no role. Kernels are in closed form for piecewise linear activations and erf
-    and by Hermite series for smooth ones. Computes in float64; exact, so there is no standard error.
+    Covers dense chains with any loss, several outputs, gains, biases, unequal widths, minibatches and all that SGD does to
+    all parameters alike (schedules, momentum, weight decay); ``problem.gamma0`` plays no role. Kernels are in closed form
+    for piecewise linear activations and erf and by Hermite series for smooth ones. Computes in float64;
+    exact, so there is no standard error.
 
     With n rows the cost is O(L n^2) for the kernels. Outputs are in closed form for squared error with full batches, O(n^3)
     whatever the number of steps; else they are stepped, O(T n^2), or integrated. With weight decay the kernels change in
@@ -57,19 +59,10 @@ class StaticNTK:
             UnsupportedProblemError: naming what is in the way.
         """
         require_chain(problem, "StaticNTK")
-        if self.time == "discrete":
-            return
-        discrete = {
-            "momentum": bool(problem.momentum),
-            "weight decay": bool(problem.weight_decay),
-            "minibatches": problem.batches is not None,
-        }
-        if any(discrete.values()):
-            raise UnsupportedProblemError(
-                "Gradient flow is plain full-batch descent in the limit of small steps.",
-                got=" and ".join(name for name, present in discrete.items() if present),
-                remedy='StaticNTK(time="discrete")',
-            )
+        require_training(problem, "StaticNTK", SEES)
+        if self.time == "continuous":
+            remedy = 'StaticNTK(time="discrete"); gradient flow is plain full-batch descent in the limit of small steps'
+            require_training(problem, "Gradient flow", frozenset({"schedule"}), remedy=remedy)
 
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
@@ -77,7 +70,7 @@ class StaticNTK:
         """What solving the problem will cost, with some hundred Hermite terms for every pair of rows."""
         chain, recorded = require_chain(problem, "StaticNTK"), len(problem.recorded(record))
         samples, states = problem.samples, problem.steps + 1
-        times, pairs = (states, states**2 / 2) if problem.weight_decay else (1, 1.0)
+        times, pairs = (states, states**2 / 2) if "decay" in problem.training.traits else (1, 1.0)
         return deterministic_cost(
             problem,
             recorded,
@@ -90,11 +83,6 @@ class StaticNTK:
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Compute the kernels, then the outputs; see ``Solver.run``."""
-        return lazy_limit(
-            problem,
-            record,
-            two_time=two_time,
-            flow=self.time == "continuous",
-            order=self.order,
-            progress=progress,
-        )
+        flow = self.time == "continuous"
+        found = lazy_limit(problem, record, two_time=two_time, flow=flow, order=self.order, progress=progress)
+        return about_the_probe(problem, found)

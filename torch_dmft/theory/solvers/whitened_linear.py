@@ -40,12 +40,12 @@ from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.theory.chain import Chain, HiddenLayer
-from torch_dmft.theory.chains.assembly import assemble, require_chain
+from torch_dmft.theory.chains.assembly import about_the_probe, assemble, require_chain
 from torch_dmft.theory.chains.latent_chain import LatentChain, combine, stacked
 from torch_dmft.theory.chains.squared_error import error_scale
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solver import check_training
+from torch_dmft.theory.solver import SEES, require_training
 from torch_dmft.theory.solvers.deep_linear import require_linear
 from torch_dmft.theory.stepping import track
 
@@ -83,6 +83,7 @@ class WhitenedLinear:
         """
         chain = require_chain(problem, "WhitenedLinear")
         require_linear(chain, "WhitenedLinear")
+        require_training(problem, "WhitenedLinear", SEES, remedy="solvers.WideEnsemble()")
         train = problem.train_samples
         kernel = problem.input_kernel[:train, :train].double()
         off = float((kernel - torch.eye(train, dtype=kernel.dtype, device=kernel.device)).abs().max())
@@ -91,14 +92,12 @@ class WhitenedLinear:
             f"training inputs that are not whitened (K^x differs from the identity by {off:.2g})": off > 1e-5,
             "a loss other than the squared error": error_scale(problem) is None,
             "biases": biased,
-            "momentum": problem.momentum > 0,
-            "weight decay": problem.weight_decay > 0,
-            "minibatches": problem.batches is not None,
         }
-        if any(found.values()):
+        refused = [*(name for name, present in found.items() if present), *problem.training.traits.values()]
+        if refused:
             raise UnsupportedProblemError(
                 "WhitenedLinear needs squared error on whitened inputs, X X^T / D = 1, under plain gradient flow.",
-                got=", ".join(name for name, present in found.items() if present),
+                got=", ".join(refused),
                 remedy="solvers.DeepLinear(), which needs none of this",
             )
 
@@ -126,7 +125,8 @@ class WhitenedLinear:
         def solved(target: float) -> _Mode:
             return self._mode(chain, problem.gamma0, target, steps, unit)
 
-        return _superposed(problem, chain, record, solved, two_time=two_time, progress=progress)
+        found = _superposed(problem, chain, record, solved, two_time=two_time, progress=progress)
+        return about_the_probe(problem, found)
 
     def final_kernels(self, problem: Problem) -> tuple[LayerKernels, ...]:
         """The kernels at the end of training, t -> infinity, where f = y on the training rows.
@@ -146,7 +146,6 @@ class WhitenedLinear:
             UnsupportedProblemError: if the problem does not decompose into scalar flows.
             ConvergenceError: if the integration does not settle at ``tolerance``.
         """
-        check_training(problem, self)
         self.check(problem)
         chain = require_chain(problem, "WhitenedLinear")
 

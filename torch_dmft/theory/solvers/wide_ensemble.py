@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,17 +12,17 @@ from torch import Tensor
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory, combine
-from torch_dmft.measurement.subject import optimizer_facts
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator, require_list
 from torch_dmft.theory.cost import Cost, extrapolation_error, networks_cost
-from torch_dmft.theory.coverage import refuse_unwidenable
 from torch_dmft.theory.engine.matched_start import match_moments, matchable
 from torch_dmft.theory.engine.networks import initialise, langevin_noise, negate_readout, network_of
 from torch_dmft.theory.engine.posed import renamed, rotated
-from torch_dmft.theory.engine.training import optimizer_of, train_and_record
+from torch_dmft.theory.engine.training import train_and_record
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average
+from torch_dmft.theory.solver import require_training
+from torch_dmft.theory.solvers.infinite_width import COVERS
 from torch_dmft.theory.stepping import track
 
 
@@ -65,8 +64,6 @@ class WideEnsemble:
     pairs: int = 32
     generator: torch.Generator | None = None
 
-    takes: ClassVar[frozenset[str]] = frozenset({"noise", "adam"})
-
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
         for width in require_list("widths", self.widths):
@@ -81,10 +78,10 @@ class WideEnsemble:
         require_generator(self.generator)
 
     def check(self, problem: Problem) -> None:
-        """Refuse networks that cannot be built at another width."""
-        if problem.chain is None:
-            assert problem.network is not None  # a problem without a chain has a network
-            refuse_unwidenable(problem.network.model)
+        """Refuse unknown optimizers, and networks that cannot be built at another width."""
+        covers = COVERS | {"adam"} | ({"noise"} if "groups" not in problem.training.traits else set())
+        require_training(problem, "WideEnsemble", covers)
+        problem.network.require_widenable()
 
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
@@ -119,8 +116,6 @@ class WideEnsemble:
             "widths": ", ".join(map(str, widths)),
             "pairs": self.pairs,
             "kind": "wide-network reference, not DMFT",
-            **optimizer_facts(optimizer_of(posed, plan)),
-            "weight decay": problem.weight_decay > 0,  # that of SGD is the loop's
         }
         return renamed(replace(answer, metadata={**facts, **answer.metadata}), problem)
 
@@ -180,7 +175,7 @@ def _train_pair(
     two_time: bool,
 ) -> Trajectory:
     """The mean of a network and of the same network with the opposite readout, also in the noise."""
-    initialise(plan, generator)
+    initialise(problem, plan, generator)
     match_moments(plan, matched)
     start = {name: value.clone() for name, value in plan.model.state_dict().items()}
     state, runs = generator.get_state(), []

@@ -1,0 +1,380 @@
+"""Files hold every bit of a trajectory; whatever happens to a file, it loads as it was or is refused in words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from torch_dmft.core import serial, trajectory
+from torch_dmft.core.equality import by_value
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.training import Training
+from torch_dmft.core.trajectory import Fields, LayerKernels, Trajectory
+
+METADATA = {"width": 64, "gamma0": 0.1 + 0.2, "scheme": "mean_field", "two_time": True, "seed": None}
+
+
+def example(generator: torch.Generator, dtype: torch.dtype = torch.float32, *, nested: bool = True) -> Trajectory:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    layers = tuple(
+        LayerKernels(
+            name,
+            Kernel(draw(2, 3, 2, 3)),
+            Kernel(draw(2, 3, 2, 3, 2)),
+            Kernel(draw(2, 3, 2, 3, 2)),
+            Fields(torch.tensor([0, 5]), draw(2, 3, 4), draw(2, 3, 2, 4), "tanh") if name == "fc.0" else None,
+        )
+        for name in ("fc.0", "head")
+    )
+    losses = draw(2)
+    losses[0] = math.nan
+    return Trajectory(
+        steps=torch.tensor([0, 5]),
+        outputs=draw(2, 3, 2),
+        losses=losses,
+        layers=layers,
+        ntk=Kernel(draw(2, 3, 2, 3, 2)),
+        origin="theory (N=inf), γ₀ = 0.3",
+        training=Training(
+            steps=5,
+            numbers={"lr": torch.linspace(0.1, 0.3, 5, dtype=torch.float64), "momentum": 0.1 + 0.2},
+            exceptions={"head.weight": {"lr": 0.7}},
+            frozen=("fc.0.bias",),
+            batches=tuple(torch.tensor([step % 2, 0]) for step in range(5)) if nested else None,
+        ),
+        train=torch.tensor([True, True, False]),
+        targets=draw(3, 2) if nested else None,
+        stderr=example(generator, nested=False) if nested else None,
+        metadata=METADATA,
+    )
+
+
+@pytest.fixture
+def run(generator: torch.Generator) -> Trajectory:
+    return example(generator)
+
+
+@pytest.fixture
+def path(run: Trajectory, tmp_path: Path) -> Path:
+    """A saved run."""
+    run.save(tmp_path / "run.npz")
+    return tmp_path / "run.npz"
+
+
+@pytest.fixture
+def small(run: Trajectory) -> Trajectory:
+    """A run with fewer parts."""
+    layers = (replace(run.layers[0], fields=None),)
+    return replace(run, layers=layers, stderr=None, training=Training.sgd(torch.ones(5), 5), metadata={"width": 64})
+
+
+def refused(path: Path, match: str) -> None:
+    with pytest.raises(InvalidInputError, match=match) as caught:
+        Trajectory.load(path)
+    assert " Got: " in str(caught.value)
+    assert " Remedy: " in str(caught.value)
+
+
+def loads_equal_or_is_refused(path: Path, run: Trajectory) -> bool:
+    """Whether it loads; any other error than an InvalidInputError fails the test."""
+    try:
+        again = Trajectory.load(path)
+    except InvalidInputError:
+        return False
+    assert again == run
+    return True
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Change the header and the arrays of a file, whose checksums then are right."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    header = json.loads(str(arrays.pop("header")))
+    change(header, arrays)
+    np.savez(path, header=np.array(json.dumps(header)), **arrays)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_round_trip_keeps_every_bit(dtype: torch.dtype, generator: torch.Generator, tmp_path: Path) -> None:
+    run = example(generator, dtype)
+    run.save(tmp_path / "run.npz")
+    again = Trajectory.load(tmp_path / "run.npz")
+    assert again == run
+    assert (again.outputs.dtype, again.training.numbers["momentum"], again.origin) == (dtype, 0.1 + 0.2, run.origin)
+    for mine, other in ((again.outputs, run.outputs), (again.stderr.ntk.array, run.stderr.ntk.array)):
+        assert torch.equal(mine.view(torch.uint8), other.view(torch.uint8))
+    again.outputs[0] = 1  # its memory is its own
+
+
+def test_views_are_saved_as_they_look(run: Trajectory, tmp_path: Path) -> None:
+    part = run.at_steps(torch.tensor([5]))
+    part.save(tmp_path / "run")
+    assert Trajectory.load(tmp_path / "run") == part
+
+
+def test_an_interrupted_save_leaves_the_old_file(run: Trajectory, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(file: Any, **_: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace(run, origin="new").save(path)
+    assert list(path.parent.iterdir()) == [path]
+    assert Trajectory.load(path) == run
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.npz"
+    for write in (
+        lambda: path.write_text("hello"),
+        lambda: path.write_bytes(b""),
+        lambda: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)),
+        lambda: np.savez(path, a=np.zeros(3)),
+        lambda: np.savez(path, header=np.zeros(3)),
+        lambda: np.savez(path, header=np.array("{")),
+        lambda: np.savez(path, header=np.array("[1, 2]")),
+        lambda: np.savez(path, header=np.array(json.dumps({"format": "something else", "schema": 3}))),
+    ):
+        write()
+        refused(path, "not a saved trajectory")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    refused(tmp_path / "array.npy", "not a saved trajectory")
+    for write in (
+        lambda: torch.save({"a": torch.ones(2)}, path),
+        lambda: zipfile.ZipFile(path, "w").writestr("a", "b"),
+    ):
+        write()
+        refused(path, "saved trajectory")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    refused(tmp_path, "cannot be read")
+    refused(tmp_path / "missing.npz", "no such file")
+    with pytest.raises(FileNotFoundError):
+        Trajectory.load(tmp_path / "missing.npz")
+
+
+def test_nothing_is_unpickled(path: Path, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    path.write_bytes(pickle.dumps(Bomb()))
+    refused(path, "not a saved trajectory")
+    np.savez(path, header=np.array(Bomb(), dtype=object))
+    refused(path, "damaged")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("schema", [2, 99])
+def test_another_schema_is_refused(schema: int, run: Trajectory, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trajectory, "FORMAT", replace(trajectory.FORMAT, schema=schema))
+    run.save(path)
+    monkeypatch.undo()
+    refused(path, f"schema {schema}; this version of torch_dmft reads schema {trajectory.FORMAT.schema}")
+
+
+def test_a_truncated_file_is_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    for length in (*range(0, len(whole), 97), len(whole) - 1):
+        path.write_bytes(whole[:length])
+        refused(path, "saved trajectory")
+
+
+def test_a_file_with_a_flipped_bit_loads_equal_or_is_refused(small: Trajectory, path: Path) -> None:
+    small.save(path)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    tail = whole.index(b"PK\x01\x02")  # where zip keeps its list of members
+    spots = [
+        *random.integers(0, 400, 100),
+        *random.integers(0, len(whole), 100),
+        *random.integers(tail, len(whole), 200),
+    ]
+    loaded = 0
+    for spot in spots:
+        damaged = bytearray(whole)
+        damaged[spot] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        loaded += loads_equal_or_is_refused(path, small)
+    assert 0 < loaded < len(spots) / 2  # a date may be wrong
+
+
+def test_a_file_with_zeroed_bytes_is_refused(run: Trajectory, path: Path) -> None:
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    for start in random.integers(0, len(whole) - 64, 300):
+        path.write_bytes(whole[:start] + bytes(64) + whole[start + 64 :])
+        loads_equal_or_is_refused(path, run)
+
+
+def test_every_array_is_needed(path: Path) -> None:
+    whole = path.read_bytes()
+    with np.load(path) as file:
+        names = [name for name in file.files if name != "header"]
+    assert len(names) > 20
+    for name in names:
+        path.write_bytes(whole)
+        rewrite(path, lambda header, arrays, name=name: arrays.pop(name))
+        refused(path, f"damaged or incomplete.*{name}' is missing")
+    path.write_bytes(whole)
+    rewrite(path, lambda header, arrays: arrays.update(more=np.zeros(2)))
+    refused(path, "does not know the array 'more'")
+
+
+def test_every_field_of_the_header_is_needed(path: Path) -> None:
+    whole = path.read_bytes()
+    for name in trajectory.Trajectory.__dataclass_fields__:
+        path.write_bytes(whole)
+        rewrite(path, lambda header, arrays, name=name: header["value"]["fields"].pop(name))
+        refused(path, f"damaged or incomplete.*`trajectory` lacks '{name}'")
+    for key, reason in (("format", "not a saved trajectory"), ("schema", "no schema"), ("value", "lacks 'value'")):
+        path.write_bytes(whole)
+        rewrite(path, lambda header, arrays, key=key: header.pop(key))
+        refused(path, reason)
+
+
+def test_every_value_of_the_header_has_its_type(small: Trajectory, path: Path) -> None:
+    """Each value and each branch of the JSON is replaced by values of all other types."""
+    small.save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    text = str(arrays.pop("header"))
+    spots = list(places(json.loads(text)))
+    assert len(spots) > 50
+    for spot in spots:
+        for other in (None, 7, "x", [1], {}, {"tensor": "x", "dtype": "float32"}):
+            header = json.loads(text)
+            put(header, spot, other)
+            np.savez(path, header=np.array(json.dumps(header)), **arrays)
+            with contextlib.suppress(InvalidInputError):
+                again = Trajectory.load(path)  # only another value of the same type is taken for one
+                again.save(path)
+                assert Trajectory.load(path) == again
+
+
+def places(tree: Any, start: tuple[Any, ...] = ()) -> Any:
+    if start:
+        yield start
+    for key, branch in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield from places(branch, (*start, key))
+
+
+def put(tree: Any, place: tuple[Any, ...], value: Any) -> None:
+    for key in place[:-1]:
+        tree = tree[key]
+    tree[place[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda fields: fields["training"]["fields"].update(gamma0="x"),
+            "`trajectory.training.gamma0` must not be of type str",
+        ),
+        (
+            lambda fields: fields["training"]["fields"].update(steps=True),
+            "`trajectory.training.steps` must not be of type bool",
+        ),
+        (
+            lambda fields: fields["training"]["fields"].update(numbers=1),
+            "`trajectory.training.numbers` must not be of type int",
+        ),
+        (lambda fields: fields.update(origin=3), "`trajectory.origin` must not be of type int"),
+        (lambda fields: fields.update(outputs=None), "`trajectory.outputs` must not be of type NoneType"),
+        (lambda fields: fields.update(outputs=fields["ntk"]), "`trajectory.outputs` must not be of type Kernel"),
+        (lambda fields: fields.update(layers=[1]), "`trajectory.layers` must not be of type tuple"),
+        (lambda fields: fields["ntk"].update(type="Popen"), "`trajectory.ntk` is of an unknown type 'Popen'"),
+        (lambda fields: fields.update(extra=1), "`trajectory` has an unknown field 'extra'"),
+        (lambda fields: fields["outputs"].update(dtype="float64"), "`trajectory.outputs` must be of dtype float64"),
+        (lambda fields: fields["outputs"].update(dtype="int32"), "`trajectory.outputs` must be of dtype int32"),
+        (lambda fields: fields["outputs"].update(dtype="load"), "`trajectory.outputs` must be of dtype load"),
+        (lambda fields: fields["losses"].update(tensor="trajectory.train"), "must be of dtype float32"),
+        (lambda fields: fields.update(steps=fields["losses"]), "does not know the array 'trajectory.steps'"),
+    ],
+)
+def test_what_is_wrong_is_said(change: Callable[[dict[str, Any]], None], reason: str, path: Path) -> None:
+    rewrite(path, lambda header, arrays: change(header["value"]["fields"]))
+    refused(path, reason)
+
+
+def test_arrays_that_do_not_fit_together_are_refused(path: Path) -> None:
+    rewrite(path, lambda header, arrays: arrays.update({"trajectory.losses": np.zeros(3, np.float32)}))
+    refused(path, "damaged or incomplete.*differ in length")
+    rewrite(path, lambda header, arrays: arrays.update({"trajectory.ntk.array": np.zeros(3, np.float32)}))
+    refused(path, "damaged or incomplete.*3 to 6 axes")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    number: int
+    facts: Mapping[Any, Any]
+
+
+@by_value
+@dataclass(frozen=True)
+class Tree:
+    leaves: tuple[Leaf, ...]
+    first: Leaf | None = None
+
+
+@dataclass(frozen=True)
+class Stranger:
+    number: int
+
+
+TREES = serial.FileFormat("trees", 1, root=Tree, parts=(Leaf,))
+
+
+def test_any_registered_dataclass_goes_to_a_file(tmp_path: Path) -> None:
+    tree = Tree((Leaf(1, {"a": "b"}), Leaf(2, {"leaf": Leaf(3, {}), "infinite": math.inf})), first=Leaf(4, {}))
+    serial.write(tree, tmp_path / "tree", TREES)
+    assert serial.read(tmp_path / "tree", TREES) == tree
+    with pytest.raises(InvalidInputError, match=r"not a saved trajectory.*Trajectory\.save"):
+        Trajectory.load(tmp_path / "tree")
+
+
+def test_mappings_hold_tensors_tuples_and_mappings(tmp_path: Path) -> None:
+    facts = {"lr": torch.tensor(0.1), "widths": (8, 16), "a.b": {"c": torch.arange(3)}, "a": {"b": torch.ones(())}}
+    facts |= {3: math.nan, None: [1, None, "x"], "numpy": np.int64(3), "single": np.float32(0.1), "/": torch.ones(0, 3)}
+    tree = Tree((Leaf(1, facts),))
+    serial.write(tree, tmp_path / "tree", TREES)
+    again = serial.read(tmp_path / "tree", TREES)
+    assert again == tree
+    (leaf,) = again.leaves
+    assert list(leaf.facts) == list(facts)
+    assert (type(leaf.facts["widths"]), type(leaf.facts[None]), type(leaf.facts["numpy"])) == (tuple, list, int)
+
+
+def test_what_cannot_be_saved_is_named_and_leaves_the_old_file(tmp_path: Path) -> None:
+    path, tree = tmp_path / "tree", Tree((Leaf(1, {}),))
+    serial.write(tree, path, TREES)
+    for wrong, name in (
+        (Tree((Leaf(1, {"a": {"loss": len}}),)), "tree.leaves.0.facts.0.0"),
+        (Tree((Leaf(1, {(1, 2): 3}),)), "tree.leaves.0.facts"),
+        (Tree((Leaf(1, {"z": 1j}),)), "tree.leaves.0.facts.0"),
+        (Tree((Leaf(1, {"a": Stranger(1)}),)), "tree.leaves.0.facts.0"),
+        (Tree((Leaf(1.5, {}),)), "tree.leaves.0.number"),
+        (Tree([Leaf(1, {})]), "tree.leaves"),
+    ):
+        with pytest.raises(InvalidInputError, match=f"`{name}` cannot be saved.*Got.*Remedy"):
+            serial.write(wrong, path, TREES)
+    with pytest.raises(InvalidInputError, match="must be a Tree"):
+        serial.write(Stranger(1), path, TREES)
+    assert serial.read(path, TREES) == tree
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,108 @@
+"""Refuse what would not fit in memory, before it is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import psutil
+import torch
+
+from torch_dmft.core.errors import InsufficientMemoryError
+
+_PROCESS_GROUPS = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def require_memory(needed: int, device: torch.device, *, what: str, remedy: str) -> None:
+    """Check an estimate against what is free now.
+
+    Args:
+        needed: bytes about to be allocated.
+        device: where.
+        what: what needs them, for the message.
+        remedy: how to need less.
+
+    Raises:
+        InsufficientMemoryError: if more is needed than is free; the message has both numbers.
+    """
+    free = free_memory(device)
+    if needed > free:
+        raise InsufficientMemoryError(
+            f"{what} needs about {needed / 2**30:.1f} GiB of memory.", got=f"{free / 2**30:.1f} GiB free", remedy=remedy
+        )
+
+
+def free_memory(device: torch.device) -> int:
+    """The bytes that can be allocated on a device now.
+
+    On a CUDA device that is what the driver has free and what torch's allocator holds without using it. Elsewhere it is what
+    the machine has available, or less where the control group of the process (a container's, a batch job's) allows less.
+    """
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    available = psutil.virtual_memory().available
+    allowed = control_group_free(_PROCESS_GROUPS, _GROUPS)
+    return available if allowed is None else min(available, allowed)
+
+
+def control_group_free(process_groups: Path, groups: Path) -> int | None:
+    """The bytes that a process may still allocate before it meets the limit of a control group it is in, of either version.
+
+    A group uses what it has allocated, without the cached files that the kernel drops first (``inactive_file``).
+
+    Args:
+        process_groups: the file that lists the groups of the process, ``/proc/self/cgroup``.
+        groups: where the groups are mounted, ``/sys/fs/cgroup``.
+
+    Returns:
+        The least over the groups and their parents; None if no limit can be read.
+    """
+    free = [_free_v1(group) for group in _folders(process_groups, "memory", [groups / "memory"])]
+    free += [_free_v2(group) for group in _folders(process_groups, "", [groups, groups / "unified"])]
+    return min((bytes_free for bytes_free in free if bytes_free is not None), default=None)
+
+
+def _folders(process_groups: Path, controller: str, mounts: list[Path]) -> Iterator[Path]:
+    """The folders of the process's group in one hierarchy and of all its parents.
+
+    A container may see the path that its group has on the host while its own group is mounted as the root; the folders that
+    are not there then are skipped by whoever reads them, and the root is always among them.
+    """
+    for line in (_text(process_groups) or "").splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controller in controllers.split(","):
+            inside = PurePosixPath(*(part for part in PurePosixPath(path).parts if part not in ("/", "..")))
+            for mount in mounts:
+                yield from (mount / part for part in (inside, *inside.parents))
+
+
+def _free_v1(group: Path) -> int | None:
+    return _free(group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _free_v2(group: Path) -> int | None:
+    return _free(group, "memory.max", "memory.current", "inactive_file")
+
+
+def _free(group: Path, limit_name: str, used_name: str, reclaimable_name: str) -> int | None:
+    limit, used = _number(_text(group / limit_name)), _number(_text(group / used_name))
+    if limit is None or used is None:
+        return None  # no limit ("max"), or nothing to read
+    statistics = dict(
+        line.split(maxsplit=1) for line in (_text(group / "memory.stat") or "").splitlines() if " " in line
+    )
+    reclaimable = _number(statistics.get(reclaimable_name)) or 0
+    return max(0, limit - max(0, used - reclaimable))
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.strip().isdecimal() else None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return None

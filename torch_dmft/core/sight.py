@@ -1,0 +1,279 @@
+"""Sight: what optimizers do to a model in every step, looked at as they are, in units of its parameterization.
+
+A look costs some microseconds: the settings of the groups, and which parameters they step. What does not change is kept once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+from torch_dmft.core.errors import InvalidInputError
+
+Number = float | Tensor
+"""A setting: one number, or one for every step: ``(steps,)`` float64."""
+Numbers = Mapping[str, Number]
+
+SGD_NUMBERS: dict[str, float] = {
+    "lr": 0.0,
+    "momentum": 0.0,
+    "dampening": 0.0,
+    "nesterov": 0.0,
+    "weight_decay": 0.0,
+    "decoupled": 0.0,
+    "maximize": 0.0,
+}
+_ADAM_NUMBERS: dict[str, float] = {
+    "lr": 0.0,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "amsgrad": 0.0,
+    "maximize": 0.0,
+}
+NUMBERS: dict[str, dict[str, float]] = {"SGD": SGD_NUMBERS, "Adam": _ADAM_NUMBERS, "AdamW": _ADAM_NUMBERS}
+"""The optimizers that theory or wide networks can follow, and torch's default of every number that decides a step."""
+
+_HOW = {
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "params",
+    "name",
+    "param_names",
+}
+"""Entries of a group that do not change what a step does."""
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """What the parameterization says of one parameter (``parameterization.ParameterRule``)."""
+
+    name: str
+    lr: float
+    adam_lr: float
+    gradient: float
+
+
+@runtime_checkable
+class Scaled(Protocol):
+    """A model with its parameterization (``parameterization.Plan``)."""
+
+    model: nn.Module
+    gamma0: float
+    scheme: str
+
+    @property
+    def rules(self) -> Sequence[Any]:
+        """One rule for every parameter."""
+
+
+def kind_of(optimizer: Optimizer) -> str:
+    """``"SGD"``, ``"Adam"`` or ``"AdamW"`` if that is what its steps are, else the name of its class.
+
+    Subclasses count as the class of torch.optim whose ``step`` they inherit. A wrapper that holds the optimizer which steps
+    as ``.optimizer`` (as accelerate's and Fabric's do) counts as that one.
+    """
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, Optimizer):
+        return kind_of(inner)
+    step = getattr(type(optimizer).step, "__wrapped__", type(optimizer).step)
+    for base in (SGD, Adam):
+        if isinstance(optimizer, base) and step is getattr(base.step, "__wrapped__", base.step):
+            if base is SGD:
+                return "SGD"
+            return "AdamW" if optimizer.param_groups[0].get("decoupled_weight_decay") else "Adam"
+    if isinstance(optimizer, Adam) and type(optimizer).__module__ == "torch.optim.adamw":
+        return "AdamW"
+    return type(optimizer).__name__
+
+
+def require_whole_plan(plan: Scaled) -> None:
+    """Refuse a model that is no longer the one its plan was made for.
+
+    Raises:
+        InvalidInputError: naming the parameters that came or went.
+    """
+    planned, there = {rule.name for rule in plan.rules}, {name for name, _ in plan.model.named_parameters()}
+    came, went = sorted(there - planned), sorted(planned - there)
+    if came or went:
+        parts = [f"new: {', '.join(came)}"] * bool(came) + [f"gone: {', '.join(went)}"] * bool(went)
+        raise InvalidInputError(
+            "The model has other parameters than its plan: it was changed after it was wrapped.",
+            got="; ".join(parts),
+            remedy="plan.undo(), change the model, and wrap it again before the optimizer is built",
+        )
+
+
+class Sight:
+    """Looks at the optimizers of a model before every step and remembers what it saw.
+
+    Args:
+        plan: the model and its parameterization.
+        optimizers: all that train it.
+
+    Raises:
+        InvalidInputError: if they train none of its parameters, or the model is no longer that of the plan.
+    """
+
+    def __init__(self, plan: Scaled, optimizers: Sequence[Optimizer]) -> None:
+        require_whole_plan(plan)
+        self._rules = {rule.name: rule for rule in plan.rules}
+        self._plan, self._optimizers = plan, tuple(optimizers)
+        self.steps = 0
+        self._parts: list[tuple[int, Any, Any]] = []  # from which step on, who is in which group, and the raw settings
+        kinds = dict.fromkeys(kind_of(optimizer) for optimizer in optimizers)
+        self.optimizer = " and ".join(kinds)
+        if not self._present(self._structure(about_to_step=False)):
+            raise InvalidInputError(
+                "The optimizer trains none of the recorded model's parameters.",
+                remedy="build it from plan.param_groups(lr) of the same plan",
+            )
+
+    def goes_on(self, earlier: Sight) -> None:
+        """Continue what another sight of the same model saw before."""
+        self.steps, self._parts = earlier.steps, earlier._parts
+        if earlier.optimizer != self.optimizer:
+            self.optimizer = f"{earlier.optimizer} and then {self.optimizer}"
+
+    def look(self) -> None:
+        """Note what the next step will do."""
+        structure, raw = self._structure(about_to_step=True), self._raw()
+        if not self._parts or self._parts[-1][1:] != (structure, raw):
+            self._parts.append((self.steps, structure, raw))
+        self.steps += 1
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        for optimizer in self._optimizers:
+            yield from optimizer.param_groups
+
+    def _structure(self, *, about_to_step: bool) -> tuple[tuple[str, ...], ...]:
+        """The names of the parameters that every group steps."""
+        names = {id(parameter): name for name, parameter in self._plan.model.named_parameters()}
+        groups = list(self._groups())
+        # Before the first backward pass nothing has a gradient, and that says nothing.
+        by_gradient = about_to_step and any(p.grad is not None for group in groups for p in group["params"])
+        return tuple(
+            tuple(
+                names[id(p)]
+                for p in group["params"]
+                if id(p) in names and p.requires_grad and (not by_gradient or p.grad is not None)
+            )
+            for group in groups
+        )
+
+    @staticmethod
+    def _present(structure: tuple[tuple[str, ...], ...]) -> bool:
+        return any(structure)
+
+    def _raw(self) -> tuple[tuple[tuple[str, float], ...], ...]:
+        return tuple(tuple(_settings(group)) for group in self._groups())
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the parameters that no step has moved (that would move, before the first step)."""
+        moved = {name for _, structure, _ in self._seen() for names in structure for name in names}
+        return tuple(name for name in self._rules if name not in moved)
+
+    def _seen(self) -> list[tuple[int, Any, Any]]:
+        return self._parts or [(0, self._structure(about_to_step=False), self._raw())]
+
+    def numbers(self) -> dict[str, Numbers]:
+        """The settings of every parameter that is trained, in units of the parameterization."""
+        parts, total = self._seen(), max(self.steps, 1)
+        lengths = torch.tensor(
+            [stop - start for (start, *_), stop in zip(parts, [*(s for s, *_ in parts[1:]), total], strict=True)]
+        )
+        found: dict[str, Numbers] = {}
+        tables: dict[tuple[int | None, ...], dict[str, Number]] = {}
+        for name in self._rules:
+            where = tuple(
+                next((at for at, names in enumerate(structure) if name in names), None) for _, structure, _ in parts
+            )
+            if all(at is None for at in where):
+                continue  # frozen
+            if where not in tables:
+                tables[where] = _table(parts, where, lengths)
+            found[name] = self._in_units(name, tables[where])
+        return found
+
+    def _in_units(self, name: str, numbers: dict[str, Number]) -> Numbers:
+        rule, kind = self._rules[name], self.optimizer
+        rate = rule.lr if kind == "SGD" else rule.adam_lr
+        decay = rule.adam_lr if kind == "AdamW" else rule.lr
+        units = {
+            "lr": rate or 1.0,
+            "weight_decay": 1 / (decay or 1.0),
+            "eps": rule.gradient if kind in NUMBERS else 1.0,
+        }
+        decides = NUMBERS.get(kind, numbers)
+        return {name: _rounded(value / units.get(name, 1.0)) for name, value in numbers.items() if name in decides}
+
+    @property
+    def unplanned(self) -> tuple[str, ...]:
+        """Parameters that are trained although they were frozen when the plan was made, so that it has no rate for them."""
+        frozen = set(self.frozen)
+        return tuple(name for name, rule in self._rules.items() if rule.lr == 0 and name not in frozen)
+
+    @property
+    def joined(self) -> bool:
+        """Whether parameters were stepped in some steps and not in others."""
+        structures = {tuple(sorted(name for names in structure for name in names)) for _, structure, _ in self._seen()}
+        return len(structures) > 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything seen, as plain containers."""
+        return {"optimizer": self.optimizer, "steps": self.steps, "parts": self._parts}
+
+    @classmethod
+    def saved(cls, plan: Scaled, state: Mapping[str, Any]) -> Sight:
+        """What another sight of the same model saw, to go on from; it looks at no optimizer."""
+        sight = cls.__new__(cls)
+        sight._rules, sight._plan, sight._optimizers = {rule.name: rule for rule in plan.rules}, plan, ()
+        sight.optimizer, sight.steps = state["optimizer"], state["steps"]
+        sight._parts = [tuple(part) for part in state["parts"]]
+        return sight
+
+
+def _settings(group: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers of a group that decide its steps."""
+    for name, value in group.items():
+        if name in _HOW or name == "decoupled_weight_decay" or value is None:
+            continue
+        if name == "betas":
+            for number, beta in enumerate(value, start=1):
+                yield f"beta{number}", float(beta)
+        elif isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.numel() == 1):
+            yield name, float(value)
+
+
+def _table(parts: Sequence[tuple[int, Any, Any]], where: tuple[int | None, ...], lengths: Tensor) -> dict[str, Number]:
+    """The settings of a parameter that was in these groups in turn: rate 0 where it was in none."""
+    rows = [None if at is None else dict(raw[at]) for at, (_, _, raw) in zip(where, parts, strict=True)]
+    known = next(row for row in rows if row is not None)
+    table: dict[str, Number] = {}
+    for name in known:
+        last, values = known[name], []
+        for row in rows:
+            if row is None:
+                values.append(0.0 if name == "lr" else last)
+            else:
+                last = row.get(name, last)
+                values.append(last)
+        same = all(value == values[0] for value in values)
+        table[name] = values[0] if same else torch.tensor(values, dtype=torch.float64).repeat_interleave(lengths)
+    return table
+
+
+def _rounded(value: Number) -> Number:
+    """Without the last digits, in which a rate times and divided by its multiplier differs from itself."""
+    return value if isinstance(value, Tensor) else float(f"{value:.13g}")

@@ -1,0 +1,403 @@
+"""Training: how a network is trained, as one value; seen once, carried, given to the theory and compared.
+
+Numbers are in units of the parameterization, so that they mean the same at every width. With m_p the plan's learning rate of
+a parameter per unit of the base rate,
+
+    lr            eta(t) = lr_p(t) / m_p
+    weight_decay  lambda, of which a step takes the share eta(t) lambda of every parameter
+    eps           Adam's eps for gradients of order 1
+
+Everything else (momentum, dampening, betas) is as torch has it. A number is a float, or a tensor ``(steps,)`` of what it was in
+every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from torch_dmft.core.equality import by_value
+from torch_dmft.core.sight import NUMBERS, SGD_NUMBERS, Number, Numbers, Scaled, Sight
+
+_CLOSE = 1e-6
+"""Relative difference of two numbers that are the same: plans and schedulers compute them in different orders."""
+
+
+@by_value
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained, at any width.
+
+    Attributes:
+        steps: T, the number of steps of the optimizer.
+        numbers: the settings of every parameter that is not among the exceptions.
+        optimizer: ``"SGD"``, ``"Adam"`` or ``"AdamW"`` for those of torch.optim, else the name of the class.
+        exceptions: parameter name -> its settings, where they differ.
+        frozen: names of the parameters that are not trained.
+        gamma0: richness, 1/sqrt(N) for the schemes "ntk" and "standard".
+        scheme: name of the parameterization.
+        starts: parameter name -> how a weight starts if not as Gaussian numbers: ``"zero"``, or what else it is.
+        loss: name of the loss.
+        loss_print: what the loss makes of a fixed set of outputs and targets; two losses with one print are the same.
+        batches: the rows of the training set that each step saw, one index tensor per step; None for all of them.
+        batches_known: whether ``batches`` tells what the steps saw; False for a run whose batches nobody noted.
+        doubt: why they are not known.
+        temperature: T of Langevin noise; in every step every parameter gets sqrt(2 T lr_p) / (gamma0 sqrt N) N(0, 1) too.
+        notes: what else is known to have happened that no theory takes into account.
+        assumptions: what was assumed in place of what is known or seen, such as ``"start"`` or ``"batches"``.
+    """
+
+    steps: int
+    numbers: Numbers
+    optimizer: str = "SGD"
+    exceptions: Mapping[str, Numbers] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+    gamma0: float = 1.0
+    scheme: str = "mean_field"
+    starts: Mapping[str, str] = field(default_factory=dict)
+    loss: str = ""
+    loss_print: tuple[float, ...] = ()
+    batches: tuple[Tensor, ...] | None = None
+    batches_known: bool = True
+    doubt: str = ""
+    temperature: float = 0.0
+    notes: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+    @classmethod
+    def sgd(
+        cls,
+        lr: float | Sequence[float] | Tensor,
+        steps: int,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        **others: Any,
+    ) -> Training:
+        """Training by ``torch.optim.SGD``.
+
+        Args:
+            lr: eta, one number or one for every step.
+            steps: T.
+            momentum: beta.
+            weight_decay: lambda, inside of the momentum as torch has it.
+            **others: other numbers (``dampening``, ``nesterov``, ``decoupled``) and fields.
+        """
+        numbers: dict[str, Number] = {
+            **SGD_NUMBERS,
+            "lr": series(lr),
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+        }
+        numbers |= {name: float(others.pop(name)) for name in SGD_NUMBERS if name in others}
+        return cls(steps=steps, numbers=numbers, optimizer="SGD", **others)
+
+    @classmethod
+    def seen_by(cls, plan: Scaled, *optimizers: Optimizer, steps: int = 1) -> Training:
+        """What optimizers are about to do to the model of a plan, as they are now, in each of so many steps.
+
+        Args:
+            plan: what ``parameterize`` or ``infinite_width`` returned.
+            *optimizers: all that train it.
+            steps: T.
+
+        Raises:
+            InvalidInputError: if they train none of the model's parameters, or the model is no longer that of the plan.
+        """
+        sight = Sight(plan, optimizers)
+        for _ in range(steps):
+            sight.look()
+        return cls.seen(sight, gamma0=plan.gamma0, scheme=plan.scheme)
+
+    @classmethod
+    def seen(cls, sight: Sight, **others: Any) -> Training:
+        """What was seen of a run, beside what the optimizers do not know.
+
+        Args:
+            sight: what was seen; its ``steps`` are T.
+            **others: further fields.
+        """
+        every = {name: dict(numbers) for name, numbers in sight.numbers().items()}
+        base = _most_common(list(every.values()), sight.steps)
+        exceptions = {name: own for name, own in every.items() if _differ(own, base, sight.steps)}
+        notes = [f"{name} is trained, and was frozen when the plan was made" for name in sight.unplanned]
+        if sight.joined and any(_some(numbers.get("momentum", 0.0)) for numbers in every.values()):
+            notes.append("parameters with momentum that were trained in some steps only")
+        numbers = {**NUMBERS.get(sight.optimizer, {}), **base}
+        others["notes"] = (*others.get("notes", ()), *notes)
+        return cls(
+            steps=sight.steps,
+            numbers=numbers,
+            optimizer=sight.optimizer,
+            exceptions=exceptions,
+            frozen=sight.frozen,
+            **others,
+        )
+
+    @classmethod
+    def unseen(cls, steps: int, plan: Scaled) -> Training:
+        """What is known of a run that no optimizer was seen in."""
+        return cls(
+            steps=steps,
+            numbers={"lr": math.nan},
+            optimizer="unknown",
+            gamma0=plan.gamma0,
+            scheme=plan.scheme,
+            batches_known=False,
+        )
+
+    # Numbers
+
+    def number(self, name: str, parameter: str | None = None) -> Number:
+        """A setting of a parameter, or of those that are no exceptions."""
+        own: Numbers = self.exceptions.get(parameter, {}) if parameter is not None else {}
+        return own.get(name, self.numbers.get(name, 0.0))
+
+    def at(self, name: str, step: int, parameter: str | None = None) -> float:
+        """What a setting is in a step."""
+        value = self.number(name, parameter)
+        return float(value[step]) if isinstance(value, Tensor) else value
+
+    def constant(self, name: str) -> float | None:
+        """A setting that is the same in all steps and for all parameters; None if it is not."""
+        values = {_constant(numbers.get(name, 0.0)) for numbers in (self.numbers, *self.exceptions.values())}
+        return values.pop() if len(values) == 1 else None
+
+    @property
+    def lr(self) -> Tensor:
+        """Eta, the base rate of every step: ``(steps,)`` float64."""
+        value = self.number("lr")
+        return value if isinstance(value, Tensor) else torch.full((self.steps,), value, dtype=torch.float64)
+
+    @property
+    def times(self) -> Tensor:
+        """The paper's time at the states 0..T, the sum of the rates of all steps before: ``(steps + 1,)`` float64."""
+        return torch.cat([torch.zeros(1, dtype=torch.float64), self.lr.cpu().cumsum(0)])
+
+    @property
+    def rate(self) -> str:
+        """The base rate in words, for legends and errors."""
+        return shown(self.number("lr"))
+
+    @property
+    def traits(self) -> dict[str, str]:
+        """What goes beyond plain gradient descent at one constant rate: a word for each, and how it is in this training."""
+        return dict(self._traits())
+
+    def _traits(self) -> Iterator[tuple[str, str]]:
+        if self.optimizer != "SGD":
+            yield "adam" if self.optimizer in NUMBERS else "optimizer", f"optimizer {self.optimizer}"
+        every = (self.numbers, *self.exceptions.values())
+        for trait, name, text in (
+            ("momentum", "momentum", "momentum"),
+            ("nesterov", "nesterov", "Nesterov's momentum"),
+            ("dampening", "dampening", "dampening"),
+            ("decay", "weight_decay", "weight decay"),
+            ("maximize", "maximize", "ascent instead of descent"),
+        ):
+            used = [numbers[name] for numbers in every if name in numbers and _some(numbers[name])]
+            if used:
+                yield trait, text if name in ("nesterov", "maximize") else f"{text} {shown(used[0])}"
+        if any(isinstance(numbers.get("lr"), Tensor) for numbers in every):
+            yield "schedule", f"a learning rate that changes ({self.rate})"
+        if any(isinstance(value, Tensor) for numbers in every for name, value in numbers.items() if name != "lr"):
+            yield "changing numbers", "a momentum, decay or other number that changes"
+        if self.exceptions:
+            yield "groups", f"numbers of their own for {_listed(self.exceptions)}"
+        if self.frozen:
+            yield "frozen", f"frozen parameters ({_listed(self.frozen)})"
+        if self.starts:
+            yield "starts", f"another start of {_listed(self.starts)}"
+        if self.temperature:
+            yield "noise", f"temperature {self.temperature:g}"
+        if self.batches is not None:
+            yield "batches", "minibatches"
+        elif not self.batches_known:
+            yield "unknown batches", "batches that nobody noted"
+
+    # Comparison
+
+    def differences(
+        self, other: Training, *, names: tuple[str, str] = ("network", "theory"), until: int | None = None
+    ) -> list[str]:
+        """Everything in which another training differs in its first steps, by value: ``"momentum: network 0.9, theory 0"``.
+
+        Args:
+            other: the other training.
+            names: what the two are called.
+            until: how many steps matter; default those that both have.
+        """
+        horizon = min(self.steps, other.steps) if until is None else until
+        assumed = {*self.assumptions, *other.assumptions}
+
+        def line(what: str, mine: str, theirs: str) -> str:
+            return f"{what}: {names[0]} {mine}, {names[1]} {theirs}"
+
+        found: list[str] = []
+        if self.optimizer != other.optimizer:
+            found.append(line("optimizer", self.optimizer, other.optimizer))
+        if self.scheme != other.scheme and "standard" in (self.scheme, other.scheme):
+            found.append(line("parameterization", self.scheme, other.scheme))
+        # Runs of one lazy scheme at two widths have two gamma0, as they should.
+        by_width = self.scheme == other.scheme != "mean_field"
+        if not by_width and not math.isclose(self.gamma0, other.gamma0, rel_tol=_CLOSE):
+            found.append(line("gamma0", f"{self.gamma0:g}", f"{other.gamma0:g}"))
+        if self.optimizer == other.optimizer:
+            found += [line(*each) for each in self._different_numbers(other, horizon)]
+        if set(self.frozen) != set(other.frozen):
+            found.append(line("frozen parameters", _listed(self.frozen), _listed(other.frozen)))
+        if "start" not in assumed:
+            for name in sorted({*self.starts, *other.starts}):
+                mine, theirs = (each.starts.get(name, "Gaussian") for each in (self, other))
+                if mine != theirs:
+                    found.append(line(f"start of {name}", mine, theirs))
+        prints = self.loss_print, other.loss_print
+        if "loss" not in assumed and all(prints) and not _prints_agree(*prints):
+            found.append(line("loss", self.loss, other.loss))
+        if not math.isclose(self.temperature, other.temperature, rel_tol=_CLOSE):
+            found.append(line("temperature", f"{self.temperature:g}", f"{other.temperature:g}"))
+        if "batches" not in assumed and horizon:
+            mine, theirs = (each._batches_shown(horizon) for each in (self, other))
+            if mine != theirs:
+                found.append(line("batches", mine, theirs))
+            elif self.batches is not None and other.batches is not None:
+                step = _first_other_batch(self.batches, other.batches, horizon)
+                if step is not None:
+                    found.append(f"batches: the two saw other rows at step {step}")
+        for mine_, notes in zip(names, (self.notes, other.notes), strict=True):
+            found += [f"{mine_}: {note}" for note in notes]
+        return found
+
+    def _different_numbers(self, other: Training, horizon: int) -> Iterator[tuple[str, str, str]]:
+        exceptions = sorted({*self.exceptions, *other.exceptions})
+        for parameter in (None, *exceptions):
+            if parameter in self.frozen or parameter in other.frozen:
+                continue
+            for name in dict.fromkeys([*self.numbers, *other.numbers]):
+                mine, theirs = (each.number(name, parameter) for each in (self, other))
+                if name in ("dampening", "nesterov") and not any(
+                    _some(each.number("momentum", parameter)) for each in (self, other)
+                ):
+                    continue  # without momentum they mean nothing
+                if name == "decoupled" and not all(_some(each.number("momentum", parameter)) for each in (self, other)):
+                    continue  # nor does this
+                step = _first_difference(mine, theirs, horizon)
+                if step is None:
+                    continue
+                what = _TITLES.get(name, name) + ("" if parameter is None else f" of {parameter}")
+                if isinstance(mine, Tensor) or isinstance(theirs, Tensor):
+                    yield f"{what} at step {step}", _one(_at(mine, step)), _one(_at(theirs, step))
+                else:
+                    yield what, _one(mine), _one(theirs)
+
+    def _batches_shown(self, horizon: int) -> str:
+        if not self.batches_known:
+            return f"unknown ({self.doubt})" if self.doubt else "unknown"
+        return (
+            "all rows"
+            if self.batches is None
+            else f"of {_listed({str(len(rows)) for rows in self.batches[:horizon]})} rows"
+        )
+
+    def with_numbers(self, **numbers: float | Sequence[float] | Tensor) -> Training:
+        """The same training with other numbers for the parameters that are no exceptions."""
+        return replace(self, numbers={**self.numbers, **{name: series(value) for name, value in numbers.items()}})
+
+
+_TITLES = {"lr": "learning rate", "weight_decay": "weight decay", "decoupled": "weight decay outside of the momentum"}
+
+
+def series(value: float | Sequence[float] | Tensor) -> Number:
+    """A number as a float, or ``(steps,)`` float64 if it has one for every step and they differ."""
+    if isinstance(value, int | float):
+        return float(value)
+    values = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    if values.ndim == 0:
+        return float(values)
+    return float(values[0]) if len(values) and bool((values == values[0]).all()) else values
+
+
+def shown(value: Number) -> str:
+    """A number in a few characters: ``"0.1"``, or ``"0.1 to 0.001"`` of one that changes."""
+    if not isinstance(value, Tensor):
+        return f"{value:g}"
+    return f"{value.min():.3g} to {value.max():.3g}" if len(value) else "none"
+
+
+def _constant(value: Number) -> float | None:
+    return None if isinstance(value, Tensor) else value
+
+
+def _some(value: Number) -> bool:
+    return bool(value.any()) if isinstance(value, Tensor) else bool(value)
+
+
+def _at(value: Number, step: int) -> float:
+    return float(value[step]) if isinstance(value, Tensor) else value
+
+
+def _one(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _listed(names: Any) -> str:
+    listed = sorted(names)
+    if not listed:
+        return "none"
+    return ", ".join(listed if len(listed) <= 4 else [*listed[:3], f"and {len(listed) - 3} more"])
+
+
+def _first_difference(mine: Number, theirs: Number, horizon: int) -> int | None:
+    """The first of the steps 0..horizon - 1 in which two numbers differ."""
+    if not isinstance(mine, Tensor) and not isinstance(theirs, Tensor):
+        return (
+            None
+            if math.isclose(mine, theirs, rel_tol=_CLOSE, abs_tol=1e-300) or (math.isnan(mine) and math.isnan(theirs))
+            else 0
+        )
+    a, b = (
+        each[:horizon] if isinstance(each, Tensor) else torch.full((horizon,), each, dtype=torch.float64)
+        for each in (mine, theirs)
+    )
+    length = min(len(a), len(b))
+    off = (~torch.isclose(a[:length], b[:length], rtol=_CLOSE, atol=1e-300, equal_nan=True)).nonzero()
+    return int(off[0]) if len(off) else None
+
+
+def _first_other_batch(mine: Sequence[Tensor], theirs: Sequence[Tensor], horizon: int) -> int | None:
+    for step, (a, b) in enumerate(zip(mine[:horizon], theirs[:horizon], strict=False)):
+        if not torch.equal(a.cpu().long().sort().values, b.cpu().long().sort().values):
+            return step
+    return None
+
+
+def _prints_agree(mine: Sequence[float], theirs: Sequence[float]) -> bool:
+    return len(mine) == len(theirs) and all(
+        math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-7) for a, b in zip(mine, theirs, strict=True)
+    )
+
+
+def _differ(mine: Numbers, theirs: Numbers, steps: int) -> bool:
+    names = {*mine, *theirs}
+    return any(
+        _first_difference(mine.get(name, 0.0), theirs.get(name, 0.0), max(steps, 1)) is not None for name in names
+    )
+
+
+def _most_common(settings: list[dict[str, Number]], steps: int) -> dict[str, Number]:
+    """The settings that most parameters share."""
+    kinds: list[tuple[dict[str, Number], int]] = []
+    for own in settings:
+        for place, (known, count) in enumerate(kinds):
+            if not _differ(own, known, steps):
+                kinds[place] = known, count + 1
+                break
+        else:
+            kinds.append((own, 1))
+    return max(kinds, key=lambda kind: kind[1])[0]

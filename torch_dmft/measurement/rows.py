@@ -1,0 +1,208 @@
+"""Which rows of the training set every step saw: noted by the user, or by a loader that knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+
+from torch_dmft.core.errors import InvalidInputError
+
+_BOTH = "(inputs, targets), two tensors with as many rows, or a torch.utils.data.Dataset of such pairs"
+
+
+class Indexed(Dataset[tuple[int, Any]]):
+    """A data set whose items come with their row numbers: ``(row, item)``.
+
+    With ``torch.utils.data.DataLoader``, shuffling and workers included, batches are then ``(rows, batch)``; give the rows to
+    ``Recorder.batch``, or let ``Recorder.batches`` do both.
+
+    Args:
+        dataset: any data set with a length.
+
+    Example:
+        >>> for rows, (images, labels) in DataLoader(Indexed(dataset), batch_size=64, shuffle=True):  # doctest: +SKIP
+        ...     recorder.batch(rows)
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, row: int) -> tuple[int, Any]:
+        return int(row), self.dataset[row]
+
+
+class _Collate:
+    """Batches items as a loader would, beside their row numbers; a class, so that workers can be sent it."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, pairs: Sequence[tuple[int, Any]]) -> tuple[Tensor, Any]:
+        return torch.tensor([row for row, _ in pairs]), self.collate([item for _, item in pairs])
+
+
+def indexed(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader of the same batches in the same order, each with its row numbers: ``(rows, batch)``.
+
+    It draws from the same sources of randomness as the loader itself would, so that training goes on bit for bit.
+
+    Raises:
+        InvalidInputError: if the loader's data set has no rows to number.
+    """
+    if not isinstance(loader, DataLoader):
+        raise InvalidInputError(
+            "Rows are known of a torch.utils.data.DataLoader.",
+            got=type(loader).__name__,
+            remedy="recorder.batch(rows) with the row numbers of each batch, before optimizer.step()",
+        )
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+        raise InvalidInputError(
+            "This loader's batches have no row numbers: its data set is iterated, or it makes no batches.",
+            got=f"{type(loader.dataset).__name__}, batch_size={loader.batch_size}",
+            remedy="a data set with __getitem__ and a batch size, or recorder.batch(rows) in the loop",
+        )
+    settings: dict[str, Any] = {
+        name: getattr(loader, name)
+        for name in (
+            *("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator"),
+            *("prefetch_factor", "persistent_workers", "pin_memory_device", "in_order"),
+        )
+        if hasattr(loader, name)
+    }
+    collate = _Collate(loader.collate_fn or default_collate)
+    return DataLoader(Indexed(loader.dataset), batch_sampler=loader.batch_sampler, collate_fn=collate, **settings)
+
+
+class TrainingSet:
+    """The rows that a network is trained on.
+
+    Args:
+        data: ``(inputs, targets)``, or a data set of such pairs.
+
+    Raises:
+        InvalidInputError: if it is neither.
+    """
+
+    def __init__(self, data: tuple[Tensor, Tensor] | Sequence[Tensor] | Dataset[Any]) -> None:
+        if isinstance(data, Dataset):
+            self.dataset: Dataset[Any] = data
+        elif isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+            if len(data[0]) != len(data[1]):
+                raise InvalidInputError(
+                    "Every row of the training set needs its target.",
+                    got=f"{len(data[0])} inputs and {len(data[1])} targets",
+                    remedy=_BOTH,
+                )
+            self.dataset = TensorDataset(*data)
+        else:
+            raise InvalidInputError(
+                "A training set is pairs of inputs and targets.", got=type(data).__name__, remedy=_BOTH
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def rows(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of some rows, or of all.
+
+        Raises:
+            InvalidInputError: if an item is no pair of numbers.
+        """
+        if isinstance(self.dataset, TensorDataset):
+            inputs, targets = self.dataset.tensors
+            return (
+                (inputs, targets)
+                if rows is None
+                else (inputs[rows.to(inputs.device)], targets[rows.to(targets.device)])
+            )
+        wanted = range(len(self)) if rows is None else rows.tolist()
+        items = [self.dataset[row] for row in wanted]
+        if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
+            raise InvalidInputError(
+                "The items of the training set must be pairs.", got=type(items[0]).__name__, remedy=_BOTH
+            )
+        inputs, targets = default_collate(items)
+        if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
+            raise InvalidInputError(
+                "Inputs and targets must be tensors or numbers.", got=type(inputs).__name__, remedy=_BOTH
+            )
+        return inputs, targets
+
+
+class RowsSeen:
+    """The rows of every step, as far as they were noted."""
+
+    def __init__(self) -> None:
+        self.noted = False
+        self._waiting: list[Tensor] = []
+        self._steps: list[Tensor | None] = []
+
+    def note(self, rows: Tensor | Sequence[int]) -> None:
+        """The rows of the batch that the next step sees; several batches before one step are one.
+
+        Raises:
+            InvalidInputError: if they are no row numbers.
+        """
+        found = torch.as_tensor(rows)
+        if found.dtype == torch.bool:
+            found = found.nonzero().flatten()
+        if found.ndim != 1 or not len(found) or found.is_floating_point() or int(found.min()) < 0:
+            raise InvalidInputError(
+                "A batch is noted by its row numbers in the training set.",
+                got=f"shape {tuple(found.shape)}, {found.dtype}",
+                remedy="a tensor of integers (row,), one for each row of the batch",
+            )
+        self.noted = True
+        self._waiting.append(found.detach().cpu().long())
+
+    def step(self) -> Tensor | None:
+        """A step begins: the rows it sees, None if nobody noted any."""
+        rows = torch.cat(self._waiting) if self._waiting else None
+        self._waiting = []
+        self._steps.append(rows)
+        return rows
+
+    @property
+    def batches(self) -> tuple[Tensor, ...] | None:
+        """The rows of every step; None if those of some are not known."""
+        return (
+            None
+            if any(rows is None for rows in self._steps)
+            else tuple(rows for rows in self._steps if rows is not None)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything noted."""
+        return {"noted": self.noted, "steps": list(self._steps)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what was noted elsewhere."""
+        self.noted, self._steps, self._waiting = state["noted"], list(state["steps"]), []
+
+
+def all_rows(batches: Sequence[Tensor] | None, count: int) -> tuple[Tensor, ...] | None:
+    """Batches, or None if each of them holds every row once."""
+    if batches is not None and all(
+        len(b) == count and bool((b.sort().values == torch.arange(count)).all()) for b in batches
+    ):
+        return None
+    return None if batches is None else tuple(batches)
+
+
+def row_places(rows: Tensor, among: Tensor) -> Iterator[int | None]:
+    """For every row of a tensor the number of the first equal row of another, None if there is none."""
+    known: dict[bytes, int] = {}
+    for number, row in enumerate(_bytes(among)):
+        known.setdefault(row, number)
+    return (known.get(row) for row in _bytes(rows.to(among.dtype)))
+
+
+def _bytes(rows: Tensor) -> Iterator[bytes]:
+    return (row.tobytes() for row in rows.detach().cpu().reshape(len(rows), -1).contiguous().numpy())

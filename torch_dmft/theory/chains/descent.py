@@ -1,0 +1,82 @@
+"""Descent: what torch.optim.SGD does to anything that its updates are linear in, whatever its settings and their schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torch_dmft.core.training import Training
+
+Value = TypeVar("Value")
+
+
+class Descent(Generic[Value]):
+    r"""The recursion of ``torch.optim.SGD``, with decay lambda inside of the momentum or (decoupled) outside of it.
+
+    .. math::
+        d = \nabla + \lambda \theta, \quad v \leftarrow \beta v + (1 - \tau) d \ (\text{at first } v = d), \quad
+        \theta \leftarrow \theta - \eta\, (v \text{ or, Nesterov, } d + \beta v)
+
+    Args:
+        training: the settings.
+        combine: the sum of ``(scale, value)`` pairs.
+    """
+
+    def __init__(self, training: Training, combine: Callable[..., Value]) -> None:
+        self._training, self._combine = training, combine
+        self._velocity: Value | None = None
+
+    def update(self, step: int, value: Value, ascent: Value) -> Value:
+        """The value after a step along ``ascent``, minus the gradient."""
+
+        def number(name: str) -> float:
+            return self._training.at(name, step)
+
+        lr, beta, decay = number("lr"), number("momentum"), number("weight_decay")
+        outside = bool(number("decoupled"))
+        push = ascent if outside or not decay else self._combine((1.0, ascent), (-decay, value))
+        if beta:
+            if self._velocity is None:
+                self._velocity = push
+            else:
+                self._velocity = self._combine((beta, self._velocity), (1 - number("dampening"), push))
+            nesterov = bool(number("nesterov"))
+            push = self._combine((1.0, push), (beta, self._velocity)) if nesterov else self._velocity
+        return self._combine((1 - lr * decay if outside else 1.0, value), (lr, push))
+
+
+def plain_sum(*terms: tuple[float, Tensor]) -> Tensor:
+    """The sum of scaled tensors."""
+    return torch.stack([scale * value for scale, value in terms]).sum(0)
+
+
+def propagators(
+    training: Training, times: int
+) -> tuple[Float[Tensor, " time"], Float[Tensor, "time step"], Float[Tensor, "time step"]]:
+    r"""What the state t has of its start, of the gradients of earlier steps, and of noise that came after them.
+
+    .. math:: \theta(t) = a(t)\, \theta(0) - \sum_{s<t} w(t, s)\, \nabla(s) + \sum_{s<t} n(t, s)\, \xi(s)
+
+    Args:
+        training: the settings, the rates included.
+        times: how many states, from 0 on.
+
+    Returns:
+        a, w and n in float64; the latter two square, zero for s >= t.
+    """
+    descent: Descent[Tensor] = Descent(training, plain_sum)
+    state = torch.zeros(1 + 2 * times, dtype=torch.float64)
+    state[0] = 1.0
+    states = [state]
+    for step in range(times - 1):
+        ascent = torch.zeros_like(state)
+        ascent[1 + step] = 1.0
+        state = descent.update(step, state, ascent)
+        state[1 + times + step] = 1.0
+        states.append(state)
+    found = torch.stack(states)
+    return found[:, 0], found[:, 1 : 1 + times], found[:, 1 + times :]

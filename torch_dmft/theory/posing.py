@@ -1,0 +1,221 @@
+"""From a wrapped model, or a run of it, to the problem that the theory is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.loss import Loss, default_loss
+from torch_dmft.core.training import Training
+from torch_dmft.measurement import Probe
+from torch_dmft.measurement.rows import TrainingSet, row_places
+from torch_dmft.measurement.snapshot import returns_one_number
+from torch_dmft.measurement.subject import Subject
+from torch_dmft.parameterization import Plan
+from torch_dmft.parameterization.start import starts_of
+from torch_dmft.theory.checks import require_list
+from torch_dmft.theory.coverage import refuse_unsupported
+from torch_dmft.theory.engine.course import require_optimizer
+from torch_dmft.theory.network import network_in
+from torch_dmft.theory.problem import Problem
+
+
+@dataclass(frozen=True)
+class OfOneNumber:
+    """The loss of a model that returns ``(row,)``, asked about outputs ``(row, 1)``.
+
+    Attributes:
+        loss: the loss as the user's loop calls it.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of the squeezed outputs."""
+        return self.loss(outputs.squeeze(1), targets)
+
+
+def problem_like(plan: Plan, probe: Probe, training: Training, loss: Loss | None, *, assume_gaussian: bool) -> Problem:
+    """The problem that a wrapped model is going to be trained on, all training rows of the probe and nothing else.
+
+    Args:
+        plan: the model and its scaling.
+        probe: the data.
+        training: how it is going to be trained; gamma0, what is frozen and how weights start are the plan's.
+        loss: the loss; None for the usual one.
+        assume_gaussian: whether to take other starts for Gaussian ones.
+
+    Raises:
+        InvalidInputError: if plan or probe are none, or the probe has no targets.
+        UnsupportedProblemError: if there is no limit, or weights start otherwise.
+    """
+    _require_plan_and_probe(plan, probe)
+    frozen = tuple(
+        rule.name for rule in plan.rules if not rule.lr or not plan.model.get_parameter(rule.name).requires_grad
+    )
+    seen = replace(training, gamma0=plan.gamma0, frozen=frozen, starts=starts_of(plan))
+    inputs, targets, rows = _rows_of_probe(probe)
+    return _posed(plan, inputs, targets, rows, seen, loss, assume_gaussian=assume_gaussian)
+
+
+def problem_of_run(
+    subject: Subject,
+    training: Training,
+    probe: Probe,
+    loss: Loss,
+    data: TrainingSet | None,
+    *,
+    batches: int | Sequence[Tensor] | None,
+    assume_gaussian: bool,
+    generator: torch.Generator | None,
+) -> Problem:
+    """A run that was recorded, as a question; see ``Recorder.problem``."""
+    plan = subject.plan
+    _require_plan_and_probe(plan, probe)
+    require_optimizer(training)
+    if data is None:
+        inputs, targets, rows = _rows_of_probe(probe)
+    else:
+        inputs, targets, rows = _rows_of_data(probe, data)
+    training = _with_batches(training, len(targets), batches, generator, knows_data=data is not None)
+    return _posed(plan, inputs, targets, rows, training, loss, assume_gaussian=assume_gaussian)
+
+
+def _rows_of_probe(probe: Probe) -> tuple[Tensor, Tensor, Tensor | None]:
+    train = probe.train_rows
+    order = torch.cat([train.nonzero().flatten(), (~train).nonzero().flatten()])
+    assert probe.targets is not None  # required
+    inputs, targets = probe.inputs[order.to(probe.inputs.device)], probe.targets[train.to(probe.targets.device)]
+    in_order = bool((order == torch.arange(len(order))).all())
+    return inputs, targets, None if in_order else torch.argsort(order).to(inputs.device)
+
+
+def _rows_of_data(probe: Probe, data: TrainingSet) -> tuple[Tensor, Tensor, Tensor]:
+    """Training rows, then the rows of the probe that are not among them; their targets; where the probe's rows are."""
+    inputs, targets = (part.to(probe.inputs.device) for part in data.rows())
+    again = data.rows(torch.arange(min(2, len(inputs))))[0].to(inputs.device)
+    if not torch.equal(again, inputs[: len(again)]):
+        raise InvalidInputError(
+            "The training set gives another item each time it is asked (random augmentation), so its rows are not known.",
+            got=type(data.dataset).__name__,
+            remedy="train and predict on a fixed set: recorder.problem(data=(inputs, targets))",
+        )
+    if inputs.shape[1:] != probe.inputs.shape[1:]:
+        raise InvalidInputError(
+            "The rows of the training set and of the probe differ in shape.",
+            got=f"{tuple(inputs.shape[1:])} and {tuple(probe.inputs.shape[1:])}",
+            remedy="a probe of rows as the model sees them in training",
+        )
+    inputs = inputs.to(probe.inputs.dtype)
+    places = list(row_places(probe.inputs, inputs))
+    wrong = [
+        row
+        for row, (place, train) in enumerate(zip(places, probe.train_rows.tolist(), strict=True))
+        if (place is not None) != train
+    ]
+    if wrong:
+        raise InvalidInputError(
+            "The probe's `train` must tell which of its rows are in the training set.",
+            got=f"row {wrong[0]} is {'' if places[wrong[0]] is not None else 'not '}in it (and {len(wrong) - 1} more)",
+            remedy="Probe(inputs, targets, train=mask) with True for rows that are trained on",
+        )
+    extra = [row for row, place in enumerate(places) if place is None]
+    numbers = {row: len(inputs) + number for number, row in enumerate(extra)}
+    where = [numbers[row] if place is None else place for row, place in enumerate(places)]
+    everything = torch.cat([inputs, probe.inputs[torch.tensor(extra, dtype=torch.int64, device=inputs.device)]])
+    return everything, targets, torch.tensor(where, device=inputs.device)
+
+
+def _with_batches(
+    training: Training,
+    count: int,
+    batches: int | Sequence[Tensor] | None,
+    generator: torch.Generator | None,
+    *,
+    knows_data: bool,
+) -> Training:
+    """The training with its own batches, or with others in their place."""
+    if batches is not None:
+        found = (
+            _drawn(batches, count, training.steps, generator)
+            if isinstance(batches, int)
+            else require_list("batches", batches)
+        )
+        return replace(
+            training, batches=found, batches_known=True, doubt="", assumptions=(*training.assumptions, "batches")
+        )
+    if training.batches_known:
+        return training
+    why = f": {training.doubt}" if training.doubt else ""
+    needs = "" if knows_data else "data=(inputs, targets), "
+    raise InvalidInputError(
+        f"Which rows the steps saw is not known{why}.",
+        remedy="train on recorder.batches(loader), or call recorder.batch(rows) before every step; or predict for other "
+        f"batches of that size: recorder.problem({needs}batches=64)",
+    )
+
+
+def _drawn(size: int, count: int, steps: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+    """Batches of this size, drawn epoch by epoch without putting rows back."""
+    if not 0 < size <= count:
+        raise InvalidInputError(
+            "A batch has at least one row, and no more than there are.", got=f"batches={size} of {count} rows"
+        )
+    source = torch.Generator().manual_seed(0) if generator is None else generator
+    found: list[Tensor] = []
+    while len(found) < steps:
+        order = torch.randperm(count, generator=source, device=source.device).cpu()
+        found += [order[start : start + size] for start in range(0, count, size)]
+    return tuple(found[:steps])
+
+
+def _posed(
+    plan: Plan,
+    inputs: Tensor,
+    targets: Tensor,
+    rows: Tensor | None,
+    training: Training,
+    loss: Loss | None,
+    *,
+    assume_gaussian: bool,
+) -> Problem:
+    structured = {name: start for name, start in training.starts.items() if start != "zero"}
+    if structured and not assume_gaussian:
+        raise UnsupportedProblemError(
+            "The theory draws Gaussian weights, and these start otherwise.",
+            got="; ".join(f"{name}: {start}" for name, start in structured.items()),
+            remedy='parameterize(..., init="normal"), or assume_gaussian=True to predict Gaussian weights of their size',
+        )
+    if structured:
+        zeros = {name: start for name, start in training.starts.items() if start == "zero"}
+        training = replace(training, starts=zeros, assumptions=(*training.assumptions, "start"))
+    loss = default_loss(targets) if loss is None else loss
+    if returns_one_number(plan.model, inputs):
+        loss = OfOneNumber(loss)
+    return Problem(inputs=inputs, targets=targets, loss=loss, training=training, network=network_in(plan), probe=rows)
+
+
+def _require_plan_and_probe(plan: object, probe: object) -> None:
+    if not isinstance(plan, Plan):
+        raise InvalidInputError(
+            "Expected a Plan, which says how the model is scaled.",
+            got=type(plan).__name__,
+            remedy="pass the plan: plan = parameterize(model, example_input)",
+        )
+    if not isinstance(probe, Probe):
+        raise InvalidInputError("Expected a Probe.", got=type(probe).__name__, remedy="Probe(inputs, targets)")
+    if plan.scheme == "standard":
+        raise UnsupportedProblemError(
+            "The standard parameterization has no stable infinite-width limit with learning.",
+            remedy='wrap the model with scheme="mean_field" or scheme="ntk"',
+        )
+    if probe.targets is None:
+        raise InvalidInputError(
+            "The probe has no targets, so there is nothing to train on.", remedy="Probe(inputs, targets)"
+        )
+    if not probe.inputs.is_floating_point():
+        refuse_unsupported(plan.model, plan.architecture)

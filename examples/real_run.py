@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> dmft.Comparison:
         *(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
         *(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)),
     ).to(options.device)
-    plan = dmft.parameterize(model, images[:2], gamma0=options.gamma0, generator=torch.Generator().manual_seed(options.seed))
+    plan = dmft.parameterize(
+        model, images[:2], gamma0=options.gamma0, generator=torch.Generator().manual_seed(options.seed)
+    )
     optimizer = torch.optim.SGD(plan.param_groups(options.lr, weight_decay=0.02), momentum=0.9)
     warmup = max(1, options.steps // 10)
     scheduler = torch.optim.lr_scheduler.LambdaLR(

@@ -11,10 +11,10 @@ part are a width. Side by side the parts are the whole again.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
-from itertools import combinations
 
 Label = int | None
 
@@ -38,14 +38,18 @@ class Split:
 
 
 class Axes:
-    """Union-find over axis labels, with what fixes the size of each."""
+    """Union-find over axis labels, with what fixes the size of each.
+
+    What is known of an axis is kept at its root and moves with it, so that every question takes constant time, near enough.
+    """
 
     def __init__(self) -> None:
         self._parent = [SAMPLE]
         self._by_data: set[int] = set()
         self._by_output: set[int] = set()
         self._derived: list[tuple[int, tuple[int, ...]]] = []
-        self._splits: list[Split] = []
+        self._by_whole: dict[int, list[Split]] = {}
+        self._by_entries: dict[int, list[Split]] = {}
 
     def new(self) -> int:
         """A new axis, a width until something fixes it."""
@@ -63,39 +67,46 @@ class Axes:
 
     def split(self, whole: int, counts: tuple[int, ...]) -> tuple[int, ...]:
         """The axes of a width laid out in this many parts: one for each count, and the entries of one part."""
-        for known in self._splits:
-            if known.counts == counts and self.root(known.whole) == self.root(whole):
+        for known in self._by_whole.get(self.root(whole), ()):
+            if known.counts == counts:
                 return known.parts
         parts = tuple(self.new() for _ in (*counts, whole))
         for number in parts[:-1]:
             self.fix(number)
         self._derived.append((parts[-1], (whole,)))
-        self._splits.append(Split(whole, counts, parts))
+        split = Split(whole, counts, parts)
+        self._by_whole.setdefault(self.root(whole), []).append(split)
+        self._by_entries[parts[-1]] = [split]
         return parts
 
     def joined(self, parts: tuple[Label, ...]) -> Label:
         """One axis in place of these: the whole that was split into them, else an axis derived from them."""
-        for known in self._splits:
-            if None not in parts and [self.root(p) for p in parts if p] == [self.root(p) for p in known.parts]:
-                return known.whole
+        if None not in parts:
+            roots = [self.root(part) for part in parts if part]
+            for known in self._by_entries.get(roots[-1], ()) if roots else ():
+                if roots == [self.root(part) for part in known.parts]:
+                    return known.whole
         return self.derived(part for part in parts if part is None or not self.is_fixed(part))
 
     @property
     def has_splits(self) -> bool:
         """Whether a width is laid out in parts (after ``settle``)."""
-        return any(self.is_width(split.whole) for split in self._splits)
+        return any(self.is_width(whole) for whole in self._by_whole)
 
     def meets_parts_of_others(self, label: int) -> bool:
         """Whether entries of this width were combined one by one with parts of a width that is not laid out alike."""
         root = self.root(label)
-        pairs = [(a, b) for a in self._splits for b in self._splits if self.root(a.parts[-1]) == self.root(b.parts[-1])]
-        is_entries = any(self.root(a.parts[-1]) == root for a, _ in pairs)
-        return is_entries or any(self.root(a.whole) == root and a.counts != b.counts for a, b in pairs)
+        return root in self._by_entries or any(
+            split.counts != other.counts
+            for split in self._by_whole.get(root, ())
+            for other in self._by_entries[self.root(split.parts[-1])]
+        )
 
     def root(self, label: int) -> int:
         """The number all axes unified with this one share."""
-        while self._parent[label] != label:
-            label = self._parent[label]
+        parent = self._parent
+        while parent[label] != label:
+            parent[label] = label = parent[parent[label]]
         return label
 
     def unify(self, a: Label, b: Label) -> Label:
@@ -107,11 +118,21 @@ class Axes:
             self.fix(label)
             return label
         low, high = sorted((self.root(a), self.root(b)))
+        if low == high:
+            return low
         self._parent[high] = low
-        for one, other in combinations(self._splits, 2):  # parts whose entries are combined make wholes that are
-            ends = self.root(one.parts[-1]), self.root(other.parts[-1])
-            if one.counts == other.counts and ends == (low, low) and self.root(one.whole) != self.root(other.whole):
-                self.unify(one.whole, other.whole)
+        for fixed in (self._by_data, self._by_output):
+            if high in fixed:
+                fixed.add(low)
+        if high in self._by_whole:
+            self._by_whole.setdefault(low, []).extend(self._by_whole.pop(high))
+        if high in self._by_entries:
+            moved, here = self._by_entries.pop(high), self._by_entries.setdefault(low, [])
+            alike = {split.counts: split.whole for split in here}
+            here.extend(moved)
+            for split in moved:  # parts whose entries are combined make wholes that are
+                if split.counts in alike:
+                    self.unify(alike[split.counts], split.whole)
         return self.root(low)
 
     def unified(self, labels: Iterable[Label]) -> Label:
@@ -122,30 +143,45 @@ class Axes:
     def fix(self, label: Label) -> None:
         """Say that an axis is no width, because single entries of it are picked or spread over another axis."""
         if label not in (None, SAMPLE):
-            self._by_data.add(label)
+            self._by_data.add(self.root(label))
 
     def reach_output(self, label: Label) -> None:
         """Say that an axis is one of the model's output."""
         if label not in (None, SAMPLE):
-            self._by_output.add(label)
+            self._by_output.add(self.root(label))
 
     def settle(self) -> None:
-        """Carry what fixes an axis over to all axes unified with it, derived from it, or that it is derived from."""
-        before = None
-        while before != (before := (len(self._by_data), len(self._by_output))):
-            for fixed in (self._by_data, self._by_output):
-                fixed |= {self.root(label) for label in fixed}
-                for whole, parts in self._derived:
-                    if self.root(whole) in fixed:
-                        fixed |= {self.root(part) for part in parts}
-            for whole, parts in self._derived:
-                if not any(self.is_width(part) for part in parts):
-                    last = any(self.is_output(part) for part in parts)
-                    (self._by_output if last else self._by_data).add(self.root(whole))
+        """Carry what fixes an axis over to all axes derived from it, or that it is derived from."""
+        derived = [(self.root(whole), {self.root(part) for part in parts}) for whole, parts in self._derived]
+        made_of, part_of = defaultdict(list), defaultdict(list)
+        still_open = [len(parts) for _, parts in derived]
+        for number, (whole, parts) in enumerate(derived):
+            made_of[whole].append(number)
+            for part in parts:
+                part_of[part].append(number)
+        seen: set[int] = set()
+        news = [(root, fixed) for fixed in (self._by_output, self._by_data) for root in fixed]
+
+        def add(label: int, fixed: set[int]) -> None:
+            if label not in fixed:
+                fixed.add(label)
+                news.append((label, fixed))
+
+        while news:
+            root, fixed = news.pop()
+            for number in made_of[root]:
+                for part in derived[number][1]:
+                    add(part, fixed)
+            for number in part_of[root]:
+                still_open[number] -= root not in seen
+                if not still_open[number]:
+                    whole, parts = derived[number]
+                    add(whole, self._by_data if parts.isdisjoint(self._by_output) else self._by_output)
+            seen.add(root)
 
     def is_fixed(self, label: int) -> bool:
         """Whether something other than the output is known to fix the axis so far."""
-        return self.root(label) in {self.root(fixed) for fixed in self._by_data}
+        return self.root(label) in self._by_data
 
     def is_output(self, label: Label) -> bool:
         """Whether the axis is one of the model's output (after ``settle``)."""
@@ -155,4 +191,5 @@ class Axes:
         """Whether nothing fixes the axis (after ``settle``)."""
         if label is None or label == SAMPLE:
             return False
-        return self.root(label) not in self._by_data | self._by_output
+        root = self.root(label)
+        return root not in self._by_data and root not in self._by_output

@@ -25,7 +25,7 @@ def standing(model: nn.Module) -> tuple[list[Place], set[str]]:
         if place is not None:
             places.append(place)
             refused.add(path)
-    return places + _tied(model), refused
+    return places + _tied(model) + _hooked(model), refused
 
 
 def _inside(path: str, refused: set[str]) -> bool:
@@ -69,6 +69,19 @@ def can_run(model: nn.Module) -> bool:
 _PARAMETRIZED = "not yet; remove the parametrization (weight or spectral norm) or replace it by a norm layer"
 
 
+def _hooked(model: nn.Module) -> list[Place]:
+    """Modules and parameters with a hook that sees gradients, and may change them."""
+    reason, fix = (
+        "has a gradient hook, which may change gradients",
+        "remove the hook, and register it after parameterize",
+    )
+    modules = [
+        path or "(model)" for path, one in model.named_modules() if one._backward_hooks or one._backward_pre_hooks
+    ]
+    parameters = [name for name, one in model.named_parameters() if one._backward_hooks]
+    return [Place(where, reason, fix) for where in modules + parameters]
+
+
 def _tied(model: nn.Module) -> list[Place]:
     owners: dict[int, list[str]] = defaultdict(list)
     for path, module in model.named_modules():
@@ -103,26 +116,38 @@ def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:
 def scaled(products: tuple[DotProduct, ...], others: tuple[DotProduct, ...] | None) -> list[Place]:
     """What is wrong with the factors of dot products: in comparison with those at another width, or else by their look."""
     if others is None:
-        return [place for product in products for place in _scaled(product, None)]
+        return [place for product in products for place in _by_look(product)]
     if len(others) != len(products):
         reason = f"it takes {len(products)} dot products over widths here, and {len(others)} at another width"
         return [Place("(model)", reason, "let the width change sizes only")]
-    return [place for product, other in zip(products, others, strict=True) for place in _scaled(product, other)]
+    return [place for product, other in zip(products, others, strict=True) for place in _in_comparison(product, other)]
 
 
-def _scaled(product: DotProduct, other: DotProduct | None) -> Iterator[Place]:
-    where, size, factor = product.path or "(model)", product.size, product.factor
-    over = f"`{product.function}` over a width, here {size} neurons,"
-    root = math.sqrt(size)
-    if other is not None:
-        if not math.isclose(product.scale, other.scale, rel_tol=1e-4):
-            reason = f"{over} is multiplied by {factor:.4g}, but over {other.size} neurons by {other.factor:.4g}"
-            remedy = "let it fall like 1 / width: compute it in forward, as a constant times 1 / q.shape[-1]"
-            yield Place(where, reason, remedy)
-    elif math.isclose(factor, 1.0, rel_tol=1e-6):
-        yield Place(where, f"{over} is not divided by it", _DIVIDE)
-    elif math.isclose(abs(factor), 1 / root, rel_tol=1e-6):
-        yield Place(where, f"{over} is divided by its square root, {root:.4g}", _DIVIDE)
+def scaled_in_copy(products: tuple[DotProduct, ...], copies: tuple[DotProduct, ...] | None) -> list[Place]:
+    """What looks wrong with them, and is no other multiple of 1 / width in a copy of the model at another width."""
+    if copies is None or len(copies) != len(products):
+        return scaled(products, copies)
+    pairs = zip(products, copies, strict=True)
+    return [place for product, copy in pairs if any(_in_comparison(product, copy)) for place in _by_look(product)]
+
+
+def _in_comparison(product: DotProduct, other: DotProduct) -> Iterator[Place]:
+    if not math.isclose(product.scale, other.scale, rel_tol=1e-4):
+        reason = f"{_over(product)} is multiplied by {product.factor:.4g}, but over {other.size} neurons by {other.factor:.4g}"
+        fix = "let it fall like 1 / width: compute it in forward, as a constant times 1 / q.shape[-1]"
+        yield Place(product.path or "(model)", reason, fix)
+
+
+def _by_look(product: DotProduct) -> Iterator[Place]:
+    where, root = product.path or "(model)", math.sqrt(product.size)
+    if math.isclose(product.factor, 1.0, rel_tol=1e-6):
+        yield Place(where, f"{_over(product)} is not divided by it", _DIVIDE)
+    elif math.isclose(abs(product.factor), 1 / root, rel_tol=1e-6):
+        yield Place(where, f"{_over(product)} is divided by its square root, {root:.4g}", _DIVIDE)
+
+
+def _over(product: DotProduct) -> str:
+    return f"`{product.function}` over a width, here {product.size} neurons,"
 
 
 _DIVIDE = (

@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from torch_dmft.architecture.axes import Label
-from torch_dmft.architecture.check import can_run, followed, scaled, standing
-from torch_dmft.architecture.roles import Architecture, Layer, Role, Vector
+from torch_dmft.architecture.check import can_run, followed, scaled, scaled_in_copy, standing
+from torch_dmft.architecture.constants import compared, suspicious
+from torch_dmft.architecture.roles import Architecture, Constant, DotProduct, Layer, Role, Vector
 from torch_dmft.architecture.rules import Weight, rule
+from torch_dmft.architecture.steps import Steps
 from torch_dmft.architecture.trace import Trace, Use
-from torch_dmft.architecture.watch import Example, watch
+from torch_dmft.architecture.train_mode import differences
+from torch_dmft.architecture.watch import Example, watch, watch_training
 from torch_dmft.architecture.widen import WIDENED, materialise, widened
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 
@@ -31,23 +35,27 @@ def describe(
 ) -> Architecture:
     """Find every weight of a model, its role and its fan-in, and which axes are widths.
 
-    The model runs once, in evaluation mode, and every torch function it calls is followed. An axis made by a weight is
-    a width unless it is combined entry by entry with the data or reaches the output; a weight's role follows from
-    whether its input and its output are widths. The model is left exactly as it was.
+    The model runs in evaluation mode, and every torch function it calls is followed. A backward pass shows whether gradients
+    are those of the functions seen, and a pass in train mode what differs there. An axis made by a weight is a width unless
+    it is combined entry by entry with the data or reaches the output; a weight's role follows from whether its input and its
+    output are widths. The model is left exactly as it was.
 
     Args:
         model: any module of linear, convolution, embedding and norm layers whose data flow torch functions carry.
         example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         roles: for module paths or names of weights, roles that overrule what is found.
         like: the architecture of this model at another width. Dot products over a width, the scores of attention, are then
-            refused unless their factors at both widths are as 1/width. Without it they are refused if their factor is 1 or
-            1/sqrt(width) here, and no other multiple of 1/width in a copy of twice the width.
+            refused unless their factors at both widths are as 1/width, and any other number that acts on features unless it
+            is the same at both. Without it this is held against a copy of twice the width, if that can be built. A number
+            that was stored at construction is the same in a copy: dot products are then refused if it is 1 or 1/sqrt(width)
+            here, and other features if they are multiplied by a power of a width. Train mode is taken over from ``like``.
 
     Returns:
         The architecture; its layers are in the order of the forward pass.
 
     Raises:
-        UnsupportedModelError: if a parameter has no scaling rule; the message lists every place and a remedy for each.
+        UnsupportedModelError: if a parameter has no scaling rule, gradients are cut or changed on their way, or a number in
+            the forward pass depends on the width; the message lists every place and a remedy for each.
         InvalidInputError: if the model fails on the example input, or ``roles`` names nothing.
     """
     if isinstance(model, Wrapper):
@@ -56,10 +64,12 @@ def describe(
     if not can_run(model):
         raise UnsupportedModelError(_REFUSAL, places)
     batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None)]
-    trace = watch(model, example_input, refused)
+    steps = Steps(model)
+    trace = watch(model, example_input, refused, steps, gradients=like is None)
     places += followed(trace, model, refused)
-    products = tuple(product for label, product in trace.dot_products if trace.axes.is_width(label))
+    products, constants = _products(trace), _constants(trace)
     suspects = scaled(products, None if like is None else like.dot_products)
+    suspects += compared(constants, like.constants) if like is not None else []
     if places:  # roles found past an unknown operation would only be misleading
         raise UnsupportedModelError(_REFUSAL, places + suspects)
 
@@ -77,33 +87,68 @@ def describe(
         )
     if places:
         raise UnsupportedModelError(_REFUSAL, places + suspects)
+    if like is None:
+        passes = watch_training(model, example_input)
+        train_differs = differences(steps, passes)
+        couples_rows = any(model.get_submodule(path).training for path in passes[0].batch_norms)
+    else:  # what does not depend on the width is known
+        train_differs, couples_rows = like.train_differs, not like.row_independent
     # A chain is data, weights and at most one known activation between two of them.
-    is_chain = re.fullmatch("r*(La?)+Lr*", trace.letters) is not None and trace.letters.count("L") == len(layers)
+    is_plain = re.fullmatch("r*(La?)+Lr*", trace.letters) is not None and trace.letters.count("L") == len(layers)
     found = Architecture(
         layers,
         vectors,
-        is_chain,
-        row_independent=not (batch_norms or trace.mixes_rows),
+        is_chain=is_plain and not train_differs,
+        row_independent=not (batch_norms or couples_rows or trace.mixes_rows),
         dot_products=products,
         has_parts=trace.axes.has_splits,
+        constants=constants,
+        outputs=trace.outputs,
+        train_differs=train_differs,
     )
-    if suspects and (like is not None or not _falls_like_one_over_width(model, found, example_input)):
+    if like is None and (suspects or constants):
+        suspects = _judged_by_a_copy(model, found, trace, example_input)
+    if suspects:
         raise UnsupportedModelError(_REFUSAL, suspects)
     return found
 
 
-def _falls_like_one_over_width(model: nn.Module, found: Architecture, example_input: Example) -> bool:
-    """Whether factors of dot products that look wrong at this width are right ones, as the model shows at twice the width."""
+def _products(trace: Trace) -> tuple[DotProduct, ...]:
+    return tuple(product for label, product in trace.sums if trace.axes.is_width(label))
+
+
+def _constants(trace: Trace) -> tuple[Constant, ...]:
+    """The numbers that act on features, those of sums that run over no width included."""
+    others = [product for label, product in trace.sums if not trace.axes.is_width(label) and product.factor != 1.0]
+    factors = [Constant(product.path, product.function, product.factor, "factor", on_data=False) for product in others]
+    return (*trace.numbers.values(), *factors)
+
+
+def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, example_input: Example) -> list[Place]:
+    """What is wrong with numbers in the forward pass, in comparison with a copy of the model at twice the width."""
+    copy = _copy_at_twice_the_width(model, found, example_input)
+    sizes = {size for leaf in tree_leaves(example_input) if isinstance(leaf, Tensor) for size in leaf.shape[1:]}
+    places = scaled_in_copy(found.dot_products, None if copy is None else _products(copy))
+    if copy is None:
+        return places + suspicious(found.constants, found, sizes)
+    changed = compared(found.constants, _constants(copy))
+    if copy.letters != trace.letters:
+        changed.append(Place("(model)", "it takes other steps at another width", "let the width change sizes only"))
+    return places + (changed or suspicious(found.constants, found, sizes))
+
+
+def _copy_at_twice_the_width(model: nn.Module, found: Architecture, example_input: Example) -> Trace | None:
+    """What a copy of the model at twice the width does; None if that cannot be built."""
     owners = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
     if not all(isinstance(module, WIDENED) for module in owners):
-        return False
+        return None
     try:
         wide = widened(model, found, 2 * found.width)
         materialise(wide, next(model.parameters()))
-        describe(wide, example_input, like=found)
+        trace = watch(wide, example_input, set(), gradients=False)
     except (UnsupportedModelError, InvalidInputError):
-        return False
-    return True
+        return None
+    return None if trace.places else trace
 
 
 _REFUSAL = "This model cannot be scaled as it is:"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from torch_dmft.core.errors import Place
+
 
 class Role(StrEnum):
     """What a parameter is to the width: this decides its scaling (and nothing else does)."""
@@ -96,6 +98,29 @@ class DotProduct:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """A number that acts on features in the forward pass, such as the 1/2 of h / 2.
+
+    It has to be the same at every width, because the scale of every weight is set by its parameterization and by nothing else.
+
+    Attributes:
+        path: path of the module in which it is.
+        function: plain name of the torch function that brings it in.
+        number: the number; for the factor of a product of several, all of them together; for a tensor of constants, their
+            root mean square.
+        kind: ``"factor"`` if features are multiplied by the number; ``"branch"`` if they are added to others next, as those
+            of a residual branch; ``"number"`` or ``"tensor"`` if it, or a tensor of constants, acts in another way.
+        on_data: whether it acts on the data, before any weight.
+    """
+
+    path: str
+    function: str
+    number: float
+    kind: str
+    on_data: bool
+
+
+@dataclass(frozen=True)
 class Architecture:
     """What ``describe`` found in a model: every parameter is in exactly one place.
 
@@ -103,11 +128,18 @@ class Architecture:
         layers: modules with a weight, in the order of the forward pass: weights l = 0..L.
         vectors: the remaining parameters.
         is_chain: whether the data flow is a plain chain of linear layers and known elementwise activations: no norm, no
-            skip, and a layer without an activation is linear.
+            skip, a layer without an activation is linear, every entry of the data is read and every output returned, in order,
+            and train mode does the same.
         row_independent: whether each output row depends on its own input row alone (False with BatchNorm in train
             mode).
         dot_products: sums of products over a width, in the order of the forward pass.
         has_parts: whether a width is laid out in parts (heads), so that neurons of one width can meet each other.
+        constants: numbers that act on features, in the order of the forward pass.
+        outputs: how many numbers the model returns per sample; fewer than the readout's out_features if the model returns only
+            some of them.
+        train_differs: the places at which the forward pass in train mode is random, or another than in evaluation mode, which
+            is the one that is described (dropout, stochastic depth, ``if self.training``); BatchNorm is left to
+            ``row_independent``.
     """
 
     layers: tuple[Layer, ...]
@@ -116,6 +148,9 @@ class Architecture:
     row_independent: bool
     dot_products: tuple[DotProduct, ...] = ()
     has_parts: bool = False
+    constants: tuple[Constant, ...] = ()
+    outputs: int = 0
+    train_differs: tuple[Place, ...] = ()
 
     @property
     def readout(self) -> Layer:

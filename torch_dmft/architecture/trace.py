@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from torch_dmft.architecture.axes import Axes, Label
-from torch_dmft.architecture.roles import DotProduct
+from torch_dmft.architecture.call import Call, version
+from torch_dmft.architecture.roles import Constant, DotProduct
 from torch_dmft.architecture.rules import Norm, Weight, rule
 from torch_dmft.core.errors import Place
 
@@ -28,30 +28,47 @@ class Sum:
     path: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Value:
     """What is known of a tensor.
 
     Attributes:
         dims: a label for each of its axes.
         weights: paths of the weights whose output this is, up to norms, reshaping and constant factors.
-        sources: paths of the weights it depends on without another weight in between.
         serial: number of the operation that made it; 0 for the data.
         factor: product of the constants it was multiplied by since anything else happened to it.
+        scaled: module, function and serial number of the last of these multiplications, None if there was none.
         sum: the sum over a width that it is, up to ``factor`` and reshaping; None for anything else.
+        source: path of the weight that was applied to make it, if one was.
+        made_from: the values it was made from.
+        past_weights: whether it depends on a weight.
+        trained: whether it depends on a parameter that is trained.
+        cut: what to complain of if it has an effect on the output, because gradients do not follow it back.
     """
 
     dims: tuple[Label, ...]
     weights: frozenset[str] = frozenset()
-    sources: frozenset[str] = frozenset()
     serial: int = CONSTANT
     factor: float = 1.0
+    scaled: tuple[str, str, int] | None = None
     sum: Sum | None = None
+    source: str | None = None
+    made_from: tuple[Value, ...] = ()
+    past_weights: bool = False
+    trained: bool = False
+    cut: Place | None = None
 
-    @property
-    def past_weights(self) -> bool:
-        """Whether the tensor has an axis that a weight made."""
-        return any(self.dims)
+
+def ancestry(values: list[Value], *, past_weights: bool) -> Iterator[Value]:
+    """These values and all they were made from; without ``past_weights``, no further back than to the next weight."""
+    seen, ahead = set(map(id, values)), list(values)
+    while ahead:
+        value = ahead.pop()
+        yield value
+        for before in value.made_from if past_weights or value.source is None else ():
+            if id(before) not in seen:
+                seen.add(id(before))
+                ahead.append(before)
 
 
 @dataclass
@@ -62,36 +79,6 @@ class Use:
     out_axis: int
     activations: set[str | None] = field(default_factory=set)
     output: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a torch function, with its plain name (``add`` for ``Tensor.__iadd__``, ``relu`` for ``relu_``)."""
-
-    function: Callable[..., Any]
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument given by position or by name."""
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
-
-    @property
-    def input(self) -> Tensor:
-        """The first argument."""
-        return self.argument(0, "input")
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """Every tensor among the arguments."""
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
-
-    @property
-    def results(self) -> list[Tensor]:
-        """Every tensor in the result."""
-        return [leaf for leaf in tree_leaves(self.result) if isinstance(leaf, Tensor)]
 
 
 class Trace:
@@ -107,39 +94,51 @@ class Trace:
         heads: paths of the weights that reach the model's output without another weight in between.
         used: identities of the parameters reached.
         places: what could not be followed.
-        dot_products: sums of products, each with the axis it runs over.
+        trained: identities of the parameters that are trained.
+        sums: sums of products, each with the axis it runs over.
+        numbers: what acted on features along with them, by what makes it one; a factor counts when its product is complete.
         must_be_fixed: axes, each with the complaint that is due if it turns out to be a width.
         letters: the operations in order: L linear layer, a named activation, r reshape, x anything else.
         mixes_rows: whether an operation combined different samples.
         running: paths of the modules that are running, outermost first.
+        samples: how many samples the example has.
+        shared_unseen: memory of features that ``data`` gave access to, so that writing there goes unnoticed.
+        outputs: how many numbers the model returns per sample.
     """
 
     def __init__(self, model: nn.Module, refused: set[str]) -> None:
         self.model = model
+        self.trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         self.axes = Axes()
         self.uses: dict[str, Use] = {}
         self.norms: dict[str, Label] = {}
         self.heads: set[str] = set()
         self.used: set[int] = set()
-        self.places: list[Place] = []
-        self.dot_products: list[tuple[Label, DotProduct]] = []
+        self.places: dict[Place, None] = {}
+        self.sums: dict[tuple[Label, DotProduct], None] = {}
+        self.numbers: dict[tuple[object, ...], Constant] = {}
         self.must_be_fixed: list[tuple[Label, Place]] = []
         self.letters = ""
         self.mixes_rows = False
         self.running: list[str] = []
         self.serial = 0
+        self.samples = 0
+        self.outputs = 0
+        self.shared_unseen: set[int] = set()
         self._refused = refused
-        self._values: dict[int, tuple[Tensor, Value]] = {}
+        self._modules = dict(model.named_modules())
+        self._values: dict[int, tuple[Tensor, Value, tuple[int, bool]]] = {}
+        self._last_call: Call | None = None
+        self._last_features: list[tuple[Tensor, Value]] = []
         self._owners: dict[int, dict[str, str]] = {}
-        for path, module in model.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                self._owners.setdefault(id(parameter), {})[path] = f"{path}.{name}" if path else name
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self._owners.setdefault(id(parameter), {})[name.rpartition(".")[0]] = name
 
     # Tensors
 
     def assign(self, tensor: Tensor, value: Value) -> None:
         """Set what is known of a tensor."""
-        self._values[id(tensor)] = (tensor, value)
+        self._values[id(tensor)] = (tensor, value, (version(tensor), tensor.requires_grad))
 
     def value(self, tensor: Tensor) -> Value:
         """What is known of a tensor; one that was never seen is a constant."""
@@ -148,8 +147,20 @@ class Trace:
 
     def features(self, call: Call) -> list[tuple[Tensor, Value]]:
         """The arguments of a call that depend on the data or on parameters."""
-        pairs = [(tensor, self.value(tensor)) for tensor in call.tensors]
-        return [(tensor, value) for tensor, value in pairs if value.serial != CONSTANT]
+        if call is not self._last_call:
+            held = [self._values[id(tensor)] for tensor in call.tensors if id(tensor) in self._values]
+            self._last_call = call
+            self._last_features = [(tensor, value) for tensor, value, _ in held if value.serial != CONSTANT]
+        return self._last_features
+
+    def changed(self, tensors: list[Tensor]) -> list[Value]:
+        """What was known of tensors that were written, or given other gradients, in a way that was not seen."""
+        held = [self._values[id(tensor)] for tensor in tensors if id(tensor) in self._values]
+        return [
+            value
+            for tensor, value, noted in held
+            if noted != (version(tensor), tensor.requires_grad) and value.serial != CONSTANT
+        ]
 
     def is_lost(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on parameters by a way that was not seen."""
@@ -164,7 +175,7 @@ class Trace:
     def layer_of(self, parameter: Tensor | None) -> tuple[str, Weight | Norm] | None:
         """Path and facts of the layer that owns a parameter, if that layer is the module that is running."""
         owned = self.path in self._owners.get(id(parameter), {})
-        facts = rule(self.model.get_submodule(self.path)) if owned else None
+        facts = rule(self._modules[self.path]) if owned else None
         return None if facts is None else (self.path, facts)
 
     def misused(self, call: Call, parameter: Tensor) -> None:
@@ -188,21 +199,41 @@ class Trace:
 
     def complain(self, place: Place) -> None:
         """Note a complaint, unless it lies within a module that is refused already."""
-        if place not in self.places and not self._refused.intersection(self.running):
-            self.places.append(place)
+        if not self._refused.intersection(self.running):
+            self.places[place] = None
 
     def activation(self, weights: frozenset[str], name: str | None) -> None:
         """Note that the outputs of these weights met an activation."""
         for path in weights:
             self.uses[path].activations.add(name)
 
-    def settle_sum(self, value: Value) -> None:
-        """Note the factor that a sum of products has in the end."""
-        if value.sum is None:
-            return
-        found = DotProduct(value.sum.path, value.sum.function, value.sum.size, value.factor)
-        if (value.sum.label, found) not in self.dot_products:
-            self.dot_products.append((value.sum.label, found))
+    # Numbers
+
+    def settle(self, value: Value, *, is_added: bool = False) -> None:
+        """Note the factor that a value has in the end: that of a sum of products, or of features (to be added to others)."""
+        if value.sum is not None:
+            product = DotProduct(value.sum.path, value.sum.function, value.sum.size, value.factor)
+            self.sums[value.sum.label, product] = None
+        elif value.scaled is not None and not math.isclose(value.factor, 1.0, rel_tol=1e-9):
+            path, function, _ = value.scaled
+            kind, on_data = "branch" if is_added else "factor", not value.past_weights
+            self.numbers[value.scaled, value.factor] = Constant(path, function, value.factor, kind, on_data)
+
+    def note_numbers(self, call: Call) -> None:
+        """Note the numbers, and the size of the constant tensors, that act on features otherwise than as a factor."""
+        on_data = not any(value.past_weights for _, value in self.features(call))
+        for index, leaf in enumerate((*call.args, *call.kwargs.values())):
+            if isinstance(leaf, Tensor):
+                is_constant = self.value(leaf).serial == CONSTANT and id(leaf) not in self._owners
+                if not (is_constant and leaf.is_floating_point()):
+                    continue
+                number, kind = float(leaf.detach().double().square().mean().sqrt()), "tensor"
+            elif isinstance(leaf, int | float) and not isinstance(leaf, bool):
+                number, kind = float(leaf), "number"
+            else:
+                continue
+            if number != 0:
+                self.numbers[self.serial, index] = Constant(self.path, call.name, number, kind, on_data)
 
     # Order
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torch_dmft.architecture.axes import SAMPLE
+from torch_dmft.architecture.call import Call, tensors_in
 from torch_dmft.architecture.operations import follow
-from torch_dmft.architecture.trace import CONSTANT, Call, Trace, Value
+from torch_dmft.architecture.operations.gradients import refuse_changed
+from torch_dmft.architecture.steps import Steps
+from torch_dmft.architecture.trace import CONSTANT, Trace, Value, ancestry
 from torch_dmft.core.errors import InvalidInputError, Place
 from torch_dmft.core.undisturbed import undisturbed
 
@@ -31,76 +39,156 @@ def plain_name(function: Callable[..., Any]) -> str:
 
 
 class _Mode(TorchFunctionMode):
-    def __init__(self, trace: Trace) -> None:
+    """Hands every call of a torch function on to the notes.
+
+    Attributes:
+        running: paths of the modules that are running, outermost first.
+        steps: where every call is noted.
+        trace: where what is known of tensors is noted; None if the steps are enough.
+    """
+
+    def __init__(self, running: list[str], steps: Steps | None, trace: Trace | None = None) -> None:
         super().__init__()
-        self.trace = trace
+        self.running, self.steps, self.trace = running, steps, trace
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        follow(self.trace, Call(func, plain_name(func), tuple(args), kwargs or {}, result))
-        return result
+        kwargs = kwargs or {}
+        name, path = plain_name(func), self.running[-1] if self.running else ""
+        if self.steps is not None:
+            self.steps.note_random(path, name, args, kwargs)
+        tensors = tensors_in(args) + tensors_in(kwargs) if kwargs else tensors_in(args)
+        if not tensors:
+            return func(*args, **kwargs)
+        if self.trace is not None:
+            refuse_changed(self.trace, name, self.trace.changed(tensors))
+        call = Call.made(func, name, args, kwargs, tensors)
+        if self.steps is not None:
+            self.steps.note(path, call)
+        if self.trace is not None:
+            follow(self.trace, call)
+        return call.result
 
 
 @contextmanager
-def _module_paths(model: nn.Module, trace: Trace) -> Iterator[None]:
-    """Keep ``trace.running`` up to date, and check that layers return what their weight made."""
+def _module_paths(model: nn.Module, running: list[str], trace: Trace | None = None) -> Iterator[None]:
+    """Keep ``running`` up to date, and check that layers return what their weight made."""
+    paths = {id(module): path for path, module in model.named_modules()}
 
-    def enter(path: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, args: trace.running.append(path)
+    def enter(module: nn.Module, args: Any) -> None:
+        if id(module) in paths:
+            running.append(paths[id(module)])
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        use = trace.uses.get(trace.path)
-        if use is not None:
+        if id(module) not in paths:
+            return
+        use = None if trace is None else trace.uses.get(trace.path)
+        if trace is not None and use is not None:
             if output is not use.output:
-                trace.complain(
-                    trace.place("its forward does more than apply its weight once", "do the rest in a module around it")
-                )
+                reason = "its forward does more than apply its weight once"
+                trace.complain(trace.place(reason, "do the rest in a module around it"))
             use.output = None
-        trace.running.pop()
+        running.pop()
 
-    with ExitStack() as hooks:
-        for path, module in model.named_modules():
-            hooks.callback(module.register_forward_pre_hook(enter(path)).remove)
-            hooks.callback(module.register_forward_hook(leave).remove)
+    # One hook for all modules, as those of each module would take longer to set than the model takes to run.
+    hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
+    try:
         yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def watch(model: nn.Module, example: Example, refused: set[str]) -> Trace:
-    """Run the model once and take notes.
+@contextmanager
+def _everything_has_gradients(model: nn.Module) -> Iterator[None]:
+    """Let frozen parameters have gradients too, so that tensors made where the trace cannot see give themselves away."""
+    frozen = [one for one in model.parameters() if not one.requires_grad and one.is_floating_point()]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
-    Args:
-        model: any module; it comes back as it was.
-        example: a tensor with samples on its first axis, or a tuple or mapping of the arguments of ``forward``.
-        refused: paths of modules that are refused already and need no complaint about what they do inside.
 
-    Returns:
-        The notes; complaints about what could not be followed are in ``places``.
+def _numpy_random() -> Any:
+    """The random numbers of numpy, where it is in use."""
+    return getattr(sys.modules.get("numpy"), "random", None)
 
-    Raises:
-        InvalidInputError: if the model fails on the example, or that is no batch.
-    """
+
+@contextmanager
+def _randomness_restored() -> Iterator[None]:
+    """Restore the random states of python and numpy, as ``undisturbed`` does that of torch."""
+    numpy = _numpy_random()
+    state, numpy_state = random.getstate(), numpy and numpy.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        if numpy:
+            numpy.set_state(numpy_state)
+
+
+def _seed(number: int) -> None:
+    random.seed(number)
+    if numpy := _numpy_random():
+        numpy.seed(number)
+
+
+def _next_drawn() -> tuple[float, ...]:
+    """What python and numpy draw next: a change tells that something else was drawn."""
+    numpy = _numpy_random()
+    return (random.random(), numpy.random()) if numpy else (random.random(),)
+
+
+def _copied(example: Example) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
+    """The arguments of ``forward``, copied because the model may work in place, and the tensors among them."""
     if not isinstance(example, Tensor | tuple | list | Mapping):
         raise InvalidInputError(
             "The example input is no batch.",
             got=type(example).__name__,
             remedy="a tensor with samples on its first axis, or a tuple or a dict for several arguments",
         )
-    trace = Trace(model, refused)
     args = () if isinstance(example, Mapping) else (example,) if isinstance(example, Tensor) else tuple(example)
     kwargs = dict(example) if isinstance(example, Mapping) else {}
-    # With gradients on, a tensor made where the trace cannot see (a custom autograd function) gives itself away.
-    with undisturbed(model), _module_paths(model, trace):
-        # Copies, because the model may work in place.
-        args, kwargs = tree_map(
-            lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
-        )
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                trace.assign(leaf, Value((SAMPLE, *(None,) * (leaf.ndim - 1)) if leaf.ndim else (), serial=0))
+    args, kwargs = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+    return args, kwargs, [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+
+
+def watch(
+    model: nn.Module, example: Example, refused: set[str], steps: Steps | None = None, *, gradients: bool = True
+) -> Trace:
+    """Run the model once, in evaluation mode, and take notes.
+
+    Args:
+        model: any module; it comes back as it was.
+        example: a tensor with samples on its first axis, or a tuple or mapping of the arguments of ``forward``.
+        refused: paths of modules that are refused already and need no complaint about what they do inside.
+        steps: where to note its steps, too.
+        gradients: whether to run the model backward too, to see that every trained parameter has a gradient.
+
+    Returns:
+        What is known of its tensors; complaints about what could not be followed are in ``places``.
+
+    Raises:
+        InvalidInputError: if the model fails on the example, or that is no batch.
+    """
+    args, kwargs, inputs = _copied(example)
+    trace = Trace(model, refused)
+    if steps is not None:
+        steps.begin(inputs)
+    with undisturbed(model), _randomness_restored():
+        for leaf in inputs:
+            trace.assign(leaf, Value((SAMPLE, *(None,) * (leaf.ndim - 1)) if leaf.ndim else (), serial=0))
+        trace.samples = next((len(leaf) for leaf in inputs if leaf.ndim), 0)
         try:
-            with _Mode(trace):
+            with (
+                _everything_has_gradients(model),
+                _module_paths(model, trace.running, trace),
+                _Mode(trace.running, steps, trace),
+            ):
                 outputs = model(*args, **kwargs)
         except Exception as error:
             raise InvalidInputError(
@@ -108,23 +196,70 @@ def watch(model: nn.Module, example: Example, refused: set[str]) -> Trace:
                 got=f"{type(error).__name__}: {error}",
                 remedy="give an example input that the model accepts (a tuple or a dict for several arguments)",
             ) from error
-    _finish(trace, [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()])
+        leaves = _floats(outputs)
+        _finish(trace, leaves)
+        if gradients and not trace.places:
+            _check_gradients(trace, leaves, example)
+    if steps is not None:
+        steps.finish(leaves)
     return trace
+
+
+def watch_training(model: nn.Module, example: Example) -> list[Steps]:
+    """Run the model in train mode, norm layers apart, and note its steps.
+
+    Once, unless random numbers of python or numpy were drawn; that may decide what is run (or be a type checker's doing), and
+    then several passes with different numbers tell.
+    """
+    passes: list[Steps] = []
+    with undisturbed(model), _randomness_restored():
+        for module in model.modules():
+            module.training = not isinstance(module, _NormBase)
+        for number in range(_PASSES):
+            _seed(number)
+            passes.append(_in_train_mode(model, example))
+            drawn = _next_drawn()
+            _seed(number)
+            if drawn == _next_drawn():
+                break
+    return passes
+
+
+_PASSES = 4
+
+
+def _in_train_mode(model: nn.Module, example: Example) -> Steps:
+    args, kwargs, inputs = _copied(example)
+    steps, running = Steps(model), list[str]()
+    steps.begin(inputs)
+    before = torch.get_rng_state()
+    with _module_paths(model, running):
+        try:
+            with _Mode(running, steps):
+                outputs = model(*args, **kwargs)
+        except Exception as error:
+            where = running[-1] if running else ""
+            steps.wrong.append((where, f"it fails on the example input in train mode: {type(error).__name__}: {error}"))
+            return steps
+    steps.finish(_floats(outputs))
+    if not steps.random and not torch.equal(torch.get_rng_state(), before):
+        steps.wrong.append(("", "it draws random numbers in train mode"))
+    return steps
+
+
+def _floats(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _finish(trace: Trace, outputs: list[Tensor]) -> None:
     """Note which axes reach the output, and complain of outputs that cannot be used."""
     if not outputs:
         trace.complain(Place("(output)", "the model returns no floating-point tensor", "return the outputs as tensors"))
-    for output in outputs:
-        value = trace.value(output)
-        trace.settle_sum(value)
+    values = [trace.value(output) for output in outputs]
+    for output, value in zip(outputs, values, strict=True):
+        trace.settle(value)
         for label in value.dims:
             trace.axes.reach_output(label)
-        for path in value.sources:
-            trace.heads.add(path)
-            if trace.axes.is_fixed(trace.uses[path].out_axis):
-                trace.axes.reach_output(trace.uses[path].out_axis)
         if not output.isfinite().all():
             trace.complain(
                 Place(
@@ -139,6 +274,51 @@ def _finish(trace: Trace, outputs: list[Tensor]) -> None:
                     "(output)", "its origin could not be followed", "use torch functions, not custom autograd or numpy"
                 )
             )
-        elif value.serial != trace.serial:
+        elif value.serial != trace.serial or len(output) != trace.samples:
             trace.letters += "x"
+    refuse_changed(trace, "(output)", trace.changed(outputs))
+    for value in ancestry(values, past_weights=False):
+        if value.source is not None:
+            trace.heads.add(value.source)
+            if trace.axes.is_fixed(trace.uses[value.source].out_axis):
+                trace.axes.reach_output(trace.uses[value.source].out_axis)
+    for value in ancestry(values, past_weights=True):
+        if value.cut is not None:
+            trace.complain(value.cut)
+    trace.outputs = sum(output.numel() for output in outputs) // max(1, trace.samples)
     trace.axes.settle()
+
+
+def _check_gradients(trace: Trace, outputs: list[Tensor], example: Example) -> None:
+    """Complain of every trained parameter that was reached in the forward pass, but has no gradient."""
+    named = [
+        (name, parameter)
+        for name, parameter in trace.model.named_parameters()
+        if id(parameter) in trace.trained and id(parameter) in trace.used
+    ]
+    parameters = [parameter for _, parameter in named]
+    try:
+        try:
+            gradients = _gradients(outputs, parameters)
+        except RuntimeError:
+            if all(parameter.requires_grad for parameter in trace.model.parameters()):
+                raise
+            # What a frozen weight read may be overwritten, but not while everything has gradients.
+            args, kwargs, _ = _copied(example)
+            gradients = _gradients(_floats(trace.model(*args, **kwargs)), parameters)
+    except RuntimeError as error:
+        trace.complain(Place("(output)", f"it has no gradient: {error}", "let the model be one that can be trained"))
+        return
+    for (name, _), gradient in zip(named, gradients, strict=True):
+        if gradient is None:
+            reason = "is used in the forward pass, but the output has no gradient by it"
+            fix = "let the output depend on it by differentiable functions, or remove it"
+            trace.complain(Place(name, reason, fix))
+
+
+def _gradients(outputs: list[Tensor], parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    """Gradients of the sum of the outputs; None where there is no way from an output to a parameter."""
+    attached = [output.sum() for output in outputs if output.requires_grad]
+    if not parameters or not attached:
+        return (None,) * len(parameters)
+    return torch.autograd.grad(attached, parameters, allow_unused=True)

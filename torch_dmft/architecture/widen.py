@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -42,24 +41,24 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
     def wide(features: int, axis: int | None) -> int:
         return features if axis is None else max(1, round(features * ratio))
 
-    # Weights are replaced, so they are not copied.
+    # Layers are replaced, so they are not copied.
+    replaced: dict[int, nn.Module] = {}
+    for layer in architecture.layers:
+        size = wide(layer.in_features, layer.in_axis), wide(layer.out_features, layer.out_axis)
+        module = model.get_submodule(layer.path)
+        replaced[id(module)] = _wide_layer(module, *size)
+    axes = {vector.path: vector.axis for vector in architecture.vectors}
+    for path, module in model.named_modules():
+        if isinstance(module, NORMS):
+            replaced[id(module)] = _wide_norm(module, partial(wide, axis=axes.get(path, _ANY_WIDTH)))
     kept = {id(parameter): parameter for parameter in model.parameters()}
-    result = copy.deepcopy(model, memo=dict(kept))
-    with torch.device("meta"):
-        for layer in architecture.layers:
-            size = wide(layer.in_features, layer.in_axis), wide(layer.out_features, layer.out_axis)
-            result.set_submodule(layer.path, _wide_layer(model.get_submodule(layer.path), *size))
-        axes = {vector.path: vector.axis for vector in architecture.vectors}
-        for path, module in model.named_modules():
-            if isinstance(module, NORMS):
-                result.set_submodule(path, _wide_norm(module, partial(wide, axis=axes.get(path, _ANY_WIDTH))))
-    return result
+    return copy.deepcopy(model, memo={**kept, **replaced})
 
 
 def _wide_layer(module: nn.Module, inputs: int, outputs: int) -> nn.Module:
     has_bias = getattr(module, "bias", None) is not None
     if not isinstance(module, _ConvNd):
-        return nn.Linear(inputs, outputs, has_bias)
+        return nn.Linear(inputs, outputs, has_bias, device="meta")
     convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(module.kernel_size)]
     return convolution(
         inputs,
@@ -71,20 +70,21 @@ def _wide_layer(module: nn.Module, inputs: int, outputs: int) -> nn.Module:
         groups=1 if module.groups == 1 else inputs,
         bias=has_bias,
         padding_mode=module.padding_mode,  # type: ignore[arg-type]
+        device="meta",
     )
 
 
 def _wide_norm(module: nn.Module, wide: Callable[[int], int]) -> nn.Module:
     if isinstance(module, _NormBase):
         settings = module.eps, module.momentum, module.affine, module.track_running_stats
-        return type(module)(wide(module.num_features), *settings)
+        return type(module)(wide(module.num_features), *settings, device="meta")
     assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
     *positions, features = module.normalized_shape
     shape = [*positions, wide(features)]
     if isinstance(module, nn.RMSNorm):
-        return nn.RMSNorm(shape, module.eps, module.elementwise_affine)
+        return nn.RMSNorm(shape, module.eps, module.elementwise_affine, device="meta")
     has_shift = getattr(module, "bias", None) is not None
-    return nn.LayerNorm(shape, module.eps, module.elementwise_affine, bias=has_shift)
+    return nn.LayerNorm(shape, module.eps, module.elementwise_affine, bias=has_shift, device="meta")
 
 
 def materialise(model: nn.Module, like: Tensor) -> None:

@@ -38,9 +38,10 @@ def loss_print(loss: Loss, outputs: int, *, classes: bool) -> tuple[float, ...]:
         outputs: C.
         classes: whether targets are class numbers.
     """
-    row, column = torch.arange(_ROWS, dtype=torch.float64)[:, None], torch.arange(outputs, dtype=torch.float64)
+    row = torch.arange(_ROWS, dtype=torch.float64, device="cpu")[:, None]
+    column = torch.arange(outputs, dtype=torch.float64, device="cpu")
     f = (torch.sin(1.3 * row + 0.7 * column) * 0.9).requires_grad_()
-    y = torch.arange(_ROWS) % outputs if classes else 0.5 + 0.4 * torch.cos(0.9 * row + 0.4 * column)
+    y = torch.arange(_ROWS, device="cpu") % outputs if classes else 0.5 + 0.4 * torch.cos(0.9 * row + 0.4 * column)
     for dtype in (torch.float64, torch.float32):  # a loss with tensors of its own takes their dtype
         with suppress(Exception), warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
             warnings.simplefilter("ignore")
@@ -89,7 +90,8 @@ def _pairs(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
         for each in (targets, other):
             # Away from zero, where a loss may have no gradient.
             f = (
-                outputs.detach() + torch.linspace(0.1, 0.3, outputs.numel()).reshape(outputs.shape).to(outputs)
+                outputs.detach()
+                + torch.linspace(0.1, 0.3, outputs.numel(), device=outputs.device).reshape(outputs.shape).to(outputs)
             ).requires_grad_()
             try:
                 (slope,) = torch.autograd.grad(loss(f, each).sum(), f)

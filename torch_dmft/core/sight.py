@@ -270,7 +270,9 @@ def _table(parts: Sequence[tuple[int, Any, Any]], where: tuple[int | None, ...],
                 last = row.get(name, last)
                 values.append(last)
         same = all(value == values[0] for value in values)
-        table[name] = values[0] if same else torch.tensor(values, dtype=torch.float64).repeat_interleave(lengths)
+        table[name] = (
+            values[0] if same else torch.tensor(values, dtype=torch.float64, device="cpu").repeat_interleave(lengths)
+        )
     return table
 
 

@@ -43,7 +43,7 @@ def curvatures(outputs: Tensor, ntk: Kernel, train: Tensor, loss: Callable[[Tens
         _largest(loss, f[rows], kernel.reshape(size, size))
         for f, kernel in zip(outputs.detach().cpu(), kernels, strict=True)
     ]
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def edge(training: Training, steps: Tensor, curvature: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def edge(training: Training, steps: Tensor, curvature: Tensor) -> Tensor:
             (1 + beta) / (1 + 2 * beta) if training.at("nesterov", at) else (1 + beta) / (1 - damping if beta else 1.0)
         )
         values.append(training.at("lr", at) * value / 2 / room)
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _largest(loss: Callable[[Tensor], Tensor], outputs: Tensor, ntk: Tensor) -> float:

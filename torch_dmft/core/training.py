@@ -173,12 +173,14 @@ class Training:
     def lr(self) -> Tensor:
         """Eta, the base rate of every step: ``(steps,)`` float64."""
         value = self.number("lr")
-        return value if isinstance(value, Tensor) else torch.full((self.steps,), value, dtype=torch.float64)
+        return (
+            value if isinstance(value, Tensor) else torch.full((self.steps,), value, dtype=torch.float64, device="cpu")
+        )
 
     @property
     def times(self) -> Tensor:
         """The paper's time at the states 0..T, the sum of the rates of all steps before: ``(steps + 1,)`` float64."""
-        return torch.cat([torch.zeros(1, dtype=torch.float64), self.lr.cpu().cumsum(0)])
+        return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), self.lr.cpu().cumsum(0)])
 
     @property
     def rate(self) -> str:
@@ -317,7 +319,7 @@ def series(value: float | Sequence[float] | Tensor) -> Number:
     """A number as a float, or ``(steps,)`` float64 if it has one for every step and they differ."""
     if isinstance(value, int | float):
         return float(value)
-    values = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    values = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     if values.ndim == 0:
         return float(values)
     return float(values[0]) if len(values) and bool((values == values[0]).all()) else values
@@ -362,7 +364,7 @@ def _first_difference(mine: Number, theirs: Number, horizon: int) -> int | None:
             else 0
         )
     a, b = (
-        each[:horizon] if isinstance(each, Tensor) else torch.full((horizon,), each, dtype=torch.float64)
+        each[:horizon] if isinstance(each, Tensor) else torch.full((horizon,), each, dtype=torch.float64, device="cpu")
         for each in (mine, theirs)
     )
     length = min(len(a), len(b))

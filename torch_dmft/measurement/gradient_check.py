@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
+from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them
@@ -41,12 +40,11 @@ def gradient_error(
         other units, or hooks on gradients.
     """
     stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    parameters = [
-        p for p in subject.model.parameters() if p.requires_grad and p.grad is not None and id(p) in stepped
-    ]
+    parameters = [p for p in subject.model.parameters() if p.requires_grad and p.grad is not None and id(p) in stepped]
     scaled = any(getattr(optimizer, "grad_scale", None) is not None for optimizer in optimizers)
     hooked = any(p._backward_hooks for p in parameters)
-    if not parameters or scaled or hooked or _is_random(subject.run):
+    random = bool(subject.architecture.train_differs) and any(module.training for module in subject.model.modules())
+    if not parameters or scaled or hooked or random:
         return None
     modes = [(module, module.training) for module in subject.run.modules()]
     device = parameters[0].device
@@ -67,7 +65,3 @@ def gradient_error(
 
 def _like(targets: Tensor, outputs: Tensor) -> Tensor:
     return targets.to(outputs.dtype) if targets.is_floating_point() else targets
-
-
-def _is_random(model: nn.Module) -> bool:
-    return any(module.training and isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules())

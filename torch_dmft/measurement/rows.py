@@ -45,7 +45,7 @@ class _Collate:
         self.collate = collate
 
     def __call__(self, pairs: Sequence[tuple[int, Any]]) -> tuple[Tensor, Any]:
-        return torch.tensor([row for row, _ in pairs]), self.collate([item for _, item in pairs])
+        return torch.tensor([row for row, _ in pairs], device="cpu"), self.collate([item for _, item in pairs])
 
 
 def indexed(loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -190,7 +190,7 @@ class RowsSeen:
 def all_rows(batches: Sequence[Tensor] | None, count: int) -> tuple[Tensor, ...] | None:
     """Batches, or None if each of them holds every row once."""
     if batches is not None and all(
-        len(b) == count and bool((b.sort().values == torch.arange(count)).all()) for b in batches
+        len(b) == count and bool((b.sort().values == torch.arange(count, device=b.device)).all()) for b in batches
     ):
         return None
     return None if batches is None else tuple(batches)

@@ -52,14 +52,13 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
             places.append(Place(path, reason, "normalise the channels of each position, or leave it out"))
         elif isinstance(module, nn.GroupNorm):
             places.append(Place(path, "the theory has no GroupNorm yet", "replace it by nn.LayerNorm"))
-        elif isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            places.append(Place(path, "dropout makes training random", "set p=0, also in the network to compare with"))
+    places += architecture.train_differs
     if places:
         raise UnsupportedModelError("The theory cannot predict this model:", places)
 
 
-def refuse_unwidenable(model: nn.Module) -> None:
-    """Refuse a model that cannot be built at another width.
+def refuse_unwidenable(model: nn.Module, architecture: Architecture) -> None:
+    """Refuse a model that cannot be built at another width, or whose training is random.
 
     Raises:
         UnsupportedModelError: naming every such place.
@@ -67,13 +66,12 @@ def refuse_unwidenable(model: nn.Module) -> None:
     places = []
     for path, module in model.named_modules():
         groups = getattr(module, "groups", 1)
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            places.append(Place(path, "dropout makes training random", "set p=0, also in the network to compare with"))
-        elif isinstance(module, _ConvNd) and groups not in (1, module.in_channels):
+        if isinstance(module, _ConvNd) and groups not in (1, module.in_channels):
             places.append(Place(path, f"{groups} groups of channels have no meaning at other widths", "groups=1"))
         elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, WIDENED):
             reason = f"a {type(module).__name__} cannot be built at another width yet"
             places.append(Place(path or "(model)", reason, "use linear, convolution, LayerNorm, RMSNorm or BatchNorm"))
+    places += architecture.train_differs
     if places:
         raise UnsupportedModelError("This model cannot be widened:", places)
 

@@ -97,8 +97,7 @@ class ModelNetwork:
     @property
     def outputs(self) -> int:
         """C."""
-        architecture = self.plan.architecture
-        return architecture.outputs or architecture.readout.out_features
+        return self.plan.architecture.outputs
 
     @property
     def shown(self) -> Architecture | None:
@@ -143,7 +142,7 @@ class ModelNetwork:
         Raises:
             UnsupportedModelError: naming every place.
         """
-        refuse_unwidenable(self.plan.model)
+        refuse_unwidenable(self.plan.model, self.plan.architecture)
 
 
 Network = ChainNetwork | ModelNetwork

@@ -90,14 +90,14 @@ def _rows_of_probe(probe: Probe) -> tuple[Tensor, Tensor, Tensor | None]:
     order = torch.cat([train.nonzero().flatten(), (~train).nonzero().flatten()])
     assert probe.targets is not None  # required
     inputs, targets = probe.inputs[order.to(probe.inputs.device)], probe.targets[train.to(probe.targets.device)]
-    in_order = bool((order == torch.arange(len(order))).all())
+    in_order = bool((order == torch.arange(len(order), device=order.device)).all())
     return inputs, targets, None if in_order else torch.argsort(order).to(inputs.device)
 
 
 def _rows_of_data(probe: Probe, data: TrainingSet) -> tuple[Tensor, Tensor, Tensor]:
     """Training rows, then the rows of the probe that are not among them; their targets; where the probe's rows are."""
     inputs, targets = (part.to(probe.inputs.device) for part in data.rows())
-    again = data.rows(torch.arange(min(2, len(inputs))))[0].to(inputs.device)
+    again = data.rows(torch.arange(min(2, len(inputs)), device="cpu"))[0].to(inputs.device)
     if not torch.equal(again, inputs[: len(again)]):
         raise InvalidInputError(
             "The training set gives another item each time it is asked (random augmentation), so its rows are not known.",

@@ -189,7 +189,7 @@ class Problem:
             InvalidInputError: if one is no step of the run.
         """
         if record is None:
-            return torch.arange(self.steps + 1)
+            return torch.arange(self.steps + 1, device="cpu")
         try:
             kept = [record] if isinstance(record, int) else list(record)
             steps = torch.unique(torch.as_tensor(kept))
@@ -268,7 +268,7 @@ class Problem:
         test_inputs: Tensor | None = None,
         temperature: float = 0.0,
         optimizer: str = "sgd",
-        **numbers: float,
+        **numbers: float | bool,
     ) -> Problem:
         """A dense chain of ``depth`` equal hidden layers.
 
@@ -353,7 +353,7 @@ class Problem:
         temperature: float = 0.0,
         optimizer: str = "sgd",
         assume_gaussian: bool = False,
-        **numbers: float,
+        **numbers: float | bool,
     ) -> Problem:
         """The problem that a wrapped model is going to be trained on: same data, loss, schedule and architecture, no width.
 
@@ -401,7 +401,7 @@ def _training(
     *,
     temperature: float,
     optimizer: str,
-    **numbers: float,
+    **numbers: float | bool,
 ) -> Training:
     """A training as it is asked for."""
     check_training(lr, steps, gamma0, momentum, weight_decay, temperature=temperature, optimizer=optimizer, **numbers)

@@ -81,7 +81,7 @@ def solve(
 
 def _warn_near_the_edge(found: Trajectory) -> None:
     """Say that a prediction is of training so close to instability that networks will not repeat it."""
-    edge = torch.zeros(1) if found.edge is None else found.edge.nan_to_num(0.0)
+    edge = torch.zeros(1, device="cpu") if found.edge is None else found.edge.nan_to_num(0.0)
     if float(edge.max()) > NEAR_THE_EDGE:
         step = int(found.steps[edge.argmax()])
         warnings.warn(

@@ -149,7 +149,9 @@ def test_who_has_no_theory_of_it_says_so(optimizer: str) -> None:
     for name in solvers.__all__:
         solver = solvers.FiniteWidth(32) if name == "FiniteWidth" else getattr(solvers, name)()
         if name != "WideEnsemble":
-            with pytest.raises(UnsupportedProblemError, match=rf"{name} does not cover this training.*optimizer Adam.*WideEnsemble"):
+            with pytest.raises(
+                UnsupportedProblemError, match=rf"{name} does not cover this training.*optimizer Adam.*WideEnsemble"
+            ):
                 dmft.solve(problem, solver)
     solver, why = choose(problem)
     assert isinstance(solver, WideEnsemble)

@@ -117,5 +117,7 @@ def test_every_step_costs_a_measurement_and_the_estimate_says_so(pose: Pose) -> 
 
 @pytest.mark.parametrize("settings", [{"momentum": 0.5}, {"weight_decay": 0.1}], ids=str)
 def test_refuses_what_the_present_kernel_does_not_decide(pose: Pose, settings: dict[str, float]) -> None:
-    with pytest.raises(UnsupportedProblemError, match=r"(momentum|weight decay) 0\.\d\. Remedy: solvers\.InfiniteWidth\(\)"):
+    with pytest.raises(
+        UnsupportedProblemError, match=r"(momentum|weight decay) 0\.\d\. Remedy: solvers\.InfiniteWidth\(\)"
+    ):
         solved(pose(**settings))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from torch_dmft.architecture.axes import Label
+from torch_dmft.architecture.call import Call
 from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules, rule
-from torch_dmft.architecture.trace import CONSTANT, Call, Trace
+from torch_dmft.architecture.trace import CONSTANT, Trace
 
 RULES: Rules = {}
 
@@ -18,7 +19,11 @@ RULES: Rules = {}
 )
 def _same(trace: Trace, call: Call) -> Outcome | None:
     value = trace.value(call.input)
-    return _constant(trace, call) if value.serial == CONSTANT else Outcome([value.dims], "", value.weights, factor=1.0)
+    if trace.parameters(call):
+        return Outcome([(None,) * call.input.ndim])
+    if value.serial == CONSTANT or call.input.is_floating_point() > call.results[0].is_floating_point():
+        return _constant(trace, call)
+    return Outcome([value.dims], "", value.weights, factor=1.0)
 
 
 @rule(
@@ -78,11 +83,14 @@ def _other_activation(trace: Trace, call: Call) -> Outcome:
 def _elementwise(trace: Trace, call: Call, name: str | None) -> Outcome:
     value = trace.value(call.input)
     trace.activation(value.weights, name)
+    if name is None:
+        trace.note_numbers(call)
     return Outcome([_broadcast(trace, call)], "x" if name is None else "a")
 
 
 @rule(RULES, "add sub subtract rsub lerp neg negative where masked_fill")
 def _sum(trace: Trace, call: Call) -> Outcome:
+    trace.note_numbers(call)
     return Outcome([_broadcast(trace, call)], weights=_through(trace, call))
 
 
@@ -93,7 +101,10 @@ def product(trace: Trace, call: Call) -> Outcome:
     if len(features) > 1:
         for _, value in features:
             trace.activation(value.weights, None)
-    return Outcome([_broadcast(trace, call)], weights=_through(trace, call), factor=_constant_factor(trace, call))
+    factor = _constant_factor(trace, call)
+    if factor is None:
+        trace.note_numbers(call)
+    return Outcome([_broadcast(trace, call)], weights=_through(trace, call), factor=factor)
 
 
 def _constant_factor(trace: Trace, call: Call) -> float | None:

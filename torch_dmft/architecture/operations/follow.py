@@ -7,9 +7,11 @@ import math
 from torch import Tensor
 
 from torch_dmft.architecture.axes import SAMPLE
+from torch_dmft.architecture.call import Call
 from torch_dmft.architecture.operations import elementwise, layers, products, rearranging, reducing
+from torch_dmft.architecture.operations.gradients import cut, is_cut, refuse_out_of_sight, refuse_unseen_writing
 from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules
-from torch_dmft.architecture.trace import CONSTANT, Call, Sum, Trace, Value
+from torch_dmft.architecture.trace import CONSTANT, Sum, Trace, Value
 
 _RULES: Rules = elementwise.RULES | rearranging.RULES | reducing.RULES | products.RULES | layers.RULES
 
@@ -18,14 +20,18 @@ _OTHER_PRODUCTS = {"mv", "dot", "inner", "outer", "kron", "tensordot", "addmm", 
 
 def follow(trace: Trace, call: Call) -> None:
     """Give the results of a call their values, and complain of what has no rule."""
-    if call.name == "setitem":
-        _complain(trace, call)
     features, parameters = trace.features(call), trace.parameters(call)
-    lost = any(map(trace.is_lost, call.tensors))
-    if not call.results or not (features or parameters or lost):
+    lost = call.attached and any(map(trace.is_lost, call.tensors))
+    if not (features or parameters or lost):
         return
+    past_weights = any(value.past_weights for _, value in features)
+    if past_weights:
+        refuse_out_of_sight(trace, call)
+    refuse_unseen_writing(trace, call)
+    if call.name == "setitem":
+        _set(trace, call, features)
     known = _RULES.get(call.name)
-    if known is None and _is_comparison(trace, call):
+    if not call.results or (known is None and _is_comparison(trace, call)):
         return
     if lost:
         trace.complain(trace.place(f"`{call.name}` meets a tensor of unseen origin", "write it with torch functions"))
@@ -38,27 +44,52 @@ def follow(trace: Trace, call: Call) -> None:
         if not outcome.constant and not any(parameter is claimed for claimed in outcome.claimed):
             trace.misused(call, parameter)
 
+    cuts = not outcome.constant and is_cut(call)
     if outcome.constant:
         serial = CONSTANT
-    elif outcome.letter or not features:
-        serial = trace.number(outcome.letter, features)
+    elif outcome.letter or cuts or not features:
+        serial = trace.number("x" if cuts else outcome.letter, features)
     else:
         serial = features[0][1].serial
-    before = [value.sources for _, value in features]
-    sources = frozenset((outcome.source,)) if outcome.source is not None else frozenset().union(*before)
-    factor, total = _scale(trace, outcome, [value for _, value in features])
+    trained = any(value.trained for _, value in features) or any(id(one) in trace.trained for one in parameters)
+    about = (
+        outcome.weights,
+        serial,
+        *_scale(trace, call, outcome, features),
+        outcome.source,
+        tuple([value for _, value in features]),
+        past_weights or outcome.source is not None,
+        trained,
+        cut(trace, call) if cuts and trained else None,
+    )
     dims = outcome.dims if len(outcome.dims) == len(call.results) else outcome.dims * len(call.results)
     for result, labels in zip(call.results, dims, strict=True):
-        trace.assign(result, Value(labels, outcome.weights, sources, serial, factor, total))
+        trace.assign(result, Value(labels, *about))
 
 
-def _scale(trace: Trace, outcome: Outcome, features: list[Value]) -> tuple[float, Sum | None]:
-    """What a result was multiplied by, and the sum it is; a sum that anything else happens to has its final factor."""
-    if outcome.factor is not None and len(features) == 1:
-        return features[0].factor * outcome.factor, features[0].sum
-    for value in features:
-        trace.settle_sum(value)
-    return (math.prod(value.factor for value in features) if outcome.sum else 1.0), outcome.sum
+def _set(trace: Trace, call: Call, features: list[tuple[Tensor, Value]]) -> None:
+    """Follow ``tensor[index] = ...``, by which data may be prepared; features have no rule for it."""
+    _complain(trace, call)
+    tensor = call.input
+    made_from = tuple(value for _, value in features)
+    serial = trace.number("x", features)
+    trace.assign(tensor, Value(_of_data(trace, call, tensor), serial=serial, made_from=made_from))
+
+
+def _scale(
+    trace: Trace, call: Call, outcome: Outcome, features: list[tuple[Tensor, Value]]
+) -> tuple[float, tuple[str, str, int] | None, Sum | None]:
+    """What a result was multiplied by, where, and the sum it is; what anything else happens to has its final factor."""
+    values = [value for _, value in features]
+    if outcome.factor is not None and len(values) == 1:
+        (value,) = values
+        scaled = value.scaled if outcome.factor == 1.0 else (trace.path, call.name, trace.serial)
+        return value.factor * outcome.factor, scaled, value.sum
+    is_added = call.name in ("add", "sub", "subtract", "rsub") and len(features) > 1
+    for tensor, value in features:
+        if value.sum is not None or (outcome.sum is None and not any(tensor is one for one in outcome.absorbed)):
+            trace.settle(value, is_added=is_added)
+    return (math.prod(value.factor for value in values) if outcome.sum else 1.0), None, outcome.sum
 
 
 def _is_comparison(trace: Trace, call: Call) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from torch_dmft.architecture.axes import SAMPLE
+from torch_dmft.architecture.call import Call
 from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules, rule
 from torch_dmft.architecture.rules import Norm, Weight
-from torch_dmft.architecture.trace import Call, Trace, Use
+from torch_dmft.architecture.trace import Trace, Use
 
 RULES: Rules = {}
 
@@ -36,7 +37,8 @@ def _weight(trace: Trace, call: Call) -> Outcome | None:
     # embedding's third argument is no bias
     has_bias = facts.kind != "embedding" and trace.layer_of(bias) is not None
     claimed = (weight, bias) if has_bias else (weight,)
-    letter: Literal["L", "x"] = "L" if facts.kind == "linear" and tensor.ndim == 2 else "x"
+    is_plain = facts.kind == "linear" and tensor.ndim == 2 and len(tensor) == trace.samples
+    letter: Literal["L", "x"] = "L" if is_plain else "x"
     return Outcome([new], letter, frozenset({path}), claimed, path)
 
 

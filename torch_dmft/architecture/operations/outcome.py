@@ -9,7 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from torch_dmft.architecture.axes import Label
-from torch_dmft.architecture.trace import Call, Sum, Trace
+from torch_dmft.architecture.call import Call
+from torch_dmft.architecture.trace import Sum, Trace
 
 Dims = tuple[Label, ...]
 
@@ -27,6 +28,7 @@ class Outcome:
         constant: whether the result depends on the arguments' shapes only.
         factor: the constant by which the only argument with features is multiplied; None if anything else happens to it.
         sum: the sum over a width that the result is, with the factors of all arguments; None if it is none.
+        absorbed: arguments whose factors are accounted for already.
     """
 
     dims: list[Dims]
@@ -37,6 +39,7 @@ class Outcome:
     constant: bool = False
     factor: float | None = None
     sum: Sum | None = None
+    absorbed: tuple[Tensor, ...] = ()
 
 
 Rule = Callable[[Trace, Call], Outcome | None]

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from torch_dmft.architecture.axes import SAMPLE, Label
+from torch_dmft.architecture.call import Call
 from torch_dmft.architecture.operations.outcome import Outcome, Rules, rule
-from torch_dmft.architecture.trace import CONSTANT, Call, Sum, Trace
+from torch_dmft.architecture.trace import CONSTANT, Sum, Trace
 
 RULES: Rules = {}
 
@@ -65,8 +66,8 @@ def _attention(trace: Trace, call: Call) -> Outcome | None:
     scale = call.kwargs.get("scale")
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     scores = replace(trace.value(q), sum=outcome.sum, factor=factor * trace.value(q).factor * trace.value(k).factor)
-    trace.settle_sum(scores)
-    return replace(outcome, sum=None)
+    trace.settle(scores)
+    return replace(outcome, sum=None, absorbed=(q, k))
 
 
 def _ahead(count: int) -> str:

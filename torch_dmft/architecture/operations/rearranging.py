@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from torch_dmft.architecture.axes import SAMPLE, Label
+from torch_dmft.architecture.call import Call, tensors_in
 from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules, rule
 from torch_dmft.architecture.operations.regroup import regroup
-from torch_dmft.architecture.trace import CONSTANT, Call, Trace, Value
+from torch_dmft.architecture.trace import CONSTANT, Trace, Value
 
 RULES: Rules = {}
 
@@ -42,14 +43,16 @@ def _reshape(trace: Trace, call: Call) -> Outcome | None:
             reason = f"`{call.name}` splits a width into several axes, and nothing says which of them grow with it"
             trace.must_be_fixed.append((whole, trace.place(reason, _SPLIT)))
     _pick(trace, value, tuple(axis for axis, size in enumerate(tensor.shape) if size == 1))
+    if call.results[0].dtype != tensor.dtype:  # a view of the same bits as other numbers
+        return None
     return Outcome([tuple(labels)], "r", value.weights, factor=1.0)
 
 
 def _inferred(call: Call) -> int | None:
     """The axis of a reshape's result whose size was given as -1, so that it is what grows with a width."""
     first = 2 if call.name == "unflatten" else 1
-    given = tree_leaves((call.args[first:], [call.kwargs.get(name) for name in ("size", "shape", "sizes")]))
-    sizes = [size for size in given if isinstance(size, int)]
+    given = [*call.args[first:], *(call.kwargs.get(name) for name in ("size", "shape", "sizes"))]
+    sizes = [size for one in given if one is not None for size in ((one,) if isinstance(one, int) else one)]
     ahead = call.argument(1, "dim") % call.input.ndim if call.name == "unflatten" else 0
     return ahead + sizes.index(-1) if -1 in sizes else None
 
@@ -75,11 +78,12 @@ def _rearrange(trace: Trace, call: Call) -> Outcome | None:
     tensor = call.input
     value = trace.value(tensor)
     # The strides of a contiguous stand-in tell where each axis went, whatever the function and its arguments.
-    stand_in = torch.empty(tensor.shape, device="meta")
-    args, kwargs = tree_map(lambda leaf: stand_in if leaf is tensor else leaf, (call.args, call.kwargs))
-    if any(isinstance(leaf, Tensor) and leaf is not stand_in for leaf in tree_leaves((args, kwargs))):
+    if any(leaf is not tensor for leaf in call.tensors):
         return _gathered(trace, call, value)
-    moved = [leaf for leaf in tree_leaves(call.function(*args, **kwargs)) if isinstance(leaf, Tensor)]
+    stand_in = torch.empty(tensor.shape, device="meta")
+    args = [stand_in if leaf is tensor else leaf for leaf in call.args]
+    kwargs = {name: stand_in if leaf is tensor else leaf for name, leaf in call.kwargs.items()}
+    moved = tensors_in(call.function(*args, **kwargs))
     origins = [[_origin(stand_in, *axis) for axis in zip(view.shape, view.stride(), strict=True)] for view in moved]
     dropped = set(range(tensor.ndim)).difference(*origins)
     _pick(trace, value, tuple(dropped))
@@ -87,7 +91,15 @@ def _rearrange(trace: Trace, call: Call) -> Outcome | None:
         tuple(_kept(trace, tensor, value, *axis) for axis in zip(view.shape, axes, strict=True))
         for view, axes in zip(moved, origins, strict=True)
     ]
-    return Outcome(dims, "r" if len(moved) == 1 else "x", value.weights, factor=1.0)
+    return Outcome(dims, "r" if _is_whole(tensor, moved, origins) else "x", value.weights, factor=1.0)
+
+
+def _is_whole(tensor: Tensor, views: list[Tensor], origins: list[list[int | None]]) -> bool:
+    """Whether there is one view, which has every entry of a tensor once, in order."""
+    if len(views) != 1 or views[0].numel() != tensor.numel():
+        return False
+    axes = [axis for axis in origins[0] if axis is not None]
+    return axes == sorted(axes)
 
 
 def _origin(source: Tensor, size: int, stride: int) -> int | None:

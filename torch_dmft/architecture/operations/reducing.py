@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from torch_dmft.architecture.axes import SAMPLE, Label
+from torch_dmft.architecture.call import Call
 from torch_dmft.architecture.operations.elementwise import product
 from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules, rule
-from torch_dmft.architecture.trace import Call, Trace, Value
+from torch_dmft.architecture.trace import Trace, Value
 
 RULES: Rules = {}
 

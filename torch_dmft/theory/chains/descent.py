@@ -69,7 +69,7 @@ def propagators(
         a, w and n in float64; the latter two square, zero for s >= t.
     """
     descent: Descent[Tensor] = Descent(training, plain_sum)
-    state = torch.zeros(1 + 2 * times, dtype=torch.float64)
+    state = torch.zeros(1 + 2 * times, dtype=torch.float64, device="cpu")
     state[0] = 1.0
     states = [state]
     for step in range(times - 1):

@@ -279,7 +279,7 @@ def _moment_matched(normals: Float[Tensor, "neuron column"]) -> Float[Tensor, "n
 def free_covariances(problem: Problem, times: int) -> tuple[Tensor, Tensor]:
     """What initial values of variance one and the noise add to C(t, s), the covariance of an untrained weight."""
     left, _, answers = (each.to(problem.inputs.device) for each in propagators(problem.training, times))
-    kicks = torch.cat([problem.training.lr[: times - 1], torch.zeros(1, dtype=torch.float64)]).to(answers)
+    kicks = torch.cat([problem.training.lr[: times - 1], torch.zeros(1, dtype=torch.float64, device="cpu")]).to(answers)
     return left[:, None] * left, (answers * (2 * problem.temperature * kicks)) @ answers.T
 
 

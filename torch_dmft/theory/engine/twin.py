@@ -113,7 +113,7 @@ def infinite_width(
             )
     refuse_unsupported(narrow, architecture)
     _refuse_other_starts(architecture, rules)
-    if architecture.dot_products:  # a look at one width cannot tell how their factors depend on it
+    if architecture.dot_products or architecture.constants:  # a look at one width cannot tell how they depend on it
         if isinstance(model_or_factory, nn.Module | Plan):
             doubled = widened(narrow, architecture, 2 * architecture.width)
             materialise(doubled, example_input)

@@ -1,0 +1,51 @@
+"""Where the forward pass in train mode is random, or another than the one in evaluation mode."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import zip_longest
+
+from torch_dmft.architecture.steps import Step, Steps
+from torch_dmft.core.errors import Place
+
+
+def differences(evaluated: Steps, passes: list[Steps]) -> tuple[Place, ...]:
+    """Every place where train mode is random or does something else, norm layers apart.
+
+    Args:
+        evaluated: the steps in evaluation mode.
+        passes: those in train mode, of several passes if they may be random.
+    """
+    places: dict[str, Place] = {}
+
+    def add(path: str, reason: str, fix: str) -> None:
+        places.setdefault(path, Place(path or "(model)", reason, fix))
+
+    for trained in passes:
+        for path, name in trained.random:
+            add(path, f"`{name}` draws random numbers in train mode", "set its probability or size to 0")
+        for path, reason in trained.wrong:
+            add(path, reason, _ALIKE)
+        if trained.wrong or (evaluated.taken, evaluated.outputs) == (trained.taken, trained.outputs):
+            continue
+        for path in _paths(evaluated, trained, set(places)):
+            add(path, "its forward pass in train mode is another than in evaluation mode", _ALIKE)
+    return tuple(places.values())
+
+
+_ALIKE = "let forward do the same in both modes"
+
+
+def _paths(evaluated: Steps, trained: Steps, known: set[str]) -> list[str]:
+    """Paths of the modules whose own steps differ; of the first to differ in what its steps act on, if there is none."""
+    own: tuple[dict[str, list[object]], ...] = (defaultdict(list), defaultdict(list))
+    for steps, by_path in zip((evaluated, trained), own, strict=True):
+        for step in steps.taken:
+            by_path[step.path].append((step.name, step.numbers))
+    found = [path for path in dict.fromkeys((*own[0], *own[1])) if own[0][path] != own[1][path]]
+    if found or known:
+        return found
+    pairs = zip_longest(evaluated.taken, trained.taken)
+    differ = (step for pair in pairs if pair[0] != pair[1] for step in pair if step is not None)
+    first: Step | None = next(differ, None)
+    return [first.path if first is not None else ""]

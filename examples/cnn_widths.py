@@ -4,8 +4,8 @@
 
 The claim behind the theory, measured without it: in mean-field parameterization loss and kernels have a limit in the
 width, so networks compare with networks. Each width is compared with the widest; the difference falls like 1/sqrt(N).
-Section 6 of Bordelon & Pehlevan 2022 does this for deeper networks on CIFAR-10. For the limit itself, solve the problem
-``dmft.Problem.like(plan, probe, lr=..., steps=...)``.
+Section 6 of Bordelon & Pehlevan 2022 does this for deeper networks on CIFAR-10. For the limit itself, solve
+``recorder.problem()``.
 """
 
 import argparse

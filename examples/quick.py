@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> dmft.Comparison:
             optimizer.step()
     measured = recorder.trajectory()
 
-    problem = dmft.Problem.like(plan, recorder.probe, lr=options.lr, steps=options.steps)
+    problem = recorder.problem()
     theory = dmft.solve(problem, dmft.solvers.InfiniteWidth(options.neurons), record=measured.steps)
     static = dmft.solve(problem, dmft.solvers.StaticNTK(), record=measured.steps)
     comparison = dmft.compare(measured, theory, static, problem=problem, replicas=20)

@@ -1,8 +1,9 @@
 """A run as people train, beside the infinitely wide network that is trained just so.
 
-1797 digits, ten classes, cross entropy, a ReLU network of four layers, batches of 64 from a shuffling DataLoader, momentum, weight
-decay, warmup and cosine. Nothing is typed twice: ``recorder.problem()`` has the loss, the rate of every step, the rows of every
-batch and the data. Kernels are kept of a probe of 32 digits, half of them held out; cost goes with the probe and the batch.
+1797 digits, ten classes, cross entropy, a ReLU network of four layers, batches of 64 from a shuffling DataLoader,
+momentum, weight decay, warmup and cosine. Nothing is typed twice: ``recorder.problem()`` has the loss, the rate of every
+step, the rows of every batch and the data. Kernels are kept of a probe of 32 digits, half of them held out; cost goes with
+the probe and the batch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch_dmft as dmft
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=512, help="neurons per hidden layer (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps (default: %(default)s)")

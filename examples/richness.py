@@ -60,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[tuple[float, 
                 optimizer.zero_grad()
                 nn.functional.mse_loss(model(inputs), targets).backward()
                 optimizer.step()
-        problem = dmft.Problem.like(plan, probe, lr=options.lr, steps=options.steps)
-        theory = dmft.solve(problem, dmft.solvers.InfiniteWidth(options.neurons), record=[0, options.steps])
+        theory = dmft.solve(recorder.problem(), dmft.solvers.InfiniteWidth(options.neurons), record=[0, options.steps])
         found["network"].append(learned(recorder.trajectory(), targets))
         found["theory"].append(learned(theory, targets))
 

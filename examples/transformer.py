@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[dmft.Comparison, Tenso
             optimizer.step()
     measured = recorder.trajectory()
 
-    problem = dmft.Problem.like(plan, probe, lr=options.lr, steps=options.steps)
+    problem = recorder.problem()
     theory = dmft.solve(problem, dmft.solvers.InfiniteWidth(options.neurons, replicas=2), record=measured.steps)
     comparison = dmft.compare(measured, theory)
     Console().print(comparison)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.parameterization import parameterize
+from torch_dmft.theory.network import ModelNetwork
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import standard_error
 from torch_dmft.theory.responses.responses import Responses, responses
@@ -119,12 +120,12 @@ def test_who_has_no_responses_says_so() -> None:
         responses(pose(), GradientIndependence())
     with pytest.raises(UnsupportedProblemError, match="linear"):
         responses(pose(), DeepLinear())
-    with pytest.raises(UnsupportedProblemError, match="noise"):
+    with pytest.raises(UnsupportedProblemError, match="temperature"):
         responses(pose(temperature=0.1), InfiniteWidth())
     for lost in (
         pose(optimizer="adam"),
         pose(temperature=0.1, activation="relu"),
-        replace(pose(), chain=None, network=parameterize(pose().chain.build(8), pose().inputs.float())),
+        replace(pose(), network=ModelNetwork(parameterize(pose().chain.build(8), pose().inputs.float()))),
     ):
         for solver in (None, InfiniteWidth(), WideEnsemble()):
             with pytest.raises(UnsupportedProblemError, match="none of the solvers"):  # no remedy that ends here again

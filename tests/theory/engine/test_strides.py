@@ -248,7 +248,7 @@ def test_straight_lines() -> None:
     run = solve(pose(steps=4), InfiniteWidth(256, 1), record=[0, 1, 4])
     steps = torch.tensor([0, 2, 3, 4])
     outputs = torch.zeros(4, ROWS, 1)
-    found = interpolated(run, steps, outputs, torch.zeros(4))
+    found = interpolated(run, steps, outputs)
     old, new = run.ntk.array, found.ntk.array
     expected = torch.stack([old[0], (2 * old[1] + old[2]) / 3, (old[1] + 2 * old[2]) / 3, old[2]])
     torch.testing.assert_close(new, expected)

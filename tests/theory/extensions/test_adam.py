@@ -149,10 +149,10 @@ def test_who_has_no_theory_of_it_says_so(optimizer: str) -> None:
     for name in solvers.__all__:
         solver = solvers.FiniteWidth(32) if name == "FiniteWidth" else getattr(solvers, name)()
         if name != "WideEnsemble":
-            with pytest.raises(
-                UnsupportedProblemError, match=rf"{name} does not cover this training.*optimizer Adam.*WideEnsemble"
-            ):
+            with pytest.raises(UnsupportedProblemError) as raised:
                 dmft.solve(problem, solver)
+            assert f"{name} does not cover this training. Got: optimizer {problem.training.optimizer}" in str(raised.value)
+            assert "WideEnsemble" in str(raised.value)
     solver, why = choose(problem)
     assert isinstance(solver, WideEnsemble)
     assert "does not cover this training" in why
@@ -194,7 +194,7 @@ def test_a_run_with_adam_is_compared_with_its_own_prediction(generator: torch.Ge
             ordinary(256, 1.0, "adamw", generator, weight_decay=0.5, betas=(0.5, 0.999))[0],
             reference,
         ),
-        "learning rate of ": (
+        "learning rate: network ": (
             ordinary(256, 1.0, "adamw", generator, weight_decay=0.5, rates="sgd")[0],
             reference,
         ),

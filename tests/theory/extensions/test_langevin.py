@@ -118,7 +118,7 @@ def test_noise_on_a_wrapped_network_is_that_of_the_unit_form(generator: torch.Ge
     plan = parameterize(model, torch.randn(3, 60), gamma0=0.7)
     problem = Problem.like(plan, Probe(torch.randn(3, 60), torch.randn(3, 90)), lr=0.2, steps=1, temperature=0.3)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    langevin_noise(problem, plan, generator)()
+    langevin_noise(problem, plan, generator)(0)
     rates = {id(parameter): group["lr"] for group in plan.param_groups(0.2) for parameter in group["params"]}
     for rule in plan.rules:
         parameter = model.get_parameter(rule.name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.reference import ensembles, networks
+from torch_dmft import Probe, parameterize
 from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
 from torch_dmft.core.training import Training
 from torch_dmft.theory.chain import Chain, HiddenLayer
@@ -215,8 +216,7 @@ def test_answers_in_the_precision_of_the_problem(rows: Tensor, targets: Tensor) 
 
 def test_takes_the_names_of_the_network(rows: Tensor) -> None:
     problem = Problem.mlp(rows, rows[:, 0], depth=1, steps=1)
-    layers = [SimpleNamespace(path="encoder"), SimpleNamespace(path="head.linear")]
-    object.__setattr__(problem, "network", SimpleNamespace(architecture=SimpleNamespace(layers=layers)))
+    problem = replace(problem, network=ChainNetwork(problem.chain, ("encoder", "head.linear")))
     assert [layer.name for layer in solve(problem, StaticNTK()).layers] == ["encoder", "head.linear"]
 
 
@@ -224,9 +224,10 @@ def test_refuses_what_it_cannot_do(rows: Tensor) -> None:
     problem = Problem.mlp(rows, rows[:, 0], steps=2, momentum=0.5)
     with pytest.raises(UnsupportedProblemError, match="momentum"):
         solve(problem, StaticNTK(time="continuous"))
-    object.__setattr__(problem, "chain", None)
+    norm = nn.Sequential(nn.Linear(rows.shape[1], 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 1)).double()
+    other = Problem.like(parameterize(norm, rows), Probe(rows, rows[:, 0]), lr=0.1, steps=1)
     with pytest.raises(UnsupportedProblemError, match="InfiniteWidth"):
-        solve(problem, StaticNTK())
+        solve(other, StaticNTK())
 
 
 def test_says_that_training_diverges(rows: Tensor) -> None:

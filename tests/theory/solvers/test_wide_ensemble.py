@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import torch_dmft as dmft
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.training import Training
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.theory.solvers import DeepLinear, InfiniteWidth, WideEnsemble
 from torch_dmft.theory.solvers.wide_ensemble import extrapolate
@@ -136,7 +137,7 @@ def test_the_fit_finds_the_limit_and_its_chi_squared(generator):
                 layers=(LayerKernels("0", *kernels[:3]),),
                 ntk=kernels[3],
                 origin="",
-                lr=0.1,
+                training=Training.sgd(0.1, 1),
                 train=torch.ones(samples, dtype=torch.bool),
             )
 

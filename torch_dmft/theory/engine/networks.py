@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
@@ -67,15 +67,21 @@ def frozen_as(problem: Problem, plan: Plan) -> Plan:
     return plan
 
 
+def zero_starts(problem: Problem, plan: Plan) -> frozenset[str]:
+    """The parameters of a model of a problem's network that start at zero there, by the names they have in the model."""
+    starts = problem.training.starts
+    return frozenset(rule.name for rule, name in named_rules(problem.network, plan) if starts.get(name) == "zero")
+
+
 @torch.no_grad()
-def initialise(problem: Problem, plan: Plan, generator: torch.Generator) -> None:
+def initialise(plan: Plan, generator: torch.Generator, zero: Collection[str] = ()) -> None:
     """Draw all parameters anew, in place: weights and biases from N(0, std^2), norm layers as torch starts them.
 
-    Weights that start at zero in the problem stay zero.
+    Args:
+        plan: the network.
+        generator: where they are drawn from.
+        zero: names of parameters that start at zero instead; as many numbers are drawn for them.
     """
-    zero = {
-        rule.name for rule, name in named_rules(problem.network, plan) if problem.training.starts.get(name) == "zero"
-    }
     for module in plan.model.modules():
         if isinstance(module, NORMS):
             module.reset_parameters()

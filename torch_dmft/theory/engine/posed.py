@@ -10,9 +10,8 @@ import torch
 
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.parameterization import Plan
-from torch_dmft.theory.engine.course import named_rules
 from torch_dmft.theory.engine.layers import InfiniteReadout
-from torch_dmft.theory.engine.networks import frozen_as
+from torch_dmft.theory.engine.networks import frozen_as, zero_starts
 from torch_dmft.theory.engine.training import rows_at_once
 from torch_dmft.theory.engine.twin import infinite_width
 from torch_dmft.theory.network import ChainNetwork
@@ -46,9 +45,7 @@ def twin_of(
 
 def start_at_zero(problem: Problem, twin: Plan) -> None:
     """Let the weights of a twin that start at zero in the problem do so."""
-    zero = {
-        rule.name for rule, name in named_rules(problem.network, twin) if problem.training.starts.get(name) == "zero"
-    }
+    zero = zero_starts(problem, twin)
     with torch.no_grad():
         for name in zero:
             twin.model.get_parameter(name).zero_()

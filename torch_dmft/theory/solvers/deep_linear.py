@@ -56,8 +56,9 @@ class DeepLinear:
         Raises:
             UnsupportedProblemError: naming the layers that are not linear.
         """
-        require_linear(require_chain(problem, "DeepLinear"), "DeepLinear")
+        chain = require_chain(problem, "DeepLinear")
         require_training(problem, "DeepLinear", SEES)
+        require_linear(chain, "DeepLinear")
 
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False

@@ -16,7 +16,7 @@ from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, networks_cost, twin_cost
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
-from torch_dmft.theory.engine.networks import initialise, langevin_noise, network_of
+from torch_dmft.theory.engine.networks import initialise, langevin_noise, network_of, zero_starts
 from torch_dmft.theory.engine.posed import renamed, rotated, twin_of
 from torch_dmft.theory.engine.training import rows_at_once, train_and_record
 from torch_dmft.theory.engine.twin import default_tolerance
@@ -132,7 +132,7 @@ class _Networks(Iterator[Plan]):
             return twin_of(self.problem, self.width, **settings)  # type: ignore[arg-type]
         if self._dense is None:
             self._dense = network_of(self.problem, self.width)
-        initialise(self.problem, self._dense, self.generator)
+        initialise(self._dense, self.generator, zero_starts(self.problem, self._dense))
         return self._dense
 
     def learn(self, trained: Plan) -> None:

@@ -82,8 +82,8 @@ class WhitenedLinear:
             UnsupportedProblemError: naming everything that is in the way.
         """
         chain = require_chain(problem, "WhitenedLinear")
-        require_linear(chain, "WhitenedLinear")
         require_training(problem, "WhitenedLinear", SEES, remedy="solvers.WideEnsemble()")
+        require_linear(chain, "WhitenedLinear")
         train = problem.train_samples
         kernel = problem.input_kernel[:train, :train].double()
         off = float((kernel - torch.eye(train, dtype=kernel.dtype, device=kernel.device)).abs().max())

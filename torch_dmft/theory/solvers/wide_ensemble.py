@@ -16,7 +16,7 @@ from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator, require_list
 from torch_dmft.theory.cost import Cost, extrapolation_error, networks_cost
 from torch_dmft.theory.engine.matched_start import match_moments, matchable
-from torch_dmft.theory.engine.networks import initialise, langevin_noise, negate_readout, network_of
+from torch_dmft.theory.engine.networks import initialise, langevin_noise, negate_readout, network_of, zero_starts
 from torch_dmft.theory.engine.posed import renamed, rotated
 from torch_dmft.theory.engine.training import train_and_record
 from torch_dmft.theory.problem import Problem
@@ -175,7 +175,7 @@ def _train_pair(
     two_time: bool,
 ) -> Trajectory:
     """The mean of a network and of the same network with the opposite readout, also in the noise."""
-    initialise(problem, plan, generator)
+    initialise(plan, generator, zero_starts(problem, plan))
     match_moments(plan, matched)
     start = {name: value.clone() for name, value in plan.model.state_dict().items()}
     state, runs = generator.get_state(), []

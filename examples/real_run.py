@@ -1,5 +1,7 @@
 """A run as people train, beside the infinitely wide network that is trained just so.
 
+    python examples/real_run.py --width 512
+
 1797 digits, ten classes, cross entropy, a ReLU network of four layers, batches of 64 from a shuffling DataLoader,
 momentum, weight decay, warmup and cosine. Nothing is typed twice: ``recorder.problem()`` has the loss, the rate of every
 step, the rows of every batch and the data. Kernels are kept of a probe of 32 digits, half of them held out; cost goes with
@@ -24,12 +26,12 @@ import torch_dmft as dmft
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=512, help="neurons per hidden layer (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=0.3, help="largest base learning rate (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=0.15, help="largest base learning rate (default: %(default)s)")
     parser.add_argument("--gamma0", type=float, default=1.0, help="feature-learning strength (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=4, help="pairs of networks per width (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of networks per width (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where the network trains (default: %(default)s)")
     parser.add_argument("--logdir", help="where to write TensorBoard logs (default: nowhere)")
@@ -77,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> dmft.Comparison:
                 next(bar, None)
                 if recorder.step == options.steps:
                     break
+    next(bar, None)  # ends the progress bar
     measured = recorder.trajectory()
 
     started = time.perf_counter()

@@ -18,6 +18,7 @@ _HOME = {
     "Plan": "torch_dmft.parameterization",
     "parameterize": "torch_dmft.parameterization",
     "centered": "torch_dmft.parameterization",
+    "Indexed": "torch_dmft.measurement",
     "Probe": "torch_dmft.measurement",
     "Recorder": "torch_dmft.measurement",
     "every": "torch_dmft.measurement",
@@ -27,6 +28,7 @@ _HOME = {
     "solve": "torch_dmft.theory",
     "infinite_width": "torch_dmft.theory",
     "Kernel": "torch_dmft.core.kernel",
+    "Training": "torch_dmft.core.training",
     "Trajectory": "torch_dmft.core.trajectory",
     "alignment": "torch_dmft.comparison",
     "compare": "torch_dmft.comparison",
@@ -36,11 +38,13 @@ _HOME = {
 __all__ = [
     "Architecture",
     "Comparison",
+    "Indexed",
     "Kernel",
     "Plan",
     "Probe",
     "Problem",
     "Recorder",
+    "Training",
     "Trajectory",
     "__version__",
     "alignment",
@@ -74,7 +78,8 @@ if TYPE_CHECKING:
     from torch_dmft.architecture import Architecture, describe
     from torch_dmft.comparison import Comparison, alignment, compare
     from torch_dmft.core.kernel import Kernel
+    from torch_dmft.core.training import Training
     from torch_dmft.core.trajectory import Trajectory
-    from torch_dmft.measurement import Probe, Recorder, empirical_ntk, every, log_spaced
+    from torch_dmft.measurement import Indexed, Probe, Recorder, empirical_ntk, every, log_spaced
     from torch_dmft.parameterization import Plan, centered, parameterize
     from torch_dmft.theory import Problem, infinite_width, solve, solvers

@@ -61,6 +61,22 @@ def test_richness(tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+def test_real_run(capsys):
+    """Momentum, decay, warmup, cosine and the very batches: every kernel is within what the width explains."""
+    comparison = example("real_run")(["--width", "256", "--steps", "120", "--pairs", "6"])
+    (theory,) = comparison.deviations
+    for layer in theory.layers:
+        for kernel in (layer.forward, layer.backward):
+            bar = 5 * kernel.relative_error_stderr[-1].nan_to_num(0.0)
+            assert kernel.relative_error[-1] <= 7 / 256**0.5 + bar
+    assert theory.losses.rms[-1] < 0.1 * comparison.measured.losses[0]
+    training = comparison.measured.training
+    assert {"momentum", "decay", "schedule", "batches"} == set(training.traits)
+    assert training.notes == ()
+    assert training.batches_known
+    assert "The theory took" in capsys.readouterr().out
+
+
 def test_cnn_widths(capsys):
     narrow, wide = example("cnn_widths")(["--widths", "4,32,128", "--steps", "40"])
     assert wide.deviations[0].losses.rms.mean() < narrow.deviations[0].losses.rms.mean()

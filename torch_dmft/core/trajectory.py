@@ -87,7 +87,7 @@ class Trajectory:
         ntk: K^NTK, the sum of ``layers[l].ntk`` and of what the parameters of norm layers add; df/dt = K Delta to first
             order in the learning rate.
         origin: what this is, as a legend names it: ``"network (N=512)"``, ``"theory (N=inf)"``, ``"static NTK (N=inf)"``.
-        lr: the base learning rate eta; ``times`` = eta * steps.
+        training: how the network was trained, or is predicted to be; ``times`` and ``lr`` are its.
         train: ``(sample,)`` bool, which rows the model is trained on.
         targets: ``(sample, output)`` float targets (one-hot for classes), if known.
         stderr: the standard error of every number above in the same layout, or None if the method has none.
@@ -95,7 +95,7 @@ class Trajectory:
             is a prediction for that width; else empty. Covariances over initialisations are theirs.
         curvature: ``(time,)``, the largest eigenvalue of K times the curvature of the loss by the outputs, on the training
             rows; see ``edge``.
-        metadata: plain facts of the run (width or neurons, gamma0, optimizer or solver, seconds, ...), saved with it.
+        metadata: plain facts of the run (width or neurons, gamma0, solver, seconds, ...), saved with it.
     """
 
     steps: Tensor

@@ -47,7 +47,7 @@ class Probe:
         _require_finite("inputs", self.inputs)
         if self.targets is not None:
             _check_targets(self.targets, len(self.inputs))
-        train = torch.ones(len(self.inputs), dtype=torch.bool) if self.train is None else self.train
+        train = torch.ones(len(self.inputs), dtype=torch.bool, device="cpu") if self.train is None else self.train
         if train.dtype != torch.bool or train.shape != (len(self.inputs),) or not bool(train.any()):
             raise InvalidInputError(
                 "train is a bool mask with one entry per sample, at least one of them True.",

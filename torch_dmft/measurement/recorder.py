@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
+from torch_dmft.core.numbers import require_number
 from torch_dmft.core.sight import NUMBERS, Sight, require_whole_plan
 from torch_dmft.core.stability import curvatures
 from torch_dmft.core.training import Training
@@ -71,6 +72,7 @@ class Recorder:
             a data set of such pairs. ``batches(loader)`` brings its own.
         model: the module whose outputs are recorded, if it is not the plan's model but a wrapper:
             ``centered(plan.model)``.
+        temperature: T of the Langevin noise that the loop brings into the gradients; they are not checked then.
         callbacks: called with ``(step, record)`` after each record, outside the protection described above.
 
     Raises:
@@ -95,6 +97,7 @@ class Recorder:
         fields: bool | Schedule | Iterable[int] = True,
         data: tuple[Tensor, Tensor] | Dataset[Any] | None = None,
         model: nn.Module | None = None,
+        temperature: float = 0.0,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         if every is not None and schedule is not None:
@@ -105,6 +108,7 @@ class Recorder:
             )
         if schedule is None:
             schedule = every_steps(1 if every is None else every)
+        require_number("temperature", temperature, at_least=0, remedy="temperature=0.0: no noise")
         self.probe = probe
         self.schedule: Schedule = schedule if callable(schedule) else at_steps(schedule)
         self.callbacks = tuple(callbacks)
@@ -113,6 +117,7 @@ class Recorder:
         self.subject = subject_of(plan_or_model, probe.inputs, run=model)
         self._loss = default_loss(probe.targets) if loss is None else loss
         self._data = None if data is None else TrainingSet(data)
+        self._temperature = temperature
         self._sight: Sight | None = None
         self._rows = RowsSeen()
         self._starts: dict[str, str] = {}
@@ -263,9 +268,8 @@ class Recorder:
         known = self._rows.batches if self._rows.noted else None
         count = len(self._data) if self._data is not None else int(self.probe.train_rows.sum())
         off = {step: error for step, error in self._doubts.items() if error > TOLERANCE}
-        is_known = (
-            known is not None if self._rows.noted else not off and (bool(self._doubts) or self.probe.targets is None)
-        )
+        checked = bool(self._doubts) or self.probe.targets is None or self._temperature > 0
+        is_known = known is not None if self._rows.noted else checked and not off
         notes, targets, doubt = [*self._notes], self.probe.targets, ""
         if off:
             step, error = next(iter(off.items()))
@@ -287,6 +291,7 @@ class Recorder:
             batches=all_rows(known, count),
             batches_known=is_known,
             doubt=doubt,
+            temperature=self._temperature,
             notes=tuple(notes),
         )
 
@@ -444,7 +449,13 @@ class Recorder:
         """Hold the gradients that wait for the optimizer against those of the loss."""
         targets = self.probe.targets
         unknown = self._sight is not None and self._sight.optimizer not in NUMBERS
-        if unknown or not is_due(self.step) or targets is None or (rows is None and self._rows.noted):
+        if (
+            unknown
+            or self._temperature
+            or not is_due(self.step)
+            or targets is None
+            or (rows is None and self._rows.noted)
+        ):
             return
         if self._data is not None:
             inputs, given = self._data.rows(rows)

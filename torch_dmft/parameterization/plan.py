@@ -30,7 +30,7 @@ class Plan:
         rules: one rule for every parameter.
         scheme: "mean_field", "ntk" or "standard".
         gamma0: the richness that enters theory: 1/sqrt(width) for the schemes "ntk" and "standard".
-        optimizers: names that ``param_groups`` takes; an infinite-width twin stands for plain or momentum SGD alone.
+        optimizers: names that ``param_groups`` takes; an infinite-width twin stands for SGD alone.
         origin: what legends call this model: ``"network (N=512)"``, or ``"theory (N=inf)"`` for an infinite-width twin.
     """
 

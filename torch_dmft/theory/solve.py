@@ -49,7 +49,7 @@ def solve(
         raise InvalidInputError(
             "Expected a Problem.",
             got=type(problem).__name__,
-            remedy="Problem.mlp(...) or Problem.like(plan, probe, ...)",
+            remedy="recorder.problem() of a run, Problem.like(plan, probe, ...) or Problem.mlp(...)",
         )
     steps = problem.recorded(record)
     facts: dict[str, str | int | float | bool | None] = {}

@@ -151,7 +151,9 @@ def test_who_has_no_theory_of_it_says_so(optimizer: str) -> None:
         if name != "WideEnsemble":
             with pytest.raises(UnsupportedProblemError) as raised:
                 dmft.solve(problem, solver)
-            assert f"{name} does not cover this training. Got: optimizer {problem.training.optimizer}" in str(raised.value)
+            assert f"{name} does not cover this training. Got: optimizer {problem.training.optimizer}" in str(
+                raised.value
+            )
             assert "WideEnsemble" in str(raised.value)
     solver, why = choose(problem)
     assert isinstance(solver, WideEnsemble)

@@ -58,7 +58,7 @@ def check_strides(problem: Problem) -> None:
         "velocities and of decay"
     )
     require_training(problem, "Strides", frozenset({"schedule", "batches", "frozen", "starts"}), remedy=remedy)
-    if problem.probe is not None:
+    if problem.probe is not None and len(torch.unique(problem.probe)) < problem.samples:
         raise UnsupportedProblemError(
             "Strides measure all rows that are trained on.",
             got=f"a probe of {len(problem.probe)} of {problem.samples} rows",

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.theory.chains.assembly import about_the_probe
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, twin_cost
 from torch_dmft.theory.engine.posed import enough_neurons, renamed, rotated, twin_of
@@ -111,6 +112,10 @@ class InfiniteWidth:
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins and average; see ``solve``."""
         train: Train = train_and_record
+        if self.strides and problem.probe is not None:  # all rows, in another order
+            return about_the_probe(
+                problem, self.run(replace(problem, probe=None), record, two_time=two_time, progress=progress)
+            )
         if self.strides:
             # The tolerance falls with gamma0 like the movement of features. Lazy kernels move by gamma0^2, but jitter by what
             # the tolerance leaves out; outputs move as far as ever.

@@ -63,7 +63,7 @@ def test_richness(tmp_path):
 
 def test_real_run(capsys):
     """Momentum, decay, warmup, cosine and the very batches: every kernel is within what the width explains."""
-    comparison = example("real_run")(["--width", "256", "--steps", "120", "--pairs", "6"])
+    comparison = example("real_run")(["--width", "256", "--steps", "90", "--pairs", "4"])
     (theory,) = comparison.deviations
     for layer in theory.layers:
         for kernel in (layer.forward, layer.backward):

@@ -139,10 +139,10 @@ def _network(*layers, **options):
     ("layers", "places"),
     [
         ([nn.GroupNorm(2, 16)], {"1": "no GroupNorm yet, and a GroupNorm cannot be built at another width yet"}),
-        ([nn.Tanh(), nn.Dropout(0.5)], {"2": "dropout makes training random"}),
+        ([nn.Tanh(), nn.Dropout(0.5)], {"2": "draws random numbers in train mode"}),
         (
             [nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.5)],
-            {"3": "dropout makes training random"},
+            {"3": "draws random numbers in train mode"},
         ),  # nets have BatchNorm
     ],
     ids=["GroupNorm", "dropout", "BatchNorm and dropout"],

@@ -12,13 +12,19 @@ flow, and small differences between two runs grow (Cohen et al. 2021, arXiv:2103
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.func import grad, jvp, vmap
 
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.training import Training
+
+_Bend = Callable[[Tensor], Tensor]
 
 NEAR_THE_EDGE = 0.8
 """Of the largest stable learning rate: from here on two runs that differ in nothing but rounding may part."""
@@ -36,14 +42,17 @@ def curvatures(outputs: Tensor, ntk: Kernel, train: Tensor, loss: Callable[[Tens
         loss: outputs of these rows, ``(train, output)``, to a scalar.
     """
     rows = train.cpu().nonzero().flatten()
-    kernels = ntk.equal_time.detach().cpu()
+    f, kernels = outputs.detach().cpu(), ntk.equal_time.detach().cpu()
     kernels = kernels[:, rows][:, :, :, rows] if ntk.has_outputs else kernels[:, rows][:, :, rows]
-    size = len(rows) * (outputs.shape[2] if ntk.has_outputs else 1)
-    found = [
-        _largest(loss, f[rows], kernel.reshape(size, size))
-        for f, kernel in zip(outputs.detach().cpu(), kernels, strict=True)
-    ]
-    return torch.tensor(found, dtype=torch.float64, device="cpu")
+    size = len(rows) * (f.shape[2] if ntk.has_outputs else 1)
+    f, kernels = f[:, rows], kernels.reshape(len(f), size, size).to(f.dtype)
+    finite = torch.isfinite(kernels).flatten(1).all(1) & torch.isfinite(f).flatten(1).all(1)
+    found = torch.full((len(f),), math.nan, dtype=torch.float64, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if bool(finite.any()):
+            found[finite] = _largest(_bending(loss, f[finite]), kernels[finite]).double()
+    return found
 
 
 def edge(training: Training, steps: Tensor, curvature: Tensor) -> Tensor:
@@ -64,27 +73,43 @@ def edge(training: Training, steps: Tensor, curvature: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
-def _largest(loss: Callable[[Tensor], Tensor], outputs: Tensor, ntk: Tensor) -> float:
-    """The largest eigenvalue of K H, by power iteration."""
-    if not bool(torch.isfinite(ntk).all()):
-        return math.nan
-    f = outputs.detach().clone().requires_grad_()
-    try:
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(loss(f), f, create_graph=True)
-    except Exception:
-        return math.nan
-    if not slope.requires_grad:  # linear in the outputs
-        return 0.0
-    v = (ntk.diagonal().clamp(min=0).sqrt() + 1e-3 * ntk.sum(1).abs()).reshape(f.shape)
-    value = 0.0
+def _bending(loss: Callable[[Tensor], Tensor], outputs: Float[Tensor, "time row output"]) -> _Bend | None:
+    """What takes changes v of the outputs to H v, at all times at once; None for a loss without a second derivative."""
+
+    def bend(v: Tensor) -> Tensor:
+        return vmap(lambda f, change: jvp(grad(loss), (f,), (change,))[1])(outputs, v)
+
+    def one_by_one(v: Tensor) -> Tensor:
+        bent = []
+        for f, change in zip(outputs, v, strict=True):
+            f = f.clone().requires_grad_()
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(loss(f), f, create_graph=True)
+            bent.append(torch.autograd.grad(slope, f, change)[0] if slope.requires_grad else torch.zeros_like(f))
+        return torch.stack(bent)
+
+    for way in (bend, one_by_one):  # losses that branch on values cannot be batched
+        with suppress(Exception):
+            probe = torch.linspace(0.5, 1.5, outputs.numel(), dtype=outputs.dtype, device="cpu").reshape(outputs.shape)
+            bent = way(probe)
+            factor = bent.flatten()[0] / probe.flatten()[0]
+            if torch.allclose(bent, factor * probe, rtol=1e-5, atol=0.0):  # a squared error: H is a number
+                return lambda v: factor * v
+            return lambda v: way(v.reshape(outputs.shape)).flatten(1)
+    return None
+
+
+def _largest(bend: _Bend | None, kernels: Float[Tensor, "time n n"]) -> Float[Tensor, " time"]:
+    """The largest eigenvalues of K H, by power iteration at all times at once."""
+    if bend is None:
+        return kernels.new_full((len(kernels),), math.nan)
+    v = kernels.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt() + 1e-3 * kernels.sum(2).abs()
+    tiny = torch.finfo(v.dtype).tiny
+    value = v.new_zeros(len(v))
     for _ in range(_ROUNDS):
-        norm = float(v.norm())
-        if norm == 0 or not math.isfinite(norm):
-            return 0.0 if norm == 0 else math.nan
-        (bent,) = torch.autograd.grad(slope, f, v / norm, retain_graph=True)
-        v = (ntk @ bent.flatten()).reshape(f.shape)
-        before, value = value, float(v.norm())
-        if abs(value - before) <= _ENOUGH * value:
+        v = v / v.norm(dim=1, keepdim=True).clamp(min=tiny)
+        v = (kernels @ bend(v)[:, :, None])[:, :, 0]
+        before, value = value, v.norm(dim=1)
+        if bool(((value - before).abs() <= _ENOUGH * value).all()):
             break
     return value

@@ -128,6 +128,7 @@ class Recorder:
         self._attached = False
         self._layouts: Layouts | None = None
         self._squeezed: bool | None = None
+        self._targets: Tensor | None = None  # of the training rows, as the loss takes them
         chosen = None if isinstance(fields, bool) else fields if callable(fields) else at_steps(fields)
         is_chain = self.subject.architecture.is_chain
         self._fields = FieldMemory(chosen, is_chain=is_chain) if fields is not False else None
@@ -436,14 +437,15 @@ class Recorder:
 
     def _loss_on_train(self, outputs: Tensor) -> Tensor:
         """The loss of outputs ``(train, output)`` of the training rows, in the shapes that the user's loop hands to it."""
-        assert self.probe.targets is not None  # asked for where there are targets
-        targets = self.probe.targets[self.probe.train_rows.to(self.probe.targets.device)].to(outputs.device)
-        if targets.is_floating_point():
-            targets = targets.to(outputs.dtype)
         if self._squeezed is None:
             self._squeezed = returns_one_number(self.subject.run, self.probe.inputs)
         shown = outputs.squeeze(1) if self._squeezed else outputs
-        return self._loss(shown, as_the_loss_takes_them(self._loss, shown.detach(), targets))
+        if self._targets is None or self._targets.device != outputs.device:
+            assert self.probe.targets is not None  # asked for where there are targets
+            targets = self.probe.targets[self.probe.train_rows.to(self.probe.targets.device)].to(outputs.device)
+            targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
+            self._targets = as_the_loss_takes_them(self._loss, shown.detach(), targets)
+        return self._loss(shown, self._targets)
 
     def _check_gradients(self, optimizers: tuple[Optimizer, ...], rows: Tensor | None) -> None:
         """Hold the gradients that wait for the optimizer against those of the loss."""

@@ -86,7 +86,12 @@ def train_module(chain: Chain, training: Training, module: PlainModule, *, two_t
     inputs = training.rows(module.dtype)
     targets = training.targets
     optimizer = torch.optim.SGD(
-        [{"params": [p], "lr": training.lr * module.rate(name)} for name, p in module.named_parameters()],
+        [
+            {"params": [p], "lr": training.lr * rate, "weight_decay": training.weight_decay / rate}
+            for (name, p), rate in zip(
+                module.named_parameters(), map(module.rate, dict(module.named_parameters())), strict=True
+            )
+        ],
         momentum=training.momentum,
     )
     outputs, losses, fields, ntks = [], [], [], []
@@ -99,9 +104,6 @@ def train_module(chain: Chain, training: Training, module: PlainModule, *, two_t
         ntks.append(_ntk(module, inputs))
         optimizer.zero_grad()
         training.loss(module(training.inputs[rows]) - start[rows], targets[rows]).backward()
-        with torch.no_grad():
-            for p in module.parameters():
-                p.mul_(1 - training.lr * training.weight_decay)
         optimizer.step()
 
     times = range(training.steps)

@@ -9,6 +9,7 @@ import torch
 
 from tests.reference.ensembles import Estimate, ensemble, extrapolate, fit, observables, relative_stderr, z_scores
 from tests.reference.networks import Chain, Training
+from torch_dmft.core import training as trainings
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 
@@ -125,7 +126,7 @@ def test_observables_have_the_layout_of_a_trajectory(
         ),
         ntk=Kernel(mean["ntk"]),
         origin="networks (N=8)",
-        lr=0.1,
+        training=trainings.Training.sgd(0.1, 2),
         train=torch.ones(3, dtype=torch.bool),
     )
     for layer in trajectory.layers:

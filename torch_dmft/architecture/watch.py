@@ -132,9 +132,9 @@ def _randomness_restored() -> Iterator[None]:
 
 
 def _seed(number: int) -> None:
-    random.seed(number)
+    random.setstate(random.Random(number).getstate())
     if numpy := _numpy_random():
-        numpy.seed(number)
+        numpy.set_state(numpy.RandomState(number).get_state())
 
 
 def _next_drawn() -> tuple[float, ...]:

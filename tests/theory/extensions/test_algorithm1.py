@@ -28,9 +28,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "momentum": {"momentum": 0.7, "lr": 0.1},
     "decay": {"weight_decay": 0.6},
     "momentum and decay": {"momentum": 0.7, "weight_decay": 0.8, "lr": 0.1},
+    "decay outside": {"momentum": 0.7, "weight_decay": 0.8, "lr": 0.1, "decoupled": True},
+    "Nesterov and a schedule": {"momentum": 0.7, "lr": [0.1, 0.05, 0.1, 0.0, *[0.1] * 20], "nesterov": True},
     "unequal widths": {"width_ratios": [4.0, 1.0]},
 }
-PLAIN = {"gain", "bias_std", "batches", "momentum", "weight_decay", "width_ratios"}
+PLAIN = {"gain", "bias_std", "batches", "momentum", "weight_decay", "width_ratios", "decoupled", "nesterov"}
 """Settings that a plain chain does without."""
 
 SHORT = {"three outputs", "momentum and decay", "unequal widths"}
@@ -91,5 +93,5 @@ def test_momentum_and_decay_are_no_product(monkeypatch: pytest.MonkeyPatch) -> N
         return problem.lr * (keep * (1 - problem.momentum**age) / (1 - problem.momentum)).where(age > 0, 0.0)
 
     monkeypatch.setattr(order_parameters, "_update_weights", product)
-    scores = worst(answer(**VARIANTS["momentum and decay"]), "momentum and decay")
+    scores = worst(answer(**VARIANTS["decay outside"]), "decay outside")
     assert scores["outputs"] > 5, scores

@@ -20,7 +20,7 @@ from torch_dmft.theory.engine.networks import initialise, langevin_noise, negate
 from torch_dmft.theory.engine.posed import renamed, rotated
 from torch_dmft.theory.engine.training import train_and_record
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.replicas import average
+from torch_dmft.theory.replicas import average, replica_generators
 from torch_dmft.theory.solver import require_training
 from torch_dmft.theory.solvers.infinite_width import COVERS
 from torch_dmft.theory.stepping import track
@@ -99,11 +99,12 @@ class WideEnsemble:
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train pairs of networks at every width and extrapolate; see ``solve``."""
-        generator = self.generator or torch.Generator().manual_seed(0)
+        widths_asked = sorted(set(self.widths))
+        generators = replica_generators(self.generator, len(widths_asked))
         posed = rotated(problem)
         which: tuple[bool, ...] | None = None
         widths, estimates = [], []
-        for width in sorted(set(self.widths)):
+        for width, generator in zip(widths_asked, generators, strict=True):
             plan = network_of(posed, width)
             which = matchable(plan) if which is None else which  # of the smallest width
             pairs = []

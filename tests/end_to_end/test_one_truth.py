@@ -6,6 +6,7 @@ of this width, of which a wrong theory is outside) or refused with its place.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -300,6 +301,69 @@ def test_batches_of_a_loader_reach_theory_and_training_goes_on_bit_for_bit(worke
         assert predicted.outputs.shape == measured.outputs.shape
         dmft.compare(measured, predicted)
     assert far(measured, predicted, 64) < 1
+
+
+def steps_taken(
+    model: nn.Module, optimizer: torch.optim.Optimizer, count: int, before: Callable[[int], Any] = lambda _: None
+) -> None:
+    for step in range(count):
+        before(step)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(INPUTS), TARGETS).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_network_that_was_trained_before_is_found_out(momentum: float) -> None:
+    model = chain()
+    plan = dmft.parameterize(model, INPUTS, generator=torch.Generator().manual_seed(0))
+    optimizer = SGD(plan.param_groups(0.2), momentum=momentum)
+    steps_taken(model, optimizer, 10)
+    recorder = dmft.Recorder(plan, dmft.Probe(INPUTS, TARGETS))
+    with recorder.attach(optimizer):
+        steps_taken(model, optimizer, 2)
+    with pytest.raises(UnsupportedProblemError, match=r"trained before|before the first record"):
+        recorder.problem()
+
+
+def unfreeze(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> Callable[[int], Any]:
+    model[2].weight.requires_grad_(False)
+    return lambda step: model[2].weight.requires_grad_(step >= 10)
+
+
+def cut(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> Callable[[int], Any]:
+    def change(step: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.1 if step == 8 else 1.0
+
+    return change
+
+
+def without_biases(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> Callable[[int], Any]:
+    weights = [group for group in optimizer.param_groups if group["params"][0].ndim > 1]
+    for group in weights:
+        group["weight_decay"] = 0.1 / group["lr"]
+    return lambda step: None
+
+
+@pytest.mark.parametrize("habit", [unfreeze, cut, without_biases])
+def test_habits_are_predicted_as_they_are(habit: Any) -> None:
+    model = chain()
+    plan = dmft.parameterize(model, INPUTS, generator=torch.Generator().manual_seed(0))
+    optimizer = SGD([{**g, "params": [p]} for g in plan.param_groups(0.2) for p in g["params"]])
+    recorder = dmft.Recorder(plan, dmft.Probe(INPUTS, TARGETS), every=5)
+    before = habit(model, optimizer)
+    with recorder.attach(optimizer):
+        steps_taken(model, optimizer, STEPS, before)
+    measured, problem = recorder.trajectory(), recorder.problem()
+    predicted = dmft.solve(problem, solvers.FiniteWidth(256, 8), record=measured.steps)
+    dmft.compare(measured, predicted)
+    assert far(measured, predicted, 256) < 1
+    with pytest.raises(UnsupportedProblemError) if problem.training.exceptions else contextlib.nullcontext():
+        dmft.solve(problem, solvers.StaticNTK(), record=measured.steps)
+    plain = dmft.Problem.like(plan, recorder.probe, lr=0.2, steps=STEPS)
+    with pytest.raises(InvalidInputError, match=r"learning rate|weight decay"):
+        dmft.compare(measured, dmft.solve(plain, solvers.StaticNTK(), record=measured.steps))
 
 
 def test_batches_that_nobody_noted_can_be_predicted_as_others_and_are_labelled() -> None:

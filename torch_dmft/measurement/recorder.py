@@ -42,6 +42,9 @@ from torch_dmft.parameterization.start import starts_of
 if TYPE_CHECKING:
     from torch_dmft.theory import Problem
 
+_TRAINED = 30.0
+"""Mean square of the outputs, in units of its expectation for random readout weights, that these have once in ten million."""
+
 Callback = Callable[[int, Record], None]
 
 
@@ -164,6 +167,8 @@ class Recorder:
             sight.goes_on(self._sight)
         elif self.step == 0:
             self._starts = starts_of(self.subject.plan)
+            if any(len(optimizer.state) for optimizer in optimizers):  # of momentum, or Adam's
+                self._notes["optimizers that had taken steps before the first record"] = None
         self._sight = sight
         self.subject = replace(self.subject, frozen=frozenset(sight.frozen))
         _warn_of_odd_rates(Training.seen(sight), self.subject.plan)
@@ -197,6 +202,7 @@ class Recorder:
             recorded = bool(self.records) and self.records[-1].step == self.step
             if not recorded and (self.step == 0 or self.schedule(self.step)):
                 self.record()
+                self._check_start()
             for number, optimizer in enumerate(optimizers):
                 hooks.callback(optimizer.register_step_pre_hook(partial(before_step, number)).remove)
                 hooks.callback(optimizer.register_step_post_hook(partial(after_step, number)).remove)
@@ -446,6 +452,22 @@ class Recorder:
             targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
             self._targets = as_the_loss_takes_them(self._loss, shown.detach(), targets)
         return self._loss(shown, self._targets)
+
+    def _check_start(self) -> None:
+        """Note a network whose outputs at step 0 are not those of a random readout: it was trained before."""
+        subject, record = self.subject, self.records[-1]
+        lazy = any(getattr(module, "keeps_what_it_reveals", False) for module in subject.model.modules())
+        readout = subject.architecture.readout
+        at = next(i for i, layer in enumerate(subject.architecture.layers) if layer is readout)
+        if self.step or lazy or subject.run is not subject.model or readout.kind != "linear":
+            return
+        weight = subject.model.get_parameter(readout.weight).detach()
+        random = float(weight.double().square().mean()) * readout.fan_in * record.layers[at].forward.diagonal()
+        ratio = float((record.outputs.square().mean(1) / random.to(record.outputs)).mean())
+        if ratio > _TRAINED:
+            self._notes[
+                f"outputs that at step 0 are {ratio**0.5:.0f} times those of a random readout: it was trained before"
+            ] = None
 
     def _check_gradients(self, optimizers: tuple[Optimizer, ...], rows: Tensor | None) -> None:
         """Hold the gradients that wait for the optimizer against those of the loss."""

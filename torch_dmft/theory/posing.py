@@ -77,6 +77,12 @@ def problem_of_run(
     plan = subject.plan
     _require_plan_and_probe(plan, probe)
     require_optimizer(training)
+    if training.notes and batches is None:
+        raise UnsupportedProblemError(
+            "This run did what no theory takes into account.",
+            got="; ".join(training.notes),
+            remedy="record a run without it; measuring goes on with anything",
+        )
     if data is None:
         inputs, targets, rows = _rows_of_probe(probe)
     else:

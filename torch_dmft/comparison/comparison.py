@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torch_dmft.comparison import table
 from torch_dmft.comparison.consistency import Consistency, consistency
 from torch_dmft.comparison.deviation import Deviation, deviation
 from torch_dmft.comparison.match import common_steps, distinct_origins, refuse_mismatch
@@ -119,10 +120,10 @@ class Comparison:
         _report().tensorboard.write_comparison(self, logdir, plan)
 
     def __rich__(self) -> RenderableType:
-        return _report().table.render(self)
+        return table.render(self)
 
     def __str__(self) -> str:
-        return _report().table.text(self)
+        return table.text(self)
 
 
 def compare(

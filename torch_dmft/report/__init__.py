@@ -1,6 +1,6 @@
-"""A comparison for people: tables, figures, TensorBoard logs."""
+"""A comparison for people: figures, TensorBoard logs."""
 
-from torch_dmft.report import figures, table, tensorboard
+from torch_dmft.report import figures, tensorboard
 from torch_dmft.report.tensorboard import LiveScalars, write_comparison
 
-__all__ = ["LiveScalars", "figures", "table", "tensorboard", "write_comparison"]
+__all__ = ["LiveScalars", "figures", "tensorboard", "write_comparison"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch_dmft.comparison import Comparison
-from torch_dmft.report.table import text
+from torch_dmft.comparison.table import text
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan

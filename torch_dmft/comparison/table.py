@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -14,16 +15,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from torch_dmft.comparison import (
-    Comparison,
-    Consistency,
-    Deviation,
-    Deviations,
-    Score,
-    movement,
-    target_alignments,
-)
+from torch_dmft.comparison.consistency import Consistency, Score
+from torch_dmft.comparison.deviation import Deviation
+from torch_dmft.comparison.richness import movement, target_alignments
 from torch_dmft.core.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from torch_dmft.comparison.comparison import Comparison, Deviations
 
 # Wide enough that no table is cut; sentences are wrapped sooner. A narrower terminal gets no alignments.
 _WIDTH, _SENTENCE, _NARROW = 200, 100, 100

@@ -14,6 +14,7 @@ from torch_dmft.architecture.roles import DotProduct
 from torch_dmft.architecture.rules import remedy, rule
 from torch_dmft.architecture.trace import Trace
 from torch_dmft.core.errors import Place
+from torch_dmft.core.torch_private import has_backward_hooks, is_compiled
 
 
 def standing(model: nn.Module) -> tuple[list[Place], set[str]]:
@@ -36,7 +37,7 @@ def _module(path: str, module: nn.Module) -> Place | None:
     where = path or "(model)"
     kind = type(module).__name__
     own = dict(module.named_parameters(recurse=False))
-    if _is_compiled(module):
+    if is_compiled(module):
         return Place(
             where, "is compiled, which hides its data flow", "pass the uncompiled model and compile it afterwards"
         )
@@ -53,17 +54,13 @@ def _module(path: str, module: nn.Module) -> Place | None:
     return None
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-
-
 def _is_lazy(module: nn.Module) -> bool:
     return any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters(recurse=False))
 
 
 def can_run(model: nn.Module) -> bool:
     """Whether the model can be run and followed at all."""
-    return not any(_is_compiled(module) or _is_lazy(module) for module in model.modules())
+    return not any(is_compiled(module) or _is_lazy(module) for module in model.modules())
 
 
 _PARAMETRIZED = "not yet; remove the parametrization (weight or spectral norm) or replace it by a norm layer"
@@ -75,10 +72,8 @@ def _hooked(model: nn.Module) -> list[Place]:
         "has a gradient hook, which may change gradients",
         "remove the hook, and register it after parameterize",
     )
-    modules = [
-        path or "(model)" for path, one in model.named_modules() if one._backward_hooks or one._backward_pre_hooks
-    ]
-    parameters = [name for name, one in model.named_parameters() if one._backward_hooks]
+    modules = [path or "(model)" for path, one in model.named_modules() if has_backward_hooks(one)]
+    parameters = [name for name, one in model.named_parameters() if has_backward_hooks(one)]
     return [Place(where, reason, fix) for where in modules + parameters]
 
 

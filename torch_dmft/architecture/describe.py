@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from torch_dmft.architecture.axes import Label
@@ -20,6 +19,7 @@ from torch_dmft.architecture.train_mode import differences
 from torch_dmft.architecture.watch import Example, watch, watch_training
 from torch_dmft.architecture.widen import WIDENED, materialise, widened
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
+from torch_dmft.core.torch_private import BatchNormBase
 
 Roles = Mapping[str, Role | str]
 
@@ -63,7 +63,9 @@ def describe(
     places, refused = standing(model)
     if not can_run(model):
         raise UnsupportedModelError(_REFUSAL, places)
-    batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None)]
+    batch_norms = [
+        m for m in model.modules() if isinstance(m, BatchNormBase) and (m.training or m.running_mean is None)
+    ]
     steps = Steps(model)
     trace = watch(model, example_input, refused, steps, gradients=like is None)
     places += followed(trace, model, refused)

@@ -8,8 +8,8 @@ from functools import singledispatch
 from typing import Literal
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from torch_dmft.core.torch_private import ConvBase, ConvTransposeBase, NormBase
 
 Kind = Literal["linear", "conv", "embedding"]
 
@@ -42,14 +42,14 @@ def _(module: nn.Linear) -> Weight:
 
 
 @rule.register
-def _(module: _ConvNd) -> Weight:
+def _(module: ConvBase) -> Weight:
     taps = math.prod(module.kernel_size)
     return Weight("conv", taps * module.in_channels // module.groups, module.in_channels, module.out_channels, taps)
 
 
 @rule.register
-def _(module: _ConvTransposeNd) -> None:
-    return None  # a subclass of _ConvNd, but its fan-in depends on the position
+def _(module: ConvTransposeBase) -> None:
+    return None  # a subclass of ConvBase, but its fan-in depends on the position
 
 
 @rule.register
@@ -58,7 +58,7 @@ def _(module: nn.Embedding) -> Weight | None:
     return None if module.max_norm is not None else Weight("embedding", 1, module.num_embeddings, module.embedding_dim)
 
 
-@rule.register(_NormBase)
+@rule.register(NormBase)
 @rule.register(nn.LayerNorm)
 @rule.register(nn.GroupNorm)
 @rule.register(nn.RMSNorm)
@@ -78,7 +78,7 @@ def remedy(module: nn.Module) -> str:
             )
         case nn.Bilinear():
             return "never; replace it by nn.Linear layers on each input"
-        case _ConvTransposeNd():
+        case ConvTransposeBase():
             return "not yet; replace it by nn.Upsample and a convolution"
         case nn.Embedding():
             return "never with max_norm; build the embedding without it"

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -22,6 +21,7 @@ from torch_dmft.architecture.operations.gradients import refuse_changed
 from torch_dmft.architecture.steps import Steps
 from torch_dmft.architecture.trace import CONSTANT, Trace, Value, ancestry
 from torch_dmft.core.errors import InvalidInputError, Place
+from torch_dmft.core.torch_private import NormBase
 from torch_dmft.core.undisturbed import undisturbed
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -214,7 +214,7 @@ def watch_training(model: nn.Module, example: Example) -> list[Steps]:
     passes: list[Steps] = []
     with undisturbed(model), _randomness_restored():
         for module in model.modules():
-            module.training = not isinstance(module, _NormBase)
+            module.training = not isinstance(module, NormBase)
         for number in range(_PASSES):
             _seed(number)
             passes.append(_in_train_mode(model, example))

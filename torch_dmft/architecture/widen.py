@@ -8,14 +8,13 @@ from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
 from torch_dmft.architecture.roles import Architecture
 from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.core.torch_private import ConvBase, NormBase
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, _NormBase)
-WIDENED = (nn.Linear, _ConvNd, *NORMS)
+NORMS = (nn.LayerNorm, nn.RMSNorm, NormBase)
+WIDENED = (nn.Linear, ConvBase, *NORMS)
 _ANY_WIDTH = -1
 """Axis of a norm layer without parameters, which nothing names."""
 
@@ -57,7 +56,7 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
 
 def _wide_layer(module: nn.Module, inputs: int, outputs: int) -> nn.Module:
     has_bias = getattr(module, "bias", None) is not None
-    if not isinstance(module, _ConvNd):
+    if not isinstance(module, ConvBase):
         return nn.Linear(inputs, outputs, has_bias, device="meta")
     convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(module.kernel_size)]
     return convolution(
@@ -75,7 +74,7 @@ def _wide_layer(module: nn.Module, inputs: int, outputs: int) -> nn.Module:
 
 
 def _wide_norm(module: nn.Module, wide: Callable[[int], int]) -> nn.Module:
-    if isinstance(module, _NormBase):
+    if isinstance(module, NormBase):
         settings = module.eps, module.momentum, module.affine, module.track_running_stats
         return type(module)(wide(module.num_features), *settings, device="meta")
     assert isinstance(module, nn.LayerNorm | nn.RMSNorm)

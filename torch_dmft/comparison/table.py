@@ -150,8 +150,8 @@ def _learned(comparison: Comparison) -> Table:
 
 
 def _explained(found: Consistency) -> Table:
-    """What the width explains, at the start and in what was learned; "itself" is what a weight makes of what comes in."""
-    columns = ["Phi", "z", "G", "z", "itself", "z"]
+    """What the width explains, at the start and in what was learned; "weight" is what a weight makes of what comes in."""
+    columns = ["Phi", "z", "G", "z", "weight", "z"]
     parts = [found.start] if found.learned is None else [found.start, found.learned]
     names = [f"{part}\n{column}" for part in ("start", "learned")[: len(parts)] for column in columns]
     title = f"Deviation in units of a typical network's of width N = {found.width}, and its z-score"

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them
+from torch_dmft.core.torch_private import has_backward_hooks
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.subject import Subject
 
@@ -42,7 +43,7 @@ def gradient_error(
     stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     parameters = [p for p in subject.model.parameters() if p.requires_grad and p.grad is not None and id(p) in stepped]
     scaled = any(getattr(optimizer, "grad_scale", None) is not None for optimizer in optimizers)
-    hooked = any(p._backward_hooks for p in parameters)
+    hooked = any(has_backward_hooks(p) for p in parameters)
     random = bool(subject.architecture.train_differs) and any(module.training for module in subject.model.modules())
     if not parameters or scaled or hooked or random:
         return None

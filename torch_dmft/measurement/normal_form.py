@@ -38,9 +38,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 
 from torch_dmft.architecture import Layer, Role
+from torch_dmft.core.torch_private import ConvBase, padding_twice
 
 
 class Layout(Enum):
@@ -97,16 +97,16 @@ def patches(
         if tokens is not None and padding is not None:  # the row of the padding token is never trained
             x = x & (tokens != padding)
         return x.unsqueeze(2)
-    conv = cast(_ConvNd, module)
+    conv = cast(ConvBase, module)
     rows = _unfold(inputs, conv)
     rows = rows.unflatten(1, (conv.groups, -1)).permute(0, 3, 1, 2)  # (batch, position, group, channel and tap)
     return per_sample(rows, layout, samples).flatten(1, 2)
 
 
-def _unfold(inputs: Tensor, conv: _ConvNd) -> Tensor:
+def _unfold(inputs: Tensor, conv: ConvBase) -> Tensor:
     """Patches of a convolution of any dimension: ``(batch, channel and tap, position)``; ``F.unfold`` knows two."""
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    x = F.pad(inputs, conv._reversed_padding_repeated_twice, mode=mode)
+    x = F.pad(inputs, padding_twice(conv), mode=mode)
     dims = len(conv.kernel_size)
     for axis, (taps, stride, dilation) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
         x = x.unfold(2 + axis, dilation * (taps - 1) + 1, stride)[..., ::dilation]

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from torch_dmft.architecture import Wrapper
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.torch_private import DropoutBase
 
 
 class Centered(Wrapper):
@@ -50,7 +50,7 @@ class Centered(Wrapper):
         """Set train or eval mode as ever, except that f_0 has no dropout."""
         super().train(mode)
         for module in self.initial.modules():
-            if isinstance(module, _DropoutNd):
+            if isinstance(module, DropoutBase):
                 module.eval()
         return self
 

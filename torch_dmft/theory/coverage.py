@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from torch_dmft.architecture import Architecture, Layer, Role
 from torch_dmft.architecture.widen import WIDENED
 from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.core.torch_private import BatchNormBase, ConvBase
 from torch_dmft.core.undisturbed import undisturbed
 
 
@@ -37,14 +36,14 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
             places.append(
                 Place(layer.path, f"a {layer.kind} layer cannot have the role {layer.role}", "correct roles=")
             )
-        elif isinstance(module, _ConvNd) and layer.role is Role.READOUT:
+        elif isinstance(module, ConvBase) and layer.role is Role.READOUT:
             reason = "the theory has no convolution as the readout yet"
             places.append(Place(layer.path, reason, "average over the positions, then read out with an nn.Linear"))
-        elif isinstance(module, _ConvNd) and module.groups != 1:
+        elif isinstance(module, ConvBase) and module.groups != 1:
             places.append(Place(layer.path, "the theory has no convolution in groups yet", "build it with groups=1"))
     has_positions = any(layer.kind == "conv" for layer in architecture.layers)
     for path, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BatchNormBase):
             reason = "BatchNorm couples the samples of a batch, which the theory does not cover"
             places.append(Place(path, reason, "replace it by nn.LayerNorm or nn.RMSNorm, or leave it out"))
         elif has_positions and len(getattr(module, "normalized_shape", ())) > 1:
@@ -66,7 +65,7 @@ def refuse_unwidenable(model: nn.Module, architecture: Architecture) -> None:
     places = []
     for path, module in model.named_modules():
         groups = getattr(module, "groups", 1)
-        if isinstance(module, _ConvNd) and groups not in (1, module.in_channels):
+        if isinstance(module, ConvBase) and groups not in (1, module.in_channels):
             places.append(Place(path, f"{groups} groups of channels have no meaning at other widths", "groups=1"))
         elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, WIDENED):
             reason = f"a {type(module).__name__} cannot be built at another width yet"

@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.torch_private import ConvBase, padding_twice
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
 from torch_dmft.theory.engine.matrix import GaussianMatrix
 from torch_dmft.theory.gaussian.latents import Population
 
 
-class InfiniteConv(LazyLayer, _ConvNd):
+class InfiniteConv(LazyLayer, ConvBase):
     r"""A hidden convolution between two populations of channels, of any number of dimensions.
 
     .. math:: y_a = b + \sum_k W_k(t)\, x_{a + k}, \qquad W_k(0)_{ij} \sim N(0, g^2 / (K S_{in})),
@@ -46,7 +46,7 @@ class InfiniteConv(LazyLayer, _ConvNd):
         self,
         inputs: Population,
         outputs: Population,
-        like: _ConvNd,
+        like: ConvBase,
         *,
         gain: float,
         bias: Tensor | None = None,
@@ -138,7 +138,7 @@ class PixelReads:
         return v[:, self._places].unflatten(1, (outputs, taps)).sum(2).flatten(0, 1)
 
 
-def pixel_reads(conv: _ConvNd, x: Tensor) -> tuple[PixelReads, tuple[int, ...]]:
+def pixel_reads(conv: ConvBase, x: Tensor) -> tuple[PixelReads, tuple[int, ...]]:
     """What a convolution reads of an input ``(sample, channel, *spatial)``, and the spatial shape of its output.
 
     The pixels of one image are numbered, padded as the convolution pads and unfolded, so any padding mode is covered.
@@ -147,7 +147,7 @@ def pixel_reads(conv: _ConvNd, x: Tensor) -> tuple[PixelReads, tuple[int, ...]]:
     pixels = math.prod(spatial)
     numbers = torch.arange(1, pixels + 1, device=x.device, dtype=torch.float64).reshape(1, 1, *spatial)
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    numbers = F.pad(numbers, conv._reversed_padding_repeated_twice, mode=mode)
+    numbers = F.pad(numbers, padding_twice(conv), mode=mode)
     for axis, (taps, stride, dilation) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
         numbers = numbers.unfold(2 + axis, dilation * (taps - 1) + 1, stride)[..., ::dilation]
     table = numbers[0, 0].long()

@@ -11,6 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.sight import NUMBERS
+from torch_dmft.core.torch_private import multiply_all_
 from torch_dmft.core.training import Training
 from torch_dmft.parameterization import ParameterRule, Plan
 from torch_dmft.theory.network import Network
@@ -65,7 +66,7 @@ class Course:
             with torch.no_grad():
                 for group, _, own in self._rules:
                     keep = 1 - self._training.at("lr", step, own) * self._training.at("weight_decay", step, own)
-                    torch._foreach_mul_(group["params"], keep)
+                    multiply_all_(group["params"], keep)
         self.optimizer.step()
 
 

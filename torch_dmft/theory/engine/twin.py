@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from torch_dmft.architecture import Architecture, Layer, Role, Vector, describe
 from torch_dmft.architecture.rules import Weight, rule
 from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
+from torch_dmft.core.torch_private import ConvBase
 from torch_dmft.parameterization import ParameterRule, Plan, mean_field, parameter_rules
 from torch_dmft.theory.coverage import refuse_unsupported, rows_per_sample
 from torch_dmft.theory.engine.conv import InfiniteConv
@@ -209,11 +209,11 @@ class _Draw:
         if layer.role is Role.HIDDEN:
             inputs = self.population(layer.in_axis, layer.in_features)
             bias = self.bias(layer, outputs)
-            if isinstance(module, _ConvNd):
+            if isinstance(module, ConvBase):
                 return InfiniteConv(inputs, outputs, module, gain=gain, bias=bias, **settings)
             return InfiniteLinear(inputs, outputs, gain=gain, bias=bias, **settings)
         weight = (gain / math.sqrt(layer.fan_in) * outputs.draw(layer.fan_in)).T
-        if isinstance(module, _ConvNd):
+        if isinstance(module, ConvBase):
             weight = weight.reshape(module.get_parameter("weight").shape).contiguous()
         # That of a linear layer stays rows of latents in memory: a few inputs meet (fan-in, S) faster than (S, fan-in).
         module.register_parameter("weight", nn.Parameter(weight))

@@ -1,0 +1,44 @@
+"""What torch keeps private is used in one file."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from torch_dmft.core import torch_private
+
+PACKAGE = Path(torch_private.__file__).parents[1]
+OWN = Path(torch_private.__file__)
+PRIVATE = set(re.findall(r"(?:\.|\"|import )(_[A-Za-z]\w+)", OWN.read_text()))
+
+
+def test_the_list_is_seen() -> None:
+    assert {"_ConvNd", "_backward_hooks", "_foreach_mul_", "_compiled_call_impl"} <= PRIVATE
+
+
+@pytest.mark.parametrize("path", sorted(set(PACKAGE.rglob("*.py")) - {OWN}), ids=lambda path: path.name)
+def test_no_other_file_uses_private_names(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            allowed = {"_pytree"}  # torch.utils._pytree, which torch's own documentation tells to use
+            assert not {name.name for name in node.names if name.name.startswith("_")} - allowed
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in PRIVATE
+
+
+def test_they_do_what_is_said() -> None:
+    convolution, linear = nn.Conv2d(1, 1, 3, padding=(1, 2)), nn.Linear(2, 2)
+    assert list(torch_private.padding_twice(convolution)) == [2, 2, 1, 1]
+    assert not torch_private.has_backward_hooks(linear)
+    assert not torch_private.has_backward_hooks(linear.weight)
+    linear.weight.register_hook(lambda gradient: gradient)
+    assert torch_private.has_backward_hooks(linear.weight)
+    linear.register_full_backward_pre_hook(lambda *_: None)
+    assert torch_private.has_backward_hooks(linear)
+    assert not torch_private.is_compiled(linear)
+    linear.compile(backend="eager")
+    assert torch_private.is_compiled(linear)
+    torch_private.multiply_all_([linear.weight.data], 0.0)
+    assert not linear.weight.any()

@@ -1,0 +1,50 @@
+"""Every name that torch keeps private and this package needs, here and nowhere else.
+
+A new version of torch may change them without a word; a test looks for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.conv import _ConvNd as ConvBase
+from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeBase
+from torch.nn.modules.dropout import _DropoutNd as DropoutBase
+
+__all__ = [
+    "BatchNormBase",
+    "ConvBase",
+    "ConvTransposeBase",
+    "DropoutBase",
+    "NormBase",
+    "has_backward_hooks",
+    "is_compiled",
+    "multiply_all_",
+    "padding_twice",
+]
+
+
+def padding_twice(convolution: ConvBase) -> Sequence[int]:
+    """What a convolution hands to ``nn.functional.pad``: both sides of every axis, last axis first."""
+    return convolution._reversed_padding_repeated_twice
+
+
+def has_backward_hooks(one: nn.Module | Tensor) -> bool:
+    """Whether somebody changes or watches the gradients of a module or of a tensor."""
+    hooks: list[Any] = [one._backward_hooks, getattr(one, "_backward_pre_hooks", None)]
+    return any(hooks)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module was compiled, as a whole (``torch.compile``) or in place (``module.compile``)."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def multiply_all_(tensors: Sequence[Tensor], factor: float) -> None:
+    """Multiply tensors by a number, in place and at once."""
+    torch._foreach_mul_(list(tensors), factor)

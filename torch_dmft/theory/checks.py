@@ -239,7 +239,7 @@ def _not_classes(targets: Tensor, numbers: str) -> InvalidInputError:
 
 
 def _check_probe(problem: Problem) -> None:
-    """Refuse a probe that is no selection of rows."""
+    """Refuse a probe that does not select at least two rows."""
     rows = problem.probe
     if rows is None:
         return

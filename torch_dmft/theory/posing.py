@@ -50,7 +50,7 @@ def problem_like(plan: Plan, probe: Probe, training: Training, loss: Loss | None
         assume_gaussian: whether to take other starts for Gaussian ones.
 
     Raises:
-        InvalidInputError: if plan or probe are none, or the probe has no targets.
+        InvalidInputError: if plan or probe have another type, or the probe has no targets.
         UnsupportedProblemError: if there is no limit, or weights start otherwise.
     """
     _require_plan_and_probe(plan, probe)

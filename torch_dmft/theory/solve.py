@@ -40,7 +40,7 @@ def solve(
         A ``Trajectory`` on the CPU; ``stderr`` holds the method's standard error where it has one.
 
     Raises:
-        InvalidInputError: if the solver is none, or the steps to record are not the problem's.
+        InvalidInputError: if `problem` or `solver` have another type, or the steps to record are not the problem's.
         UnsupportedProblemError: if the method does not cover the problem; the message names one that does.
         ConvergenceError: if the method fails; nothing unconverged is returned.
         InsufficientMemoryError: if the estimate of what is needed exceeds what is free.

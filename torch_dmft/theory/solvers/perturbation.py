@@ -40,7 +40,7 @@ class Perturbation:
     L (L + 1) / 2: the printed one holds for L = 1 and leaves out, for L > 1, that h^l is driven by the NTK of all layers
     below and z^l by that of all layers above, which the responses A and B carry.
 
-    Covers dense chains with smooth activations, gradient descent with any loss, minibatches, several outputs, gains,
+    Covers dense chains with smooth activations, gradient descent at any rates, any loss, minibatches, several outputs, gains,
     biases and unequal widths. Order zero is exact. Order two needs averages over four jointly Gaussian fields; these are
     sampled with exact first two moments, hence exact for linear networks, else to a few gamma0^2 / sqrt(neurons
     replicas), which the standard error tells. NTKs are products of the expanded kernels. Computes in float64.

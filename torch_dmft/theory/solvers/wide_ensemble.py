@@ -45,9 +45,9 @@ class WideEnsemble:
     No theory of the layers is needed, so that this takes whatever can be built and trained at another width:
     convolutions, Adam and AdamW, Langevin noise (that of the readout has opposite signs in a pair), and BatchNorm (trained in
     train mode, recorded in eval mode, as ``Recorder`` does). Under Adam the NTK is that of SGD still, and does not say how the
-    outputs move. Refuses whatever makes training random or another forward pass (dropout, stochastic depth), noise together with
-    parameters that have numbers of their own, grouped convolutions other than depthwise ones, and modules with parameters of
-    another kind.
+    outputs move. Refuses whatever makes training random or another forward pass (dropout, stochastic depth), noise
+    together with parameters that have numbers of their own, grouped convolutions other than depthwise ones, and modules
+    with parameters of another kind.
 
     The answer's metadata hold ``chi_squared``, the squared residual of the fit in units of its error, averaged over all
     numbers, per degree of freedom. It is about 1 if the widths are large enough for a straight line in 1/N; entries are

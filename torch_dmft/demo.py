@@ -16,6 +16,7 @@ from torch_dmft.comparison import Comparison, compare
 from torch_dmft.comparison.width import gap
 from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError
+from torch_dmft.core.stability import NEAR_THE_EDGE
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder
 from torch_dmft.parameterization import Plan, centered, parameterize
@@ -110,8 +111,12 @@ def network(settings: Settings, inputs: Tensor, width: int) -> nn.Sequential:
 
 def wrap(settings: Settings, probe: Probe, width: int) -> Plan:
     """The network of one width in mean-field parameterization."""
-    model = network(settings, probe.inputs, width).to(settings.device)
     generator = torch.Generator().manual_seed(settings.seed)
+    model = network(settings, probe.inputs, width)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):  # as torch.nn draws them, but from the seed
+            nn.init.uniform_(module.bias, -(module.in_features**-0.5), module.in_features**-0.5, generator=generator)
+    model.to(settings.device)
     return parameterize(model, probe.inputs, gamma0=settings.gamma0, generator=generator)
 
 
@@ -142,9 +147,10 @@ def train(
             got=f"a loss of {start:.3g} at step 0 and {end:.3g} at step {int(measured.steps[-1])}",
             remedy=f"a smaller learning rate, such as --lr {settings.lr / 4:.2g}",
         )
-    if bool((measured.losses[1:] > 1.05 * measured.losses[:-1]).any()):
+    edge = 0.0 if measured.edge is None else float(measured.edge.nan_to_num(0.0).max())
+    if edge > NEAR_THE_EDGE or bool((measured.losses[1:] > 1.05 * measured.losses[:-1]).any()):
         console.print(
-            f"[yellow]The loss of {plan.origin} does not fall smoothly: the learning rate is close to instability, where "
+            f"[yellow]The learning rate of {plan.origin} is close to instability, {edge:.2g} of the largest stable one: there "
             f"small differences grow. Trust the comparison at a smaller one, such as --lr {settings.lr / 4:.2g}.[/yellow]"
         )
     return measured

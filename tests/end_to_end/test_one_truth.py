@@ -309,6 +309,42 @@ def test_batches_of_a_loader_reach_theory_and_training_goes_on_bit_for_bit(worke
     assert far(measured, predicted, 64) < 1
 
 
+def test_a_weight_without_its_gradient_is_found_out_beside_a_large_readout() -> None:
+    model = chain()
+    plan = dmft.parameterize(model, INPUTS, generator=torch.Generator().manual_seed(0))
+    optimizer = SGD(plan.param_groups(0.2))
+    recorder = dmft.Recorder(plan, dmft.Probe(INPUTS, TARGETS))
+    with recorder.attach(optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(INPUTS), TARGETS).backward()
+            model[0].weight.grad.zero_()
+            optimizer.step()
+    with pytest.raises(InvalidInputError, match="not those of MSELoss"):
+        recorder.problem()
+
+
+def test_batches_that_were_left_and_other_training_sets_are_not_mistaken() -> None:
+    model = chain(64)
+    plan = dmft.parameterize(model, INPUTS, generator=torch.Generator().manual_seed(0))
+    optimizer = SGD(plan.param_groups(0.1))
+    recorder = dmft.Recorder(plan, dmft.Probe(INPUTS[:4], TARGETS[:4]))
+    loader = DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=3, shuffle=True)
+    with recorder.attach(optimizer):
+        for _ in range(2):
+            for number, (x, y) in enumerate(recorder.batches(loader)):
+                if number == 2:
+                    break
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(x), y).backward()
+                optimizer.step()
+        assert [len(rows) for rows in recorder.training.batches or ()] == [3] * 4
+        for _ in recorder.batches(DataLoader(TensorDataset(INPUTS.flip(0), TARGETS.flip(0)), batch_size=3)):
+            break
+    with pytest.raises(UnsupportedProblemError, match="more than one training set"):
+        recorder.problem()
+
+
 def steps_taken(
     model: nn.Module, optimizer: torch.optim.Optimizer, count: int, before: Callable[[int], Any] = lambda _: None
 ) -> None:

@@ -59,8 +59,12 @@ def gradient_error(
             wanted = torch.autograd.grad(loss(outputs, given), parameters, allow_unused=True, materialize_grads=True)
         except Exception:
             return None
-    found = torch.cat([p.grad.detach().flatten().double() for p in parameters if p.grad is not None])
-    known = torch.cat([gradient.flatten().double() for gradient in wanted])
+    # In units in which the gradients of all weights have one size: those of the readout would drown the others.
+    names = {id(p): name for name, p in subject.model.named_parameters()}
+    sizes = [subject.rate(names[id(p)]) ** 0.5 for p in parameters]
+    pairs = zip(parameters, wanted, sizes, strict=True)
+    both = [(size * p.grad.detach().flatten().double(), size * g.flatten().double()) for p, g, size in pairs]  # type: ignore[union-attr]
+    found, known = (torch.cat(each) for each in zip(*both, strict=True))
     return float((found - known).norm()), float(known.norm())
 
 

@@ -230,10 +230,16 @@ class Recorder:
         """
         numbered = indexed(loader)
         if self._data is None or self._data.dataset is not loader.dataset:
+            if self._rows.noted:  # their numbers mean other rows in the new set
+                self._notes["batches of more than one training set"] = None
             self._data = TrainingSet(loader.dataset)
         for rows, batch in numbered:
             self._rows.note(rows)
-            yield batch
+            try:
+                yield batch
+            except GeneratorExit:  # the loop was left before this batch was trained on
+                self._rows.forget()
+                raise
 
     def record(self) -> Record:
         """Measure now, as step ``recorder.step``, and keep the result."""

@@ -162,6 +162,10 @@ class RowsSeen:
         self.noted = True
         self._waiting.append(found.detach().cpu().long())
 
+    def forget(self) -> None:
+        """The batches noted since the last step are not trained on."""
+        self._waiting = []
+
     def step(self) -> Tensor | None:
         """A step begins: the rows it sees, None if nobody noted any."""
         rows = torch.cat(self._waiting) if self._waiting else None

@@ -368,6 +368,22 @@ def test_a_network_that_was_trained_before_is_found_out(momentum: float) -> None
         recorder.problem()
 
 
+def test_momentum_that_begins_anew_is_found_out() -> None:
+    model = chain(64)
+    plan = dmft.parameterize(model, INPUTS, generator=torch.Generator().manual_seed(0))
+    recorder = dmft.Recorder(plan, dmft.Probe(INPUTS, TARGETS))
+    first = SGD(plan.param_groups(0.1), momentum=0.9)
+    for _ in range(2):
+        with recorder.attach(first):
+            steps_taken(model, first, 2)
+    assert recorder.training.notes == ()
+    second = SGD(plan.param_groups(0.1), momentum=0.9)
+    with recorder.attach(second):
+        steps_taken(model, second, 2)
+    with pytest.raises(UnsupportedProblemError, match="begins anew"):
+        recorder.problem()
+
+
 def unfreeze(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> Callable[[int], Any]:
     model[2].weight.requires_grad_(False)
     return lambda step: model[2].weight.requires_grad_(step >= 10)

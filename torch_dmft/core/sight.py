@@ -133,7 +133,7 @@ class Sight:
         self._parts: list[tuple[int, Any, Any]] = []  # from which step on, who is in which group, and the raw settings
         kinds = dict.fromkeys(kind_of(optimizer) for optimizer in optimizers)
         self.optimizer = " and ".join(kinds)
-        if not self._present(self._structure(about_to_step=False)):
+        if not any(self._structure(about_to_step=False)):
             raise InvalidInputError(
                 "The optimizer trains none of the recorded model's parameters.",
                 remedy="build it from plan.param_groups(lr) of the same plan",
@@ -170,10 +170,6 @@ class Sight:
             )
             for group in groups
         )
-
-    @staticmethod
-    def _present(structure: tuple[tuple[str, ...], ...]) -> bool:
-        return any(structure)
 
     def _raw(self) -> tuple[tuple[tuple[str, float], ...], ...]:
         return tuple(tuple(_settings(group)) for group in self._groups())

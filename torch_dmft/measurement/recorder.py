@@ -181,6 +181,8 @@ class Recorder:
                 finish()
             if not begun:
                 sight.look()
+                if self.step and any(map(_begins_anew, optimizers)):
+                    self._notes["momentum that begins anew in the middle of the run"] = None
                 self._check_gradients(optimizers, self._rows.step())
             begun.add(number)
 
@@ -507,6 +509,16 @@ class Recorder:
 
 def _stack(arrays: Iterable[Tensor]) -> Kernel:
     return Kernel(torch.stack(list(arrays)))
+
+
+def _begins_anew(optimizer: Optimizer) -> bool:
+    """Whether an optimizer with a memory of earlier gradients is about to step a parameter that it remembers nothing of."""
+    return any(
+        parameter.grad is not None and not optimizer.state.get(parameter)
+        for group in optimizer.param_groups
+        if group.get("momentum") or "betas" in group
+        for parameter in group["params"]
+    )
 
 
 def _warn_of_odd_rates(training: Training, plan: Plan) -> None:

@@ -426,9 +426,12 @@ def test_habits_are_predicted_as_they_are(habit: Any) -> None:
 
 def test_batches_that_nobody_noted_can_be_predicted_as_others_and_are_labelled() -> None:
     recorder = run(chain(), loss=lambda f, y: nn.functional.mse_loss(f[:4], y[:4]))
-    problem = recorder.problem(batches=4)
-    assert problem.training.assumptions == ("batches",)
+    with pytest.raises(InvalidInputError, match="rows that the run was trained on are not known"):
+        recorder.problem(batches=4)
+    problem = recorder.problem(data=(INPUTS, TARGETS), batches=4)
+    assert problem.training.assumptions == ("data", "batches")
     assert {len(rows) for rows in problem.training.batches or ()} == {4}
     measured = recorder.trajectory()
     comparison = dmft.compare(measured, dmft.solve(problem, solvers.StaticNTK(), record=measured.steps))
     assert "for other batches" in comparison.verdict
+    assert "for the training set that was given" in comparison.verdict

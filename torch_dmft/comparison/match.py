@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.prints import prints_agree
 from torch_dmft.core.trajectory import Trajectory
 
 
@@ -67,6 +68,10 @@ def _differences(measured: Trajectory, predicted: Trajectory) -> Iterator[str]:
         and not _close(measured.targets, predicted.targets)
     ):
         yield "the targets differ"
+    if not prints_agree(measured.probe_print, predicted.probe_print):
+        yield "the inputs of the probe differ"
+    if measured.metadata.get("centered") and predicted.replicas:
+        yield "the network is centered (its outputs are those minus their start), and the networks of equal width are not"
     last = int(torch.minimum(measured.steps[-1], predicted.steps[-1]))
     names = ("network", "theory") if "solver" in predicted.metadata else (measured.origin, predicted.origin)
     yield from measured.training.differences(predicted.training, names=names, until=last)

@@ -58,6 +58,7 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
 
 _ASSUMPTIONS = {
     "batches": "for other batches of that size than the network saw, which nobody noted",
+    "data": "for the training set that was given, which the recorder did not see",
     "start": "for Gaussian weights, which the network did not start from",
 }
 

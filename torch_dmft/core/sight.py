@@ -5,6 +5,7 @@ A look costs some microseconds: the settings of the groups, and which parameters
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -92,8 +93,6 @@ def kind_of(optimizer: Optimizer) -> str:
             if base is SGD:
                 return "SGD"
             return "AdamW" if optimizer.param_groups[0].get("decoupled_weight_decay") else "Adam"
-    if isinstance(optimizer, Adam) and type(optimizer).__module__ == "torch.optim.adamw":
-        return "AdamW"
     return type(optimizer).__name__
 
 
@@ -131,6 +130,7 @@ class Sight:
         self._plan, self._optimizers = plan, tuple(optimizers)
         self.steps = 0
         self._parts: list[tuple[int, Any, Any]] = []  # from which step on, who is in which group, and the raw settings
+        self._stale: dict[str, None] = {}
         kinds = dict.fromkeys(kind_of(optimizer) for optimizer in optimizers)
         self.optimizer = " and ".join(kinds)
         if not any(self._structure(about_to_step=False)):
@@ -141,7 +141,7 @@ class Sight:
 
     def goes_on(self, earlier: Sight) -> None:
         """Continue what another sight of the same model saw before."""
-        self.steps, self._parts = earlier.steps, earlier._parts
+        self.steps, self._parts, self._stale = earlier.steps, earlier._parts, earlier._stale
         if earlier.optimizer != self.optimizer:
             self.optimizer = f"{earlier.optimizer} and then {self.optimizer}"
 
@@ -162,14 +162,14 @@ class Sight:
         groups = list(self._groups())
         # Before the first backward pass nothing has a gradient, and that says nothing.
         by_gradient = about_to_step and any(p.grad is not None for group in groups for p in group["params"])
-        return tuple(
-            tuple(
-                names[id(p)]
-                for p in group["params"]
-                if id(p) in names and p.requires_grad and (not by_gradient or p.grad is not None)
-            )
+        # Torch steps whatever has a gradient, also a parameter that was frozen since it got one.
+        stepped = [
+            [p for p in group["params"] if id(p) in names and (p.grad is not None if by_gradient else p.requires_grad)]
             for group in groups
-        )
+        ]
+        if by_gradient:
+            self._stale |= {names[id(p)]: None for group in stepped for p in group if not p.requires_grad}
+        return tuple(tuple(names[id(p)] for p in group) for group in stepped)
 
     def _raw(self) -> tuple[tuple[tuple[str, float], ...], ...]:
         return tuple(tuple(_settings(group)) for group in self._groups())
@@ -221,6 +221,17 @@ class Sight:
         return tuple(name for name, rule in self._rules.items() if rule.lr == 0 and name not in frozen)
 
     @property
+    def stale(self) -> tuple[str, ...]:
+        """Parameters that were stepped by a gradient from before they were frozen."""
+        return tuple(self._stale)
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Parameters that more than one group steps, so that they take several steps in one."""
+        counts = [Counter(name for names in structure for name in names) for _, structure, _ in self._seen()]
+        return tuple(name for name in self._rules if any(count[name] > 1 for count in counts))
+
+    @property
     def joined(self) -> bool:
         """Whether parameters were stepped in some steps and not in others."""
         structures = {tuple(sorted(name for names in structure for name in names)) for _, structure, _ in self._seen()}
@@ -228,7 +239,7 @@ class Sight:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen, as plain containers."""
-        return {"optimizer": self.optimizer, "steps": self.steps, "parts": self._parts}
+        return {"optimizer": self.optimizer, "steps": self.steps, "parts": self._parts, "stale": list(self._stale)}
 
     @classmethod
     def saved(cls, plan: Scaled, state: Mapping[str, Any]) -> Sight:
@@ -237,6 +248,7 @@ class Sight:
         sight._rules, sight._plan, sight._optimizers = {rule.name: rule for rule in plan.rules}, plan, ()
         sight.optimizer, sight.steps = state["optimizer"], state["steps"]
         sight._parts = [tuple(part) for part in state["parts"]]
+        sight._stale = dict.fromkeys(state["stale"])
         return sight
 
 

@@ -5,7 +5,9 @@ A new version of torch may change them without a word; a test looks for each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ __all__ = [
     "is_compiled",
     "multiply_all_",
     "padding_twice",
+    "without_hooks",
 ]
 
 
@@ -38,6 +41,24 @@ def has_backward_hooks(one: nn.Module | Tensor) -> bool:
     """Whether somebody changes or watches the gradients of a module or of a tensor."""
     hooks: list[Any] = [one._backward_hooks, getattr(one, "_backward_pre_hooks", None)]
     return any(hooks)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@contextmanager
+def without_hooks(model: nn.Module) -> Iterator[None]:
+    """Run the body with no hook on any module of a model, and put all of them back."""
+    hooks = [
+        (vars(module), name, vars(module)[name]) for module in model.modules() for name in _HOOKS if vars(module)[name]
+    ]
+    for attributes, name, _ in hooks:
+        attributes[name] = OrderedDict()
+    try:
+        yield
+    finally:
+        for attributes, name, kept in hooks:
+            attributes[name] = kept
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_dmft.core.equality import by_value
+from torch_dmft.core.prints import Print, prints_agree
 from torch_dmft.core.sight import NUMBERS, SGD_NUMBERS, Number, Numbers, Scaled, Sight
 
 _CLOSE = 1e-6
@@ -45,6 +46,7 @@ class Training:
         starts: parameter name -> how a weight starts if not as Gaussian numbers: ``"zero"``, or what else it is.
         loss: name of the loss.
         loss_print: what the loss makes of a fixed set of outputs and targets; two losses with one print are the same.
+        data_print: length, sizes and projections of the training set; two sets with one print are the same.
         batches: the rows of the training set that each step saw, one index tensor per step; None for all of them.
         batches_known: whether ``batches`` tells what the steps saw; False for a run whose batches nobody noted.
         doubt: why they are not known.
@@ -62,7 +64,8 @@ class Training:
     scheme: str = "mean_field"
     starts: Mapping[str, str] = field(default_factory=dict)
     loss: str = ""
-    loss_print: tuple[float, ...] = ()
+    loss_print: Print = ()
+    data_print: Print = ()
     batches: tuple[Tensor, ...] | None = None
     batches_known: bool = True
     doubt: str = ""
@@ -127,6 +130,8 @@ class Training:
         base = _most_common(list(every.values()), sight.steps)
         exceptions = {name: own for name, own in every.items() if _differ(own, base, sight.steps)}
         notes = [f"{name} is trained, and was frozen when the plan was made" for name in sight.unplanned]
+        notes += [f"{name} was stepped by a gradient from before it was frozen" for name in sight.stale]
+        notes += [f"{name} is stepped by two optimizers" for name in sight.shared]
         if sight.joined and any(_some(numbers.get("momentum", 0.0)) for numbers in every.values()):
             notes.append("parameters with momentum that were trained in some steps only")
         numbers = {**NUMBERS.get(sight.optimizer, {}), **base}
@@ -259,19 +264,22 @@ class Training:
                 mine, theirs = (each.starts.get(name, "Gaussian") for each in (self, other))
                 if mine != theirs:
                     found.append(line(f"start of {name}", mine, theirs))
-        prints = self.loss_print, other.loss_print
-        if "loss" not in assumed and all(prints) and not _prints_agree(*prints):
+        if "loss" not in assumed and not prints_agree(self.loss_print, other.loss_print):
             found.append(line("loss", self.loss, other.loss))
+        if not prints_agree(self.data_print, other.data_print):
+            rows = [f"{each.data_print[0]:.0f} rows" for each in (self, other)]
+            found.append("training set: the two have other rows" if rows[0] == rows[1] else line("training set", *rows))
         if not math.isclose(self.temperature, other.temperature, rel_tol=_CLOSE):
             found.append(line("temperature", f"{self.temperature:g}", f"{other.temperature:g}"))
         if "batches" not in assumed and horizon:
             mine, theirs = (each._batches_shown(horizon) for each in (self, other))
-            if mine != theirs:
+            step = None
+            if self.batches_known and other.batches_known:
+                step = _first_other_batch(self._rows(other), other._rows(self), horizon)
+            if step is not None and mine == theirs:
+                found.append(f"batches: the two saw other rows at step {step}")
+            elif step is not None or self.batches_known != other.batches_known:
                 found.append(line("batches", mine, theirs))
-            elif self.batches is not None and other.batches is not None:
-                step = _first_other_batch(self.batches, other.batches, horizon)
-                if step is not None:
-                    found.append(f"batches: the two saw other rows at step {step}")
         for mine_, notes in zip(names, (self.notes, other.notes), strict=True):
             found += [f"{mine_}: {note}" for note in notes]
         return found
@@ -297,6 +305,13 @@ class Training:
                     yield f"{what} at step {step}", _one(_at(mine, step)), _one(_at(theirs, step))
                 else:
                     yield what, _one(mine), _one(theirs)
+
+    def _rows(self, other: Training) -> Sequence[Tensor] | None:
+        """The rows of every step; None for all rows, unless the other training says what all rows are."""
+        count = (self.data_print or other.data_print or (0,))[0]
+        if self.batches is None and other.batches is not None and count:
+            return [torch.arange(int(count), device="cpu")] * self.steps
+        return self.batches
 
     def _batches_shown(self, horizon: int) -> str:
         if not self.batches_known:
@@ -372,17 +387,14 @@ def _first_difference(mine: Number, theirs: Number, horizon: int) -> int | None:
     return int(off[0]) if len(off) else None
 
 
-def _first_other_batch(mine: Sequence[Tensor], theirs: Sequence[Tensor], horizon: int) -> int | None:
+def _first_other_batch(mine: Sequence[Tensor] | None, theirs: Sequence[Tensor] | None, horizon: int) -> int | None:
+    """The first step in which two trainings saw other rows; None stands for all rows."""
+    if mine is None or theirs is None:
+        return None if mine is theirs else 0
     for step, (a, b) in enumerate(zip(mine[:horizon], theirs[:horizon], strict=False)):
         if not torch.equal(a.cpu().long().sort().values, b.cpu().long().sort().values):
             return step
     return None
-
-
-def _prints_agree(mine: Sequence[float], theirs: Sequence[float]) -> bool:
-    return len(mine) == len(theirs) and all(
-        math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-7) for a, b in zip(mine, theirs, strict=True)
-    )
 
 
 def _differ(mine: Numbers, theirs: Numbers, steps: int) -> bool:

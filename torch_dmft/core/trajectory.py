@@ -16,6 +16,7 @@ from torch_dmft.core.activation import activation
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.prints import Print
 from torch_dmft.core.stability import edge
 from torch_dmft.core.training import Training
 
@@ -93,6 +94,7 @@ class Trajectory:
         stderr: the standard error of every number above in the same layout, or None if the method has none.
         replicas: the independent networks of finite width whose mean this is, at equal times and without fields, if it
             is a prediction for that width; else empty. Covariances over initialisations are theirs.
+        probe_print: size and projection of the inputs of the rows; two probes with one print are the same.
         curvature: ``(time,)``, the largest eigenvalue of K times the curvature of the loss by the outputs, on the training
             rows; see ``edge``.
         metadata: plain facts of the run (width or neurons, gamma0, solver, seconds, ...), saved with it.
@@ -109,6 +111,7 @@ class Trajectory:
     targets: Tensor | None = None
     stderr: Trajectory | None = None
     replicas: tuple[Trajectory, ...] = ()
+    probe_print: Print = ()
     curvature: Tensor | None = None
     metadata: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
 
@@ -229,6 +232,7 @@ class Trajectory:
 
         return replace(
             self,
+            probe_print=(),
             outputs=self.outputs[:, rows.to(self.outputs.device)],
             layers=tuple(kept(layer) for layer in self.layers),
             ntk=self.ntk.at_rows(rows),
@@ -284,7 +288,7 @@ class Trajectory:
 
 
 FORMAT = serial.FileFormat(
-    "torch_dmft trajectory", schema=3, root=Trajectory, parts=(LayerKernels, Kernel, Fields, Training)
+    "torch_dmft trajectory", schema=4, root=Trajectory, parts=(LayerKernels, Kernel, Fields, Training)
 )
 """Files of trajectories. The schema is raised whenever a file written now could not be read by the code before."""
 

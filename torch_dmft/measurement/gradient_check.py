@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.optim import Optimizer
 
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them
-from torch_dmft.core.torch_private import has_backward_hooks
+from torch_dmft.core.torch_private import without_hooks
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.subject import Subject
 
@@ -18,16 +20,19 @@ TOLERANCE = 0.03
 
 
 def is_due(step: int) -> bool:
-    """Whether gradients are looked at before this step: 0, 1, 2, 4, 8, ... cost little in a long run."""
-    return step & (step - 1) == 0
+    """Whether gradients are looked at before this step: 0 to 8, then at four steps of every octave: 10, 12, 14, 16, 20, ...
+
+    What goes wrong at some step and stays so for a quarter of the steps before it is seen, at a cost that falls as 1 / T.
+    """
+    return step % (1 << max(0, step.bit_length() - 3)) == 0
 
 
 def gradient_error(
-    subject: Subject, optimizers: tuple[Optimizer, ...], loss: Loss, inputs: Tensor, targets: Tensor
+    subject: Subject, optimizers: Sequence[Optimizer], loss: Loss, inputs: Tensor, targets: Tensor
 ) -> tuple[float, float] | None:
     """By how much the gradients that wait for a step differ from those of the loss, and the size of the latter.
 
-    The model is run once more, in the modes that its modules are in, and left as it was.
+    The model is run once more without hooks, in the modes that its modules are in, and left as it was.
 
     Args:
         subject: the network.
@@ -37,35 +42,46 @@ def gradient_error(
         targets: of these rows, as they were given.
 
     Returns:
-        Both norms over all parameters; None where it cannot be told: with randomness in training, closures, gradients in
-        other units, or hooks on gradients.
+        Both norms over all parameters; None where it cannot be told: without gradients, with randomness in training, or
+        where the loss or the model cannot be called with these rows.
     """
-    stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    parameters = [p for p in subject.model.parameters() if p.requires_grad and p.grad is not None and id(p) in stepped]
-    scaled = any(getattr(optimizer, "grad_scale", None) is not None for optimizer in optimizers)
-    hooked = any(has_backward_hooks(p) for p in parameters)
+    scales = {
+        id(p): getattr(optimizer, "grad_scale", None)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    names = {name: p for name, p in subject.model.named_parameters() if p.requires_grad and p.grad is not None}
+    waiting = {name: p for name, p in names.items() if id(p) in scales}
     random = bool(subject.architecture.train_differs) and any(module.training for module in subject.model.modules())
-    if not parameters or scaled or hooked or random:
+    if not waiting or random:
         return None
     modes = [(module, module.training) for module in subject.run.modules()]
-    device = parameters[0].device
-    with undisturbed(subject.run), torch.enable_grad(), warnings.catch_warnings():
+    device = next(iter(waiting.values())).device
+    # Leaves of their own: hooks on the gradients of the parameters do not see them.
+    leaves = {id(p): p.detach().requires_grad_() for p in waiting.values()}
+    parameters = {name: leaves.get(id(p), p) for name, p in subject.run.named_parameters()}
+    with undisturbed(subject.run), without_hooks(subject.run), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for module, training in modes:
             module.training = training
         try:
-            outputs = subject.run(inputs.to(device))
+            outputs = functional_call(subject.run, parameters, (inputs.to(device),))
             given = as_the_loss_takes_them(loss, outputs, _like(targets.to(device), outputs))
-            wanted = torch.autograd.grad(loss(outputs, given), parameters, allow_unused=True, materialize_grads=True)
+            slopes = torch.autograd.grad(
+                loss(outputs, given), list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
         except Exception:
             return None
     # In units in which the gradients of all weights have one size: those of the readout would drown the others.
-    names = {id(p): name for name, p in subject.model.named_parameters()}
-    sizes = [subject.rate(names[id(p)]) ** 0.5 for p in parameters]
-    pairs = zip(parameters, wanted, sizes, strict=True)
-    both = [(size * p.grad.detach().flatten().double(), size * g.flatten().double()) for p, g, size in pairs]  # type: ignore[union-attr]
-    found, known = (torch.cat(each) for each in zip(*both, strict=True))
-    return float((found - known).norm()), float(known.norm())
+    gap = size = 0.0
+    for (name, p), slope in zip(waiting.items(), slopes, strict=True):
+        assert p.grad is not None  # it waits
+        scale, unit = scales[id(p)], subject.rate(name)
+        gradient = p.grad.detach().double() / (1.0 if scale is None else scale.double())
+        gap += unit * float((gradient - slope.double()).square().sum())
+        size += unit * float(slope.double().square().sum())
+    return gap**0.5, size**0.5
 
 
 def _like(targets: Tensor, outputs: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.prints import Print, data_print, printed_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,11 @@ class Probe:
         """``(sample,)`` bool on the CPU; never None, unlike the argument ``train``."""
         assert self.train is not None  # set in __post_init__
         return self.train
+
+    @cached_property
+    def print(self) -> Print:
+        """What tells these inputs from others."""
+        return data_print(len(self), self.inputs[printed_rows(len(self)).to(self.inputs.device)])
 
     def target_values(self, outputs: int | None = None) -> Tensor | None:
         """The targets as floats: ``(sample, output)``, one-hot for integer classes, or None without targets.

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,18 +16,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
-from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
+from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss
 from torch_dmft.core.numbers import require_number
-from torch_dmft.core.sight import NUMBERS, Sight, require_whole_plan
+from torch_dmft.core.sight import require_whole_plan
 from torch_dmft.core.stability import curvatures
 from torch_dmft.core.training import Training
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.measurement.fields import FieldMemory
-from torch_dmft.measurement.gradient_check import TOLERANCE, gradient_error, is_due
 from torch_dmft.measurement.gradients import Layouts
+from torch_dmft.measurement.observer import Observer
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.record import LayerRecord, Record, reduce_snapshot
-from torch_dmft.measurement.rows import RowsSeen, TrainingSet, all_rows, indexed
+from torch_dmft.measurement.rows import TrainingSet
 from torch_dmft.measurement.schedule import Schedule, at_steps
 from torch_dmft.measurement.schedule import every as every_steps
 from torch_dmft.measurement.snapshot import Snapshot, returns_one_number, snapshot
@@ -37,13 +35,9 @@ from torch_dmft.measurement.subject import subject_of
 from torch_dmft.measurement.two_time import TwoTimeMemory
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.centered import Centered
-from torch_dmft.parameterization.start import starts_of
 
 if TYPE_CHECKING:
     from torch_dmft.theory import Problem
-
-_TRAINED = 30.0
-"""Mean square of the outputs, in units of its expectation for random readout weights, that these have once in ten million."""
 
 Callback = Callable[[int, Record], None]
 
@@ -119,14 +113,8 @@ class Recorder:
         self.records: list[Record] = []
         self.subject = subject_of(plan_or_model, probe.inputs, run=model)
         self._loss = default_loss(probe.targets) if loss is None else loss
-        self._data = None if data is None else TrainingSet(data)
-        self._temperature = temperature
-        self._sight: Sight | None = None
-        self._rows = RowsSeen()
-        self._starts: dict[str, str] = {}
-        self._doubts: dict[int, float] = {}  # relative error of the gradients at the steps at which they were looked at
-        self._steepest = 0.0
-        self._notes: dict[str, None] = {}
+        training_set = None if data is None else TrainingSet(data)
+        self._observer = Observer(self.subject, probe, self._loss, training_set, temperature)
         self._seconds = 0.0
         self._attached = False
         self._layouts: Layouts | None = None
@@ -162,52 +150,23 @@ class Recorder:
                 got=", ".join(type(optimizer).__name__ for optimizer in optimizers) or "nothing",
                 remedy="recorder.attach(optimizer), with every torch.optim optimizer that trains the model",
             )
-        sight = Sight(self.subject.plan, optimizers)
-        if self._sight is not None:
-            sight.goes_on(self._sight)
-        elif self.step == 0:
-            self._starts = starts_of(self.subject.plan)
-            if any(len(optimizer.state) for optimizer in optimizers):  # of momentum, or Adam's
-                self._notes["optimizers that had taken steps before the first record"] = None
-        self._sight = sight
-        self.subject = replace(self.subject, frozen=frozenset(sight.frozen))
-        _warn_of_odd_rates(Training.seen(sight), self.subject.plan)
-        begun: set[int] = set()
-        ended: set[int] = set()
+        self._observer.meet(optimizers, first=self.step == 0)
+        self.subject = replace(self.subject, frozen=self._observer.frozen)
 
-        def before_step(number: int, *_: Any) -> None:
-            if number in begun:  # again, before the others stepped
-                self._notes["optimizers that step at different times"] = None
-                finish()
-            if not begun:
-                sight.look()
-                if self.step and any(map(_begins_anew, optimizers)):
-                    self._notes["momentum that begins anew in the middle of the run"] = None
-                self._check_gradients(optimizers, self._rows.step())
-            begun.add(number)
-
-        def after_step(number: int, *_: Any) -> None:
-            ended.add(number)
-            if len(ended) == len(optimizers):
-                finish()
-
-        def finish() -> None:
-            begun.clear()
-            ended.clear()
+        def stepped() -> None:
             self.step += 1
             if self.schedule(self.step):
                 self.record()
 
         self._attached = True
-        with ExitStack() as hooks:
-            hooks.callback(setattr, self, "_attached", False)
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_attached", False)
             recorded = bool(self.records) and self.records[-1].step == self.step
             if not recorded and (self.step == 0 or self.schedule(self.step)):
                 self.record()
-                self._check_start()
-            for number, optimizer in enumerate(optimizers):
-                hooks.callback(optimizer.register_step_pre_hook(partial(before_step, number)).remove)
-                hooks.callback(optimizer.register_step_post_hook(partial(after_step, number)).remove)
+            if self.step == 0 and self.records:
+                self._observer.check_start(self.records[0].outputs, self._readout_size(self.records[0]))
+            stack.enter_context(self._observer.watching(optimizers, stepped))
             yield self
 
     def batch(self, rows: Tensor | Sequence[int]) -> None:
@@ -216,7 +175,7 @@ class Recorder:
         Args:
             rows: ``(row,)`` integers. Several calls before one step add up, as gradients do.
         """
-        self._rows.note(rows)
+        self._observer.note_rows(rows)
 
     def batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """The batches of a loader, one epoch of them, whose rows are noted as they pass; shuffling and workers included.
@@ -230,18 +189,7 @@ class Recorder:
             >>> for images, labels in recorder.batches(loader):  # doctest: +SKIP
             ...     loss(model(images), labels).backward()
         """
-        numbered = indexed(loader)
-        if self._data is None or self._data.dataset is not loader.dataset:
-            if self._rows.noted:  # their numbers mean other rows in the new set
-                self._notes["batches of more than one training set"] = None
-            self._data = TrainingSet(loader.dataset)
-        for rows, batch in numbered:
-            self._rows.note(rows)
-            try:
-                yield batch
-            except GeneratorExit:  # the loop was left before this batch was trained on
-                self._rows.forget()
-                raise
+        yield from self._observer.batches(loader)
 
     def record(self) -> Record:
         """Measure now, as step ``recorder.step``, and keep the result."""
@@ -276,39 +224,8 @@ class Recorder:
         Raises:
             NotRecordedError: if no optimizer was attached yet.
         """
-        if self._sight is None:
-            raise NotRecordedError(
-                "No optimizer was seen yet.", remedy="train inside `with recorder.attach(optimizer):`"
-            )
-        known = self._rows.batches if self._rows.noted else None
-        count = len(self._data) if self._data is not None else int(self.probe.train_rows.sum())
-        off = {step: error for step, error in self._doubts.items() if error > TOLERANCE}
-        checked = bool(self._doubts) or self.probe.targets is None or self._temperature > 0
-        is_known = known is not None if self._rows.noted else checked and not off
-        notes, targets, doubt = [*self._notes], self.probe.targets, ""
-        if off:
-            step, error = next(iter(off.items()))
-            where = "the rows noted" if self._rows.noted else "all training rows"
-            doubt = f"at step {step} the gradients were not those of {loss_name(self._loss)} on {where} (off by {error:.0%})"
-        elif not is_known:
-            doubt = "some steps were not noted" if self._rows.noted else "no gradients could be checked"
-        if off and self._rows.noted:
-            notes.append(doubt)
         outputs = self.records[0].outputs.shape[1] if self.records else self.subject.architecture.readout.out_features
-        classes = targets is not None and not targets.is_floating_point()
-        return Training.seen(
-            self._sight,
-            gamma0=self.subject.gamma0,
-            scheme=self.subject.plan.scheme,
-            starts=self._starts,
-            loss=loss_name(self._loss) if targets is not None else "",
-            loss_print=loss_print(self._loss, outputs, classes=classes) if targets is not None else (),
-            batches=all_rows(known, count),
-            batches_known=is_known,
-            doubt=doubt,
-            temperature=self._temperature,
-            notes=tuple(notes),
-        )
+        return self._observer.training(outputs)
 
     def problem(
         self,
@@ -336,12 +253,15 @@ class Recorder:
         """
         from torch_dmft.theory.posing import problem_of_run  # one floor up, taken only when it is called
 
+        if data is not None:
+            self._observer.tell(TrainingSet(data))
+        self._observer.require_data()
         return problem_of_run(
             self.subject,
             self.training,
             self.probe,
             self._loss,
-            self._data if data is None else TrainingSet(data),
+            self._observer.data,
             batches=batches,
             assume_gaussian=assume_gaussian,
             generator=generator,
@@ -367,7 +287,7 @@ class Recorder:
         layers = tuple(self._layer(index) for index in range(len(subject.architecture.layers)))
         outputs = torch.stack([record.outputs for record in records])
         targets = self.probe.target_values(outputs.shape[2])
-        training = self.training if self._sight is not None else Training.unseen(records[-1].step, subject.plan)
+        training = self.training if self._observer.has_seen else Training.unseen(records[-1].step, subject.plan)
         ntk = _stack(record.ntk for record in records)
         return Trajectory(
             steps=torch.tensor([record.step for record in records], device=outputs.device),
@@ -379,6 +299,7 @@ class Recorder:
             training=training,
             train=self.probe.train_rows,
             targets=None if targets is None else targets.cpu(),
+            probe_print=self.probe.print,
             curvature=None if targets is None else curvatures(outputs, ntk, self.probe.train_rows, self._loss_on_train),
             metadata={
                 "width": subject.width,
@@ -393,11 +314,7 @@ class Recorder:
         """Everything recorded so far as plain containers of tensors, for a checkpoint beside the model's."""
         return {
             "step": self.step,
-            "sight": None if self._sight is None else self._sight.state_dict(),
-            "rows": self._rows.state_dict(),
-            "starts": dict(self._starts),
-            "doubts": dict(self._doubts),
-            "notes": list(self._notes),
+            "observer": self._observer.state_dict(),
             "seconds": self._seconds,
             "records": [asdict(record) for record in self.records],
             "fields": None if self._fields is None else self._fields.state_dict(),
@@ -418,11 +335,8 @@ class Recorder:
                 got=f"layers {found}, two_time={bool(state['two_time'])}",
                 remedy="build the recorder for the same model with the same settings before loading",
             )
-        self.step, self._seconds, self._starts = state["step"], state["seconds"], dict(state["starts"])
-        self._doubts, self._notes = dict(state["doubts"]), dict.fromkeys(state["notes"])
-        self._rows.load_state_dict(state["rows"])
-        if state["sight"] is not None:
-            self._sight = Sight.saved(self.subject.plan, state["sight"])
+        self._observer.load_state_dict(state["observer"])
+        self.step, self._seconds = state["step"], state["seconds"]
         self.records = [
             Record(**{**record, "layers": tuple(LayerRecord(**layer) for layer in record["layers"])})
             for record in state["records"]
@@ -461,74 +375,11 @@ class Recorder:
             self._targets = as_the_loss_takes_them(self._loss, shown.detach(), targets)
         return self._loss(shown, self._targets)
 
-    def _check_start(self) -> None:
-        """Note a network whose outputs at step 0 are not those of a random readout: it was trained before."""
-        subject, record = self.subject, self.records[-1]
-        lazy = any(getattr(module, "keeps_what_it_reveals", False) for module in subject.model.modules())
-        readout = subject.architecture.readout
-        at = next(i for i, layer in enumerate(subject.architecture.layers) if layer is readout)
-        if self.step or lazy or subject.run is not subject.model or readout.kind != "linear":
-            return
-        weight = subject.model.get_parameter(readout.weight).detach()
-        random = float(weight.double().square().mean()) * readout.fan_in * record.layers[at].forward.diagonal()
-        ratio = float((record.outputs.square().mean(1) / random.to(record.outputs)).mean())
-        if ratio > _TRAINED:
-            self._notes[
-                f"outputs that at step 0 are {ratio**0.5:.0f} times those of a random readout: it was trained before"
-            ] = None
-
-    def _check_gradients(self, optimizers: tuple[Optimizer, ...], rows: Tensor | None) -> None:
-        """Hold the gradients that wait for the optimizer against those of the loss."""
-        targets = self.probe.targets
-        unknown = self._sight is not None and self._sight.optimizer not in NUMBERS
-        if (
-            unknown
-            or self._temperature
-            or not is_due(self.step)
-            or targets is None
-            or (rows is None and self._rows.noted)
-        ):
-            return
-        if self._data is not None:
-            inputs, given = self._data.rows(rows)
-        else:
-            train = self.probe.train_rows
-            inputs, given = self.probe.inputs[train.to(self.probe.inputs.device)], targets[train.to(targets.device)]
-            if rows is not None:
-                if int(rows.max()) >= len(inputs):
-                    return  # rows of a training set that is not known
-                inputs, given = inputs[rows.to(inputs.device)], given[rows.to(given.device)]
-        found = gradient_error(self.subject, optimizers, self._loss, inputs, given)
-        if found is None:
-            return
-        difference, size = found
-        self._steepest = max(self._steepest, size)
-        if size > 1e-3 * self._steepest:  # smaller ones are rounded to something else
-            self._doubts[self.step] = difference / size
+    def _readout_size(self, record: Record) -> float:
+        """The mean diagonal of the readout's Phi."""
+        readout = self.subject.architecture.readout
+        return next(layer.forward for layer in record.layers if layer.name == readout.path).diagonal().mean().item()
 
 
 def _stack(arrays: Iterable[Tensor]) -> Kernel:
     return Kernel(torch.stack(list(arrays)))
-
-
-def _begins_anew(optimizer: Optimizer) -> bool:
-    """Whether an optimizer with a memory of earlier gradients is about to step a parameter that it remembers nothing of."""
-    return any(
-        parameter.grad is not None and not optimizer.state.get(parameter)
-        for group in optimizer.param_groups
-        if group.get("momentum") or "betas" in group
-        for parameter in group["params"]
-    )
-
-
-def _warn_of_odd_rates(training: Training, plan: Plan) -> None:
-    """Say that an optimizer was built from other groups than its plan's."""
-    if not training.exceptions or plan.scheme == "standard" or training.optimizer not in NUMBERS:
-        return
-    lr = training.rate
-    kind = training.optimizer.lower()
-    warnings.warn(
-        f"The optimizer's settings are not those of plan.param_groups(lr, optimizer={kind!r}): with the base rate {lr}, "
-        f"{training.traits['groups']}. Measured and predicted are these settings as they are.",
-        stacklevel=4,
-    )

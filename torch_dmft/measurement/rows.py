@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.prints import Print, data_print, printed_rows
 
 _BOTH = "(inputs, targets), two tensors with as many rows, or a torch.utils.data.Dataset of such pairs"
 
@@ -135,6 +137,17 @@ class TrainingSet:
             )
         return inputs, targets
 
+    @cached_property
+    def print(self) -> Print:
+        """What tells this training set from others; empty if its items are no fixed pairs of numbers."""
+        rows = printed_rows(len(self))
+        try:
+            inputs, targets = self.rows(rows)
+            again, _ = self.rows(rows[:2])
+        except InvalidInputError:
+            return ()
+        return data_print(len(self), inputs, targets) if torch.equal(inputs[: len(again)], again) else ()
+
 
 class RowsSeen:
     """The rows of every step, as far as they were noted."""
@@ -161,6 +174,11 @@ class RowsSeen:
             )
         self.noted = True
         self._waiting.append(found.detach().cpu().long())
+
+    @property
+    def waiting(self) -> int:
+        """How many batches were noted since the last step."""
+        return len(self._waiting)
 
     def forget(self) -> None:
         """The batches noted since the last step are not trained on."""
@@ -200,13 +218,28 @@ def all_rows(batches: Sequence[Tensor] | None, count: int) -> tuple[Tensor, ...]
     return None if batches is None else tuple(batches)
 
 
-def row_places(rows: Tensor, among: Tensor) -> Iterator[int | None]:
-    """For every row of a tensor the number of the first equal row of another, None if there is none."""
-    known: dict[bytes, int] = {}
-    for number, row in enumerate(_bytes(among)):
-        known.setdefault(row, number)
-    return (known.get(row) for row in _bytes(rows.to(among.dtype)))
+def row_places(rows: Tensor, targets: Tensor | None, among: Tensor, among_targets: Tensor) -> tuple[int | None, ...]:
+    """For every row of a tensor the number of the equal row of another, None if there is none.
+
+    Of several rows with equal inputs it is the first one with an equal target too, if there is one.
+
+    Args:
+        rows: ``(row, ...)``.
+        targets: of these rows, None if they are not known.
+        among: ``(other, ...)``.
+        among_targets: of these.
+    """
+    inputs: dict[bytes, int] = {}
+    labelled: dict[tuple[bytes, bytes], int] = {}
+    for number, (row, label) in enumerate(zip(_bytes(among), _bytes(among_targets), strict=True)):
+        inputs.setdefault(row, number)
+        labelled.setdefault((row, label), number)
+    wanted = list(_bytes(rows.to(among.dtype)))
+    labels = [b""] * len(wanted) if targets is None else list(_bytes(targets.to(among_targets.dtype)))
+    return tuple(labelled.get((row, label), inputs.get(row)) for row, label in zip(wanted, labels, strict=True))
 
 
 def _bytes(rows: Tensor) -> Iterator[bytes]:
-    return (row.tobytes() for row in rows.detach().cpu().reshape(len(rows), -1).contiguous().numpy())
+    """Every row as bytes; equal numbers are equal bytes, also 0.0 and -0.0."""
+    flat = rows.detach().cpu().reshape(len(rows), -1)
+    return (row.tobytes() for row in (flat + 0 if flat.is_floating_point() else flat).contiguous().numpy())

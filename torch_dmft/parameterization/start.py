@@ -1,4 +1,4 @@
-"""How the weights of a model start: as the Gaussian numbers that theory draws, as zeros, or otherwise."""
+"""How the parameters of a model start: as the Gaussian numbers that theory draws, as zeros, or otherwise."""
 
 from __future__ import annotations
 
@@ -7,38 +7,66 @@ import math
 from torch import Tensor
 
 from torch_dmft.architecture import Role
+from torch_dmft.architecture.widen import NORMS
 from torch_dmft.parameterization.plan import Plan
+from torch_dmft.parameterization.rules import ParameterRule
 
 _SIGMAS = 6.0
 """Standard errors beyond which a statistic is not that of Gaussian numbers; some hundred weights are looked at in a model."""
 _ROWS = 256
 """Rows whose angles are looked at; an orthogonal matrix shows itself in any of them."""
+_MATRICES = (Role.INPUT, Role.HIDDEN, Role.READOUT)
+_KEPT = 1e-4
+"""Relative change of the size of a parameter that keeps its own start, above which it was changed after it was wrapped."""
 
 
-def starts_of(plan: Plan) -> dict[str, str]:
-    """The weights of a model that do not start as independent Gaussian numbers: parameter name -> what they are instead.
+def starts_of(plan: Plan, *, untrained: bool) -> dict[str, str]:
+    """The parameters of a model that do not start as theory starts them: parameter name -> what they are instead.
 
-    Zeros are ``"zero"``. Of others the mean, the fourth moment and the angles between rows and between columns are compared
-    with those of Gaussian numbers of the same size, each within six standard errors. Size itself is not judged: that is the
-    parameterization's. An infinite-width twin starts as the theory has it.
+    Zeros are ``"zero"``. Of other weights the size, mean, fourth moment and the angles between rows and between columns are
+    compared with those of Gaussian numbers N(0, std^2), std that of the plan, each within six standard errors. Of biases it
+    is the mean (uniform numbers, as torch draws them, are as good as Gaussian ones), gains and shifts of norm layers are one
+    and zero, output biases zero. An infinite-width twin starts as the theory has it.
 
     Args:
-        plan: the model as it is now, before its first step.
+        plan: the model as it is now.
+        untrained: whether no step was taken yet for certain. If not, only what training does not change is judged.
     """
     if any(getattr(module, "keeps_what_it_reveals", False) for module in plan.model.modules()):
         return {}
-    found = {}
+    starts = {}
     for rule in plan.rules:
-        if rule.role in (Role.INPUT, Role.HIDDEN, Role.READOUT):
-            start = _start(plan.model.get_parameter(rule.name).detach())
-            if start is not None:
-                found[rule.name] = start
-    return found
+        start = _start(plan, rule, plan.model.get_parameter(rule.name).detach().double(), untrained=untrained)
+        if start is not None:
+            starts[rule.name] = start
+    return starts
 
 
-def _start(weight: Tensor) -> str | None:
-    """What a weight is if not Gaussian numbers."""
-    rows = weight.reshape(len(weight), -1).double()
+def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -> str | None:
+    """What a parameter is if not as theory starts it."""
+    if rule.role in _MATRICES:
+        shape = _weight(value)
+        return _size(value, rule) if shape is None and untrained else shape
+    size = float(value.square().mean().sqrt())
+    if rule.role is Role.OUTPUT_BIAS:
+        return f"numbers of size {size:.3g} instead of zero" if size and untrained else None
+    if rule.role is not Role.VECTOR:
+        return None
+    usual = float(rule.name.rpartition(".")[2] == "weight")
+    is_norm = isinstance(plan.model.get_submodule(rule.path), NORMS)
+    if not math.isclose(size, rule.std, rel_tol=_KEPT, abs_tol=1e-12):
+        if untrained:
+            return f"numbers of size {size:.3g}, which were {rule.std:.3g} when the plan was made"
+        return f"{rule.std:.3g} instead of {usual:g}" if is_norm and abs(rule.std - usual) > _KEPT else None
+    if is_norm:
+        off = bool((value - usual).abs().max() > _KEPT)
+        return f"numbers up to {float(value.max()):.3g} instead of {usual:g}" if off else None
+    return _bias(value, size)
+
+
+def _weight(weight: Tensor) -> str | None:
+    """What a weight is if not Gaussian numbers of any size."""
+    rows = weight.reshape(len(weight), -1)
     size = float(rows.square().mean().sqrt())
     if size == 0:
         return "zero"
@@ -56,6 +84,27 @@ def _start(weight: Tensor) -> str | None:
         angles = _squared_angles(vectors)
         if angles is not None and abs(angles[0] - 1) > _SIGMAS * angles[1]:
             return f"a matrix whose {name} are {'orthogonal' if angles[0] < 0.1 else 'not independent'}"
+    return None
+
+
+def _size(weight: Tensor, rule: ParameterRule) -> str | None:
+    """What the size of a Gaussian weight is if not the plan's."""
+    ratio = float(weight.square().mean().sqrt()) / rule.std if rule.std else 1.0
+    # The logarithm of the size scatters by 1 / sqrt(2 n).
+    off = ratio > 0 and abs(math.log(ratio)) > _SIGMAS / math.sqrt(2 * weight.numel())
+    return f"numbers {ratio:.3g} times as large as the plan has them" if off else None
+
+
+def _bias(bias: Tensor, size: float) -> str | None:
+    """What a bias is if not independent numbers about zero."""
+    n = bias.numel()
+    if not size or n < 2:
+        return None
+    mean, fourth = float(bias.mean()) / size, float((bias / size).pow(4).mean())
+    if abs(mean) > min(_SIGMAS / math.sqrt(n), 1 - _KEPT):
+        return f"numbers with mean {mean:.2g} of their size"
+    if n >= 64 and (fourth < 1.4 or fourth > 3 + _SIGMAS * math.sqrt(96 / n)):  # uniform numbers have 1.8
+        return f"numbers with a fourth moment of {fourth:.2g} instead of 3"
     return None
 
 

@@ -57,7 +57,7 @@ def problem_like(plan: Plan, probe: Probe, training: Training, loss: Loss | None
     frozen = tuple(
         rule.name for rule in plan.rules if not rule.lr or not plan.model.get_parameter(rule.name).requires_grad
     )
-    seen = replace(training, gamma0=plan.gamma0, frozen=frozen, starts=starts_of(plan))
+    seen = replace(training, gamma0=plan.gamma0, frozen=frozen, starts=starts_of(plan, untrained=False))
     inputs, targets, rows = _rows_of_probe(probe)
     return _posed(plan, inputs, targets, rows, seen, loss, assume_gaussian=assume_gaussian)
 
@@ -77,7 +77,7 @@ def problem_of_run(
     plan = subject.plan
     _require_plan_and_probe(plan, probe)
     require_optimizer(training)
-    if training.notes and batches is None:
+    if training.notes:
         raise UnsupportedProblemError(
             "This run did what no theory takes into account.",
             got="; ".join(training.notes),
@@ -117,7 +117,7 @@ def _rows_of_data(probe: Probe, data: TrainingSet) -> tuple[Tensor, Tensor, Tens
             remedy="a probe of rows as the model sees them in training",
         )
     inputs = inputs.to(probe.inputs.dtype)
-    places = list(row_places(probe.inputs, inputs))
+    places = row_places(probe.inputs, probe.targets, inputs, targets)
     wrong = [
         row
         for row, (place, train) in enumerate(zip(places, probe.train_rows.tolist(), strict=True))
@@ -146,6 +146,12 @@ def _with_batches(
 ) -> Training:
     """The training with its own batches, or with others in their place."""
     if batches is not None:
+        if not knows_data and training.doubt:  # the probe's rows were seen not to be what is trained on
+            raise InvalidInputError(
+                f"The rows that the run was trained on are not known: {training.doubt}.",
+                remedy="recorder.problem(data=(inputs, targets), batches=...) with the training set; the probe's own rows if "
+                "they are it",
+            )
         found = (
             _drawn(batches, count, training.steps, generator)
             if isinstance(batches, int)
@@ -194,7 +200,7 @@ def _posed(
         raise UnsupportedProblemError(
             "The theory draws Gaussian weights, and these start otherwise.",
             got="; ".join(f"{name}: {start}" for name, start in structured.items()),
-            remedy='parameterize(..., init="normal"), or assume_gaussian=True to predict Gaussian weights of their size',
+            remedy='parameterize(..., init="normal"), or assume_gaussian=True to predict the Gaussian weights of the plan',
         )
     if structured:
         zeros = {name: start for name, start in training.starts.items() if start == "zero"}

@@ -13,6 +13,7 @@ from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
 from torch_dmft.core.numbers import require_whole
+from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.sight import NUMBERS
 from torch_dmft.core.training import Training, series
 from torch_dmft.measurement import Probe
@@ -64,11 +65,13 @@ class Problem:
         )
         object.__setattr__(self, "targets", settled)
         check_loss(self)
+        rows = printed_rows(self.train_samples).to(self.inputs.device)
+        facts: dict[str, Any] = {"data_print": data_print(self.train_samples, self.inputs[rows], self.targets[rows])}
         if not self.training.loss_print:
+            facts["loss"] = loss_name(self.loss)
             classes = not self.targets.is_floating_point()
-            facts: dict[str, Any] = {"loss": loss_name(self.loss)}
             facts["loss_print"] = loss_print(self.loss, self.outputs, classes=classes)
-            object.__setattr__(self, "training", replace(self.training, **facts))
+        object.__setattr__(self, "training", replace(self.training, **facts))
 
     @property
     def chain(self) -> Chain | None:

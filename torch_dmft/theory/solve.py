@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError
+from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.stability import NEAR_THE_EDGE, curvatures
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.choose import choose
@@ -70,7 +71,13 @@ def solve(
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
     _require_finite(trajectory, problem)
     facts |= {"solver": type(solver).__name__, "gamma0": problem.gamma0, "seconds": time.perf_counter() - started}
-    found = replace(trajectory, metadata={**facts, **trajectory.metadata})
+    rows = problem.kept[printed_rows(len(problem.kept)).to(problem.kept.device)]
+    found = replace(
+        trajectory,
+        training=replace(trajectory.training, data_print=problem.training.data_print),  # solvers may turn their inputs
+        probe_print=data_print(len(problem.kept), problem.inputs[rows]),
+        metadata={**facts, **trajectory.metadata},
+    )
     if len(found.steps) and bool(found.train.any()):
         mine = problem.kept[(problem.kept < problem.train_samples)]
         curvature = curvatures(found.outputs, found.ntk, found.train, lambda f: problem.loss_on(f, mine))

@@ -1,0 +1,468 @@
+"""A run in which something else happens than the optimizer's steps is found out; one in which nothing does is left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+import torch_dmft as dmft
+from torch_dmft import solvers
+from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+
+SOURCE = torch.Generator().manual_seed(3)
+INPUTS = torch.randn(16, 6, generator=SOURCE)
+TARGETS = torch.randn(16, 1, generator=SOURCE)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def chain(width: int = 48, bias: bool = True) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(6, width, bias), nn.Tanh(), nn.Linear(width, width, bias), nn.Tanh(), nn.Linear(width, 1, bias)
+    )
+
+
+class Run:
+    """A user's run of ``chain``, with places to do something else."""
+
+    def __init__(self, *, before_attach: Callable[[dmft.Plan], Any] = lambda _: None, **settings: Any) -> None:
+        torch.manual_seed(0)  # biases
+        self.model = chain()
+        self.plan = dmft.parameterize(self.model, INPUTS, generator=torch.Generator().manual_seed(0))
+        before_attach(self.plan)
+        self.optimizer: Optimizer = SGD(self.plan.param_groups(0.1), momentum=0.5)
+        self.recorder = dmft.Recorder(self.plan, dmft.Probe(INPUTS, TARGETS), every=4, **settings)
+
+    def backward(self, rows: Any = slice(None), factor: float = 1.0) -> None:
+        (factor * nn.functional.mse_loss(self.model(INPUTS[rows]), TARGETS[rows])).backward()
+
+    def steps(self, count: int, before: Callable[[int], Any] = lambda _: None) -> None:
+        for step in range(count):
+            self.optimizer.zero_grad()
+            self.backward()
+            before(step)
+            self.optimizer.step()
+
+    def train(self, count: int = 12, before: Callable[[int], Any] = lambda _: None) -> None:
+        with self.recorder.attach(self.optimizer):
+            self.steps(count, before)
+
+
+def refused(run: Run, told: str) -> None:
+    """The run is told from its theory, and from networks trained as it is said to be."""
+    with pytest.raises((UnsupportedProblemError, InvalidInputError), match=told):
+        run.recorder.problem()
+    plain = Run()
+    plain.train(run.recorder.step)
+    theory = dmft.solve(plain.recorder.problem(), solvers.FiniteWidth(16, 4), record=run.recorder.trajectory().steps)
+    dmft.compare(plain.recorder.trajectory(), theory)
+    with pytest.raises(InvalidInputError, match=told):
+        dmft.compare(run.recorder.trajectory(), theory)
+
+
+@torch.no_grad()
+def scale(weight: Tensor, factor: float = 1.01) -> None:
+    weight.mul_(factor)
+
+
+def test_steps_between_two_attaches() -> None:
+    run = Run()
+    run.train(4)
+    run.steps(1)
+    run.train(4)
+    refused(run, "changed between steps")
+
+
+def test_weights_drawn_anew_after_the_first_record() -> None:
+    run = Run()
+    with run.recorder.attach(run.optimizer):
+        run.model[0].reset_parameters()
+        run.steps(4)
+    refused(run, r"changed between steps \(0.weight, 0.bias\)")
+
+
+def test_a_rollback() -> None:
+    run = Run()
+    early: dict[str, Any] = {}
+
+    def back(step: int) -> None:
+        if step == 2:
+            early.update(copy.deepcopy(run.model.state_dict()))
+        if step == 9:
+            run.model.load_state_dict(early)
+
+    run.train(12, back)
+    refused(run, "changed between steps")
+
+
+def test_a_second_optimizer_that_nobody_told_of() -> None:
+    run = Run()
+    other = SGD(run.model[2].parameters(), lr=0.01)
+    run.train(12, lambda _: other.step())
+    refused(run, "changed between steps \\(2.weight, 2.bias\\)")
+
+
+@pytest.mark.parametrize("name", ["2.weight", "4.bias"])
+def test_weights_edited_past_autograd(name: str) -> None:
+    run = Run()
+    run.train(12, lambda step: run.model.get_parameter(name).data.add_(0.01 * (step == 7)))
+    refused(run, name)
+
+
+def test_a_frozen_weight_that_is_edited() -> None:
+    run = Run(before_attach=lambda plan: plan.model.get_parameter("2.weight").requires_grad_(False))
+    run.train(12, lambda step: scale(run.model[2].weight))
+    with pytest.raises(UnsupportedProblemError, match="changed between steps"):
+        run.recorder.problem()
+
+
+def test_averaged_weights_that_are_swapped_in_and_out_are_nobodys_business() -> None:
+    run = Run()
+
+    def evaluate(step: int) -> None:
+        kept = copy.deepcopy(run.model.state_dict())
+        run.model.load_state_dict({name: 0.9 * value for name, value in kept.items()})
+        run.model(INPUTS)
+        run.model.load_state_dict(kept)
+
+    run.train(12, evaluate)
+    assert run.recorder.training.notes == ()
+    run.recorder.problem()
+
+
+def test_a_hook_on_the_gradients_of_noted_rows() -> None:
+    run = Run()
+    with run.recorder.attach(run.optimizer):
+        run.model[2].weight.register_hook(lambda gradient: gradient * 0.5)
+        run.steps(6, lambda _: run.recorder.batch(range(16)))
+    refused(run, "gradients were not those of MSELoss")
+    with pytest.raises(UnsupportedProblemError, match="gradients were not those of MSELoss"):
+        run.recorder.problem(data=(INPUTS, TARGETS))
+
+
+def test_a_hook_on_a_module_that_changes_gradients() -> None:
+    run = Run()
+    with run.recorder.attach(run.optimizer):
+        run.model[2].register_full_backward_hook(lambda *given: (given[1][0] * 0.5,))
+        run.steps(6)
+    refused(run, "gradients were not those of MSELoss")
+
+
+def test_a_hook_that_only_looks_is_let_be() -> None:
+    run = Run()
+    seen: list[Tensor] = []
+    with run.recorder.attach(run.optimizer):
+        run.model[2].weight.register_hook(lambda gradient: seen.append(gradient))
+        run.model[2].register_forward_hook(lambda *given: seen.append(given[2]))
+        run.steps(6)
+    assert seen
+    run.recorder.problem()
+
+
+def test_a_step_hook_that_comes_later_and_changes_gradients() -> None:
+    run = Run()
+
+    def clip(*_: Any) -> None:
+        nn.utils.clip_grad_norm_(run.model.parameters(), 1e-3)
+
+    with run.recorder.attach(run.optimizer):
+        run.optimizer.register_step_pre_hook(clip)
+        run.steps(6)
+    refused(run, "gradients were not those of MSELoss")
+
+
+def test_a_frozen_weight_that_keeps_its_gradient_is_stepped_and_said() -> None:
+    run = Run()
+    weight = run.model[2].weight
+    with run.recorder.attach(run.optimizer):
+        run.steps(4)
+        weight.requires_grad_(False)
+        before = weight.clone()
+        for _ in range(4):
+            for parameter in run.model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = None
+            run.backward()
+            run.optimizer.step()
+    assert not torch.equal(before, weight)
+    refused(run, "2.weight was stepped by a gradient from before it was frozen")
+
+
+def test_one_weight_in_two_optimizers() -> None:
+    run = Run()
+    other = SGD(run.model[2].parameters(), lr=0.1)
+    with run.recorder.attach(run.optimizer, other):
+        run.steps(4, lambda _: other.step())
+    refused(run, "2.weight is stepped by two optimizers")
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_two_optimizers_step_by_one_gradient_or_are_told(again: bool) -> None:
+    run = Run()
+    groups = run.plan.param_groups(0.1)
+    parts = [SGD(groups[:1], momentum=0.5), SGD(groups[1:], momentum=0.5)]
+    with run.recorder.attach(*parts):
+        for _ in range(4):
+            for part in parts:
+                part.zero_grad()
+            run.backward()
+            parts[0].step()
+            if again:
+                parts[1].zero_grad()
+                run.backward()
+            parts[1].step()
+    if again:
+        refused(run, "gradients of different backward passes")
+    else:
+        assert len(run.recorder.problem().training.exceptions) == 0
+
+
+@pytest.mark.parametrize("change", ["loss", "rows"])
+def test_a_change_in_the_middle_is_found(change: str) -> None:
+    run = Run()
+    with run.recorder.attach(run.optimizer):
+        for step in range(50):
+            run.optimizer.zero_grad()
+            late = step >= 39
+            run.backward(slice(8) if late and change == "rows" else slice(None), 2 if late and change == "loss" else 1)
+            run.optimizer.step()
+    refused(run, "gradients were not those of MSELoss")
+
+
+@pytest.mark.parametrize("divided", [True, False])
+def test_accumulated_batches_are_one_batch_if_their_loss_is_its_mean(divided: bool) -> None:
+    run = Run()
+    loader = DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=4)
+    with run.recorder.attach(run.optimizer):
+        for epoch in range(20):
+            parts = 2 if epoch >= 17 else 1
+            for number, (x, y) in enumerate(run.recorder.batches(loader), start=1):
+                (nn.functional.mse_loss(run.model(x), y) / (parts if divided else 1)).backward()
+                if number % parts == 0:
+                    run.optimizer.step()
+                    run.optimizer.zero_grad()
+    if divided:
+        run.recorder.problem()
+    else:
+        with pytest.raises(UnsupportedProblemError, match=r"not those of MSELoss.* on the rows noted"):
+            run.recorder.problem()
+
+
+def test_closures_are_followed_and_checked() -> None:
+    run, plain = Run(), Run()
+    plain.train(8)
+    right, wrong = (run, 1.0), (Run(), 2.0)
+    for each, factor in (right, wrong):
+        with each.recorder.attach(each.optimizer):
+            for _ in range(8):
+
+                def closure(each: Run = each, factor: float = factor) -> float:
+                    each.optimizer.zero_grad()
+                    each.backward(factor=factor)
+                    return 0.0
+
+                each.optimizer.step(closure)
+    for mine, theirs in zip(run.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert run.recorder.problem().training == plain.recorder.problem().training
+    refused(wrong[0], "not those of MSELoss")
+
+
+def test_a_training_set_given_afterwards() -> None:
+    """Rows 0..7 of a training set of 16 are not all rows, though the probe has eight."""
+    run = Run()
+    run.recorder = dmft.Recorder(run.plan, dmft.Probe(INPUTS[8:], TARGETS[8:]), every=4)
+    with run.recorder.attach(run.optimizer):
+        for step in range(8):
+            rows = range(8) if step % 2 else range(8, 16)
+            run.optimizer.zero_grad()
+            run.recorder.batch(rows)
+            run.backward(list(rows))
+            run.optimizer.step()
+    problem = run.recorder.problem(data=(INPUTS, TARGETS))
+    assert [rows.tolist() for rows in problem.batches or ()] == [list(range(8, 16)), list(range(8))] * 4
+    assert "data" in problem.training.assumptions
+    measured = run.recorder.trajectory()
+    comparison = dmft.compare(measured, dmft.solve(problem, solvers.FiniteWidth(48, 4), record=measured.steps))
+    assert "training set that was given" in comparison.verdict
+
+
+def test_notes_hold_whatever_batches_are_put_in_place() -> None:
+    run = Run()
+    run.train(4)
+    run.steps(1)
+    run.train(4)
+    with pytest.raises(UnsupportedProblemError, match="changed between steps"):
+        run.recorder.problem(batches=4)
+
+
+@torch.no_grad()
+def constant_bias(plan: dmft.Plan) -> None:
+    plan.model.get_parameter("2.bias").fill_(0.3)
+
+
+def larger(plan: dmft.Plan) -> None:
+    scale(plan.model.get_parameter("2.weight"), 1.5)
+
+
+@torch.no_grad()
+def output_bias(plan: dmft.Plan) -> None:
+    plan.model.get_parameter("4.bias").fill_(0.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (constant_bias, "2.bias: numbers of size 0.3, which were"),
+        (larger, "2.weight: numbers 1.52 times as large"),
+        (output_bias, "4.bias: numbers of size 0.3 instead of zero"),
+    ],
+)
+def test_starts_that_theory_does_not_have(change: Any, told: str) -> None:
+    run = Run(before_attach=change)
+    run.train(4)
+    with pytest.raises(UnsupportedProblemError, match=told):
+        run.recorder.problem()
+    assert run.recorder.problem(assume_gaussian=True).training.assumptions == ("start",)
+
+
+@pytest.mark.parametrize(("bias", "told"), [(0.3, "mean 1 of their size"), (0.0, "")])
+def test_biases_that_are_constant_when_the_model_is_wrapped(bias: float, told: str) -> None:
+    model = chain()
+    nn.init.constant_(model[2].bias, bias)
+    plan = dmft.parameterize(model, INPUTS)
+    with pytest.raises(UnsupportedProblemError, match=told) if told else contextlib.nullcontext():
+        dmft.Problem.like(plan, dmft.Probe(INPUTS, TARGETS), lr=0.1, steps=4)
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.5, 0.0])
+def test_norm_layers_that_do_not_start_at_one(gain: float) -> None:
+    model = nn.Sequential(nn.Linear(6, 32), nn.LayerNorm(32), nn.Tanh(), nn.Linear(32, 1))
+    nn.init.constant_(model[1].weight, gain)
+    plan = dmft.parameterize(model, INPUTS)
+    with pytest.raises(UnsupportedProblemError, match=r"1\.weight") if gain != 1 else contextlib.nullcontext():
+        dmft.Problem.like(plan, dmft.Probe(INPUTS, TARGETS), lr=0.1, steps=4)
+
+
+def test_other_inputs_are_not_compared() -> None:
+    run = Run()
+    run.train(4)
+    measured = run.recorder.trajectory()
+    other = Run()
+    other.recorder = dmft.Recorder(other.plan, dmft.Probe(INPUTS.flip(0), TARGETS))
+    problem = dmft.Problem.like(other.plan, other.recorder.probe, lr=0.1, steps=4, momentum=0.5)
+    theory = dmft.solve(problem, solvers.StaticNTK(), record=measured.steps)
+    with pytest.raises(InvalidInputError, match="inputs of the probe differ; training set: the two have other rows"):
+        dmft.compare(measured, theory)
+
+
+def test_one_other_row_of_the_training_set_is_seen() -> None:
+    run, changed = Run(data=(INPUTS, TARGETS)), INPUTS.clone()
+    run.train(4)
+    measured = run.recorder.trajectory()
+    changed[11, 3] += 0.1
+    with pytest.raises(InvalidInputError, match="must be the training set of the run"):
+        run.recorder.problem(data=(changed, TARGETS))
+    other = Run(data=(changed, TARGETS))
+    with other.recorder.attach(other.optimizer):
+        for _ in range(4):
+            other.optimizer.zero_grad()
+            nn.functional.mse_loss(other.model(changed), TARGETS).backward()
+            other.optimizer.step()
+    with pytest.raises(InvalidInputError, match="training set: the two have other rows"):
+        dmft.compare(measured, other.recorder.trajectory())
+
+
+def with_loader(run: Run, dataset: Callable[[], Any], epochs: int = 2) -> None:
+    with run.recorder.attach(run.optimizer):
+        for _ in range(epochs):
+            for x, y in run.recorder.batches(DataLoader(dataset(), batch_size=4, shuffle=True)):
+                run.optimizer.zero_grad()
+                nn.functional.mse_loss(run.model(x), y).backward()
+                run.optimizer.step()
+
+
+def test_one_subset_made_anew_every_epoch_is_one_training_set() -> None:
+    run = Run()
+    run.recorder = dmft.Recorder(run.plan, dmft.Probe(INPUTS[:4], TARGETS[:4]), every=4)
+    with_loader(run, lambda: Subset(TensorDataset(INPUTS, TARGETS), range(12)))
+    assert run.recorder.problem().train_samples == 12
+
+
+def resumed(run: Run, **settings: Any) -> Run:
+    later = Run(**settings)
+    if not settings:
+        later.recorder = dmft.Recorder(later.plan, run.recorder.probe, every=4)
+    later.model.load_state_dict(run.model.state_dict())
+    later.optimizer.load_state_dict(run.optimizer.state_dict())
+    later.recorder.load_state_dict(run.recorder.state_dict())
+    return later
+
+
+def test_a_run_that_is_resumed_remembers_its_training_set() -> None:
+    run = Run()
+    run.recorder = dmft.Recorder(run.plan, dmft.Probe(INPUTS[:4], TARGETS[:4]), every=4)
+    with_loader(run, lambda: TensorDataset(INPUTS, TARGETS))
+    later = resumed(run)
+    with pytest.raises(InvalidInputError, match="training set of its own"):
+        later.recorder.problem()
+    assert later.recorder.problem(data=(INPUTS, TARGETS)).training == run.recorder.problem().training
+    with pytest.raises(InvalidInputError, match="must be the training set"):
+        later.recorder.problem(data=(INPUTS[1:], TARGETS[1:]))
+    with_loader(later, lambda: TensorDataset(INPUTS, TARGETS))
+    assert later.recorder.problem().train_samples == 16
+    with pytest.raises(InvalidInputError, match="another training set"):
+        resumed(run, data=(INPUTS[1:], TARGETS[1:]))
+
+
+def test_a_run_that_is_resumed_with_other_weights_is_found_out() -> None:
+    run = Run()
+    run.train(4)
+    later = resumed(run)
+    scale(later.model[2].weight)
+    later.train(4)
+    refused(later, "changed between steps")
+
+
+def test_zeros_of_either_sign_are_zero_and_equal_rows_with_two_labels_are_two() -> None:
+    inputs = torch.cat([INPUTS[:6], INPUTS[:1]])
+    inputs[2, 1] = 0.0
+    targets = TARGETS[:7]
+    probe_inputs = torch.stack([inputs[2], inputs[6]])
+    probe_inputs[0, 1] = -0.0
+    run = Run()
+    run.recorder = dmft.Recorder(run.plan, dmft.Probe(probe_inputs, targets[[2, 6]]), data=(inputs, targets))
+    with run.recorder.attach(run.optimizer):
+        for _ in range(3):
+            run.optimizer.zero_grad()
+            nn.functional.mse_loss(run.model(inputs), targets).backward()
+            run.optimizer.step()
+    assert run.recorder.problem().kept.tolist() == [2, 6]
+
+
+def test_a_centered_run_is_not_judged_by_networks_that_are_not() -> None:
+    run = Run()
+    run.recorder = dmft.Recorder(run.plan, dmft.Probe(INPUTS, TARGETS), every=4, model=dmft.centered(run.plan.model))
+    centered = run.recorder.subject.run
+    with run.recorder.attach(run.optimizer):
+        for _ in range(4):
+            run.optimizer.zero_grad()
+            nn.functional.mse_loss(centered(INPUTS), TARGETS).backward()
+            run.optimizer.step()
+    measured, problem = run.recorder.trajectory(), run.recorder.problem()
+    dmft.compare(measured, dmft.solve(problem, solvers.StaticNTK(), record=measured.steps))
+    with pytest.raises(InvalidInputError, match="is centered"):
+        dmft.compare(measured, dmft.solve(problem, solvers.FiniteWidth(16, 4), record=measured.steps))

@@ -1,0 +1,49 @@
+"""Prints: a few numbers by which two data sets, or two losses, are told apart without keeping either."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Print = tuple[float, ...]
+"""A few numbers; the empty print tells nothing."""
+
+_ROWS = 256
+"""Rows of a data set that its print looks at."""
+
+
+def printed_rows(count: int) -> Tensor:
+    """The rows that a print looks at: all of them, or 256 that are evenly spaced, ``(row,)`` integers on the CPU."""
+    return torch.linspace(0, count - 1, min(count, _ROWS), dtype=torch.float64, device="cpu").round().long()
+
+
+def data_print(count: int, *columns: Tensor) -> Print:
+    """The print of a data set: its length, and size and projection on a fixed direction of every column.
+
+    Order matters. A column x and its copy in another precision or shape have one print.
+
+    Args:
+        count: rows of the data set.
+        *columns: the inputs, and if there are any the targets, of the rows ``printed_rows(count)``, each ``(row, ...)``.
+    """
+    numbers = [float(count)]
+    for column in columns:
+        x = column.detach().to("cpu", torch.complex128 if column.is_complex() else torch.float64).reshape(-1)
+        x = torch.view_as_real(x).reshape(-1) if x.is_complex() else x
+        size = float(x.norm())
+        # Irrational frequency: no two places of a row, and no two rows, are weighted alike.
+        direction = torch.cos(math.sqrt(2) * torch.arange(1, len(x) + 1, dtype=torch.float64, device="cpu") ** 1.5)
+        numbers += [size, float(x @ direction) / (size or 1.0)]
+    return tuple(numbers)
+
+
+def prints_agree(mine: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Whether two prints are of the same thing, up to the rounding of float32; so says an empty one, which tells nothing."""
+    if not mine or not theirs:
+        return True
+    return len(mine) == len(theirs) and all(
+        math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-5) for a, b in zip(mine, theirs, strict=True)
+    )

@@ -1,0 +1,389 @@
+"""Observer: sees how a network is trained, and holds what it is told about it against what happens."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from torch_dmft.core.errors import InvalidInputError, NotRecordedError
+from torch_dmft.core.loss import Loss, loss_name, loss_print
+from torch_dmft.core.prints import Print, prints_agree
+from torch_dmft.core.sight import NUMBERS, Sight
+from torch_dmft.core.training import Training
+from torch_dmft.measurement.gradient_check import TOLERANCE, gradient_error, is_due
+from torch_dmft.measurement.probe import Probe
+from torch_dmft.measurement.rows import RowsSeen, TrainingSet, all_rows, indexed
+from torch_dmft.measurement.step_hooks import step_hooks
+from torch_dmft.measurement.subject import Subject
+from torch_dmft.measurement.untouched import Untouched
+from torch_dmft.parameterization import Plan
+from torch_dmft.parameterization.start import starts_of
+
+_TRAINED = 30.0
+"""Mean square of the outputs, in units of its expectation for random readout weights, that these have once in ten million."""
+_KINDS = 16
+"""Kinds of batches (how many make a step, and of how many rows) whose first step is checked."""
+
+
+class Observer:
+    """Sees how a network is trained.
+
+    Before every step it looks at the optimizers and notes the rows of the step. What it is told or takes for granted it holds
+    against what happens: between two steps nobody changes a weight; the gradients that an optimizer is given are those of the
+    loss on the rows of the step (at some steps, ``is_due``); the network was not trained before. What does not hold becomes
+    a note or a doubt of the ``Training``.
+
+    Args:
+        subject: the network.
+        probe: its training rows are the training set, if no other is known.
+        loss: of the run.
+        data: the training set, if it is another.
+        temperature: of Langevin noise, which may be anywhere: gradients and weights are then not checked.
+    """
+
+    def __init__(
+        self, subject: Subject, probe: Probe, loss: Loss, data: TrainingSet | None, temperature: float
+    ) -> None:
+        self.subject = subject
+        self.data = data
+        self._probe, self._loss, self._temperature = probe, loss, temperature
+        self._sight: Sight | None = None
+        self._rows = RowsSeen()
+        self._starts: dict[str, str] = {}
+        self._errors: dict[int, float] = {}  # relative errors of the gradients, at the steps at which they were checked
+        self._steepest = 0.0
+        self._kinds: set[tuple[int, int]] = set()
+        self._weights, self._gradients = Untouched(), Untouched()
+        self._notes: dict[str, None] = {}
+        self._is_told = False  # the training set, afterwards, with nothing to hold it against
+        self._own_rows: TrainingSet | None = None  # the training rows of the probe
+        self._print_before: Print = ()  # of the training set of the run that a checkpoint goes on with
+
+    @property
+    def has_seen(self) -> bool:
+        """Whether any optimizer was seen."""
+        return self._sight is not None
+
+    # Watching
+
+    def meet(self, optimizers: tuple[Optimizer, ...], *, first: bool) -> None:
+        """Look at the optimizers that train the network from now on.
+
+        Args:
+            optimizers: all of them.
+            first: whether no step was taken yet.
+
+        Raises:
+            InvalidInputError: if they train none of its parameters, or the model was changed after it was wrapped.
+        """
+        sight = Sight(self.subject.plan, optimizers)
+        if self._sight is not None:
+            sight.goes_on(self._sight)
+        elif first:
+            self._starts = starts_of(self.subject.plan, untrained=True)
+            if any(len(optimizer.state) for optimizer in optimizers):  # of momentum, or Adam's
+                self._note("optimizers that had taken steps before the first record")
+        self._sight = sight
+        _warn_of_odd_rates(Training.seen(sight), self.subject.plan)
+
+    @contextmanager
+    def watching(self, optimizers: tuple[Optimizer, ...], after_step: Callable[[], None]) -> Iterator[None]:
+        """Watch every step in the body. With several optimizers a step is over when each of them has stepped.
+
+        Args:
+            optimizers: those of ``meet``.
+            after_step: called when a step is over.
+        """
+
+        def arrives() -> None:
+            self._weights.seen_again(self._steady_weights())
+
+        def begins() -> None:
+            assert self._sight is not None  # they met
+            step = self._sight.steps
+            self._sight.look()
+            if step and any(map(_begins_anew, optimizers)):
+                self._note("momentum that begins anew in the middle of the run")
+            kind = self._rows.waiting
+            self._check_gradients(step, optimizers, self._rows.step(), kind)
+            if len(optimizers) > 1:
+                self._gradients.left(self._waiting(*optimizers))
+
+        def ends() -> None:
+            self._weights.left(self._steady_weights())
+            after_step()
+
+        arrives()
+        self._weights.left(self._steady_weights())
+        with step_hooks(
+            optimizers,
+            arrives=arrives,
+            begins=begins,
+            joins=lambda optimizer: self._gradients.seen_again(self._waiting(optimizer)),
+            ends=ends,
+            uneven=lambda: self._note("optimizers that step at different times"),
+        ):
+            yield
+
+    def note_rows(self, rows: Tensor | Sequence[int]) -> None:
+        """The rows of the training set that the next step sees, see ``Recorder.batch``."""
+        self._rows.note(rows)
+
+    def batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        """The batches of a loader, see ``Recorder.batches``."""
+        numbered = indexed(loader)
+        if self.data is None or self.data.dataset is not loader.dataset:
+            new = TrainingSet(loader.dataset)
+            if self._rows.noted and not self._continues(new):
+                self._note("batches of more than one training set")
+            self.data = new
+        for rows, batch in numbered:
+            self._rows.note(rows)
+            try:
+                yield batch
+            except GeneratorExit:  # the loop was left before this batch was trained on
+                self._rows.forget()
+                raise
+
+    def _continues(self, new: TrainingSet) -> bool:
+        """Whether row numbers mean the same in another training set as in the one before."""
+        before = self.data.print if self.data is not None else self._print_before
+        return bool(before) and bool(new.print) and prints_agree(before, new.print)
+
+    def _note(self, text: str) -> None:
+        self._notes[text] = None
+
+    def _steady_weights(self) -> dict[str, Tensor]:
+        """The weights that nothing but a step changes: all, but for noise and what a lazily sampled network reveals."""
+        if self._temperature or _is_lazy(self.subject):
+            return {}
+        return dict(self.subject.model.named_parameters())
+
+    def _waiting(self, *optimizers: Optimizer) -> dict[str, Tensor]:
+        """The gradients that wait for optimizers."""
+        stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        parameters = self.subject.model.named_parameters()
+        return {name: p.grad for name, p in parameters if p.grad is not None and id(p) in stepped}
+
+    def _check_gradients(self, step: int, optimizers: tuple[Optimizer, ...], rows: Tensor | None, waiting: int) -> None:
+        """Hold the gradients that wait for the optimizers against those of the loss."""
+        kind = waiting, 0 if rows is None else len(rows)
+        is_new = kind not in self._kinds and len(self._kinds) < _KINDS
+        self._kinds.add(kind)
+        known = self._sight is not None and self._sight.optimizer in NUMBERS
+        if not known or self._temperature or not (is_new or is_due(step)) or (rows is None and self._rows.noted):
+            return
+        data = self._training_rows()
+        if data is None or (rows is not None and int(rows.max()) >= len(data)):
+            return  # rows of a training set that is not known
+        difference = gradient_error(self.subject, optimizers, self._loss, *data.rows(rows))
+        if difference is None:
+            return
+        error, size = difference
+        self._steepest = max(self._steepest, size)
+        if size > 1e-3 * self._steepest:  # smaller ones are rounded to something else
+            self._errors[step] = error / size
+
+    def check_start(self, outputs: Tensor, forward: float) -> None:
+        """Note a network whose outputs at step 0 are not those of a random readout: it was trained before.
+
+        Args:
+            outputs: ``(sample, output)``.
+            forward: the mean diagonal of the readout's Phi.
+        """
+        subject = self.subject
+        readout = subject.architecture.readout
+        if _is_lazy(subject) or subject.run is not subject.model or readout.kind != "linear":
+            return
+        weight = subject.model.get_parameter(readout.weight).detach()
+        random = float(weight.double().square().mean()) * readout.fan_in * forward
+        ratio = float(outputs.double().square().mean()) / random if random else 0.0
+        if ratio > _TRAINED:
+            self._note(
+                f"outputs that at step 0 are {ratio**0.5:.0f} times those of a random readout: it was trained before"
+            )
+
+    # What was seen
+
+    def training(self, outputs: int) -> Training:
+        """How the network was trained so far.
+
+        Args:
+            outputs: C.
+
+        Raises:
+            NotRecordedError: if no optimizer was attached yet.
+        """
+        if self._sight is None:
+            raise NotRecordedError(
+                "No optimizer was seen yet.", remedy="train inside `with recorder.attach(optimizer):`"
+            )
+        noted, targets, data = self._rows.noted, self._probe.targets, self._training_rows()
+        batches = self._rows.batches if noted else None
+        off = {step: error for step, error in self._errors.items() if error > TOLERANCE}
+        # Rows that were noted without a training set are of the probe's rows, if their gradients were.
+        knows_data = data is not None and (self.data is not None or not noted or bool(self._errors))
+        cannot_be = (
+            targets is None or self._temperature > 0 or (noted and bool(self.subject.architecture.train_differs))
+        )
+        is_checked = bool(self._errors) or cannot_be or not self._sight.steps or (noted and self._is_told)
+        doubt = ""
+        if off:
+            step, error = next(iter(off.items()))
+            where = ("the rows noted" if noted else "all training rows") + (
+                " of the probe" if self.data is None else ""
+            )
+            doubt = f"at step {step} the gradients were not those of {loss_name(self._loss)} on {where} (off by {error:.0%})"
+        elif noted and batches is None:
+            doubt = "some steps were not noted"
+        elif not is_checked and (knows_data or not noted):
+            doubt = "no gradients could be checked"
+        classes = targets is not None and not targets.is_floating_point()
+        return Training.seen(
+            self._sight,
+            gamma0=self.subject.gamma0,
+            scheme=self.subject.plan.scheme,
+            starts=self._starts,
+            loss=loss_name(self._loss) if targets is not None else "",
+            loss_print=loss_print(self._loss, outputs, classes=classes) if targets is not None else (),
+            data_print=data.print if data is not None and knows_data and (self.data is not None or not doubt) else (),
+            batches=all_rows(batches, len(data)) if data is not None and knows_data else batches,
+            batches_known=not doubt,
+            doubt=doubt,
+            temperature=self._temperature,
+            notes=tuple(self._all_notes(doubt if off and noted and self.data is not None else "")),
+            assumptions=("data",) if self._is_told else (),
+        )
+
+    def _all_notes(self, doubt: str) -> Iterator[str]:
+        yield from self._notes
+        if self._weights.changed:
+            yield f"weights that were changed between steps ({_listed(self._weights.changed)})"
+        if self._gradients.changed:
+            yield f"optimizers that step by gradients of different backward passes ({_listed(self._gradients.changed)})"
+        if doubt:
+            yield doubt
+
+    def _training_rows(self) -> TrainingSet | None:
+        """The training set: the one that is known, else the training rows of the probe."""
+        if self.data is not None:
+            return self.data
+        targets, train = self._probe.targets, self._probe.train_rows
+        if targets is None or self._print_before:
+            return None
+        if self._own_rows is None:
+            inputs = self._probe.inputs[train.to(self._probe.inputs.device)]
+            self._own_rows = TrainingSet((inputs, targets[train.to(targets.device)]))
+        return self._own_rows
+
+    def tell(self, data: TrainingSet) -> None:
+        """Take a training set that was not known while the network was trained.
+
+        Raises:
+            InvalidInputError: if it differs from what is known of the training set.
+        """
+        before = self.data.print if self.data is not None else self._print_before
+        if not prints_agree(before, data.print):
+            raise InvalidInputError(
+                "`data` must be the training set of the run.",
+                got=f"{len(data)} rows that differ from the {before[0]:.0f} that were trained on",
+                remedy="the rows that were trained on, in their order",
+            )
+        if self.data is not None:
+            return
+        own = self._training_rows()
+        if own is not None and own.print != data.print:  # gradients were compared with those of other rows
+            self._errors = {}
+        self._is_told = not before and not self._errors
+        self.data = data
+
+    def require_data(self) -> None:
+        """Refuse to go on from a checkpoint of a run whose training set is not known here.
+
+        Raises:
+            InvalidInputError: if the run had a training set of its own, and this recorder was given none or another.
+        """
+        if self.data is None and self._print_before:
+            raise InvalidInputError(
+                "The run that was resumed has a training set of its own, which its checkpoint does not hold.",
+                remedy="Recorder(..., data=(inputs, targets)), or recorder.problem(data=(inputs, targets))",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything seen, as plain containers."""
+        return {
+            "sight": None if self._sight is None else self._sight.state_dict(),
+            "rows": self._rows.state_dict(),
+            "starts": dict(self._starts),
+            "errors": dict(self._errors),
+            "steepest": self._steepest,
+            "weights": self._weights.state_dict(),
+            "gradients": self._gradients.state_dict(),
+            "notes": list(self._notes),
+            "data_print": self.data.print if self.data is not None else self._print_before,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what another observer of the same network saw.
+
+        Raises:
+            InvalidInputError: if the training set is another.
+        """
+        before: Print = tuple(state["data_print"])
+        if self.data is not None and not prints_agree(before, self.data.print):
+            raise InvalidInputError(
+                "The checkpoint is of a run on another training set.",
+                got=f"{len(self.data)} rows" + (f" instead of {before[0]:.0f}" if before[0] != len(self.data) else ""),
+                remedy="build the recorder with the data of that run before loading",
+            )
+        self._print_before = before
+        self._starts, self._notes = dict(state["starts"]), dict.fromkeys(state["notes"])
+        self._errors, self._steepest = dict(state["errors"]), state["steepest"]
+        self._rows.load_state_dict(state["rows"])
+        self._weights.load_state_dict(state["weights"])
+        self._gradients.load_state_dict(state["gradients"])
+        if state["sight"] is not None:
+            self._sight = Sight.saved(self.subject.plan, state["sight"])
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Names of the parameters that are not trained, as far as was seen."""
+        return frozenset() if self._sight is None else frozenset(self._sight.frozen)
+
+
+def _is_lazy(subject: Subject) -> bool:
+    """Whether a network samples itself lazily."""
+    return any(getattr(module, "keeps_what_it_reveals", False) for module in subject.model.modules())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= 4 else [*names[:3], f"and {len(names) - 3} more"])
+
+
+def _begins_anew(optimizer: Optimizer) -> bool:
+    """Whether an optimizer with a memory of earlier gradients is about to step a parameter that it remembers nothing of."""
+    return any(
+        parameter.grad is not None and not optimizer.state.get(parameter)
+        for group in optimizer.param_groups
+        if group.get("momentum") or "betas" in group
+        for parameter in group["params"]
+    )
+
+
+def _warn_of_odd_rates(training: Training, plan: Plan) -> None:
+    """Say that an optimizer was built from other groups than its plan's."""
+    if not training.exceptions or plan.scheme == "standard" or training.optimizer not in NUMBERS:
+        return
+    lr = training.rate
+    kind = training.optimizer.lower()
+    warnings.warn(
+        f"The optimizer's settings are not those of plan.param_groups(lr, optimizer={kind!r}): with the base rate {lr}, "
+        f"{training.traits['groups']}. Measured and predicted are these settings as they are.",
+        stacklevel=5,
+    )

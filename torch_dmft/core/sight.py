@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from torch_dmft.core.errors import InvalidInputError
-
-Number = float | Tensor
-"""A setting: one number, or one for every step: ``(steps,)`` float64."""
-Numbers = Mapping[str, Number]
+from torch_dmft.core.series import Number, Numbers
 
 SGD_NUMBERS: dict[str, float] = {
     "lr": 0.0,

@@ -24,10 +24,8 @@ from torch.optim import Optimizer
 
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.prints import Print, prints_agree
-from torch_dmft.core.sight import NUMBERS, SGD_NUMBERS, Number, Numbers, Scaled, Sight
-
-_CLOSE = 1e-6
-"""Relative difference of two numbers that are the same: plans and schedulers compute them in different orders."""
+from torch_dmft.core.series import CLOSE, Number, Numbers, at_step, constant, first_difference, is_ever, series, shown
+from torch_dmft.core.sight import NUMBERS, SGD_NUMBERS, Scaled, Sight
 
 
 @by_value
@@ -132,7 +130,7 @@ class Training:
         notes = [f"{name} is trained, and was frozen when the plan was made" for name in sight.unplanned]
         notes += [f"{name} was stepped by a gradient from before it was frozen" for name in sight.stale]
         notes += [f"{name} is stepped by two optimizers" for name in sight.shared]
-        if sight.joined and any(_some(numbers.get("momentum", 0.0)) for numbers in every.values()):
+        if sight.joined and any(is_ever(numbers.get("momentum", 0.0)) for numbers in every.values()):
             notes.append("parameters with momentum that were trained in some steps only")
         numbers = {**NUMBERS.get(sight.optimizer, {}), **base}
         others["notes"] = (*others.get("notes", ()), *notes)
@@ -171,7 +169,7 @@ class Training:
 
     def constant(self, name: str) -> float | None:
         """A setting that is the same in all steps and for all parameters; None if it is not."""
-        values = {_constant(numbers.get(name, 0.0)) for numbers in (self.numbers, *self.exceptions.values())}
+        values = {constant(numbers.get(name, 0.0)) for numbers in (self.numbers, *self.exceptions.values())}
         return values.pop() if len(values) == 1 else None
 
     @property
@@ -208,7 +206,7 @@ class Training:
             ("decay", "weight_decay", "weight decay"),
             ("maximize", "maximize", "ascent instead of descent"),
         ):
-            used = [numbers[name] for numbers in every if name in numbers and _some(numbers[name])]
+            used = [numbers[name] for numbers in every if name in numbers and is_ever(numbers[name])]
             if used:
                 yield trait, text if name in ("nesterov", "maximize") else f"{text} {shown(used[0])}"
         if any(isinstance(numbers.get("lr"), Tensor) for numbers in every):
@@ -253,7 +251,7 @@ class Training:
             found.append(line("parameterization", self.scheme, other.scheme))
         # Runs of one lazy scheme at two widths have two gamma0, as they should.
         by_width = self.scheme == other.scheme != "mean_field"
-        if not by_width and not math.isclose(self.gamma0, other.gamma0, rel_tol=_CLOSE):
+        if not by_width and not math.isclose(self.gamma0, other.gamma0, rel_tol=CLOSE):
             found.append(line("gamma0", f"{self.gamma0:g}", f"{other.gamma0:g}"))
         if self.optimizer == other.optimizer:
             found += [line(*each) for each in self._different_numbers(other, horizon)]
@@ -269,7 +267,7 @@ class Training:
         if not prints_agree(self.data_print, other.data_print):
             rows = [f"{each.data_print[0]:.0f} rows" for each in (self, other)]
             found.append("training set: the two have other rows" if rows[0] == rows[1] else line("training set", *rows))
-        if not math.isclose(self.temperature, other.temperature, rel_tol=_CLOSE):
+        if not math.isclose(self.temperature, other.temperature, rel_tol=CLOSE):
             found.append(line("temperature", f"{self.temperature:g}", f"{other.temperature:g}"))
         if "batches" not in assumed and horizon:
             mine, theirs = (each._batches_shown(horizon) for each in (self, other))
@@ -292,17 +290,19 @@ class Training:
             for name in dict.fromkeys([*self.numbers, *other.numbers]):
                 mine, theirs = (each.number(name, parameter) for each in (self, other))
                 if name in ("dampening", "nesterov") and not any(
-                    _some(each.number("momentum", parameter)) for each in (self, other)
+                    is_ever(each.number("momentum", parameter)) for each in (self, other)
                 ):
                     continue  # without momentum they mean nothing
-                if name == "decoupled" and not all(_some(each.number("momentum", parameter)) for each in (self, other)):
+                if name == "decoupled" and not all(
+                    is_ever(each.number("momentum", parameter)) for each in (self, other)
+                ):
                     continue  # nor does this
-                step = _first_difference(mine, theirs, horizon)
+                step = first_difference(mine, theirs, horizon)
                 if step is None:
                     continue
                 what = _TITLES.get(name, name) + ("" if parameter is None else f" of {parameter}")
                 if isinstance(mine, Tensor) or isinstance(theirs, Tensor):
-                    yield f"{what} at step {step}", _one(_at(mine, step)), _one(_at(theirs, step))
+                    yield f"{what} at step {step}", _one(at_step(mine, step)), _one(at_step(theirs, step))
                 else:
                     yield what, _one(mine), _one(theirs)
 
@@ -330,35 +330,6 @@ class Training:
 _TITLES = {"lr": "learning rate", "weight_decay": "weight decay", "decoupled": "weight decay outside of the momentum"}
 
 
-def series(value: float | Sequence[float] | Tensor) -> Number:
-    """A number as a float, or ``(steps,)`` float64 if it has one for every step and they differ."""
-    if isinstance(value, int | float):
-        return float(value)
-    values = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
-    if values.ndim == 0:
-        return float(values)
-    return float(values[0]) if len(values) and bool((values == values[0]).all()) else values
-
-
-def shown(value: Number) -> str:
-    """A number in a few characters: ``"0.1"``, or ``"0.1 to 0.001"`` of one that changes."""
-    if not isinstance(value, Tensor):
-        return f"{value:g}"
-    return f"{value.min():.3g} to {value.max():.3g}" if len(value) else "none"
-
-
-def _constant(value: Number) -> float | None:
-    return None if isinstance(value, Tensor) else value
-
-
-def _some(value: Number) -> bool:
-    return bool(value.any()) if isinstance(value, Tensor) else bool(value)
-
-
-def _at(value: Number, step: int) -> float:
-    return float(value[step]) if isinstance(value, Tensor) else value
-
-
 def _one(value: float) -> str:
     return f"{value:.6g}"
 
@@ -368,23 +339,6 @@ def _listed(names: Any) -> str:
     if not listed:
         return "none"
     return ", ".join(listed if len(listed) <= 4 else [*listed[:3], f"and {len(listed) - 3} more"])
-
-
-def _first_difference(mine: Number, theirs: Number, horizon: int) -> int | None:
-    """The first of the steps 0..horizon - 1 in which two numbers differ."""
-    if not isinstance(mine, Tensor) and not isinstance(theirs, Tensor):
-        return (
-            None
-            if math.isclose(mine, theirs, rel_tol=_CLOSE, abs_tol=1e-300) or (math.isnan(mine) and math.isnan(theirs))
-            else 0
-        )
-    a, b = (
-        each[:horizon] if isinstance(each, Tensor) else torch.full((horizon,), each, dtype=torch.float64, device="cpu")
-        for each in (mine, theirs)
-    )
-    length = min(len(a), len(b))
-    off = (~torch.isclose(a[:length], b[:length], rtol=_CLOSE, atol=1e-300, equal_nan=True)).nonzero()
-    return int(off[0]) if len(off) else None
 
 
 def _first_other_batch(mine: Sequence[Tensor] | None, theirs: Sequence[Tensor] | None, horizon: int) -> int | None:
@@ -400,7 +354,7 @@ def _first_other_batch(mine: Sequence[Tensor] | None, theirs: Sequence[Tensor] |
 def _differ(mine: Numbers, theirs: Numbers, steps: int) -> bool:
     names = {*mine, *theirs}
     return any(
-        _first_difference(mine.get(name, 0.0), theirs.get(name, 0.0), max(steps, 1)) is not None for name in names
+        first_difference(mine.get(name, 0.0), theirs.get(name, 0.0), max(steps, 1)) is not None for name in names
     )
 
 

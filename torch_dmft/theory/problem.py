@@ -14,8 +14,9 @@ from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.prints import data_print, printed_rows
+from torch_dmft.core.series import series
 from torch_dmft.core.sight import NUMBERS
-from torch_dmft.core.training import Training, series
+from torch_dmft.core.training import Training
 from torch_dmft.measurement import Probe
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.chain import Chain, HiddenLayer

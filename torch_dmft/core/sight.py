@@ -142,9 +142,13 @@ class Sight:
         if earlier.optimizer != self.optimizer:
             self.optimizer = f"{earlier.optimizer} and then {self.optimizer}"
 
-    def look(self) -> None:
-        """Note what the next step will do."""
-        structure, raw = self._structure(about_to_step=True), self._raw()
+    def look(self, named: Mapping[str, Tensor] | None = None) -> None:
+        """Note what the next step will do.
+
+        Args:
+            named: the model's parameters by name, if they are at hand.
+        """
+        structure, raw = self._structure(about_to_step=True, named=named), self._raw()
         if not self._parts or self._parts[-1][1:] != (structure, raw):
             self._parts.append((self.steps, structure, raw))
         self.steps += 1
@@ -153,9 +157,12 @@ class Sight:
         for optimizer in self._optimizers:
             yield from optimizer.param_groups
 
-    def _structure(self, *, about_to_step: bool) -> tuple[tuple[str, ...], ...]:
+    def _structure(
+        self, *, about_to_step: bool, named: Mapping[str, Tensor] | None = None
+    ) -> tuple[tuple[str, ...], ...]:
         """The names of the parameters that every group steps."""
-        names = {id(parameter): name for name, parameter in self._plan.model.named_parameters()}
+        there = dict(self._plan.model.named_parameters()) if named is None else named
+        names = {id(parameter): name for name, parameter in there.items()}
         groups = list(self._groups())
         # Before the first backward pass nothing has a gradient, and that says nothing.
         by_gradient = about_to_step and any(p.grad is not None for group in groups for p in group["params"])

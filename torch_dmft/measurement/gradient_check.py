@@ -17,14 +17,21 @@ from torch_dmft.measurement.subject import Subject
 
 TOLERANCE = 0.03
 """Relative difference of gradients that are the same: training in bfloat16 rounds them by a percent."""
+_APART = 16
+"""Steps between two checks at recorded steps."""
 
 
-def is_due(step: int) -> bool:
-    """Whether gradients are looked at before this step: 0 to 8, then at four steps of every octave: 10, 12, 14, 16, 20, ...
+def is_due(step: int, *, last: int, recorded: bool) -> bool:
+    """Whether gradients are looked at before a step: 0 to 4, then twice an octave (6, 8, 12, 16, ...), and when it is recorded.
 
-    What goes wrong at some step and stays so for a quarter of the steps before it is seen, at a cost that falls as 1 / T.
+    A check costs one pass over the rows of the step. At recorded steps, which cost more, there is one in 16 steps at most.
+
+    Args:
+        step: the step.
+        last: the step of the last check.
+        recorded: whether the network is measured before this step.
     """
-    return step % (1 << max(0, step.bit_length() - 3)) == 0
+    return step % (1 << max(0, step.bit_length() - 2)) == 0 or (recorded and step - last >= _APART)
 
 
 def gradient_error(
@@ -74,14 +81,15 @@ def gradient_error(
         except Exception:
             return None
     # In units in which the gradients of all weights have one size: those of the readout would drown the others.
-    gap = size = 0.0
+    norms = []
     for (name, p), slope in zip(waiting.items(), slopes, strict=True):
         assert p.grad is not None  # it waits
-        scale, unit = scales[id(p)], subject.rate(name)
-        gradient = p.grad.detach().double() / (1.0 if scale is None else scale.double())
-        gap += unit * float((gradient - slope.double()).square().sum())
-        size += unit * float(slope.double().square().sum())
-    return gap**0.5, size**0.5
+        scale = scales[id(p)]
+        gradient = p.grad.detach() if scale is None else p.grad.detach() / scale
+        both = torch.stack([(gradient - slope).norm(), slope.norm()])
+        norms.append(both.to(device, torch.float64) * subject.rate(name) ** 0.5)
+    gap, size = torch.stack(norms).norm(dim=0).tolist()
+    return gap, size
 
 
 def _like(targets: Tensor, outputs: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch_dmft.core.training import Training
 from torch_dmft.measurement.gradient_check import TOLERANCE, gradient_error, is_due
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.rows import RowsSeen, TrainingSet, all_rows, indexed
+from torch_dmft.measurement.schedule import Schedule
 from torch_dmft.measurement.step_hooks import step_hooks
 from torch_dmft.measurement.subject import Subject
 from torch_dmft.measurement.untouched import Untouched
@@ -45,19 +46,30 @@ class Observer:
         loss: of the run.
         data: the training set, if it is another.
         temperature: of Langevin noise, which may be anywhere: gradients and weights are then not checked.
+        schedule: which steps are recorded.
     """
 
     def __init__(
-        self, subject: Subject, probe: Probe, loss: Loss, data: TrainingSet | None, temperature: float
+        self,
+        subject: Subject,
+        probe: Probe,
+        loss: Loss,
+        *,
+        data: TrainingSet | None,
+        temperature: float,
+        schedule: Schedule,
     ) -> None:
         self.subject = subject
         self.data = data
         self._probe, self._loss, self._temperature = probe, loss, temperature
+        self._schedule = schedule
+        self._is_lazy = any(getattr(module, "keeps_what_it_reveals", False) for module in subject.model.modules())
         self._sight: Sight | None = None
         self._rows = RowsSeen()
         self._starts: dict[str, str] = {}
         self._errors: dict[int, float] = {}  # relative errors of the gradients, at the steps at which they were checked
         self._steepest = 0.0
+        self._checked = 0  # the last step at which gradients were checked
         self._kinds: set[tuple[int, int]] = set()
         self._weights, self._gradients = Untouched(), Untouched()
         self._notes: dict[str, None] = {}
@@ -100,32 +112,40 @@ class Observer:
             optimizers: those of ``meet``.
             after_step: called when a step is over.
         """
+        named: dict[str, Tensor] = {}
 
         def arrives() -> None:
-            self._weights.seen_again(self._steady_weights())
+            named.clear()
+            named.update(self.subject.model.named_parameters())
+            if is_steady:
+                self._weights.seen_again(named)
 
         def begins() -> None:
             assert self._sight is not None  # they met
             step = self._sight.steps
-            self._sight.look()
+            self._sight.look(named)
             if step and any(map(_begins_anew, optimizers)):
                 self._note("momentum that begins anew in the middle of the run")
             kind = self._rows.waiting
             self._check_gradients(step, optimizers, self._rows.step(), kind)
             if len(optimizers) > 1:
-                self._gradients.left(self._waiting(*optimizers))
+                self._gradients.left(_waiting(named, *optimizers))
 
         def ends() -> None:
-            self._weights.left(self._steady_weights())
+            if is_steady:
+                self._weights.left(named)
             after_step()
 
+        # Noise may go into the weights, and a lazily sampled network grows when it is looked at.
+        is_steady = not self._temperature and not self._is_lazy
         arrives()
-        self._weights.left(self._steady_weights())
+        if is_steady:
+            self._weights.left(named)
         with step_hooks(
             optimizers,
             arrives=arrives,
             begins=begins,
-            joins=lambda optimizer: self._gradients.seen_again(self._waiting(optimizer)),
+            joins=lambda optimizer: self._gradients.seen_again(_waiting(named, optimizer)),
             ends=ends,
             uneven=lambda: self._note("optimizers that step at different times"),
         ):
@@ -159,29 +179,19 @@ class Observer:
     def _note(self, text: str) -> None:
         self._notes[text] = None
 
-    def _steady_weights(self) -> dict[str, Tensor]:
-        """The weights that nothing but a step changes: all, but for noise and what a lazily sampled network reveals."""
-        if self._temperature or _is_lazy(self.subject):
-            return {}
-        return dict(self.subject.model.named_parameters())
-
-    def _waiting(self, *optimizers: Optimizer) -> dict[str, Tensor]:
-        """The gradients that wait for optimizers."""
-        stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-        parameters = self.subject.model.named_parameters()
-        return {name: p.grad for name, p in parameters if p.grad is not None and id(p) in stepped}
-
     def _check_gradients(self, step: int, optimizers: tuple[Optimizer, ...], rows: Tensor | None, waiting: int) -> None:
         """Hold the gradients that wait for the optimizers against those of the loss."""
         kind = waiting, 0 if rows is None else len(rows)
         is_new = kind not in self._kinds and len(self._kinds) < _KINDS
         self._kinds.add(kind)
         known = self._sight is not None and self._sight.optimizer in NUMBERS
-        if not known or self._temperature or not (is_new or is_due(step)) or (rows is None and self._rows.noted):
+        due = is_due(step, last=self._checked, recorded=self._schedule(step))
+        if not known or self._temperature or not (is_new or due) or (rows is None and self._rows.noted):
             return
         data = self._training_rows()
         if data is None or (rows is not None and int(rows.max()) >= len(data)):
             return  # rows of a training set that is not known
+        self._checked = step
         difference = gradient_error(self.subject, optimizers, self._loss, *data.rows(rows))
         if difference is None:
             return
@@ -199,7 +209,7 @@ class Observer:
         """
         subject = self.subject
         readout = subject.architecture.readout
-        if _is_lazy(subject) or subject.run is not subject.model or readout.kind != "linear":
+        if self._is_lazy or subject.run is not subject.model or readout.kind != "linear":
             return
         weight = subject.model.get_parameter(readout.weight).detach()
         random = float(weight.double().square().mean()) * readout.fan_in * forward
@@ -357,9 +367,10 @@ class Observer:
         return frozenset() if self._sight is None else frozenset(self._sight.frozen)
 
 
-def _is_lazy(subject: Subject) -> bool:
-    """Whether a network samples itself lazily."""
-    return any(getattr(module, "keeps_what_it_reveals", False) for module in subject.model.modules())
+def _waiting(named: Mapping[str, Tensor], *optimizers: Optimizer) -> dict[str, Tensor]:
+    """The gradients that wait for optimizers."""
+    stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    return {name: p.grad for name, p in named.items() if p.grad is not None and id(p) in stepped}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -114,7 +114,9 @@ class Recorder:
         self.subject = subject_of(plan_or_model, probe.inputs, run=model)
         self._loss = default_loss(probe.targets) if loss is None else loss
         training_set = None if data is None else TrainingSet(data)
-        self._observer = Observer(self.subject, probe, self._loss, training_set, temperature)
+        self._observer = Observer(
+            self.subject, probe, self._loss, data=training_set, temperature=temperature, schedule=self.schedule
+        )
         self._seconds = 0.0
         self._attached = False
         self._layouts: Layouts | None = None

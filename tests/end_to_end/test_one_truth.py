@@ -429,9 +429,8 @@ def test_batches_that_nobody_noted_can_be_predicted_as_others_and_are_labelled()
     with pytest.raises(InvalidInputError, match="rows that the run was trained on are not known"):
         recorder.problem(batches=4)
     problem = recorder.problem(data=(INPUTS, TARGETS), batches=4)
-    assert problem.training.assumptions == ("data", "batches")
+    assert problem.training.assumptions == ("batches",)
     assert {len(rows) for rows in problem.training.batches or ()} == {4}
     measured = recorder.trajectory()
     comparison = dmft.compare(measured, dmft.solve(problem, solvers.StaticNTK(), record=measured.steps))
     assert "for other batches" in comparison.verdict
-    assert "for the training set that was given" in comparison.verdict

@@ -7,11 +7,12 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import torch_dmft as dmft
 from torch_dmft import solvers
@@ -40,7 +41,7 @@ class Run:
 
     def __init__(self, *, before_attach: Callable[[dmft.Plan], Any] = lambda _: None, **settings: Any) -> None:
         torch.manual_seed(0)  # biases
-        self.model = chain()
+        self.model: Any = chain()
         self.plan = dmft.parameterize(self.model, INPUTS, generator=torch.Generator().manual_seed(0))
         before_attach(self.plan)
         self.optimizer: Optimizer = SGD(self.plan.param_groups(0.1), momentum=0.5)
@@ -342,7 +343,7 @@ def test_starts_that_theory_does_not_have(change: Any, told: str) -> None:
 @pytest.mark.parametrize(("bias", "told"), [(0.3, "mean 1 of their size"), (0.0, "")])
 def test_biases_that_are_constant_when_the_model_is_wrapped(bias: float, told: str) -> None:
     model = chain()
-    nn.init.constant_(model[2].bias, bias)
+    nn.init.constant_(model.get_parameter("2.bias"), bias)
     plan = dmft.parameterize(model, INPUTS)
     with pytest.raises(UnsupportedProblemError, match=told) if told else contextlib.nullcontext():
         dmft.Problem.like(plan, dmft.Probe(INPUTS, TARGETS), lr=0.1, steps=4)
@@ -351,7 +352,7 @@ def test_biases_that_are_constant_when_the_model_is_wrapped(bias: float, told: s
 @pytest.mark.parametrize("gain", [1.0, 1.5, 0.0])
 def test_norm_layers_that_do_not_start_at_one(gain: float) -> None:
     model = nn.Sequential(nn.Linear(6, 32), nn.LayerNorm(32), nn.Tanh(), nn.Linear(32, 1))
-    nn.init.constant_(model[1].weight, gain)
+    nn.init.constant_(model.get_parameter("1.weight"), gain)
     plan = dmft.parameterize(model, INPUTS)
     with pytest.raises(UnsupportedProblemError, match=r"1\.weight") if gain != 1 else contextlib.nullcontext():
         dmft.Problem.like(plan, dmft.Probe(INPUTS, TARGETS), lr=0.1, steps=4)
@@ -432,7 +433,7 @@ def test_a_run_that_is_resumed_with_other_weights_is_found_out() -> None:
     run = Run()
     run.train(4)
     later = resumed(run)
-    scale(later.model[2].weight)
+    scale(later.model.get_parameter("2.weight"))
     later.train(4)
     refused(later, "changed between steps")
 
@@ -466,3 +467,38 @@ def test_a_centered_run_is_not_judged_by_networks_that_are_not() -> None:
     dmft.compare(measured, dmft.solve(problem, solvers.StaticNTK(), record=measured.steps))
     with pytest.raises(InvalidInputError, match="is centered"):
         dmft.compare(measured, dmft.solve(problem, solvers.FiniteWidth(16, 4), record=measured.steps))
+
+
+class Augmented(Dataset[Any]):
+    """Items with noise of two kinds; python's own random numbers are also drawn by the checks of types in these tests."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        noise = torch.randn(6) + float(np.random.randn())  # noqa: NPY002
+        return INPUTS[row] + noise, TARGETS[row]
+
+
+def test_augmentation_is_left_as_it_is_and_refused_by_name() -> None:
+    def fit(watched: bool) -> tuple[Run, list[Tensor]]:
+        run = Run()
+        np.random.seed(5)  # noqa: NPY002
+        torch.manual_seed(5)
+        run.recorder = dmft.Recorder(run.plan, dmft.Probe(INPUTS, TARGETS), every=2)
+        loader = DataLoader(Augmented(), batch_size=4, shuffle=True)
+        batches = []
+        with run.recorder.attach(run.optimizer):
+            for x, y in run.recorder.batches(loader) if watched else loader:
+                batches.append(x)
+                run.optimizer.zero_grad()
+                nn.functional.mse_loss(run.model(x), y).backward()
+                run.optimizer.step()
+                if watched:
+                    assert run.recorder.training.steps
+        return run, batches
+
+    (run, mine), (_, theirs) = fit(True), fit(False)
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    with pytest.raises((UnsupportedProblemError, InvalidInputError), match="on the rows noted"):
+        run.recorder.problem()

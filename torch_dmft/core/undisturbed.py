@@ -8,14 +8,16 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from torch_dmft.core.random_state import random_state_kept
+
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run the body with ``model`` in eval mode, gradients on and autocast off, and undo every trace of it afterwards.
 
-    Restored, also after an exception: the training flag of every module, every buffer bit for bit, and the random state
-    of the CPU and of the devices the model is on. The flags are set directly, because ``Module.train`` may be
-    overridden with side effects. A module that samples itself lazily says so with a true attribute
+    Restored, also after an exception: the training flag of every module, every buffer bit for bit, and the random states of
+    python, numpy, and torch on the CPU and on the devices the model is on. The flags are set directly, because
+    ``Module.train`` may be overridden with side effects. A module that samples itself lazily says so with a true attribute
     ``keeps_what_it_reveals``: its buffers are not put back, since an entry once revealed must stay what it was.
     """
     modes = [(module, module.training) for module in model.modules()]
@@ -28,10 +30,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        for kind in {device.type for device in accelerators}:
-            here = [device for device in accelerators if device.type == kind]
-            stack.enter_context(torch.random.fork_rng(devices=here, device_type=kind))
+        stack.enter_context(random_state_kept(devices))
         for kind in {"cpu", *(device.type for device in accelerators)}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(torch.inference_mode(False))  # also turns gradients on

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.prints import Print, data_print, printed_rows
+from torch_dmft.core.random_state import random_state_kept
 
 _BOTH = "(inputs, targets), two tensors with as many rows, or a torch.utils.data.Dataset of such pairs"
 
@@ -125,7 +126,8 @@ class TrainingSet:
                 else (inputs[rows.to(inputs.device)], targets[rows.to(targets.device)])
             )
         wanted = range(len(self)) if rows is None else rows.tolist()
-        items = [self.dataset[row] for row in wanted]
+        with random_state_kept():  # items may be augmented
+            items = [self.dataset[row] for row in wanted]
         if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
             raise InvalidInputError(
                 "The items of the training set must be pairs.", got=type(items[0]).__name__, remedy=_BOTH
@@ -140,13 +142,21 @@ class TrainingSet:
     @cached_property
     def print(self) -> Print:
         """What tells this training set from others; empty if its items are no fixed pairs of numbers."""
-        rows = printed_rows(len(self))
         try:
-            inputs, targets = self.rows(rows)
-            again, _ = self.rows(rows[:2])
+            columns = self.rows(printed_rows(len(self)))
+            return data_print(len(self), *columns) if self.is_fixed else ()
         except InvalidInputError:
             return ()
-        return data_print(len(self), inputs, targets) if torch.equal(inputs[: len(again)], again) else ()
+
+    @cached_property
+    def is_fixed(self) -> bool:
+        """Whether a row is the same each time it is asked for; random augmentation is not."""
+        if isinstance(self.dataset, TensorDataset):
+            return True
+        some = torch.arange(min(8, len(self)), device="cpu")
+        # The random numbers of one order go to other rows in the other.
+        first, second = self.rows(some)[0], self.rows(some.flip(0))[0].flip(0)
+        return torch.equal(first, second)
 
 
 class RowsSeen:

@@ -103,8 +103,7 @@ def _rows_of_probe(probe: Probe) -> tuple[Tensor, Tensor, Tensor | None]:
 def _rows_of_data(probe: Probe, data: TrainingSet) -> tuple[Tensor, Tensor, Tensor]:
     """Training rows, then the rows of the probe that are not among them; their targets; where the probe's rows are."""
     inputs, targets = (part.to(probe.inputs.device) for part in data.rows())
-    again = data.rows(torch.arange(min(2, len(inputs)), device="cpu"))[0].to(inputs.device)
-    if not torch.equal(again, inputs[: len(again)]):
+    if not data.is_fixed:
         raise InvalidInputError(
             "The training set gives another item each time it is asked (random augmentation), so its rows are not known.",
             got=type(data.dataset).__name__,

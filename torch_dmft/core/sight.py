@@ -75,15 +75,17 @@ class Scaled(Protocol):
         """One rule for every parameter."""
 
 
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that steps, where another holds it as ``.optimizer``, as those of accelerate and Fabric do."""
+    inner = getattr(optimizer, "optimizer", None)
+    return unwrapped(inner) if isinstance(inner, Optimizer) and inner is not optimizer else optimizer
+
+
 def kind_of(optimizer: Optimizer) -> str:
     """``"SGD"``, ``"Adam"`` or ``"AdamW"`` if that is what its steps are, else the name of its class.
 
-    Subclasses count as the class of torch.optim whose ``step`` they inherit. A wrapper that holds the optimizer which steps
-    as ``.optimizer`` (as accelerate's and Fabric's do) counts as that one.
+    Subclasses count as the class of torch.optim whose ``step`` they inherit.
     """
-    inner = getattr(optimizer, "optimizer", None)
-    if isinstance(inner, Optimizer):
-        return kind_of(inner)
     step = getattr(type(optimizer).step, "__wrapped__", type(optimizer).step)
     for base in (SGD, Adam):
         if isinstance(optimizer, base) and step is getattr(base.step, "__wrapped__", base.step):
@@ -124,11 +126,11 @@ class Sight:
     def __init__(self, plan: Scaled, optimizers: Sequence[Optimizer]) -> None:
         require_whole_plan(plan)
         self._rules = {rule.name: rule for rule in plan.rules}
-        self._plan, self._optimizers = plan, tuple(optimizers)
+        self._plan, self._optimizers = plan, tuple(map(unwrapped, optimizers))
         self.steps = 0
         self._parts: list[tuple[int, Any, Any]] = []  # from which step on, who is in which group, and the raw settings
         self._stale: dict[str, None] = {}
-        kinds = dict.fromkeys(kind_of(optimizer) for optimizer in optimizers)
+        kinds = dict.fromkeys(map(kind_of, self._optimizers))
         self.optimizer = " and ".join(kinds)
         if not any(self._structure(about_to_step=False)):
             raise InvalidInputError(

@@ -18,7 +18,7 @@ from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss
 from torch_dmft.core.numbers import require_number
-from torch_dmft.core.sight import require_whole_plan
+from torch_dmft.core.sight import require_whole_plan, unwrapped
 from torch_dmft.core.stability import curvatures
 from torch_dmft.core.training import Training
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
@@ -136,7 +136,7 @@ class Recorder:
         ``attach`` goes on counting where the first stopped.
 
         Args:
-            *optimizers: all optimizers that train parameters of the model.
+            *optimizers: all optimizers that train parameters of the model; also as accelerate and Fabric wrap them.
 
         Raises:
             InvalidInputError: if they train none of them, the model was changed after it was wrapped, or the recorder is
@@ -152,7 +152,8 @@ class Recorder:
                 got=", ".join(type(optimizer).__name__ for optimizer in optimizers) or "nothing",
                 remedy="recorder.attach(optimizer), with every torch.optim optimizer that trains the model",
             )
-        self._observer.meet(optimizers, first=self.step == 0)
+        stepping = tuple(map(unwrapped, optimizers))
+        self._observer.meet(stepping, first=self.step == 0)
         self.subject = replace(self.subject, frozen=self._observer.frozen)
 
         def stepped() -> None:
@@ -168,7 +169,7 @@ class Recorder:
                 self.record()
             if self.step == 0 and self.records:
                 self._observer.check_start(self.records[0].outputs, self._readout_size(self.records[0]))
-            stack.enter_context(self._observer.watching(optimizers, stepped))
+            stack.enter_context(self._observer.watching(stepping, stepped))
             yield self
 
     def batch(self, rows: Tensor | Sequence[int]) -> None:

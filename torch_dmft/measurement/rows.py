@@ -59,11 +59,12 @@ def indexed(loader: DataLoader[Any]) -> DataLoader[Any]:
     Raises:
         InvalidInputError: if the loader's data set has no rows to number.
     """
-    if not isinstance(loader, DataLoader):
+    if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
         raise InvalidInputError(
-            "Rows are known of a torch.utils.data.DataLoader.",
+            "Rows are known of a torch.utils.data.DataLoader, and not of one that iterates in a way of its own.",
             got=type(loader).__name__,
-            remedy="recorder.batch(rows) with the row numbers of each batch, before optimizer.step()",
+            remedy="give the loader Indexed(dataset), and each batch's row numbers to recorder.batch(rows) before "
+            "optimizer.step()",
         )
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
         raise InvalidInputError(

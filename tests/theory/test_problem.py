@@ -98,7 +98,10 @@ def test_like_reads_the_chain_off_a_wrapped_model() -> None:
     nn.init.constant_(model[1].bias, 0.25)
     plan = dmft.parameterize(model, images, gamma0=0.7)
     train = torch.tensor([True, True, True, False, False])
-    problem = dmft.Problem.like(plan, dmft.Probe(images, TARGETS, train=train), lr=0.3, steps=2, momentum=0.5)
+    probe = dmft.Probe(images, TARGETS, train=train)
+    with pytest.raises(UnsupportedProblemError, match=r"1\.bias: numbers with mean 1 of their size"):
+        dmft.Problem.like(plan, probe, lr=0.3, steps=2, momentum=0.5)
+    problem = dmft.Problem.like(plan, probe, lr=0.3, steps=2, momentum=0.5, assume_gaussian=True)
     assert problem.chain is not None
     first, second = problem.chain.hidden
     assert (first.activation, first.gain, first.width_ratio) == ("relu", math.sqrt(2), 2.0)

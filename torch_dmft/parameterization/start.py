@@ -7,7 +7,6 @@ import math
 from torch import Tensor
 
 from torch_dmft.architecture import Role
-from torch_dmft.architecture.widen import NORMS
 from torch_dmft.parameterization.plan import Plan
 from torch_dmft.parameterization.rules import ParameterRule
 
@@ -53,7 +52,7 @@ def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -
     if rule.role is not Role.VECTOR:
         return None
     usual = float(rule.name.rpartition(".")[2] == "weight")
-    is_norm = isinstance(plan.model.get_submodule(rule.path), NORMS)
+    is_norm = all(rule.name != layer.bias for layer in plan.architecture.layers)
     if not math.isclose(size, rule.std, rel_tol=_KEPT, abs_tol=1e-12):
         if untrained:
             return f"numbers of size {size:.3g}, which were {rule.std:.3g} when the plan was made"

@@ -71,19 +71,25 @@ def solve(
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
     _require_finite(trajectory, problem)
     facts |= {"solver": type(solver).__name__, "gamma0": problem.gamma0, "seconds": time.perf_counter() - started}
-    rows = problem.kept[printed_rows(len(problem.kept)).to(problem.kept.device)]
-    found = replace(
-        trajectory,
-        training=replace(trajectory.training, data_print=problem.training.data_print),  # solvers may turn their inputs
-        probe_print=data_print(len(problem.kept), problem.inputs[rows]),
-        metadata={**facts, **trajectory.metadata},
-    )
+    found = _marked(trajectory, problem)
+    found = replace(found, metadata={**facts, **trajectory.metadata})
     if len(found.steps) and bool(found.train.any()):
         mine = problem.kept[(problem.kept < problem.train_samples)]
         curvature = curvatures(found.outputs, found.ntk, found.train, lambda f: problem.loss_on(f, mine))
         found = replace(found, curvature=curvature)
         _warn_near_the_edge(found)
     return found
+
+
+def _marked(answer: Trajectory, problem: Problem) -> Trajectory:
+    """An answer, and the networks that it is the mean of, with the prints of the problem's data: solvers may turn theirs."""
+    rows = problem.kept[printed_rows(len(problem.kept)).to(problem.kept.device)]
+    return replace(
+        answer,
+        training=replace(answer.training, data_print=problem.training.data_print),
+        probe_print=data_print(len(problem.kept), problem.inputs[rows]),
+        replicas=tuple(_marked(replica, problem) for replica in answer.replicas),
+    )
 
 
 def _warn_near_the_edge(found: Trajectory) -> None:

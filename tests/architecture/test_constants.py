@@ -57,7 +57,7 @@ def data_scaled(model: Numbers, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (readout_over(lambda h: h.shape[-1]), r"\(model\): features are multiplied by 0\.16.*another width 0\.083"),
+        (readout_over(lambda h: h.shape[-1]), r"\(model\): features are multiplied by 0\.16.*another width 0\.016"),
         (readout_over(lambda h: h.size(1) ** 0.5), r"multiplied by 0\.408"),
         (readout_over(lambda h: math.sqrt(3 * h.shape[-1])), r"multiplied by 0\.235702"),
         (readout_over(lambda h: torch.tensor(float(h.shape[-1])).sqrt()), r"multiplied by 0\.408"),

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
+from torch_dmft.architecture.constants import law_of
 from torch_dmft.architecture.roles import DotProduct
 from torch_dmft.architecture.rules import remedy, rule
 from torch_dmft.architecture.trace import Trace
@@ -119,11 +120,18 @@ def scaled(products: tuple[DotProduct, ...], others: tuple[DotProduct, ...] | No
 
 
 def scaled_in_copy(products: tuple[DotProduct, ...], copies: tuple[DotProduct, ...] | None) -> list[Place]:
-    """What looks wrong with them, and is no other multiple of 1 / width in a copy of the model at another width."""
+    """What is wrong with them, unless a copy of the model at another width shows that they fall like 1 / width.
+
+    A factor that is the same in the copy may have been stored when the model was built, so it is judged by its look.
+    """
     if copies is None or len(copies) != len(products):
         return scaled(products, copies)
-    pairs = zip(products, copies, strict=True)
-    return [place for product, copy in pairs if any(_in_comparison(product, copy)) for place in _by_look(product)]
+    places: list[Place] = []
+    for product, copy in zip(products, copies, strict=True):
+        differs = list(_in_comparison(product, copy))
+        is_stored = math.isclose(product.factor, copy.factor, rel_tol=1e-6)
+        places += (list(_by_look(product)) or ([] if is_stored else differs)) if differs else []
+    return places
 
 
 def _in_comparison(product: DotProduct, other: DotProduct) -> Iterator[Place]:
@@ -139,6 +147,10 @@ def _by_look(product: DotProduct) -> Iterator[Place]:
         yield Place(where, f"{_over(product)} is not divided by it", _DIVIDE)
     elif math.isclose(abs(product.factor), 1 / root, rel_tol=1e-6):
         yield Place(where, f"{_over(product)} is divided by its square root, {root:.4g}", _DIVIDE)
+    elif not math.isclose(abs(product.scale), 1.0, rel_tol=1e-6):
+        law = law_of(abs(product.factor), product.size)
+        if law is not None:
+            yield Place(where, f"{_over(product)} is multiplied by {product.factor:.4g}, which is {law}", _DIVIDE)
 
 
 def _over(product: DotProduct) -> str:

@@ -17,7 +17,7 @@ from torch_dmft.architecture.steps import Steps
 from torch_dmft.architecture.trace import Trace, Use
 from torch_dmft.architecture.train_mode import differences
 from torch_dmft.architecture.watch import Example, watch, watch_training
-from torch_dmft.architecture.widen import WIDENED, materialise, widened
+from torch_dmft.architecture.widen import COPIED, materialise, widened
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.torch_private import BatchNormBase
 
@@ -44,11 +44,13 @@ def describe(
         model: any module of linear, convolution, embedding and norm layers whose data flow torch functions carry.
         example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         roles: for module paths or names of weights, roles that overrule what is found.
-        like: the architecture of this model at another width. Dot products over a width, the scores of attention, are then
-            refused unless their factors at both widths are as 1/width, and any other number that acts on features unless it
-            is the same at both. Without it this is held against a copy of twice the width, if that can be built. A number
-            that was stored at construction is the same in a copy: dot products are then refused if it is 1 or 1/sqrt(width)
-            here, and other features if they are multiplied by a power of a width. Train mode is taken over from ``like``.
+        like: the architecture of this model at another width. A dot product over a width (the scores of attention) must then
+            have a factor proportional to 1/width, and any other number that acts on features must be the same at both widths.
+            Without ``like`` the model is compared with a wider copy of itself, if that can be built. Numbers that were stored
+            when the model was built are the same in a copy, so they are judged by their value: they must not equal a common
+            law of a width (width^p with p = 1/4, 1/2, 3/4, 1, 3/2, 2 or their negatives, its logarithm, sqrt(2/width) and its
+            kin). A stored number with another law, such as width/64, is only found with ``like``. Train mode is taken over
+            from ``like``.
 
     Returns:
         The architecture; its layers are in the order of the forward pass.
@@ -108,7 +110,7 @@ def describe(
         outputs=trace.outputs,
         train_differs=train_differs,
     )
-    if like is None and (suspects or constants):
+    if like is None and (products or trace.has_numbers):
         suspects = _judged_by_a_copy(model, found, trace, example_input)
     if suspects:
         raise UnsupportedModelError(_REFUSAL, suspects)
@@ -127,8 +129,8 @@ def _constants(trace: Trace) -> tuple[Constant, ...]:
 
 
 def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, example_input: Example) -> list[Place]:
-    """What is wrong with numbers in the forward pass, in comparison with a copy of the model at twice the width."""
-    copy = _copy_at_twice_the_width(model, found, example_input)
+    """What is wrong with numbers in the forward pass, in comparison with a wider copy of the model."""
+    copy = _wide_copy(model, found, example_input)
     sizes = {size for leaf in tree_leaves(example_input) if isinstance(leaf, Tensor) for size in leaf.shape[1:]}
     places = scaled_in_copy(found.dot_products, None if copy is None else _products(copy))
     if copy is None:
@@ -139,18 +141,28 @@ def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, examp
     return places + (changed or suspicious(found.constants, found, sizes))
 
 
-def _copy_at_twice_the_width(model: nn.Module, found: Architecture, example_input: Example) -> Trace | None:
-    """What a copy of the model at twice the width does; None if that cannot be built."""
+def _wide_copy(model: nn.Module, found: Architecture, example_input: Example) -> Trace | None:
+    """What a copy of the model at another width does; None if that cannot be built."""
     owners = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
-    if not all(isinstance(module, WIDENED) for module in owners):
+    if not all(isinstance(module, COPIED) for module in owners):
         return None
     try:
-        wide = widened(model, found, 2 * found.width)
-        materialise(wide, next(model.parameters()))
+        wide = widened(model, found, _ratio_of_the_copy(found) * found.width)
+        materialise(wide, next(model.parameters()), COPIED)
         trace = watch(wide, example_input, set(), gradients=False)
     except (UnsupportedModelError, InvalidInputError):
         return None
     return None if trace.places else trace
+
+
+_MANY, _SLOW = 64, 512
+"""A copy has at least this many neurons in every layer, unless one gets more than so many."""
+
+
+def _ratio_of_the_copy(found: Architecture) -> int:
+    """How many times wider a copy is: twice, or more where layers are so narrow that max(width, 8) would be 8 in both."""
+    widths = {layer.in_features for layer in found.layers if layer.in_axis is not None}
+    return max(2, min(_MANY // min(widths), _SLOW // max(widths)))
 
 
 _REFUSAL = "This model cannot be scaled as it is:"

@@ -111,6 +111,8 @@ class Constant:
         kind: ``"factor"`` if features are multiplied by the number; ``"branch"`` if they are added to others next, as those
             of a residual branch; ``"number"`` or ``"tensor"`` if it, or a tensor of constants, acts in another way.
         on_data: whether it acts on the data, before any weight.
+        entries: how many numbers a tensor of constants has.
+        error: the relative standard error of its root mean square if its entries are random; 0 if they all have one size.
     """
 
     path: str
@@ -118,6 +120,8 @@ class Constant:
     number: float
     kind: str
     on_data: bool
+    entries: int = 1
+    error: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -71,6 +72,14 @@ def ancestry(values: list[Value], *, past_weights: bool) -> Iterator[Value]:
                 ahead.append(before)
 
 
+def _size(tensor: Tensor) -> tuple[float, float]:
+    """The root mean square of a tensor, and its relative standard error if the entries were drawn independently."""
+    squares = tensor.detach().double().square()
+    mean = float(squares.mean())
+    error = float((squares / mean - 1).square().mean().sqrt()) / (2 * math.sqrt(squares.numel())) if mean else 0.0
+    return math.sqrt(mean), error
+
+
 @dataclass
 class Use:
     """How a weight was used: its axes, the activations its output met (None: unknown), and its last output."""
@@ -97,6 +106,7 @@ class Trace:
         trained: identities of the parameters that are trained.
         sums: sums of products, each with the axis it runs over.
         numbers: what acted on features along with them, by what makes it one; a factor counts when its product is complete.
+        has_numbers: whether any number acted on features, even one that changes nothing here, such as a factor of 1.
         must_be_fixed: axes, each with the complaint that is due if it turns out to be a width.
         letters: the operations in order: L linear layer, a named activation, r reshape, x anything else.
         mixes_rows: whether an operation combined different samples.
@@ -117,6 +127,7 @@ class Trace:
         self.places: dict[Place, None] = {}
         self.sums: dict[tuple[Label, DotProduct], None] = {}
         self.numbers: dict[tuple[object, ...], Constant] = {}
+        self.has_numbers = False
         self.must_be_fixed: list[tuple[Label, Place]] = []
         self.letters = ""
         self.mixes_rows = False
@@ -219,21 +230,28 @@ class Trace:
             kind, on_data = "branch" if is_added else "factor", not value.past_weights
             self.numbers[value.scaled, value.factor] = Constant(path, function, value.factor, kind, on_data)
 
-    def note_numbers(self, call: Call) -> None:
-        """Note the numbers, and the size of the constant tensors, that act on features otherwise than as a factor."""
+    def note_numbers(self, call: Call, arguments: Iterable[Any] | None = None) -> None:
+        """Note the numbers, and the size of the constant tensors, that act on features otherwise than as a factor.
+
+        Args:
+            call: the call.
+            arguments: those of its arguments that count; None for all.
+        """
         on_data = not any(value.past_weights for _, value in self.features(call))
-        for index, leaf in enumerate((*call.args, *call.kwargs.values())):
+        for leaf in (*call.args, *call.kwargs.values()) if arguments is None else arguments:
             if isinstance(leaf, Tensor):
                 is_constant = self.value(leaf).serial == CONSTANT and id(leaf) not in self._owners
-                if not (is_constant and leaf.is_floating_point()):
+                if not (is_constant and leaf.is_floating_point() and leaf.numel()):
                     continue
-                number, kind = float(leaf.detach().double().square().mean().sqrt()), "tensor"
+                number, error = _size(leaf)
+                constant = Constant(self.path, call.name, number, "tensor", on_data, leaf.numel(), error)
             elif isinstance(leaf, int | float) and not isinstance(leaf, bool):
-                number, kind = float(leaf), "number"
+                constant = Constant(self.path, call.name, float(leaf), "number", on_data)
             else:
                 continue
-            if number != 0:
-                self.numbers[self.serial, index] = Constant(self.path, call.name, number, kind, on_data)
+            self.has_numbers = True
+            if constant.number != 0:
+                self.numbers["noted", len(self.numbers)] = constant
 
     # Order
 

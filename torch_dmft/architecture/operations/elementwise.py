@@ -55,6 +55,7 @@ _NAMED |= {"special_erf": "erf", "special_expit": "sigmoid"}
 @rule(RULES, " ".join(_NAMED))
 def _named_activation(trace: Trace, call: Call) -> Outcome:
     name = _NAMED[call.name]
+    trace.has_numbers |= any(type(one) in (int, float) for one in (*call.args, *call.kwargs.values()))
     variant = {
         "gelu": lambda: {"none": "gelu", "tanh": "gelu_tanh"}.get(call.argument(1, "approximate", "none")),
         "softplus": lambda: _if(call.argument(1, "beta", 1) == 1 and call.argument(2, "threshold", 20) >= 20, name),
@@ -104,6 +105,8 @@ def product(trace: Trace, call: Call) -> Outcome:
     factor = _constant_factor(trace, call)
     if factor is None:
         trace.note_numbers(call)
+    else:
+        trace.has_numbers = True
     return Outcome([_broadcast(trace, call)], weights=_through(trace, call), factor=factor)
 
 

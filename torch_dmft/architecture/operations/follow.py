@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -31,7 +32,10 @@ def follow(trace: Trace, call: Call) -> None:
     if call.name == "setitem":
         _set(trace, call, features)
     known = _RULES.get(call.name)
-    if not call.results or (known is None and _is_comparison(trace, call)):
+    if not call.results:
+        return
+    if known is None and _is_comparison(trace, call):
+        trace.note_numbers(call)
         return
     if lost:
         trace.complain(trace.place(f"`{call.name}` meets a tensor of unseen origin", "write it with torch functions"))
@@ -39,6 +43,8 @@ def follow(trace: Trace, call: Call) -> None:
     if outcome is None:
         _complain(trace, call)
         outcome = Outcome([_of_data(trace, call, result) for result in call.results])
+    if past_weights and not outcome.constant and outcome.factor is None and call.name not in _NOTED:
+        trace.note_numbers(call, _acting(call, outcome))
     trace.used.update(map(id, parameters))
     for parameter in parameters:
         if not outcome.constant and not any(parameter is claimed for claimed in outcome.claimed):
@@ -65,6 +71,27 @@ def follow(trace: Trace, call: Call) -> None:
     dims = outcome.dims if len(outcome.dims) == len(call.results) else outcome.dims * len(call.results)
     for result, labels in zip(call.results, dims, strict=True):
         trace.assign(result, Value(labels, *about))
+
+
+_NOTED = {*elementwise.RULES, "batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm"}
+"""Functions whose rules note the numbers that act."""
+
+_INTEGERS = {
+    **dict.fromkeys(("norm", "linalg_norm", "linalg_vector_norm", "normalize"), (1, "p", "ord")),
+    **dict.fromkeys(("lp_pool1d", "lp_pool2d"), (1, "norm_type")),
+    **dict.fromkeys(("avg_pool2d", "avg_pool3d"), (6, "divisor_override")),
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), ("correction",)),
+}
+"""Positions and names of arguments that act even if they are integers; other integers are axes and sizes."""
+
+
+def _acting(call: Call, outcome: Outcome) -> list[Any]:
+    """The arguments that act on features as numbers: tensors, and numbers other than axes and sizes."""
+    integers = _INTEGERS.get(call.name, ())
+    named = [*enumerate(call.args), *call.kwargs.items()]
+    if outcome.absorbed:  # it belongs to the sum of products
+        named = [(name, one) for name, one in named if name != "scale"]
+    return [*call.tensors, *(one for name, one in named if isinstance(one, float) or name in integers)]
 
 
 def _set(trace: Trace, call: Call, features: list[tuple[Tensor, Value]]) -> None:

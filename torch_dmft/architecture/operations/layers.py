@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch_dmft.architecture.axes import SAMPLE
 from torch_dmft.architecture.call import Call
@@ -50,7 +50,30 @@ def _norm(trace: Trace, call: Call) -> Outcome:
     label = value.dims[1] if per_channel else next(iter(widths), None)
     trace.mixes_rows |= call.name == "batch_norm" and bool(call.argument(5, "training", False))
     layers = [(parameter, trace.layer_of(parameter)) for parameter in trace.parameters(call)]
+    trace.note_numbers(call, _settings(call))
     own = [(parameter, layer[0]) for parameter, layer in layers if layer and isinstance(layer[1], Norm)]
     for _, path in own:
         trace.norms[path] = trace.axes.unify(trace.norms[path], label) if path in trace.norms else label
     return Outcome([value.dims], weights=value.weights, claimed=tuple(parameter for parameter, _ in own))
+
+
+_NEGLIGIBLE = 1e-3
+"""Up to this ``eps``, a norm layer divides by the size of features alone, whatever the width makes of it."""
+
+_SETTINGS = {
+    "batch_norm": (3, 4, 7),
+    "instance_norm": (3, 4, 7),
+    "layer_norm": (2, 3, 4),
+    "group_norm": (2, 3, 4),
+    "rms_norm": (2, 3, 3),
+}
+"""Where the functions have their gain, shift and ``eps``; ``rms_norm`` has no shift."""
+
+
+def _settings(call: Call) -> list[Any]:
+    """What acts on features in a norm layer beside its parameters; statistics of the data are left out."""
+    gain, shift, small = _SETTINGS[call.name]
+    found = [call.argument(gain, "weight"), call.argument(small, "eps")]
+    if shift != small:
+        found.append(call.argument(shift, "bias"))
+    return [one for one in found if not (isinstance(one, float) and one <= _NEGLIGIBLE)]

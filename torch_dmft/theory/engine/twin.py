@@ -113,13 +113,13 @@ def infinite_width(
             )
     refuse_unsupported(narrow, architecture)
     _refuse_other_starts(architecture, rules)
-    if architecture.dot_products or architecture.constants:  # a look at one width cannot tell how they depend on it
-        if isinstance(model_or_factory, nn.Module | Plan):
-            doubled = widened(narrow, architecture, 2 * architecture.width)
-            materialise(doubled, example_input)
-        else:
-            doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
-        describe(doubled, example_input, like=architecture)
+    # One width cannot tell how numbers depend on it, and a factor of 1 is not even seen.
+    if isinstance(model_or_factory, nn.Module | Plan):
+        doubled = widened(narrow, architecture, 2 * architecture.width)
+        materialise(doubled, example_input)
+    else:
+        doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
+    describe(doubled, example_input, like=architecture)
     positions = rows_per_sample(narrow, architecture, example_input)
     gains = {rule.path: rule.gain for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)}
     gains |= gain if isinstance(gain, Mapping) else {}

@@ -115,7 +115,7 @@ def not_a_number() -> nn.Module:
         (
             Around(lambda self, x, h: nn.functional.scaled_dot_product_attention(h, h, self.inner(h))),
             "(model)",
-            "has no rule",
+            "cannot be followed",
         ),
         (same_storage(), "1.weight, 2.weight", "share"),
         (not_a_number(), "(output)", "NaN"),

@@ -1,4 +1,4 @@
-"""Every parameter of a model is accounted for and used as its layer's rule says, or the model is refused."""
+"""Every parameter of a model is accounted for and used as its layer's type says, or the model is refused."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from torch_dmft.architecture.constants import law_of
+from torch_dmft.architecture.facts import facts_of, remedy
 from torch_dmft.architecture.roles import DotProduct
-from torch_dmft.architecture.rules import remedy, rule
 from torch_dmft.architecture.trace import Trace
 from torch_dmft.core.errors import Place
 from torch_dmft.core.torch_private import has_backward_hooks, is_compiled
@@ -46,7 +46,7 @@ def _module(path: str, module: nn.Module) -> Place | None:
         return Place(where, f"{kind} is not initialised yet", "run the model once on an example input first")
     if is_parametrized(module):
         return Place(where, "its parameters are computed by a parametrization", _PARAMETRIZED)
-    facts = rule(module)
+    facts = facts_of(module)
     if facts is not None and not own.keys() <= {"weight", "bias"}:
         return Place(where, f"{kind} owns {', '.join(sorted(own))} instead of a weight and a bias", _PARAMETRIZED)
     # The forward pass of a user's own module is followed like any other code, parameters of its own included.

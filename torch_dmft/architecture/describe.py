@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from torch_dmft.architecture.axes import Label
 from torch_dmft.architecture.check import can_run, followed, scaled, scaled_in_copy, standing
 from torch_dmft.architecture.constants import compared, suspicious
+from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.roles import Architecture, Constant, DotProduct, Layer, Role, Vector
-from torch_dmft.architecture.rules import Weight, rule
 from torch_dmft.architecture.steps import Steps
 from torch_dmft.architecture.trace import Trace, Use
 from torch_dmft.architecture.train_mode import differences
@@ -192,7 +192,7 @@ def _axis(trace: Trace, label: Label) -> int | None:
 def _layer(model: nn.Module, trace: Trace, path: str, use: Use, given: Role | None, places: list[Place]) -> Layer:
     """The layer a use amounts to; a place is added where its role cannot be told."""
     module = model.get_submodule(path)
-    facts = rule(module)
+    facts = facts_of(module)
     assert isinstance(facts, Weight)
     prefix = f"{path}." if path else ""
     role = given or _role(trace, path, use, facts)

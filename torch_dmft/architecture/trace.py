@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from torch_dmft.architecture.axes import Axes, Label
 from torch_dmft.architecture.call import Call, version
+from torch_dmft.architecture.facts import Norm, Weight, facts_of
 from torch_dmft.architecture.roles import Constant, DotProduct
-from torch_dmft.architecture.rules import Norm, Weight, rule
 from torch_dmft.core.errors import Place
 
 CONSTANT: int = -1
@@ -186,11 +186,11 @@ class Trace:
     def layer_of(self, parameter: Tensor | None) -> tuple[str, Weight | Norm] | None:
         """Path and facts of the layer that owns a parameter, if that layer is the module that is running."""
         owned = self.path in self._owners.get(id(parameter), {})
-        facts = rule(self._modules[self.path]) if owned else None
+        facts = facts_of(self._modules[self.path]) if owned else None
         return None if facts is None else (self.path, facts)
 
     def misused(self, call: Call, parameter: Tensor) -> None:
-        """Complain of a parameter used otherwise than its layer's rule says."""
+        """Complain of a parameter used otherwise than its layer's type says."""
         path, name = next(iter(self._owners[id(parameter)].items()))
         if path in self._refused:
             return

@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 from torch_dmft.architecture.axes import SAMPLE
 from torch_dmft.architecture.call import Call
-from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules, rule
-from torch_dmft.architecture.rules import Norm, Weight
+from torch_dmft.architecture.facts import Norm, Weight
+from torch_dmft.architecture.operations.outcome import Dims, Followers, Outcome, follows
 from torch_dmft.architecture.trace import Trace, Use
 
-RULES: Rules = {}
+FOLLOWERS: Followers = {}
 
 
-@rule(RULES, "linear conv1d conv2d conv3d embedding")
+@follows(FOLLOWERS, "linear conv1d conv2d conv3d embedding")
 def _weight(trace: Trace, call: Call) -> Outcome | None:
     tensor, weight, bias = call.input, call.argument(1, "weight"), call.argument(2, "bias")
     path, facts = trace.layer_of(weight) or ("", None)
@@ -42,7 +42,7 @@ def _weight(trace: Trace, call: Call) -> Outcome | None:
     return Outcome([new], letter, frozenset({path}), claimed, path)
 
 
-@rule(RULES, "batch_norm instance_norm layer_norm group_norm rms_norm")
+@follows(FOLLOWERS, "batch_norm instance_norm layer_norm group_norm rms_norm")
 def _norm(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
     per_channel = call.name in ("batch_norm", "instance_norm", "group_norm")

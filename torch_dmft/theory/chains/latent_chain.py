@@ -129,7 +129,7 @@ def pad(array: Tensor, rows: int, columns: int) -> Tensor:
     return F.pad(array, (0, columns - array.shape[1], 0, rows - len(array)))
 
 
-def combine(*terms: tuple[float, Sequence[Tensor]]) -> list[Tensor]:
+def weighted_sum(*terms: tuple[float, Sequence[Tensor]]) -> list[Tensor]:
     """The sum of scaled parameters, each of which may lack latents that others have met."""
     scales = [scale for scale, _ in terms]
     total = []

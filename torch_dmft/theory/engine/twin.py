@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Layer, Role, Vector, describe
-from torch_dmft.architecture.rules import Weight, rule
+from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.torch_private import ConvBase
@@ -234,7 +234,7 @@ def _resized(architecture: Architecture, wide: nn.Module) -> Architecture:
     """The architecture with the sizes of a wider model of the same structure."""
     layers = []
     for layer in architecture.layers:
-        facts = rule(wide.get_submodule(layer.path))
+        facts = facts_of(wide.get_submodule(layer.path))
         assert isinstance(facts, Weight)
         layers.append(
             replace(layer, fan_in=facts.fan_in, in_features=facts.in_features, out_features=facts.out_features)

@@ -22,7 +22,7 @@ from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import about_the_probe, assemble, require_chain
-from torch_dmft.theory.chains.expanded_site import Drive, PairAverages, SecondMoments, Site, sample
+from torch_dmft.theory.chains.expanded_site import Drive, ExpandedSite, PairAverages, SecondMoments, sample
 from torch_dmft.theory.chains.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
@@ -146,17 +146,17 @@ def _lazy_training(problem: Problem, ntk: Tensor, last: int) -> tuple[Tensor, Dr
     return torch.stack(outputs), Drive(moves, torch.cat([torch.zeros_like(f)[None], moves.cumsum(0)]))
 
 
-def _sites(chain: Chain, lazy: ChainKernels) -> list[Site]:
+def _sites(chain: Chain, lazy: ChainKernels) -> list[ExpandedSite]:
     """The layers at order gamma0: responses of features from the input up, of gradients from the readout down."""
-    sites: list[Site] = []
-    for layer, gram in zip(chain.hidden, lazy.forward, strict=False):
-        covariance = layer.gain**2 * gram + (layer.bias_std or 0.0) ** 2
+    sites: list[ExpandedSite] = []
+    for layer, features in zip(chain.hidden, lazy.forward, strict=False):
+        covariance = layer.gain**2 * features + (layer.bias_std or 0.0) ** 2
         averages = PairAverages.of(activation(layer.activation), covariance)
-        learned = layer.gain**2 * gram + float(layer.bias_std is not None)
+        learned = layer.gain**2 * features + float(layer.bias_std is not None)
         forward = learned if not sites else learned + layer.gain**2 * sites[-1].averages.slopes * sites[-1].forward
-        one, none = torch.ones_like(gram), torch.zeros_like(gram)
+        one, none = torch.ones_like(features), torch.zeros_like(features)
         sites.append(
-            Site(activation(layer.activation), covariance, one, averages, forward, one, none, none, none, none)
+            ExpandedSite(activation(layer.activation), covariance, one, averages, forward, one, none, none, none, none)
         )
     for at in range(chain.depth - 1, 0, -1):
         above, pair, scale = sites[at], sites[at].averages, _backward_scale(chain, at)
@@ -198,7 +198,9 @@ class _Gradients:
     recorded: Tensor
 
 
-def _features(chain: Chain, sites: Sequence[Site], moments: Sequence[SecondMoments], record: Tensor) -> list[_Features]:
+def _features(
+    chain: Chain, sites: Sequence[ExpandedSite], moments: Sequence[SecondMoments], record: Tensor
+) -> list[_Features]:
     """Phi2^0..Phi2^L, from the input up."""
     first = moments[0]
     found = [_Features(*(torch.zeros_like(x) for x in (first.features, first.features_next, first.features_recorded)))]
@@ -218,7 +220,7 @@ def _features(chain: Chain, sites: Sequence[Site], moments: Sequence[SecondMomen
 
 def _gradients(
     chain: Chain,
-    sites: Sequence[Site],
+    sites: Sequence[ExpandedSite],
     moments: Sequence[SecondMoments],
     features: Sequence[_Features],
     record: Tensor,
@@ -253,7 +255,7 @@ def _gradients(
 def _outputs(
     problem: Problem,
     lazy: ChainKernels,
-    sites: Sequence[Site],
+    sites: Sequence[ExpandedSite],
     outputs: Tensor,
     drive: Drive,
     features: Sequence[_Features],

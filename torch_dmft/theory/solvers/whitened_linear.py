@@ -41,7 +41,7 @@ from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.theory.chain import Chain, HiddenLayer
 from torch_dmft.theory.chains.assembly import about_the_probe, assemble, require_chain
-from torch_dmft.theory.chains.latent_chain import LatentChain, combine, stacked
+from torch_dmft.theory.chains.latent_chain import LatentChain, stacked, weighted_sum
 from torch_dmft.theory.chains.squared_error import error_scale
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
@@ -291,7 +291,7 @@ def _integrate_over_output(chain: Chain, gamma0: float, target: float, count: in
             for scale, forward, backward in zip(scales, x, g, strict=False)
         )
         per_output = math.hypot(1 / gamma0, float(x[-1]) / gamma0)  # df for a step of asinh(gamma0 f)
-        return combine((per_output / ntk, network.ascent(x, g, one)))
+        return weighted_sum((per_output / ntk, network.ascent(x, g, one)))
 
     parameters = network.parameters()
     for _ in range(count):
@@ -313,10 +313,10 @@ def _scalar_chain(chain: Chain, gamma0: float, one: Tensor) -> LatentChain:
 def _runge_kutta(slope: Callable[[list[Tensor]], list[Tensor]], parameters: list[Tensor], step: float) -> list[Tensor]:
     """One step of the classical method of order four."""
     first = slope(parameters)
-    second = slope(combine((1.0, parameters), (step / 2, first)))
-    third = slope(combine((1.0, parameters), (step / 2, second)))
-    fourth = slope(combine((1.0, parameters), (step, third)))
-    return combine((1.0, parameters), (step / 6, first), (step / 3, second), (step / 3, third), (step / 6, fourth))
+    second = slope(weighted_sum((1.0, parameters), (step / 2, first)))
+    third = slope(weighted_sum((1.0, parameters), (step / 2, second)))
+    fourth = slope(weighted_sum((1.0, parameters), (step, third)))
+    return weighted_sum((1.0, parameters), (step / 6, first), (step / 3, second), (step / 3, third), (step / 6, fourth))
 
 
 def _initial_variances(chain: Chain) -> tuple[list[float], list[float]]:

@@ -141,7 +141,7 @@ class Axes:
         return reduce(self.unify, others, first)
 
     def fix(self, label: Label) -> None:
-        """Say that an axis is no width, because single entries of it are picked or spread over another axis."""
+        """Say that an axis is not a width, because single entries of it are picked or spread over another axis."""
         if label not in (None, SAMPLE):
             self._by_data.add(self.root(label))
 

@@ -51,7 +51,7 @@ def _module(path: str, module: nn.Module) -> Place | None:
         return Place(where, f"{kind} owns {', '.join(sorted(own))} instead of a weight and a bias", _PARAMETRIZED)
     # The forward pass of a user's own module is followed like any other code, parameters of its own included.
     if own and facts is None and type(module).__module__.startswith("torch."):
-        return Place(where, f"{kind} has no scaling rule", remedy(module))
+        return Place(where, f"{kind} cannot be scaled", remedy(module))
     return None
 
 
@@ -93,7 +93,7 @@ def _tied(model: nn.Module) -> list[Place]:
 
 
 def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:
-    """What came out wrong in the forward pass: parameters never reached, sums over widths that have no limit."""
+    """What came out wrong in the forward pass: parameters never reached, sums over widths without a limit."""
     places = list(trace.places)
     for name, parameter in model.named_parameters():
         if id(parameter) not in trace.used and not _inside(name, refused):

@@ -56,7 +56,7 @@ def describe(
         The architecture; its layers are in the order of the forward pass.
 
     Raises:
-        UnsupportedModelError: if a parameter has no scaling rule, gradients are cut or changed on their way, or a number in
+        UnsupportedModelError: if a parameter cannot be scaled, gradients are cut or changed on their way, or a number in
             the forward pass depends on the width; the message lists every place and a remedy for each.
         InvalidInputError: if the model fails on the example input, or ``roles`` names nothing.
     """
@@ -87,7 +87,11 @@ def describe(
     places += _norms_without_width(vectors)
     if not any(layer.role is Role.READOUT for layer in layers) and not places:
         places.append(
-            Place("(model)", "no weight leads from a width to the output", "end the model with a readout layer")
+            Place(
+                "(model)",
+                "a weight that leads from a width to the output is missing",
+                "end the model with a readout layer",
+            )
         )
     if places:
         raise UnsupportedModelError(_REFUSAL, places + suspects)
@@ -137,7 +141,7 @@ def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, examp
         return places + suspicious(found.constants, found, sizes)
     changed = compared(found.constants, _constants(copy))
     if copy.letters != trace.letters:
-        changed.append(Place("(model)", "it takes other steps at another width", "let the width change sizes only"))
+        changed.append(Place("(model)", "its steps differ at another width", "let the width change sizes only"))
     return places + (changed or suspicious(found.constants, found, sizes))
 
 
@@ -175,11 +179,12 @@ def _given(trace: Trace, roles: Roles) -> dict[str, Role]:
         path = name.removesuffix("weight").removesuffix(".")
         if path not in trace.uses:
             raise InvalidInputError(
-                f"roles names {name!r}, which is no layer with a weight.", remedy=f"one of {', '.join(trace.uses)}"
+                f"`roles` must name layers with a weight, not {name!r}.", remedy=f"one of {', '.join(trace.uses)}"
             )
         if role not in set(Role) - {Role.VECTOR, Role.OUTPUT_BIAS}:
             raise InvalidInputError(
-                f"{role!r} is no role of a weight.", remedy="one of input, hidden, readout, embedding"
+                f"A role of a weight must be one of four, not {role!r}.",
+                remedy="one of input, hidden, readout, embedding",
             )
         given[path] = Role(role)
     return given
@@ -233,10 +238,12 @@ def _without_role(trace: Trace, path: str, use: Use) -> tuple[str, str]:
     if trace.axes.is_width(use.out_axis):
         return "the output averages over its width, without a readout", "end the model with a readout layer"
     if trace.axes.is_width(use.in_axis):
-        reason = "its output is no width (it meets the data, or single neurons are picked), but it is not the readout"
+        reason = (
+            "its output is not a width (it meets the data, or single neurons are picked), and it is not the readout"
+        )
         return reason, f"not yet; {name_it}"
     if path in trace.heads:
-        return "it is input and readout layer in one, with no width on either side", "put a hidden layer before it"
+        return "it is input and readout layer in one, without a width on either side", "put a hidden layer before it"
     return "neither its input nor its output is a width", f"not yet; {name_it}"
 
 

@@ -85,6 +85,6 @@ def remedy(module: nn.Module) -> str:
         case nn.EmbeddingBag():
             return "not yet; replace it by nn.Embedding and a mean"
         case nn.PReLU():
-            return "not yet (its slope is no neuron's own); replace it by nn.LeakyReLU"
+            return "not yet (all neurons share its slope); replace it by nn.LeakyReLU"
         case _:
             return "replace its parameters by nn.Linear, nn.Conv, nn.Embedding or norm modules and call those"

@@ -37,8 +37,8 @@ class Layer:
         activation: name of the elementwise activation that the output meets first, norms and reshapes aside
             (``torch_dmft.core.activation``); None if it meets none, an unknown one, or several.
         in_axis: id of the width axis of the input (layers that read or write one residual stream share it), None if it
-            is no width.
-        out_axis: id of the width axis of the output, None if it is no width.
+            is not a width.
+        out_axis: id of the width axis of the output, None if it is not a width.
     """
 
     path: str

@@ -194,7 +194,7 @@ class Trace:
         path, name = next(iter(self._owners[id(parameter)].items()))
         if path in self._refused:
             return
-        reason = f"is used by `{call.name}` in {self.path or 'the model'!r}, outside a layer with a scaling rule"
+        reason = f"is used by `{call.name}` in {self.path or 'the model'!r}, outside the layer that owns it"
         self.complain(Place(name, reason, "call the nn.Linear, nn.Conv, nn.Embedding or norm module that owns it"))
 
     # Complaints

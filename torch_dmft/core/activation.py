@@ -247,8 +247,8 @@ def activation(name: str) -> Activation:
     """The activation with this name.
 
     Raises:
-        InvalidInputError: if there is none; the message lists those there are.
+        InvalidInputError: if the name is unknown; the message lists the names.
     """
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise InvalidInputError(f"No activation is called {name!r}.", remedy=f"one of {', '.join(sorted(ACTIVATIONS))}")
+        raise InvalidInputError(f"Unknown activation {name!r}.", remedy=f"one of {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]

@@ -23,9 +23,9 @@ def require_memory(needed: int, device: torch.device, *, what: str, remedy: str)
     """Check an estimate against what is free now.
 
     Args:
-        needed: bytes about to be allocated.
+        needed: the bytes about to be allocated.
         device: where.
-        what: what needs them, for the message.
+        what: what needs the memory, for the message.
         remedy: how to need less.
 
     Raises:

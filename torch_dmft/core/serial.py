@@ -89,7 +89,7 @@ def read(path: str | Path, file_format: FileFormat) -> Any:
         file_format: the kind of file that is expected.
 
     Raises:
-        MissingFileError: if there is no such file.
+        MissingFileError: if the file does not exist.
         InvalidInputError: if the file is of another kind or schema, damaged or incomplete.
     """
     writer = f"a file written by {file_format.root.__name__}.save"
@@ -117,7 +117,7 @@ def read(path: str | Path, file_format: FileFormat) -> Any:
     except InvalidInputError:
         raise
     except FileNotFoundError as error:
-        raise MissingFileError("There is no such file.", got=f"{path}", remedy=writer) from error
+        raise MissingFileError("The file does not exist.", got=f"{path}", remedy=writer) from error
     except OSError as error:
         raise InvalidInputError(
             "This file cannot be read.", got=f"{path}: {error.strerror or error}", remedy=writer

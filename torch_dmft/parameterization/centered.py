@@ -38,7 +38,7 @@ class Centered(Wrapper):
         outputs = self.model(*args, **kwargs)
         if not isinstance(outputs, Tensor):
             raise InvalidInputError(
-                "Only a model with one tensor as output can be centered.",
+                "The model must return one tensor to be centered.",
                 got=type(outputs).__name__,
                 remedy="center a module around it that returns the tensor to train on",
             )

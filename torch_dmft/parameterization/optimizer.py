@@ -26,7 +26,7 @@ def param_groups(
     """Group a model's trained parameters by equal settings; see ``Plan.param_groups``."""
     if optimizer not in OPTIMIZERS:
         raise InvalidInputError(
-            "There are no rules for this optimizer.",
+            "`optimizer` must be one whose rates can be scaled with the width.",
             got=repr(optimizer),
             remedy='"sgd" (with or without momentum), "adam" (also for NAdam, RAdam, Adamax) or "adamw"',
         )

@@ -30,13 +30,13 @@ class Cost:
     """Estimate of what a solver needs for a problem; print it.
 
     Attributes:
-        memory: bytes at the same time, of which the answer is a part.
+        memory: largest number of bytes in use at one time, the answer included.
         flops: floating-point operations.
         seconds: time on one CPU core.
         error: relative error of the worst kernel by sampling; 0.0 for what is exact, None where it depends on how far features
             move, see ``theory.movement``.
         rank: of a twin, the directions per basis of the larger side of a hidden matrix at the end.
-        saturated: whether that meets the number of neurons, so that the sample is no more than a wide network.
+        saturated: whether that meets the number of neurons, so that the sample amounts to a wide network.
         most: whether operations and time are upper bounds.
     """
 

@@ -35,14 +35,16 @@ def covariance(
         The matrix, entries in the order of ``flatten``, in float64.
 
     Raises:
-        NotRecordedError: if the answer is no mean over networks.
+        NotRecordedError: if the answer is not a mean over networks.
         InsufficientMemoryError: if the matrix would not fit.
 
     Source: Bordelon & Pehlevan 2022, section 5.2.
     """
     if not networks.replicas:
         raise NotRecordedError(
-            f"{networks.origin!r} is no ensemble of finite networks.", remedy="solve with solvers.FiniteWidth(width)"
+            "Expected an ensemble of finite networks.",
+            got=networks.origin,
+            remedy="solve with solvers.FiniteWidth(width)",
         )
     a = _centered(networks, observable)
     b = a if other is None else _centered(networks, other)

@@ -186,7 +186,7 @@ class Problem:
         """The steps to keep, sorted and each once: ``(time,)`` integers in 0..steps; None for all.
 
         Raises:
-            InvalidInputError: if one is no step of the run.
+            InvalidInputError: if one lies outside the run.
         """
         if record is None:
             return torch.arange(self.steps + 1, device="cpu")
@@ -203,7 +203,7 @@ class Problem:
             or int(steps[-1]) > self.steps
         ):
             raise InvalidInputError(
-                f"Steps to record are integers in 0..{self.steps}.",
+                f"Steps to record must be integers in 0..{self.steps}.",
                 got=f"{record}",
                 remedy="record=range(0, steps + 1, 10)",
             )
@@ -303,7 +303,7 @@ class Problem:
         check_targets(targets)
         if len(targets) != len(inputs):
             raise InvalidInputError(
-                "Every training input needs its target.",
+                "Every training input needs a target.",
                 got=f"{len(targets)} targets, {len(inputs)} inputs",
                 remedy="rows that are not trained on go into test_inputs",
             )
@@ -321,7 +321,7 @@ class Problem:
             check_inputs(test_inputs, "test_inputs")
             if test_inputs.shape[1:] != inputs.shape[1:]:
                 raise InvalidInputError(
-                    "Test inputs differ in shape from training inputs.",
+                    "Test inputs must have the shape of training inputs.",
                     got=f"{tuple(test_inputs.shape)} beside {tuple(inputs.shape)}",
                     remedy="rows alike in both",
                 )
@@ -355,7 +355,7 @@ class Problem:
         assume_gaussian: bool = False,
         **numbers: float | bool,
     ) -> Problem:
-        """The problem that a wrapped model is going to be trained on: same data, loss, schedule and architecture, no width.
+        """The problem of training a wrapped model: same data, loss, schedule and architecture, at infinite width.
 
         Of a run that was recorded, ``recorder.problem()`` poses the same with nothing to be typed again.
 

@@ -34,7 +34,7 @@ def _weight(trace: Trace, call: Call) -> Outcome | None:
         new: Dims = (dims[0], use.out_axis, *(None,) * (call.result.ndim - 2))
     else:
         new = (*dims[: len(dims) - ahead], use.out_axis)
-    # embedding's third argument is no bias
+    # embedding's third argument is not a bias
     has_bias = facts.kind != "embedding" and trace.layer_of(bias) is not None
     claimed = (weight, bias) if has_bias else (weight,)
     is_plain = facts.kind == "linear" and tensor.ndim == 2 and len(tensor) == trace.samples

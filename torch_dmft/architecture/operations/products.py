@@ -42,7 +42,7 @@ def _einsum(trace: Trace, call: Call) -> Outcome | None:
     if "->" not in equation:
         counts = Counter(inputs.replace("...", "").replace(",", ""))
         output = "..." + "".join(sorted(letter for letter, count in counts.items() if count == 1))
-    # Letters of an equation are no digits, so those can stand for what is under the dots.
+    # Letters of an equation are never digits, so digits can stand for the axes under the dots.
     dots = "0123456789"
     named = [one.replace("...", dots[10 - count :]) for one, count in zip(letters, ahead, strict=True)]
     return _contract(

@@ -39,7 +39,7 @@ def feature_movement(problem: Problem) -> float:
     ``StaticNTK`` without weight decay does, at most.
 
     Raises:
-        UnsupportedProblemError: if the network is no dense chain.
+        UnsupportedProblemError: if the network is not a dense chain.
         ConvergenceError: if lazy training diverges.
     """
     chain = require_chain(problem, "feature_movement")

@@ -57,7 +57,7 @@ class InfiniteConv(LazyLayer, ConvBase):
     ) -> None:
         if like.groups != 1:
             raise InvalidInputError(
-                "A convolution in groups has no infinite-width law here.", got=f"{like.groups} groups"
+                "`groups` must be 1: convolutions in groups are not covered by the theory.", got=f"groups={like.groups}"
             )
         settings: dict[str, Any] = {
             name: getattr(like, name) for name in ("kernel_size", "stride", "padding", "dilation")

@@ -91,12 +91,16 @@ def require_optimizer(training: Training) -> None:
     """
     if training.optimizer not in _CLASSES:
         raise UnsupportedProblemError(
-            "No solver can take the steps of this optimizer.",
+            "The optimizer must be one that solvers know.",
             got=training.optimizer,
             remedy=f"train with one of {', '.join(f'torch.optim.{name}' for name in NUMBERS)}; measuring goes on with any",
         )
     if any(training.number("maximize", name) for name in (None, *training.exceptions)):
-        raise UnsupportedProblemError("Theory descends.", got="maximize=True", remedy="minimise minus the objective")
+        raise UnsupportedProblemError(
+            "`maximize` must be False: the theory minimises the loss.",
+            got="maximize=True",
+            remedy="minimise minus the objective",
+        )
 
 
 def _settings(training: Training, rule: ParameterRule, name: str | None, step: int) -> dict[str, Any]:

@@ -178,7 +178,7 @@ class LazyLayer(nn.Module):
         if any(used > room for used, room in zip(reversed(self.rank), self.core.shape, strict=False)):
             needed = max(self.rank)
             raise InvalidInputError(
-                "Training explores more directions than the layer has room for.",
+                "Training needs more directions than the layer can store.",
                 got=f"rank {needed}, room for {max(self.core.shape[:2])}",
                 remedy=f"infinite_width(..., rank={2 * needed}), or a larger tolerance",
             )

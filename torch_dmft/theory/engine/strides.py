@@ -60,7 +60,7 @@ def check_strides(problem: Problem) -> None:
     require_training(problem, "Strides", frozenset({"schedule", "batches", "frozen", "starts"}), remedy=remedy)
     if problem.probe is not None and len(torch.unique(problem.probe)) < problem.samples:
         raise UnsupportedProblemError(
-            "Strides measure all rows that are trained on.",
+            "With strides, the probe must contain all training rows.",
             got=f"a probe of {len(problem.probe)} of {problem.samples} rows",
             remedy="solvers.InfiniteWidth(strides=False)",
         )

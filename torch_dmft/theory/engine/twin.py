@@ -84,7 +84,7 @@ def infinite_width(
     """
     if neurons < 16 or law not in ("limit", "network") or not 0 < gamma0 < math.inf:
         raise InvalidInputError(
-            'At least 16 neurons, gamma0 > 0 and law "limit" or "network" are needed.',
+            '`neurons` must be at least 16, gamma0 > 0, and `law` "limit" or "network".',
             got=f"neurons={neurons}, gamma0={gamma0}, law={law!r}",
         )
     generator = generator or torch.Generator().manual_seed(0)
@@ -107,7 +107,7 @@ def infinite_width(
         )
         if neurons % unit:
             raise InvalidInputError(
-                "The neurons have to be divisible into heads.",
+                "The neurons must be divisible into heads.",
                 got=f"{neurons} neurons",
                 remedy=f"neurons={math.ceil(neurons / unit) * unit}",
             )

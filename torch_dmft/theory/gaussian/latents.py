@@ -22,7 +22,7 @@ the last of them the hundredth, made no difference and took as long to draw as t
 """
 
 _FEW, _MANY_POINTS = 11, 8192
-"""So many dimensions for fewer points than this, which have no room for more without ties."""
+"""The number of dimensions for fewer points than this, which cannot have more without ties."""
 
 _BATCH = 16
 """Latents that are drawn and made orthogonal together: one pass over everything known, instead of one for each few."""

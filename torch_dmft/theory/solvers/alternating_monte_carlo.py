@@ -74,7 +74,7 @@ class AlternatingMonteCarlo:
     Covers dense chains with twice differentiable activations and any loss, several outputs, gains, biases, unequal
     widths, momentum, weight decay, minibatches and Langevin noise. Cost O(S (P C T)^3) time per layer and iteration and
     O((P C T)^2) memory, as in the paper's Table 1: for small problems. The error falls like 1/sqrt(neurons * replicas).
-    Refuses networks that are no dense chain, activations without a second derivative (ReLU), and Adam.
+    Refuses networks other than dense chains, activations without a second derivative (ReLU), and Adam.
 
     Attributes:
         neurons: S, Monte Carlo draws per replica, in pairs (r, -r) of moment-matched normals.
@@ -104,13 +104,13 @@ class AlternatingMonteCarlo:
             require_whole(name, getattr(self, name), at_least=1)
         if self.neurons % 2:
             raise InvalidInputError(
-                "An even number of neurons is needed, as they come in pairs.",
+                "`neurons` must be even, as neurons come in pairs.",
                 got=f"neurons={self.neurons}",
                 remedy=f"neurons={self.neurons + 1}",
             )
         require_number("damping", self.damping, above=0)
         if self.damping > 1:
-            raise InvalidInputError("damping lies in (0, 1].", got=f"{self.damping}", remedy="damping=0.8")
+            raise InvalidInputError("damping must lie in (0, 1].", got=f"{self.damping}", remedy="damping=0.8")
         require_number("tolerance", self.tolerance, above=0)
         require_generator(self.generator)
 
@@ -118,16 +118,16 @@ class AlternatingMonteCarlo:
         """Refuse problems that cannot be done.
 
         Raises:
-            UnsupportedProblemError: for networks that are no chain of smooth layers.
+            UnsupportedProblemError: for networks other than chains of smooth layers.
         """
         chain = require_chain(problem, "AlternatingMonteCarlo")
         require_training(problem, "AlternatingMonteCarlo", SEES | {"noise"})
         rough = sorted({layer.activation for layer in chain.hidden if not activation(layer.activation).smooth})
         if rough and self.responses:
             raise UnsupportedProblemError(
-                "AlternatingMonteCarlo differentiates gradients, so it needs activations with a second derivative.",
+                "AlternatingMonteCarlo needs activations with a second derivative.",
                 got=", ".join(rough),
-                remedy="a smooth activation, or solvers.InfiniteWidth(), which takes any (with noise solvers.WideEnsemble())",
+                remedy="a smooth activation, or solvers.InfiniteWidth(), which takes any, or solvers.WideEnsemble()",
             )
 
     def estimate(
@@ -211,7 +211,7 @@ class AlternatingMonteCarlo:
                     remedy="a stride of steps, which is halved where it is too long"
                     if self.stride is None
                     else "more iterations, a smaller lr if training itself diverges, or solvers.InfiniteWidth(), which "
-                    "iterates nothing",
+                    "computes every step once",
                 )
         return replace(solution, horizons=tuple(horizons))
 
@@ -274,7 +274,7 @@ def _with_fields(run: Trajectory, solution: Solution) -> Trajectory:
 def _left(before: Trajectory, after: Trajectory, contraction: float) -> Trajectory:
     """What is left of the iteration: the largest relative change of any array up to that time, over 1 - contraction.
 
-    Single arrays are no guide, as their changes oscillate and pass through zero; what is not iterated is exact.
+    Single arrays do not show it, as their changes oscillate and pass through zero; what is not iterated is exact.
     """
     relative: list[Tensor] = []
 

@@ -51,7 +51,7 @@ class DeepLinear:
         require_number("tolerance", self.tolerance, above=0, below=1)
 
     def check(self, problem: Problem) -> None:
-        """Refuse networks that are no linear chain.
+        """Refuse networks other than linear chains.
 
         Raises:
             UnsupportedProblemError: naming the layers that are not linear.

@@ -46,7 +46,9 @@ class GradientIndependence(InfiniteWidth):
         """Refuse problems that cannot be done."""
         if self.strides:
             raise InvalidInputError(
-                "Gradient independence takes every step.", got="strides=True", remedy="strides=False"
+                "`strides` must be False for GradientIndependence, which takes every step.",
+                got="strides=True",
+                remedy="strides=False",
             )
         remedy = (
             "solvers.InfiniteWidth(); gradient independence moves the outputs by the tangent kernel of the present step, "

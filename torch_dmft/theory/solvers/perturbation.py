@@ -47,7 +47,7 @@ class Perturbation:
 
     With n rows the cost is O(L S T n^2) per replica, for S neurons, and O(L T n^2 + L S n) memory; with ``two_time``,
     O(L S T^2 n^2). (Without sampling, averages over four fields take O(P^4 T), Table 1.) Leaves out order gamma0^4. Refuses
-    activations with kinks, networks that are no dense chain, momentum, weight decay, Langevin noise and Adam.
+    activations with kinks, networks other than dense chains, momentum, weight decay, Langevin noise and Adam.
 
     Attributes:
         neurons: S, draws per layer and replica.
@@ -84,7 +84,7 @@ class Perturbation:
         needed = 4 * problem.samples * (1 + problem.outputs)
         if self.neurons < needed:
             raise InvalidInputError(
-                "Perturbation needs neurons for every direction of the fields.",
+                "`neurons` must be at least the number of directions of the fields.",
                 got=f"neurons={self.neurons}",
                 remedy=f"at least {needed} neurons",
             )

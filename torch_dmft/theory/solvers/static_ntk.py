@@ -47,13 +47,13 @@ class StaticNTK:
         require_whole("order", self.order, at_least=1)
         if self.time not in ("discrete", "continuous"):
             raise InvalidInputError(
-                "The time is discrete or continuous.",
+                "`time` must be discrete or continuous.",
                 got=f"time={self.time!r}",
                 remedy='time="discrete" or time="continuous"',
             )
 
     def check(self, problem: Problem) -> None:
-        """Refuse networks that are no dense chain, and gradient flow where only steps make sense.
+        """Refuse networks other than dense chains, and gradient flow for trainings that only steps describe.
 
         Raises:
             UnsupportedProblemError: naming what is in the way.

@@ -63,7 +63,7 @@ class WhitenedLinear:
     Takes several outputs, gains, unequal widths and test rows. Refuses training inputs with K^x != 1, losses other than
     the squared error in any reduction, biases, momentum, weight decay and minibatches. Gradient descent with a finite
     learning rate differs by O(eta): that is ``DeepLinear``. Cost O(C T) scalars, whatever the number of samples, beside the
-    answer. Refuses also networks that are no linear chain, Langevin noise and Adam.
+    answer. Refuses also networks other than linear chains, Langevin noise and Adam.
 
     Attributes:
         tolerance: largest error of outputs and kernels of deep flows, estimated by halving the step.

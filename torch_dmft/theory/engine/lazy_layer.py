@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +14,7 @@ from torch.optim import Optimizer
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.theory.engine.matrix import GaussianMatrix
+from torch_dmft.theory.gaussian.latents import Population
 
 
 @runtime_checkable
@@ -29,6 +32,25 @@ class Reads(Protocol):
 
     def scatter_back(self, v: Tensor) -> Tensor:
         """The transpose of ``scatter``: ``(row, k' * copies) -> (output row, k')``."""
+
+
+@dataclass(frozen=True)
+class LazySettings:
+    """How the weight of a lazy layer is drawn, and how much of it is kept.
+
+    Attributes:
+        gain: g.
+        tolerance: see ``GaussianMatrix``.
+        responses: see ``GaussianMatrix``.
+        rank: largest number of directions per basis.
+        positions: largest number of rows, per sample, that the layer reads or writes: tokens, pixels.
+    """
+
+    gain: float
+    tolerance: float
+    responses: bool = True
+    rank: int = 512
+    positions: int = 1
 
 
 class LazyLayer(nn.Module):
@@ -57,13 +79,22 @@ class LazyLayer(nn.Module):
     positions: int
 
     def start(
-        self, matrix: GaussianMatrix, *, gain: float, rank: int, positions: int, kernel: tuple[int, ...] = ()
+        self,
+        inputs: Population,
+        outputs: Population,
+        settings: LazySettings,
+        bias: Tensor | None,
+        kernel: tuple[int, ...] = (),
     ) -> None:
         """Set the attributes, with nothing learned; for the ``__init__`` of subclasses."""
-        self.matrix, self.gain, self.positions = matrix, gain, positions
-        like = matrix.forward_side.basis.storage
-        self.core = nn.Parameter(like.new_zeros(*(min(rank, size) for size in self.sizes), *kernel))
+        self.gain, self.positions = settings.gain, settings.positions
+        self.matrix = GaussianMatrix(
+            inputs, outputs, tolerance=settings.tolerance, responses=settings.responses, copies=math.prod(kernel)
+        )
+        like = self.matrix.forward_side.basis.storage
+        self.core = nn.Parameter(like.new_zeros(*(min(settings.rank, size) for size in self.sizes), *kernel))
         self.initial_scale = nn.Parameter(like.new_ones(()))
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.to(inputs.known.storage)))
 
     def multiply(self, rows: Tensor, reads: Reads | None = None) -> Tensor:
         """Apply the weight to rows ``(row, S_in)``; gives ``(output row, S_out)``."""

@@ -19,6 +19,7 @@ from torch_dmft.parameterization import ParameterRule, Plan, mean_field, paramet
 from torch_dmft.theory.coverage import refuse_unsupported, rows_per_sample
 from torch_dmft.theory.engine.conv import InfiniteConv
 from torch_dmft.theory.engine.layers import InfiniteLinear, InfiniteReadout
+from torch_dmft.theory.engine.lazy_layer import LazySettings
 from torch_dmft.theory.gaussian.latents import Population
 
 _TEMPLATE_WIDTH = 240
@@ -210,8 +211,8 @@ class _Draw:
             inputs = self.population(layer.in_axis, layer.in_features)
             bias = self.bias(layer, outputs)
             if isinstance(module, ConvBase):
-                return InfiniteConv(inputs, outputs, module, gain=gain, bias=bias, **settings)
-            return InfiniteLinear(inputs, outputs, gain=gain, bias=bias, **settings)
+                return InfiniteConv(inputs, outputs, module, LazySettings(gain=gain, **settings), bias=bias)
+            return InfiniteLinear(inputs, outputs, LazySettings(gain=gain, **settings), bias=bias)
         weight = (gain / math.sqrt(layer.fan_in) * outputs.draw(layer.fan_in)).T
         if isinstance(module, ConvBase):
             weight = weight.reshape(module.get_parameter("weight").shape).contiguous()

@@ -46,7 +46,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
     "inputs whose squares overflow": ({"inputs": 1e20 * INPUTS}, "standardise"),
     "inputs of integers": ({"inputs": torch.ones(5, 6, dtype=torch.int64)}, "float32 or float64"),
     "inputs not finite": ({"inputs": INPUTS.masked_fill(INPUTS > 0.95, math.nan)}, "row 4"),
-    "test inputs of another shape": ({"test_inputs": INPUTS[:, :3]}, "differ in shape"),
+    "test inputs of another shape": ({"test_inputs": INPUTS[:, :3]}, "shape of training inputs"),
     "test inputs of integers": ({"test_inputs": INPUTS.long()}, "test_inputs must be float32 or float64"),
     "test inputs not finite": ({"test_inputs": INPUTS / 0}, "The test_inputs must be finite"),
     "test inputs as a list": ({"test_inputs": INPUTS.tolist()}, r"torch\.as_tensor"),

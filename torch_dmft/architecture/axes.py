@@ -38,7 +38,7 @@ class Split:
 
 
 class Axes:
-    """Union-find over axis labels, with what fixes the size of each.
+    """Union-find over axis labels, with the reasons that fix the size of each.
 
     What is known of an axis is kept at its root and moves with it, so that every question takes constant time, near enough.
     """

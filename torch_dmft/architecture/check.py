@@ -93,7 +93,7 @@ def _tied(model: nn.Module) -> list[Place]:
 
 
 def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:
-    """What came out wrong in the forward pass: parameters never reached, sums over widths without a limit."""
+    """What is wrong in the forward pass: parameters never reached, sums over widths without a limit."""
     places = list(trace.places)
     for name, parameter in model.named_parameters():
         if id(parameter) not in trace.used and not _inside(name, refused):
@@ -110,7 +110,7 @@ def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:
 
 
 def scaled(products: tuple[DotProduct, ...], others: tuple[DotProduct, ...] | None) -> list[Place]:
-    """What is wrong with the factors of dot products: in comparison with those at another width, or else by their look."""
+    """Dot products whose factors are wrong, by comparison with another width, or by their values."""
     if others is None:
         return [place for product in products for place in _by_look(product)]
     if len(others) != len(products):
@@ -120,9 +120,9 @@ def scaled(products: tuple[DotProduct, ...], others: tuple[DotProduct, ...] | No
 
 
 def scaled_in_copy(products: tuple[DotProduct, ...], copies: tuple[DotProduct, ...] | None) -> list[Place]:
-    """What is wrong with them, unless a copy of the model at another width shows that they fall like 1 / width.
+    """Dot products whose factors are wrong, unless a copy of the model at another width shows that they fall like 1 / width.
 
-    A factor that is the same in the copy may have been stored when the model was built, so it is judged by its look.
+    A factor that is the same in the copy may have been stored when the model was built, so it is judged by its value.
     """
     if copies is None or len(copies) != len(products):
         return scaled(products, copies)

@@ -85,7 +85,7 @@ def suspicious(constants: tuple[Constant, ...], architecture: Architecture, data
 
 
 def _is_of_depth(number: float, count: int) -> bool:
-    """Whether the factor of so many residual branches, of which a block has one or two, is 1 / blocks or its square root."""
+    """Whether the factor of ``count`` residual branches, one or two per block, is 1 / blocks or its square root."""
     return any(
         _is_close(number, blocks**power) for blocks in (count, count // 2) if blocks > 1 for power in (-1.0, -0.5)
     )

@@ -126,14 +126,14 @@ def _products(trace: Trace) -> tuple[DotProduct, ...]:
 
 
 def _constants(trace: Trace) -> tuple[Constant, ...]:
-    """The numbers that act on features, those of sums that run over no width included."""
+    """The numbers that act on features, including those of sums that do not run over a width."""
     others = [product for label, product in trace.sums if not trace.axes.is_width(label) and product.factor != 1.0]
     factors = [Constant(product.path, product.function, product.factor, "factor", on_data=False) for product in others]
     return (*trace.numbers.values(), *factors)
 
 
 def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, example_input: Example) -> list[Place]:
-    """What is wrong with numbers in the forward pass, in comparison with a wider copy of the model."""
+    """Numbers in the forward pass that depend on the width, by comparison with a wider copy of the model."""
     copy = _wide_copy(model, found, example_input)
     sizes = {size for leaf in tree_leaves(example_input) if isinstance(leaf, Tensor) for size in leaf.shape[1:]}
     places = scaled_in_copy(found.dot_products, None if copy is None else _products(copy))
@@ -146,7 +146,7 @@ def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, examp
 
 
 def _wide_copy(model: nn.Module, found: Architecture, example_input: Example) -> Trace | None:
-    """What a copy of the model at another width does; None if that cannot be built."""
+    """The trace of a copy of the model at another width; None if the copy cannot be built."""
     owners = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
     if not all(isinstance(module, COPIED) for module in owners):
         return None
@@ -160,11 +160,11 @@ def _wide_copy(model: nn.Module, found: Architecture, example_input: Example) ->
 
 
 _MANY, _SLOW = 64, 512
-"""A copy has at least this many neurons in every layer, unless one gets more than so many."""
+"""A copy has at least the first number of neurons in every layer, unless a layer would exceed the second number."""
 
 
 def _ratio_of_the_copy(found: Architecture) -> int:
-    """How many times wider a copy is: twice, or more where layers are so narrow that max(width, 8) would be 8 in both."""
+    """How many times wider a copy is: at least twice, and more for narrow layers, so that max(width, 8) differs too."""
     widths = {layer.in_features for layer in found.layers if layer.in_axis is not None}
     return max(2, min(_MANY // min(widths), _SLOW // max(widths)))
 
@@ -195,7 +195,7 @@ def _axis(trace: Trace, label: Label) -> int | None:
 
 
 def _layer(model: nn.Module, trace: Trace, path: str, use: Use, given: Role | None, places: list[Place]) -> Layer:
-    """The layer a use amounts to; a place is added where its role cannot be told."""
+    """The layer of a use; a place is added if its role cannot be determined."""
     module = model.get_submodule(path)
     facts = facts_of(module)
     assert isinstance(facts, Weight)

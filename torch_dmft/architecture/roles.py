@@ -9,7 +9,7 @@ from torch_dmft.core.errors import Place
 
 
 class Role(StrEnum):
-    """What a parameter is to the width: this decides its scaling (and nothing else does)."""
+    """Which sides of a parameter are widths; this alone decides its scaling."""
 
     INPUT = "input"  # fan-in is not a width, fan-out is
     HIDDEN = "hidden"  # fan-in and fan-out are widths

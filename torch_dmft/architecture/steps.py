@@ -1,4 +1,4 @@
-"""The calls of one forward pass on features, in order: what makes it comparable with a pass in another mode."""
+"""The calls of one forward pass on features, in order: for comparison with a pass in another mode."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def _module_paths(model: nn.Module, running: list[str], trace: Trace | None = No
 
 @contextmanager
 def _everything_has_gradients(model: nn.Module) -> Iterator[None]:
-    """Let frozen parameters have gradients too, so that tensors made where the trace cannot see give themselves away."""
+    """Let frozen parameters have gradients too, so that tensors made out of sight of the trace are detected."""
     frozen = [one for one in model.parameters() if not one.requires_grad and one.is_floating_point()]
     try:
         for parameter in frozen:
@@ -138,7 +138,7 @@ def _seed(number: int) -> None:
 
 
 def _next_drawn() -> tuple[float, ...]:
-    """What python and numpy draw next: a change tells that something else was drawn."""
+    """The next random numbers of python and numpy; a change shows that the model has drawn some."""
     numpy = _numpy_random()
     return (random.random(), numpy.random()) if numpy else (random.random(),)
 

@@ -16,9 +16,9 @@ from torch_dmft.core.torch_private import ConvBase, NormBase
 NORMS = (nn.LayerNorm, nn.RMSNorm, NormBase)
 WIDENED = (nn.Linear, ConvBase, *NORMS)
 COPIED = (*WIDENED, nn.Embedding)
-"""What can be built at another width; embeddings have no infinite width, so they are copied for comparison only."""
+"""What can be built at another width; the theory does not cover embeddings, so they are copied for comparison only."""
 _ANY_WIDTH = -1
-"""Axis of a norm layer without parameters, which nothing names."""
+"""Stands for the axis of a norm layer without parameters."""
 
 
 def has_composite_axes(architecture: Architecture) -> bool:

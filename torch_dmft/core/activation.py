@@ -43,7 +43,7 @@ class Activation:
         return not self.kinks
 
     def slope(self, h: Tensor, value: Tensor) -> Tensor:
-        """phi'(h), given phi(h) too, from whichever costs less."""
+        """phi'(h), given phi(h) too, from the cheaper of both."""
         return self.first(h) if self.first_of_value is None else self.first_of_value(value)
 
 

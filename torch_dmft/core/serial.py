@@ -141,7 +141,7 @@ class _NotThisFormatError(Exception):
 
 
 class _DamagedError(Exception):
-    """The file is of the right kind and does not hold together."""
+    """The file is of the right kind, and is inconsistent."""
 
 
 class _Encoder:
@@ -205,7 +205,7 @@ class _Encoder:
 
 
 def _stored(dtype: torch.dtype) -> torch.dtype:
-    """The dtype whose bits stand for this one in numpy, which has no bfloat16 and no float8."""
+    """The numpy dtype that stores the bits of this one, as numpy lacks bfloat16 and float8."""
     known = {torch.float16, torch.float32, torch.float64}
     return _BITS[dtype.itemsize] if dtype.is_floating_point and dtype not in known else dtype
 

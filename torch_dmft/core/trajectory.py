@@ -1,4 +1,4 @@
-"""Trajectory: what is known of a training run, measured or predicted."""
+"""Trajectory: the record of a training run, measured or predicted."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from torch_dmft.core.training import Training
 _T = TypeVar("_T")
 
 _FLAT = 1e-4
-"""Slopes phi'(h) below which g = phi'(h) z tells nothing of z."""
+"""Slopes phi'(h) below which z cannot be computed from g = phi'(h) z."""
 
 
 @by_value
 @dataclass(frozen=True)
 class Fields:
-    """The fields of single neurons after one weight at some of the recorded times: what densities are drawn from.
+    """The fields of single neurons after one weight at some of the recorded times: the data of densities.
 
     Of more than a million numbers per field and time only some neurons are kept.
 
@@ -211,7 +211,7 @@ class Trajectory:
         )
 
     def at_rows(self, rows: Tensor) -> Trajectory:
-        """The same run seen on a subset of its samples; losses stay what they are.
+        """The same run on a subset of its samples; losses are unchanged.
 
         Args:
             rows: ``(kept,)`` positions along the sample axis.
@@ -292,7 +292,7 @@ FORMAT = serial.FileFormat(
 
 
 def combine(runs: Sequence[Trajectory], reduce: Callable[[Sequence[Tensor]], Tensor]) -> Trajectory:
-    """A trajectory whose every number is a function of the same number of all runs.
+    """A trajectory in which every number is a function of the corresponding numbers of all runs.
 
     Args:
         runs: runs of one problem in one layout; everything but numbers (steps, origin, names) is taken from the first.

@@ -12,7 +12,7 @@ from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.parameterization.rules import ParameterRule
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
-"""What makes an optimizer from parameter groups, by the name that ``Plan.param_groups`` takes."""
+"""Classes of optimizers, by the name that ``Plan.param_groups`` takes."""
 
 
 def param_groups(

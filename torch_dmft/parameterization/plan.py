@@ -1,4 +1,4 @@
-"""Plan: a model with its scaling; what to train it with, and the way back."""
+"""Plan: a model with its scaling, its parameter groups, and undo."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Plan:
         """The rule of the parameter with this name.
 
         Raises:
-            InvalidInputError: if there is none.
+            InvalidInputError: if the name is unknown.
         """
         for rule in self.rules:
             if rule.name == name:

@@ -1,4 +1,4 @@
-"""What no solver can do with a problem: each mistake is refused when the problem is posed, with its remedy."""
+"""Checks of a problem: each mistake is refused when the problem is posed, with its remedy."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _FLOATS = (torch.float32, torch.float64)
 _MOST_CLASSES = 2**16
-"""More are row numbers or codes that were taken for classes: each class is an output."""
+"""Largest number of classes, each of which is an output; larger class numbers are row numbers or codes."""
 
 
 def check_problem(problem: Problem) -> None:
-    """Refuse data, numbers, batches, an optimizer or a loss that cannot work.
+    """Refuse invalid data, numbers, batches, optimizers and losses.
 
     Raises:
         InvalidInputError: for the first mistake, with its remedy.
@@ -58,7 +58,7 @@ def check_training(
     optimizer: object,
     **numbers: object,
 ) -> None:
-    """Refuse numbers and optimizers that cannot work.
+    """Refuse invalid numbers and optimizers.
 
     Raises:
         InvalidInputError: for the first mistake, with its remedy.
@@ -220,7 +220,7 @@ def _require_finite_rows(name: str, values: Tensor) -> None:
 
 
 def _check_fit(targets: Tensor, outputs: int) -> None:
-    """Refuse targets that do not fit the outputs, where torch would fail late or broadcast."""
+    """Refuse targets that do not fit the outputs, for which torch would fail late or broadcast."""
     if targets.is_floating_point():
         if count_outputs(targets) != outputs:
             raise InvalidInputError(

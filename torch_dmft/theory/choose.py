@@ -161,7 +161,7 @@ def _percent(part: float) -> str:
 
 
 def _nobody(refused: Sequence[DMFTError]) -> DMFTError:
-    """One error for all: of models with every place, else that of the last candidate."""
+    """One error for all: with every place if models are refused, otherwise the error of the last candidate."""
     models = [error for error in refused if isinstance(error, UnsupportedModelError)]
     if len(models) < 2:
         return refused[-1]
@@ -170,7 +170,7 @@ def _nobody(refused: Sequence[DMFTError]) -> DMFTError:
 
 
 def _joined(without_law: tuple[Place, ...], unwidenable: tuple[Place, ...]) -> Iterator[Place]:
-    """What stands in the way of networks, which take the more: each place with both reasons and the theory's remedy."""
+    """The places that plain networks refuse, each with both reasons and the theory's remedy."""
     theory = {place.path: place for place in without_law}
     for place in unwidenable:
         other = theory.get(place.path, place)

@@ -19,7 +19,7 @@ _PEAK, _PER_ROW = 8e10, 2e9
 """Operations per second of one core of a current CPU in single precision: its peak, and that of products with one row, which
 wait for memory; n rows are n times faster until they meet the peak."""
 _CALL = 4e-5
-"""Seconds that a call of torch takes at least."""
+"""Least number of seconds that a call of torch takes."""
 _TWIN_ERROR, _NETWORK_ERROR = 1.5, 2.2
 """Relative error of the worst kernel times the root of the number of neurons: in matched samples of smooth activations; in
 those of others and in plain networks."""

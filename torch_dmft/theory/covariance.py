@@ -13,7 +13,7 @@ from torch_dmft.core.memory import require_memory
 from torch_dmft.core.trajectory import Trajectory
 
 Observable = Callable[[Trajectory], Tensor]
-"""What is looked at in one network, such as ``lambda run: run.layers[1].forward.array[-1]``."""
+"""A function of one network's trajectory, such as ``lambda run: run.layers[1].forward.array[-1]``."""
 
 
 def covariance(

@@ -55,7 +55,7 @@ class Problem:
     probe: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no solver can do."""
+        """Refuse problems that no solver can solve."""
         check_problem(self)
         for name in ("inputs", "targets"):
             object.__setattr__(self, name, getattr(self, name).detach())
@@ -223,7 +223,7 @@ class Problem:
     def kept_loss(self, outputs: Tensor) -> Tensor:
         """The loss on those training rows that answers are about: ``outputs`` is ``(kept, output)``.
 
-        NaN if they are about none.
+        NaN if none of them is.
         """
         if self.probe is None:
             return self.training_loss(outputs)
@@ -292,7 +292,7 @@ class Problem:
             batches: one index tensor into the training rows per step.
             test_inputs: ``(test, D)`` further rows to predict, appended after the training rows.
             temperature: T of Langevin noise.
-            optimizer: "sgd", "adam" or "adamw"; the latter two have betas in place of momentum.
+            optimizer: "sgd", "adam" or "adamw"; the latter two have betas instead of momentum.
             **numbers: further settings as torch names them: ``dampening``, ``nesterov``, ``decoupled`` of SGD, ``beta1``,
                 ``beta2``, ``eps`` of Adam.
 
@@ -357,7 +357,7 @@ class Problem:
     ) -> Problem:
         """The problem of training a wrapped model: same data, loss, schedule and architecture, at infinite width.
 
-        Of a run that was recorded, ``recorder.problem()`` poses the same with nothing to be typed again.
+        Of a run that was recorded, ``recorder.problem()`` poses the same without typing the settings again.
 
         Args:
             plan: what ``parameterize`` returned (schemes "mean_field" and "ntk").
@@ -379,9 +379,9 @@ class Problem:
                 ``eps``.
 
         Raises:
-            UnsupportedProblemError: if the plan's scheme has no infinite-width limit of this kind, or weights start otherwise.
+            UnsupportedProblemError: if the plan's scheme or the initial weights do not have this infinite-width limit.
             UnsupportedModelError: if the model reads tokens, naming its embeddings.
-            InvalidInputError: if the probe has no targets.
+            InvalidInputError: if the probe lacks targets.
         """
         from torch_dmft.theory.posing import problem_like  # it makes problems
 
@@ -403,7 +403,7 @@ def _training(
     optimizer: str,
     **numbers: float | bool,
 ) -> Training:
-    """A training as it is asked for."""
+    """The training with these settings."""
     check_training(lr, steps, gamma0, momentum, weight_decay, temperature=temperature, optimizer=optimizer, **numbers)
     name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[optimizer]
     given = {"weight_decay": weight_decay, **numbers} | ({"momentum": momentum} if name == "SGD" else {})

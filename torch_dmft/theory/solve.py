@@ -80,7 +80,7 @@ def solve(
 
 
 def _warn_near_the_edge(found: Trajectory) -> None:
-    """Say that a prediction is of training so close to instability that networks will not repeat it."""
+    """Warn that training is so close to instability that networks will not repeat the prediction."""
     edge = torch.zeros(1, device="cpu") if found.edge is None else found.edge.nan_to_num(0.0)
     if float(edge.max()) > NEAR_THE_EDGE:
         step = int(found.steps[edge.argmax()])
@@ -92,7 +92,7 @@ def _warn_near_the_edge(found: Trajectory) -> None:
 
 
 def _require_finite(found: Trajectory, problem: Problem) -> None:
-    """Refuse an answer that is none, for instance of a training run that diverges between the recorded steps."""
+    """Refuse an answer that is not finite, such as that of a training run that diverges between the recorded steps."""
     kernels = [kernel for layer in found.layers for kernel in (layer.forward, layer.backward)]
     if all(bool(torch.isfinite(array).all()) for array in (found.outputs, *(kernel.array for kernel in kernels))):
         return

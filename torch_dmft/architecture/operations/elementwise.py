@@ -135,7 +135,7 @@ def _through(trace: Trace, call: Call) -> frozenset[str]:
 
 
 def _broadcast(trace: Trace, call: Call) -> Dims:
-    """Labels of an elementwise result: axes that meet are one, except where one side is constant or spread out."""
+    """Labels of an elementwise result: axes that meet are one, unless one side is constant or broadcast."""
     shape = call.results[0].shape
     labels: list[Label] = []
     for back in range(1, len(shape) + 1):

@@ -108,7 +108,7 @@ def _set(trace: Trace, call: Call, features: list[tuple[Tensor, Value]]) -> None
 def _scale(
     trace: Trace, call: Call, outcome: Outcome, features: list[tuple[Tensor, Value]]
 ) -> tuple[float, tuple[str, str, int] | None, Sum | None]:
-    """What a result was multiplied by, where, and the sum it is; what anything else happens to has its final factor."""
+    """Factor, last multiplication and sum of a result; features that enter any other operation have their final factor."""
     values = [value for _, value in features]
     if outcome.factor is not None and len(values) == 1:
         (value,) = values

@@ -1,4 +1,4 @@
-"""What follows from one call of a torch function, and the functions that tell it."""
+"""The outcome of one call of a torch function, and the registry of the functions that derive it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Dims = tuple[Label, ...]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a function makes of its arguments.
+    """What is known of the results of a function.
 
     Attributes:
         dims: labels of each result, in order; one entry if they are alike.

@@ -52,7 +52,7 @@ def _einsum(trace: Trace, call: Call) -> Outcome | None:
 
 @follows(FOLLOWERS, "scaled_dot_product_attention")
 def _attention(trace: Trace, call: Call) -> Outcome | None:
-    """softmax(scale * q.k + mask) v: the factor of its sum over a head is known at once."""
+    """softmax(scale * q.k + mask) v, whose sum over a head has the factor ``scale``."""
     q, k, v = (call.argument(place, name) for place, name in enumerate(("query", "key", "value")))
     mask = call.argument(3, "attn_mask")
     if call.argument(4, "dropout_p", 0.0) or call.kwargs.get("enable_gqa", False):

@@ -32,7 +32,7 @@ def require_chain(problem: Problem, solver: str) -> Chain:
 
 
 def about_the_probe(problem: Problem, found: Trajectory) -> Trajectory:
-    """The answer of a method that works on all rows of a problem, about those that are asked for."""
+    """The answer of a method that works on all rows of a problem, restricted to the rows of the probe."""
     if problem.probe is None:
         return found
     rows = problem.probe

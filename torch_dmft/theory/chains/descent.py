@@ -1,4 +1,4 @@
-"""Descent: what torch.optim.SGD does to anything that its updates are linear in, whatever its settings and their schedule."""
+"""Descent: the updates of torch.optim.SGD, for anything in which they are linear, with any settings and schedules."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def weighted_sum_of_tensors(*terms: tuple[float, Tensor]) -> Tensor:
 def propagators(
     training: Training, times: int
 ) -> tuple[Float[Tensor, " time"], Float[Tensor, "time step"], Float[Tensor, "time step"]]:
-    r"""What the state t has of its start, of the gradients of earlier steps, and of noise that came after them.
+    r"""Weights of the initial value, of the gradients of earlier steps, and of their noise in the state at time t.
 
     .. math:: \theta(t) = a(t)\, \theta(0) - \sum_{s<t} w(t, s)\, \nabla(s) + \sum_{s<t} n(t, s)\, \xi(s)
 

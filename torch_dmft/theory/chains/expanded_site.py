@@ -82,7 +82,7 @@ class ExpandedSite:
 
 @dataclass(frozen=True)
 class Drive:
-    """What training does at order zero.
+    """The training at order zero.
 
     Attributes:
         steps: dI = eta Delta, ``(step, sample, output)``.

@@ -41,7 +41,7 @@ def lazy_limit(
         problem: what to solve.
         record: ``(time,)`` steps to keep.
         two_time: whether to keep kernels at pairs of times.
-        flow: gradient flow at the times eta * step in place of the steps.
+        flow: gradient flow at the times eta * step instead of discrete steps.
         order: the largest number of Hermite terms for smooth activations.
         progress: whether to show a bar.
     """
@@ -77,7 +77,7 @@ def _outputs(problem: Problem, ntk: Tensor, record: Tensor, *, flow: bool) -> Te
 
 
 def _descend(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
-    """f(t) = K I(t), where the optimizer moves I along the error signal as it moves everything that is linear."""
+    """f(t) = K I(t), where the optimizer moves I along the error signal."""
     f = ntk.new_zeros(problem.samples, problem.outputs)
     drive, descent = torch.zeros_like(f), Descent(problem.training, weighted_sum_of_tensors)
     outputs, kept = [], set(record.tolist())

@@ -76,7 +76,7 @@ def _drives(problem: Problem, ntk: Tensor) -> Iterator[tuple[float, Tensor]]:
 
 
 def _stands_still(change: Tensor, drive: Tensor, times: float) -> bool:
-    """Whether as much change again, so many times over, would not matter."""
+    """Whether the change would stay negligible if it were repeated ``times`` times."""
     return float(change.norm()) * max(times, 1.0) < 1e-2 * float(drive.norm())
 
 

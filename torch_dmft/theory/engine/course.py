@@ -1,4 +1,4 @@
-"""Course: the very optimizer of a problem on a model of its network, with its numbers in every step."""
+"""Course: the optimizer of a problem, applied to a model of its network with the settings of every step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CLASSES: dict[str, Any] = {"SGD": SGD, "Adam": Adam, "AdamW": AdamW}
 
 
 class Course:
-    """Steps a model as a problem's training says.
+    """Takes the steps of a problem's training on a model.
 
     Parameters share a group if they have one multiplier and one set of numbers. Before every step the numbers of that step
     are written into the groups, in units of the model: lr_p = eta(t) m_p.
@@ -58,7 +58,7 @@ class Course:
         self._changes = any(isinstance(value, Tensor) for numbers in every for value in numbers.values())
 
     def step(self, step: int) -> None:
-        """Take the update of a step with the gradients that are there."""
+        """Take the update of a step with the gradients that the parameters hold."""
         if self._changes:
             for group, rule, own in self._rules:
                 group.update(_settings(self._training, rule, own, step))
@@ -71,9 +71,9 @@ class Course:
 
 
 def named_rules(network: Network, plan: Plan) -> Iterator[tuple[ParameterRule, str]]:
-    """The rules of a model of a network, each with the name that its parameter has in trainings.
+    """The parameter rules of a model of a network, each with the name that its parameter has in trainings.
 
-    What an infinite layer trains in place of its weight goes by the name of the weight.
+    The parameters that an infinite layer trains instead of its weight go by the name of the weight.
     """
     names = network.names
     for rule in plan.rules:
@@ -84,7 +84,7 @@ def named_rules(network: Network, plan: Plan) -> Iterator[tuple[ParameterRule, s
 
 
 def require_optimizer(training: Training) -> None:
-    """Refuse a training that no network can be put through again.
+    """Refuse a training that networks cannot repeat.
 
     Raises:
         UnsupportedProblemError: naming the optimizer and what else is not known of it.

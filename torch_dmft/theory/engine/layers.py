@@ -68,12 +68,12 @@ class InfiniteReadout(nn.Linear):
         self.register_buffer("drawn", torch.tensor(False, device=like.device))
 
     def reset_parameters(self) -> None:
-        """Zeros, where ``nn.Linear`` would take random numbers of torch's own: weights are drawn when features are met."""
+        """Set all parameters to zero, without torch's random numbers: weights are drawn at the first forward pass."""
         for parameter in self.parameters(recurse=False):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to ``(..., S)``, drawing its weights first if that has not been done."""
+        """Apply the layer to ``(..., S)``; the first call draws its weights."""
         if not self.drawn:
             with torch.no_grad():
                 rows = x.detach().reshape(-1, x.shape[-1])

@@ -25,7 +25,7 @@ class Reads(Protocol):
         """Coordinates of what each output row reads: ``(row, k) -> (output row, k * copies)``."""
 
     def scatter(self, d: Tensor) -> Tensor:
-        """What the output rows that read each row have, copy by copy: ``(output row, k') -> (row, k' * copies)``."""
+        """Coordinates of the output rows that read each row, copy by copy: ``(output row, k') -> (row, k' * copies)``."""
 
     def gather_back(self, v: Tensor) -> Tensor:
         """The transpose of ``gather``: ``(output row, k * copies) -> (row, k)``."""
@@ -155,7 +155,7 @@ class LazyLayer(nn.Module):
         return d, x_grad.addmm_(c, matrix.forward_side.basis.rows)
 
     def _core(self, scale: Tensor) -> Tensor:
-        """What stands between Q' and Q, learned and known: m + g a K, ``(k', k, copies)``."""
+        """The matrix between Q' and Q, learned and known: m + g a K, ``(k', k, copies)``."""
         known = self.matrix.core
         return torch.addcmul(self.core[: known.shape[0], : known.shape[1]].reshape(known.shape), known, scale)
 
@@ -178,7 +178,7 @@ class LazyLayer(nn.Module):
 
     @property
     def saturated(self) -> bool:
-        """Whether a basis spans all neurons: nothing is sampled any more, the layer is one of an ordinary width-S network."""
+        """Whether a basis spans all neurons, so that the layer is one of an ordinary network of width S."""
         return self.matrix.forward_side.complete or self.matrix.backward_side.complete
 
     def reserve(self, rank: int, optimizer: Optimizer) -> None:

@@ -13,7 +13,7 @@ from torch_dmft.parameterization import ParameterRule, Plan
 from torch_dmft.theory.gaussian.rows import orthonormal_
 
 _SHARE = 1 / 4
-"""Columns per neuron up to which they are matched: their last moments are free."""
+"""Largest number of columns per neuron whose moments are matched; the last moments stay free."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def network_of(problem: Problem, width: int) -> Plan:
 
 
 def frozen_as(problem: Problem, plan: Plan) -> Plan:
-    """A model of a problem's network with those parameters frozen that the problem does not train."""
+    """A model of a problem's network, with the parameters frozen that the problem does not train."""
     frozen = {rule.name for rule, name in named_rules(problem.network, plan) if name in problem.training.frozen}
     for name in frozen:
         plan.model.get_parameter(name).requires_grad_(False)
@@ -96,7 +96,7 @@ def initialise(plan: Plan, generator: torch.Generator, zero: Collection[str] = (
 
 @torch.no_grad()
 def negate_readout(plan: Plan) -> None:
-    """Turn f into -f, the antithetic network: as likely a draw as the network itself, and its f(0) cancels in the mean."""
+    """Turn f into -f, the antithetic network: it is equally likely, and f(0) cancels in the mean of both."""
     for rule in plan.rules:
         if rule.role in _READOUT:
             plan.model.get_parameter(rule.name).neg_()
@@ -105,7 +105,7 @@ def negate_readout(plan: Plan) -> None:
 def langevin_noise(
     problem: Problem, plan: Plan, generator: torch.Generator, *, negated: bool = False
 ) -> Callable[[int], None] | None:
-    """What adds the noise of one step to all parameters that are trained; None at temperature zero.
+    """A function that adds the noise of one step to all trained parameters; None at temperature zero.
 
     A parameter with the learning rate lr_p gets sqrt(2 T lr_p) / (gamma0 sqrt N) N(0, 1), which is sqrt(2 T eta) in unit
     form. On an output bias it vanishes in the limit, as lr_p = eta has no factor N.

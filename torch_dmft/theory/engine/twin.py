@@ -23,7 +23,7 @@ from torch_dmft.theory.engine.lazy_layer import LazySettings
 from torch_dmft.theory.gaussian.latents import Population
 
 _TEMPLATE_WIDTH = 240
-"""Width at which the model of a factory is looked at: small, and a multiple of most numbers of heads."""
+"""Width at which the model of a factory is described: small, and a multiple of most numbers of heads."""
 
 
 def default_tolerance(gamma0: float, draws: int = 1) -> float:
@@ -77,11 +77,11 @@ def infinite_width(
         generator: source of randomness; default a fresh one with seed 0.
 
     Returns:
-        A ``Plan`` whose ``model`` is the twin. There is nothing to undo: the model given is left as it was.
+        A ``Plan`` whose ``model`` is the twin. The model that was given is left as it was, so the plan cannot be undone.
 
     Raises:
         UnsupportedModelError: for layers whose infinite-width law is not implemented, with every place named.
-        InvalidInputError: for settings that make no sense.
+        InvalidInputError: for settings outside their range.
     """
     if neurons < 16 or law not in ("limit", "network") or not 0 < gamma0 < math.inf:
         raise InvalidInputError(
@@ -147,7 +147,7 @@ def infinite_width(
 
 
 def _built(factory: Callable[[int], nn.Module], width: int, like: Tensor) -> nn.Module:
-    """A model to look at: its weights are thrown away, and should cost no random numbers."""
+    """A model to describe; its weights are discarded, so building it leaves the random state alone."""
     with torch.random.fork_rng(devices=[]):
         model = factory(width).to(like.device)
     return model.to(like.dtype) if like.is_floating_point() else model  # embeddings are refused by name, not by dtype
@@ -245,7 +245,7 @@ def _resized(architecture: Architecture, wide: nn.Module) -> Architecture:
 
 
 def _renamed(layer: Layer) -> Layer:
-    """The parameter that is trained in place of a hidden weight is the layer's ``core``."""
+    """The name of the parameter that is trained instead of a hidden weight: the layer's ``core``."""
     return replace(layer, weight=f"{layer.path}.core") if layer.role is Role.HIDDEN else layer
 
 

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _FIRST = 128
-"""Vectors that there is room for from the first on; copying what is there into more room takes time."""
+"""Number of vectors that the storage has room for at first; growing it copies everything."""
 
 _SMALL = 0.1
 """Squared singular value below which what rounding leaves along a basis is worth another projection. (At 1e-3 time falls by up
-to a thirtieth, and a basis that ought to span everything no longer does.)"""
+to a thirtieth, and a basis that should span everything no longer does.)"""
 
 
 class Rows(nn.Module):

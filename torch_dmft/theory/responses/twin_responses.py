@@ -1,4 +1,4 @@
-"""Reading the response functions off a twin: what its lazily sampled weights owe to their own past."""
+"""Reading the response functions off a twin: the dependence of its lazily sampled weights on their past."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch_dmft.theory.problem import Problem
 
 @dataclass
 class _Log:
-    """What went through one weight, and how many directions it had met by then.
+    """The vectors that passed one weight, and how many directions it had met by then.
 
     Attributes:
         inputs: phi(h^l) per state, each ``(sample, neuron)``.

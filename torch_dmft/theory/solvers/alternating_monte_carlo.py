@@ -99,7 +99,7 @@ class AlternatingMonteCarlo:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         for name in ("neurons", "iterations", "replicas", *([] if self.stride is None else ["stride"])):
             require_whole(name, getattr(self, name), at_least=1)
         if self.neurons % 2:
@@ -115,7 +115,7 @@ class AlternatingMonteCarlo:
         require_generator(self.generator)
 
     def check(self, problem: Problem) -> None:
-        """Refuse problems that cannot be done.
+        """Refuse problems outside the method's assumptions.
 
         Raises:
             UnsupportedProblemError: for networks other than chains of smooth layers.

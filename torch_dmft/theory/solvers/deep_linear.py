@@ -1,6 +1,6 @@
 """Deep linear networks, solved exactly: gradient descent itself, in Gaussian latents (``latent_chain``).
 
-Eliminating the latents gives the paper's eq. 11. Time is marched once, so there is no fixed point to iterate.
+Eliminating the latents gives the paper's eq. 11. Time is marched once, so a fixed point need not be iterated.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DeepLinear:
     tolerance: float = 1e-12
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         require_number("tolerance", self.tolerance, above=0, below=1)
 
     def check(self, problem: Problem) -> None:

@@ -65,7 +65,7 @@ class FiniteWidth:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         require_whole("width", self.width, at_least=1)
         require_whole("replicas", self.replicas, at_least=4, remedy="at least four replicas, to estimate their spread")
         if self.tolerance is not None:

@@ -43,7 +43,7 @@ class GradientIndependence(InfiniteWidth):
     """
 
     def check(self, problem: Problem) -> None:
-        """Refuse problems that cannot be done."""
+        """Refuse problems outside the method's assumptions."""
         if self.strides:
             raise InvalidInputError(
                 "`strides` must be False for GradientIndependence, which takes every step.",

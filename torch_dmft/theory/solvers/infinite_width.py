@@ -76,7 +76,7 @@ class InfiniteWidth:
     strides: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         require_whole("neurons", self.neurons, at_least=16)
         require_whole("replicas", self.replicas, at_least=1)
         if self.tolerance is not None:

@@ -60,7 +60,7 @@ class Perturbation:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         require_whole("neurons", self.neurons, at_least=1)
         require_whole("replicas", self.replicas, at_least=1)
         require_generator(self.generator)

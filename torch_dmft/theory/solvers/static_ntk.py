@@ -25,7 +25,7 @@ class StaticNTK:
     Covers dense chains with any loss, several outputs, gains, biases, unequal widths, minibatches and all that SGD does to
     all parameters alike (schedules, momentum, weight decay); ``problem.gamma0`` plays no role. Kernels are in closed form
     for piecewise linear activations and erf and by Hermite series for smooth ones. Computes in float64;
-    exact, so there is no standard error.
+    exact, so ``stderr`` is None.
 
     With n rows the cost is O(L n^2) for the kernels. Outputs are in closed form for squared error with full batches, O(n^3)
     whatever the number of steps; else they are stepped, O(T n^2), or integrated. With weight decay the kernels change in
@@ -43,7 +43,7 @@ class StaticNTK:
     order: int = 1024
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         require_whole("order", self.order, at_least=1)
         if self.time not in ("discrete", "continuous"):
             raise InvalidInputError(

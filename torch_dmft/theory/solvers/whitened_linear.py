@@ -72,7 +72,7 @@ class WhitenedLinear:
     tolerance: float = 1e-7
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         require_number("tolerance", self.tolerance, above=0)
 
     def check(self, problem: Problem) -> None:
@@ -279,7 +279,7 @@ def _integrate(chain: Chain, gamma0: float, target: float, steps: Float[Tensor, 
 
 
 def _integrate_over_output(chain: Chain, gamma0: float, target: float, count: int, like: Tensor) -> _Mode:
-    """The end of the flow of one sample, by so many Runge-Kutta steps in asinh(gamma0 f) from f = 0 to f = target."""
+    """The end of the flow of one sample, by ``count`` Runge-Kutta steps in asinh(gamma0 f) from f = 0 to f = target."""
     one = like.new_ones(1, 1)
     network = _scalar_chain(chain, gamma0, one)
 

@@ -67,7 +67,7 @@ class WideEnsemble:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         for width in require_list("widths", self.widths):
             require_whole("widths", width, at_least=1)
         if len(set(self.widths)) < 2:

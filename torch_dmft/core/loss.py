@@ -51,9 +51,9 @@ def loss_print(loss: Loss, outputs: int, *, classes: bool) -> tuple[float, ...]:
                 g, as_the_loss_takes_them(loss, g.detach(), targets.squeeze(1) if targets.ndim == 2 else targets)
             )
             (slope,) = torch.autograd.grad(value, g)
-            found = float(value), float(slope.square().sum()), float((slope * g).sum())
-            if all(map(math.isfinite, found)):
-                return found
+            numbers = float(value), float(slope.square().sum()), float((slope * g).sum())
+            if all(map(math.isfinite, numbers)):
+                return numbers
     return ()
 
 

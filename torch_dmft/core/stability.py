@@ -47,12 +47,12 @@ def curvatures(outputs: Tensor, ntk: Kernel, train: Tensor, loss: Callable[[Tens
     size = len(rows) * (f.shape[2] if ntk.has_outputs else 1)
     f, kernels = f[:, rows], kernels.reshape(len(f), size, size).to(f.dtype)
     finite = torch.isfinite(kernels).flatten(1).all(1) & torch.isfinite(f).flatten(1).all(1)
-    found = torch.full((len(f),), math.nan, dtype=torch.float64, device="cpu")
+    largest = torch.full((len(f),), math.nan, dtype=torch.float64, device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if bool(finite.any()):
-            found[finite] = _largest(_bending(loss, f[finite]), kernels[finite]).double()
-    return found
+            largest[finite] = _largest(_bending(loss, f[finite]), kernels[finite]).double()
+    return largest
 
 
 def edge(training: Training, steps: Tensor, curvature: Tensor) -> Tensor:

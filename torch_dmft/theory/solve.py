@@ -70,13 +70,13 @@ def solve(
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
     _require_finite(trajectory, problem)
     facts |= {"solver": type(solver).__name__, "gamma0": problem.gamma0, "seconds": time.perf_counter() - started}
-    found = replace(trajectory, metadata={**facts, **trajectory.metadata})
-    if len(found.steps) and bool(found.train.any()):
+    answer = replace(trajectory, metadata={**facts, **trajectory.metadata})
+    if len(answer.steps) and bool(answer.train.any()):
         mine = problem.kept[(problem.kept < problem.train_samples)]
-        curvature = curvatures(found.outputs, found.ntk, found.train, lambda f: problem.loss_on(f, mine))
-        found = replace(found, curvature=curvature)
-        _warn_near_the_edge(found)
-    return found
+        curvature = curvatures(answer.outputs, answer.ntk, answer.train, lambda f: problem.loss_on(f, mine))
+        answer = replace(answer, curvature=curvature)
+        _warn_near_the_edge(answer)
+    return answer
 
 
 def _warn_near_the_edge(found: Trajectory) -> None:

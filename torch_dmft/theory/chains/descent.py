@@ -78,5 +78,5 @@ def propagators(
         state = descent.update(step, state, ascent)
         state[1 + times + step] = 1.0
         states.append(state)
-    found = torch.stack(states)
-    return found[:, 0], found[:, 1 : 1 + times], found[:, 1 + times :]
+    weights = torch.stack(states)
+    return weights[:, 0], weights[:, 1 : 1 + times], weights[:, 1 + times :]

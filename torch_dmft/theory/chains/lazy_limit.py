@@ -110,14 +110,14 @@ def _flow(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
     times = problem.training.times[record.cpu()].numpy()
     end = max(times[-1], float(problem.training.times[-1]), 1e-12)  # an interval even if only t = 0 is recorded
     start = torch.zeros(problem.samples * problem.outputs, dtype=ntk.dtype).numpy()
-    found = solve_ivp(velocity, (0.0, end), start, method="LSODA", t_eval=times, rtol=precision, atol=precision)
-    if not found.success:
+    integrated = solve_ivp(velocity, (0.0, end), start, method="LSODA", t_eval=times, rtol=precision, atol=precision)
+    if not integrated.success:
         raise ConvergenceError(
             "Gradient flow could not be integrated.",
-            got=found.message,
+            got=integrated.message,
             remedy='StaticNTK(time="discrete"), or a smaller lr',
         )
-    return torch.as_tensor(found.y.T, dtype=ntk.dtype, device=ntk.device).reshape(
+    return torch.as_tensor(integrated.y.T, dtype=ntk.dtype, device=ntk.device).reshape(
         len(times), problem.samples, problem.outputs
     )
 

@@ -41,18 +41,19 @@ class Course:
         for rule, name in named_rules(problem.network, plan):
             if rule.lr == 0:
                 continue
-            own = name if name in training.exceptions else None
-            key = (own, rule.lr, rule.adam_lr, rule.gradient)
+            exception = name if name in training.exceptions else None
+            key = (exception, rule.lr, rule.adam_lr, rule.gradient)
             if key not in groups:
                 groups[key] = {"params": [], "name": str(rule.role)}
-                self._rules.append((groups[key], rule, own))
+                self._rules.append((groups[key], rule, exception))
             groups[key]["params"].append(plan.model.get_parameter(rule.name))
-        for group, rule, own in self._rules:
-            group.update(_settings(training, rule, own, 0))
+        for group, rule, exception in self._rules:
+            group.update(_settings(training, rule, exception, 0))
         self.optimizer = _CLASSES[training.optimizer]([group for group, _, _ in self._rules])
         # torch copies groups.
         self._rules = [
-            (group, rule, own) for group, (_, rule, own) in zip(self.optimizer.param_groups, self._rules, strict=True)
+            (group, rule, exception)
+            for group, (_, rule, exception) in zip(self.optimizer.param_groups, self._rules, strict=True)
         ]
         every = (training.numbers, *training.exceptions.values())
         self._changes = any(isinstance(value, Tensor) for numbers in every for value in numbers.values())
@@ -78,8 +79,8 @@ def named_rules(network: Network, plan: Plan) -> Iterator[tuple[ParameterRule, s
     names = network.names
     for rule in plan.rules:
         path = names.get(rule.path, rule.path)
-        own = rule.name.rpartition(".")[2]
-        kind = "weight" if own in ("core", "initial_scale") else own
+        kind_in_model = rule.name.rpartition(".")[2]
+        kind = "weight" if kind_in_model in ("core", "initial_scale") else kind_in_model
         yield rule, f"{path}.{kind}" if path else kind
 
 

@@ -142,11 +142,11 @@ class GaussianMatrix(nn.Module):
         latents = self.scale * side.latent_population.draw(count * self.copies)
         forward, known = side is self.forward_side, other.basis.rows
         if self.responses:
-            taken = -inner(latents, known).unflatten(0, (count, self.copies)).movedim(1, 2)
+            coupling = -inner(latents, known).unflatten(0, (count, self.copies)).movedim(1, 2)
         else:
-            taken = latents.new_zeros(count, len(known), self.copies)
+            coupling = latents.new_zeros(count, len(known), self.copies)
         # taken is (new, k of the other side, copy).
-        self.core = torch.cat([self.core, taken.transpose(0, 1) if forward else taken], dim=int(forward))
+        self.core = torch.cat([self.core, coupling.transpose(0, 1) if forward else coupling], dim=int(forward))
         side.basis.append(directions)
         side.latents.append(latents)
 

@@ -38,7 +38,7 @@ def network_of(problem: Problem, width: int) -> Plan:
     materialise(model, problem.inputs)
     model.train()
     architecture = describe(model, problem.inputs[:2], like=network.shown)
-    found = parameter_rules(architecture, model, gamma0=problem.gamma0)
+    unscaled = parameter_rules(architecture, model, gamma0=problem.gamma0)
     norms = {vector.name for vector in architecture.vectors}
 
     def scaled(rule: ParameterRule) -> ParameterRule:
@@ -53,7 +53,7 @@ def network_of(problem: Problem, width: int) -> Plan:
             return replace(rule, std=biases[rule.path])
         return rule
 
-    rules = tuple(scaled(rule) for rule in found)
+    rules = tuple(scaled(rule) for rule in unscaled)
     plan = Plan(model, architecture, rules, scheme="mean_field", gamma0=problem.gamma0)
     return frozen_as(problem, plan)
 
@@ -118,7 +118,7 @@ def langevin_noise(
     """
     if not problem.temperature:
         return None
-    (own,) = replica_generators(generator, 1)
+    (noise_generator,) = replica_generators(generator, 1)
 
     @torch.no_grad()
     def kick(step: int) -> None:
@@ -127,7 +127,9 @@ def langevin_noise(
             if rule.lr == 0:  # frozen
                 continue
             parameter = plan.model.get_parameter(rule.name)
-            drawn = torch.randn(parameter.shape, generator=own, dtype=parameter.dtype, device=own.device)
+            drawn = torch.randn(
+                parameter.shape, generator=noise_generator, dtype=parameter.dtype, device=noise_generator.device
+            )
             size = math.sqrt(2 * problem.temperature * lr * rule.lr / plan.width) / plan.gamma0
             parameter.add_(drawn.to(parameter.device), alpha=-size if negated and rule.role in _READOUT else size)
 

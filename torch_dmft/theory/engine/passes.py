@@ -72,9 +72,9 @@ class AutogradPass:
 
     def measure(self) -> Snapshot:
         """Kernels of all layers."""
-        taken = measure(self._taps, self._attached, layouts=self._passes.layouts, retain_graph=True)
-        self._passes.layouts = taken.layouts
-        return taken
+        snapshot = measure(self._taps, self._attached, layouts=self._passes.layouts, retain_graph=True)
+        self._passes.layouts = snapshot.layouts
+        return snapshot
 
     def backward(self, error: Float[Tensor, "sample output"]) -> None:
         """Set the gradients of all parameters."""

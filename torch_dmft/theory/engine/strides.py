@@ -161,8 +161,8 @@ def train_in_strides(
                 keep(there)
             here = there
     f = torch.cat(outputs).cpu()[record.cpu()]
-    found = finished(problem, interpolated(recorder.trajectory(), record, f))
-    return replace(found, metadata={**found.metadata, "passes": strider.passed})
+    trajectory = finished(problem, interpolated(recorder.trajectory(), record, f))
+    return replace(trajectory, metadata={**trajectory.metadata, "passes": strider.passed})
 
 
 class _Strider:

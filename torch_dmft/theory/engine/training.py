@@ -143,8 +143,8 @@ class Together:
         """Pass all rows, or only those that are trained on."""
         problem = self._problem
         one = self._passes(problem.inputs if measured else problem.inputs[: problem.train_samples], measured=measured)
-        taken = one.measure() if measured else None
-        return Moment(one.outputs, lambda: one.backward(problem.error(one.outputs, step)), taken)
+        snapshot = one.measure() if measured else None
+        return Moment(one.outputs, lambda: one.backward(problem.error(one.outputs, step)), snapshot)
 
 
 class Apart:
@@ -159,17 +159,17 @@ class Apart:
 
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
         """Pass the probe, then the batch."""
-        problem, taken = self._problem, None
+        problem, snapshot = self._problem, None
         if measured and self._recorder.subject.architecture.row_independent:
-            taken = self._measures(problem.inputs[self._rows], measured=True).measure()
+            snapshot = self._measures(problem.inputs[self._rows], measured=True).measure()
         elif measured:
-            taken = self._recorder.look()
+            snapshot = self._recorder.look()
         if not trained:
-            assert taken is not None  # the last state is looked at for its measurement
-            return Moment(taken.outputs, lambda: None, taken)
+            assert snapshot is not None  # the last state is looked at for its measurement
+            return Moment(snapshot.outputs, lambda: None, snapshot)
         rows = problem.rows_of(step)
         one = self._passes(problem.inputs[rows], measured=False)
-        return Moment(one.outputs, lambda: one.backward(problem.error_on(one.outputs, rows)), taken)
+        return Moment(one.outputs, lambda: one.backward(problem.error_on(one.outputs, rows)), snapshot)
 
 
 def finished(problem: Problem, recorded: Trajectory) -> Trajectory:

@@ -222,17 +222,17 @@ class AlternatingMonteCarlo:
             The last iteration, the changes in every one, and what went wrong, if anything.
         """
         changes: list[float] = []
-        found = Solution(sampler, order, order, order)
+        solution = Solution(sampler, order, order, order)
         for _ in range(self.iterations):
             new = sampler.update(order)
             changes.append(order.change(new) if new.finite else math.inf)
             if changes[-1] > _HOPELESS:
-                return found, tuple(changes), "diverges"
-            found = Solution(sampler, order, new, order.mixed(new, self.damping))
-            order = found.order
+                return solution, tuple(changes), "diverges"
+            solution = Solution(sampler, order, new, order.mixed(new, self.damping))
+            order = solution.order
             if changes[-1] < self.tolerance:
-                return found, tuple(changes), None
-        return found, tuple(changes), f"did not converge in {self.iterations} iterations"
+                return solution, tuple(changes), None
+        return solution, tuple(changes), f"did not converge in {self.iterations} iterations"
 
 
 def _trajectory(problem: Problem, chain: Chain, order: OrderParameters, record: Tensor, two_time: bool) -> Trajectory:
@@ -259,14 +259,14 @@ def _with_fields(run: Trajectory, solution: Solution) -> Trajectory:
     steps, order, sampler = run.steps[handful(len(run.steps))], solution.order, solution.sampler
     layers = list(run.layers)
     for index, layer in enumerate(run.layers[:-1]):
-        found = sampler.fields(order, index)
+        fields = sampler.fields(order, index)
 
         def picked(field: Tensor, *row: int) -> Tensor:
             """From ``(neuron, row)`` to ``(time, sample, [output,] neuron)``."""
             return field.unflatten(1, (order.times, *row))[:, steps].movedim(0, -1).to(run.outputs)
 
-        h = picked(found.preactivation, sampler.samples)
-        g = picked(found.gradient, sampler.samples, sampler.outputs)
+        h = picked(fields.preactivation, sampler.samples)
+        g = picked(fields.gradient, sampler.samples, sampler.outputs)
         layers[index] = replace(layer, fields=Fields(steps, h, g, sampler.chain.hidden[index].activation))
     return replace(run, layers=tuple(layers))
 

@@ -110,8 +110,8 @@ class DeepLinear:
             backward.append(inner_products(same_for_all_samples, two_time=two_time))
         facts: dict[str, str | int | float | bool | None] = {"latents": max(network.sizes)}
         origin, f = "deep linear theory (N=inf)", torch.stack(outputs)
-        found = assemble(problem, chain, record, f, forward, backward, origin=origin, metadata=facts)
-        return about_the_probe(problem, found)
+        trajectory = assemble(problem, chain, record, f, forward, backward, origin=origin, metadata=facts)
+        return about_the_probe(problem, trajectory)
 
 
 def require_linear(chain: Chain, solver: str) -> None:

@@ -125,8 +125,8 @@ class _Networks(Iterator[Plan]):
 
     def __next__(self) -> Plan:
         if not self.are_dense:
-            (own,) = replica_generators(self.generator, 1)
-            settings = {"law": "network", "responses": True, "tolerance": self.tolerance, "generator": own}
+            (generator,) = replica_generators(self.generator, 1)
+            settings = {"law": "network", "responses": True, "tolerance": self.tolerance, "generator": generator}
             return twin_of(self.problem, self.width, **settings)  # type: ignore[arg-type]
         if self._dense is None:
             self._dense = network_of(self.problem, self.width)

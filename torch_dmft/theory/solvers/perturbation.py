@@ -129,8 +129,8 @@ class Perturbation:
             recorded = [x.recorded for x in features], [x.recorded for x in gradients]
             runs.append(_trajectory(problem, lazy, record, moved, *recorded))
         facts = {"neurons": self.neurons, "replicas": self.replicas}
-        found = average(runs, origin="perturbation theory (N=inf)", metadata=facts, loss=problem.training_loss)
-        return about_the_probe(problem, found)
+        mean = average(runs, origin="perturbation theory (N=inf)", metadata=facts, loss=problem.training_loss)
+        return about_the_probe(problem, mean)
 
 
 def _lazy_training(problem: Problem, ntk: Tensor, last: int) -> tuple[Tensor, Drive]:
@@ -203,19 +203,20 @@ def _features(
 ) -> list[_Features]:
     """Phi2^0..Phi2^L, from the input up."""
     first = moments[0]
-    found = [_Features(*(torch.zeros_like(x) for x in (first.features, first.features_next, first.features_recorded)))]
+    layers = [_Features(*(torch.zeros_like(x) for x in (first.features, first.features_next, first.features_recorded)))]
     for layer, site, own in zip(chain.hidden, sites, moments, strict=True):
         pair, gain = site.averages, layer.gain**2
-        variance = gain * _diagonal(found[-1].same)
+        variance = gain * _diagonal(layers[-1].same)
         weights = (pair.slopes, pair.bent / 2, pair.bent.T / 2)
-        found.append(
+        layers.append(
             _Features(
-                own.features + _moved(*weights, gain * found[-1].same, variance, variance),
-                own.features_next + _moved(*weights, gain * found[-1].next, variance[1:], variance[:-1]),
-                own.features_recorded + _moved(*weights, gain * found[-1].recorded, variance[record], variance[record]),
+                own.features + _moved(*weights, gain * layers[-1].same, variance, variance),
+                own.features_next + _moved(*weights, gain * layers[-1].next, variance[1:], variance[:-1]),
+                own.features_recorded
+                + _moved(*weights, gain * layers[-1].recorded, variance[record], variance[record]),
             )
         )
-    return found
+    return layers
 
 
 def _gradients(
@@ -228,7 +229,7 @@ def _gradients(
     """Gamma2^1..Gamma2^L, from the readout down."""
     outputs = chain.outputs
     inherited = [torch.zeros_like(x) for x in (moments[-1].secants, moments[-1].gradients_recorded)]
-    found: list[_Gradients] = []
+    layers: list[_Gradients] = []
     for at in reversed(range(chain.depth)):
         site, own, below, gain = sites[at], moments[at], features[at], chain.hidden[at].gain ** 2
         pair = site.averages
@@ -246,10 +247,10 @@ def _gradients(
             mine + _between(noise, change) * change + _between(slopes, theirs) * theirs
             for mine, change, theirs in zip((own.secants, own.gradients_recorded), moved, inherited, strict=True)
         )
-        found.insert(0, _Gradients(secants, recorded))
+        layers.insert(0, _Gradients(secants, recorded))
         if at > 0:
             inherited = [_backward_scale(chain, at) * x for x in (secants, recorded)]
-    return found
+    return layers
 
 
 def _outputs(

@@ -84,5 +84,5 @@ class StaticNTK:
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Compute the kernels, then the outputs; see ``Solver.run``."""
         flow = self.time == "continuous"
-        found = lazy_limit(problem, record, two_time=two_time, flow=flow, order=self.order, progress=progress)
-        return about_the_probe(problem, found)
+        trajectory = lazy_limit(problem, record, two_time=two_time, flow=flow, order=self.order, progress=progress)
+        return about_the_probe(problem, trajectory)

@@ -88,12 +88,12 @@ class WhitenedLinear:
         kernel = problem.input_kernel[:train, :train].double()
         off = float((kernel - torch.eye(train, dtype=kernel.dtype, device=kernel.device)).abs().max())
         biased = chain.readout_bias or any(layer.bias_std is not None for layer in chain.hidden)
-        found = {
+        conditions = {
             f"training inputs that are not whitened (K^x differs from the identity by {off:.2g})": off > 1e-5,
             "a loss other than the squared error": error_scale(problem) is None,
             "biases": biased,
         }
-        refused = [*(name for name, present in found.items() if present), *problem.training.traits.values()]
+        refused = [*(name for name, present in conditions.items() if present), *problem.training.traits.values()]
         if refused:
             raise UnsupportedProblemError(
                 "WhitenedLinear needs squared error on whitened inputs, X X^T / D = 1, under plain gradient flow.",
@@ -125,8 +125,8 @@ class WhitenedLinear:
         def solved(target: float) -> _Mode:
             return self._mode(chain, problem.gamma0, target, steps, unit)
 
-        found = _superposed(problem, chain, record, solved, two_time=two_time, progress=progress)
-        return about_the_probe(problem, found)
+        trajectory = _superposed(problem, chain, record, solved, two_time=two_time, progress=progress)
+        return about_the_probe(problem, trajectory)
 
     def final_kernels(self, problem: Problem) -> tuple[LayerKernels, ...]:
         """The kernels at the end of training, t -> infinity, where f = y on the training rows.

@@ -72,7 +72,7 @@ def test_what_argparse_refuses_names_the_option(capsys, arguments, name):
         ("--activation sine", "Remedy: one of "),
         ("--device cuda:99", "Remedy: --device cpu."),
         ("--device abacus", "Remedy: --device cpu."),
-        ("--data synthetic --neurons 20", "Too few neurons"),
+        ("--data synthetic --neurons 20", "must be larger"),
         ("--networks 5", "19 or more"),
         ("--networks 40 --gamma0 0.1", "centered model"),
         ("--widths 0,8", "Every width must be at least 1."),

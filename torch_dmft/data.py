@@ -34,10 +34,12 @@ def load(
         InvalidInputError: if the data are not there or not enough; the message tells how to get them.
     """
     if name not in get_args(Data):
-        raise InvalidInputError("There are no such data.", got=repr(name), remedy=", ".join(get_args(Data)))
+        raise InvalidInputError(
+            "`name` must be one of the data sets.", got=repr(name), remedy=", ".join(get_args(Data))
+        )
     if samples < 4 or samples % 2:
         raise InvalidInputError(
-            "An even number of at least 4 samples is needed: half of each of two classes.",
+            "`samples` must be an even number of at least 4, half from each of two classes.",
             got=str(samples),
             remedy=f"{max(4, samples + samples % 2)} samples",
         )
@@ -51,7 +53,7 @@ def load(
         found = (labels == label).nonzero().flatten()[:half]
         if len(found) < half:
             raise InvalidInputError(
-                f"There are only {len(found)} {name} images of class {label}.",
+                f"`samples` must be at most twice the {len(found)} {name} images of class {label}.",
                 got=f"{samples} samples",
                 remedy=f"at most {2 * len(found)} samples",
             )

@@ -71,8 +71,7 @@ class Settings:
 
         if self.networks and (self.networks < 19 or self.centered):
             raise InvalidInputError(
-                "Networks of the same width can tell what width explains if there are 19 or more, trained as they are; at "
-                "gamma0 < 0.5 the centered model is trained.",
+                "`networks` must be 0 or at least 19, and 0 at gamma0 < 0.5, where the centered model is trained.",
                 got=f"networks={self.networks}, gamma0={self.gamma0}",
                 remedy="--networks 40 with a larger gamma0, or none",
             )

@@ -57,7 +57,7 @@ def data_scaled(model: Numbers, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (readout_over(lambda h: h.shape[-1]), r"\(model\): features are multiplied by 0\.16.*another width 0\.083"),
+        (readout_over(lambda h: h.shape[-1]), r"\(model\): features are multiplied by 0\.16.*another width 0\.016"),
         (readout_over(lambda h: h.size(1) ** 0.5), r"multiplied by 0\.408"),
         (readout_over(lambda h: math.sqrt(3 * h.shape[-1])), r"multiplied by 0\.235702"),
         (readout_over(lambda h: torch.tensor(float(h.shape[-1])).sqrt()), r"multiplied by 0\.408"),
@@ -71,7 +71,7 @@ def data_scaled(model: Numbers, x: Tensor) -> Tensor:
         (between(lambda model, h: h * torch.full_like(h, 1 / h.shape[-1])), r"`mul` acts on features with 0\.16"),
         (between(lambda model, h: h.clamp(max=h.shape[-1])), r"`clamp` acts on features with 6"),
         (between(lambda model, h: torch.lerp(h, torch.zeros_like(h), 1 / h.shape[-1])), r"`lerp` acts on features"),
-        (between(lambda model, h: h * 2 if h.shape[-1] > 6 else h * 2 + h), "other steps at another width"),
+        (between(lambda model, h: h * 2 if h.shape[-1] > 6 else h * 2 + h), "steps differ at another width"),
         (between(lambda model, h: h * 2 if h.shape[-1] > 6 else h * 2 + 3), "numbers act on features"),
         (between(lambda model, h: F.layer_norm(h / h.shape[-1], h.shape[-1:])), r"multiplied by 0\.16"),
     ],

@@ -173,7 +173,7 @@ def test_what_cannot_be_differentiated_is_refused() -> None:
             h = torch.exp(self.first(x))
             return self.last(h.mul_(2))  # exp needs its own result
 
-    with pytest.raises(UnsupportedModelError, match="it has no gradient: one of the variables needed"):
+    with pytest.raises(UnsupportedModelError, match="its gradient fails: one of the variables needed"):
         describe(Overwrites(), torch.randn(5, 3))
 
 
@@ -299,5 +299,5 @@ def test_what_a_frozen_weight_read_may_be_overwritten(frozen: bool) -> None:
     if frozen:
         assert not describe(model, torch.randn(5, 3)).is_chain
     else:
-        with pytest.raises(UnsupportedModelError, match="it has no gradient"):
+        with pytest.raises(UnsupportedModelError, match="its gradient fails"):
             describe(model, torch.randn(5, 3))

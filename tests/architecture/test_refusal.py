@@ -95,8 +95,8 @@ def not_a_number() -> nn.Module:
     ("model", "path", "reason"),
     [
         (nn.Linear(8, 1), "(model)", "input and readout layer in one"),
-        (Around(lambda self, x, h: self.inner(h) + x), "inner", "is no width"),
-        (Around(lambda self, x, h: h * self.inner(h)[:, :1]), "inner", "is no width"),
+        (Around(lambda self, x, h: self.inner(h) + x), "inner", "is not a width"),
+        (Around(lambda self, x, h: h * self.inner(h)[:, :1]), "inner", "is not a width"),
         (Around(lambda self, x, h: self.inner(h).softmax(-1)), "(model)", "`softmax` over a width"),
         (Around(lambda self, x, h: nn.functional.normalize(self.inner(h))), "(model)", "`normalize` over a width"),
         (Around(lambda self, x, h: torch.einsum("ij,kj,kl->il", h, h, self.inner(h))), "(model)", "`einsum`"),
@@ -115,7 +115,7 @@ def not_a_number() -> nn.Module:
         (
             Around(lambda self, x, h: nn.functional.scaled_dot_product_attention(h, h, self.inner(h))),
             "(model)",
-            "has no rule",
+            "cannot be followed",
         ),
         (same_storage(), "1.weight, 2.weight", "share"),
         (not_a_number(), "(output)", "NaN"),

@@ -165,7 +165,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "cannot be read")
-    refused(tmp_path / "missing.npz", "no such file")
+    refused(tmp_path / "missing.npz", "does not exist")
     with pytest.raises(FileNotFoundError):
         Trajectory.load(tmp_path / "missing.npz")
 
@@ -315,7 +315,7 @@ def test_what_is_wrong_is_said(change: Callable[[dict[str, Any]], None], reason:
 
 def test_arrays_that_do_not_fit_together_are_refused(path: Path) -> None:
     rewrite(path, lambda header, arrays: arrays.update({"trajectory.losses": np.zeros(3, np.float32)}))
-    refused(path, "damaged or incomplete.*differ in length")
+    refused(path, "damaged or incomplete.*must have equal lengths")
     rewrite(path, lambda header, arrays: arrays.update({"trajectory.ntk.array": np.zeros(3, np.float32)}))
     refused(path, "damaged or incomplete.*3 to 6 axes")
 

@@ -51,5 +51,5 @@ def test_parts_must_fit() -> None:
         {"train": trajectory.train[:-1]},
         {"steps": trajectory.steps[1:]},
     ):
-        with pytest.raises(InvalidInputError, match="differ in length"):
+        with pytest.raises(InvalidInputError, match="must have equal lengths"):
             replace(trajectory, **change)

@@ -77,8 +77,8 @@ def test_updates_of_a_transformer_need_scores_over_d(power, optimizer, lr, gener
     inputs, targets = transformer.data(6, generator)
 
     def factory(width: int) -> nn.Module:
-        # A factor of 1.01 hides the square root from ``describe``.
-        return transformer.Transformer(width, power=power, scale=1.0 if power == 1 else 1.01)
+        # A factor that is stored when the model is built hides the square root from ``describe``.
+        return transformer.Transformer(width, scale=(width / transformer.HEADS) ** (1 - power))
 
     check = coordinate_check(factory, inputs, targets, lr=lr, optimizer=optimizer, generator=generator)
     assert check.passed is (power == 1), str(check)

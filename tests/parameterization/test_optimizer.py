@@ -143,5 +143,5 @@ def test_schedulers_keep_the_ratios_of_the_rates() -> None:
 
 def test_unknown_optimisers_are_refused() -> None:
     plan = parameterize(mlp(8), torch.randn(3, 5, dtype=torch.float64))
-    with pytest.raises(InvalidInputError, match="no rules"):
+    with pytest.raises(InvalidInputError, match="must be one whose rates"):
         plan.param_groups(0.1, optimizer="adagrad")

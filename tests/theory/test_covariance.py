@@ -118,5 +118,5 @@ def test_what_has_no_covariance(inputs: Tensor) -> None:
     found = dmft.solve(problem(inputs, steps=1), FiniteWidth(8, 4))
     with pytest.raises(InsufficientMemoryError, match="fewer entries"):
         covariance(found, lambda run: run.outputs.expand(10**7, -1, -1, -1)[:, :1, :1].contiguous())
-    with pytest.raises(NotRecordedError, match="no ensemble"):
+    with pytest.raises(NotRecordedError, match="Expected an ensemble"):
         covariance(dmft.solve(problem(inputs, steps=1), DeepLinear()), lambda run: run.outputs)

@@ -38,7 +38,7 @@ class Split:
 
 
 class Axes:
-    """Union-find over axis labels, with what fixes the size of each.
+    """Union-find over axis labels, with the reasons that fix the size of each.
 
     What is known of an axis is kept at its root and moves with it, so that every question takes constant time, near enough.
     """
@@ -141,7 +141,7 @@ class Axes:
         return reduce(self.unify, others, first)
 
     def fix(self, label: Label) -> None:
-        """Say that an axis is no width, because single entries of it are picked or spread over another axis."""
+        """Say that an axis is not a width, because single entries of it are picked or spread over another axis."""
         if label not in (None, SAMPLE):
             self._by_data.add(self.root(label))
 

@@ -1,4 +1,4 @@
-"""One call of a torch function, and what has to be seen before and behind it."""
+"""One call of a torch function, with the state of its arguments before and after."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Call:
         kwargs: dict[str, Any],
         tensors: list[Tensor],
     ) -> Call:
-        """Make the call and note what has to be seen before and behind it."""
+        """Make the call and note the state of its arguments before and after."""
         attached = any(tensor.requires_grad for tensor in tensors)
         before = [version(tensor) for tensor in tensors]
         result = function(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Every parameter of a model is accounted for and used as its layer's rule says, or the model is refused."""
+"""Every parameter of a model is accounted for and used as its layer's type says, or the model is refused."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
+from torch_dmft.architecture.constants import law_of
+from torch_dmft.architecture.facts import facts_of, remedy
 from torch_dmft.architecture.roles import DotProduct
-from torch_dmft.architecture.rules import remedy, rule
 from torch_dmft.architecture.trace import Trace
 from torch_dmft.core.errors import Place
 from torch_dmft.core.torch_private import has_backward_hooks, is_compiled
@@ -45,12 +46,12 @@ def _module(path: str, module: nn.Module) -> Place | None:
         return Place(where, f"{kind} is not initialised yet", "run the model once on an example input first")
     if is_parametrized(module):
         return Place(where, "its parameters are computed by a parametrization", _PARAMETRIZED)
-    facts = rule(module)
+    facts = facts_of(module)
     if facts is not None and not own.keys() <= {"weight", "bias"}:
         return Place(where, f"{kind} owns {', '.join(sorted(own))} instead of a weight and a bias", _PARAMETRIZED)
     # The forward pass of a user's own module is followed like any other code, parameters of its own included.
     if own and facts is None and type(module).__module__.startswith("torch."):
-        return Place(where, f"{kind} has no scaling rule", remedy(module))
+        return Place(where, f"{kind} cannot be scaled", remedy(module))
     return None
 
 
@@ -92,7 +93,7 @@ def _tied(model: nn.Module) -> list[Place]:
 
 
 def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:
-    """What came out wrong in the forward pass: parameters never reached, sums over widths that have no limit."""
+    """What is wrong in the forward pass: parameters never reached, sums over widths without a limit."""
     places = list(trace.places)
     for name, parameter in model.named_parameters():
         if id(parameter) not in trace.used and not _inside(name, refused):
@@ -109,7 +110,7 @@ def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:
 
 
 def scaled(products: tuple[DotProduct, ...], others: tuple[DotProduct, ...] | None) -> list[Place]:
-    """What is wrong with the factors of dot products: in comparison with those at another width, or else by their look."""
+    """Dot products whose factors are wrong, by comparison with another width, or by their values."""
     if others is None:
         return [place for product in products for place in _by_look(product)]
     if len(others) != len(products):
@@ -119,11 +120,18 @@ def scaled(products: tuple[DotProduct, ...], others: tuple[DotProduct, ...] | No
 
 
 def scaled_in_copy(products: tuple[DotProduct, ...], copies: tuple[DotProduct, ...] | None) -> list[Place]:
-    """What looks wrong with them, and is no other multiple of 1 / width in a copy of the model at another width."""
+    """Dot products whose factors are wrong, unless a copy of the model at another width shows that they fall like 1 / width.
+
+    A factor that is the same in the copy may have been stored when the model was built, so it is judged by its value.
+    """
     if copies is None or len(copies) != len(products):
         return scaled(products, copies)
-    pairs = zip(products, copies, strict=True)
-    return [place for product, copy in pairs if any(_in_comparison(product, copy)) for place in _by_look(product)]
+    places: list[Place] = []
+    for product, copy in zip(products, copies, strict=True):
+        differs = list(_in_comparison(product, copy))
+        is_stored = math.isclose(product.factor, copy.factor, rel_tol=1e-6)
+        places += (list(_by_look(product)) or ([] if is_stored else differs)) if differs else []
+    return places
 
 
 def _in_comparison(product: DotProduct, other: DotProduct) -> Iterator[Place]:
@@ -139,6 +147,10 @@ def _by_look(product: DotProduct) -> Iterator[Place]:
         yield Place(where, f"{_over(product)} is not divided by it", _DIVIDE)
     elif math.isclose(abs(product.factor), 1 / root, rel_tol=1e-6):
         yield Place(where, f"{_over(product)} is divided by its square root, {root:.4g}", _DIVIDE)
+    elif not math.isclose(abs(product.scale), 1.0, rel_tol=1e-6):
+        law = law_of(abs(product.factor), product.size)
+        if law is not None:
+            yield Place(where, f"{_over(product)} is multiplied by {product.factor:.4g}, which is {law}", _DIVIDE)
 
 
 def _over(product: DotProduct) -> str:

@@ -11,13 +11,13 @@ from torch.utils._pytree import tree_leaves
 from torch_dmft.architecture.axes import Label
 from torch_dmft.architecture.check import can_run, followed, scaled, scaled_in_copy, standing
 from torch_dmft.architecture.constants import compared, suspicious
+from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.roles import Architecture, Constant, DotProduct, Layer, Role, Vector
-from torch_dmft.architecture.rules import Weight, rule
 from torch_dmft.architecture.steps import Steps
 from torch_dmft.architecture.trace import Trace, Use
 from torch_dmft.architecture.train_mode import differences
 from torch_dmft.architecture.watch import Example, watch, watch_training
-from torch_dmft.architecture.widen import WIDENED, materialise, widened
+from torch_dmft.architecture.widen import COPIED, materialise, widened
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.torch_private import BatchNormBase
 
@@ -44,17 +44,19 @@ def describe(
         model: any module of linear, convolution, embedding and norm layers whose data flow torch functions carry.
         example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         roles: for module paths or names of weights, roles that overrule what is found.
-        like: the architecture of this model at another width. Dot products over a width, the scores of attention, are then
-            refused unless their factors at both widths are as 1/width, and any other number that acts on features unless it
-            is the same at both. Without it this is held against a copy of twice the width, if that can be built. A number
-            that was stored at construction is the same in a copy: dot products are then refused if it is 1 or 1/sqrt(width)
-            here, and other features if they are multiplied by a power of a width. Train mode is taken over from ``like``.
+        like: the architecture of this model at another width. A dot product over a width (the scores of attention) must then
+            have a factor proportional to 1/width, and any other number that acts on features must be the same at both widths.
+            Without ``like`` the model is compared with a wider copy of itself, if that can be built. Numbers that were stored
+            when the model was built are the same in a copy, so they are judged by their value: they must not equal a common
+            law of a width (width^p with p = 1/4, 1/2, 3/4, 1, 3/2, 2 or their negatives, its logarithm, sqrt(2/width) and its
+            kin). A stored number with another law, such as width/64, is only found with ``like``. Train mode is taken over
+            from ``like``.
 
     Returns:
         The architecture; its layers are in the order of the forward pass.
 
     Raises:
-        UnsupportedModelError: if a parameter has no scaling rule, gradients are cut or changed on their way, or a number in
+        UnsupportedModelError: if a parameter cannot be scaled, gradients are cut or changed on their way, or a number in
             the forward pass depends on the width; the message lists every place and a remedy for each.
         InvalidInputError: if the model fails on the example input, or ``roles`` names nothing.
     """
@@ -85,7 +87,11 @@ def describe(
     places += _norms_without_width(vectors)
     if not any(layer.role is Role.READOUT for layer in layers) and not places:
         places.append(
-            Place("(model)", "no weight leads from a width to the output", "end the model with a readout layer")
+            Place(
+                "(model)",
+                "a weight that leads from a width to the output is missing",
+                "end the model with a readout layer",
+            )
         )
     if places:
         raise UnsupportedModelError(_REFUSAL, places + suspects)
@@ -108,7 +114,7 @@ def describe(
         outputs=trace.outputs,
         train_differs=train_differs,
     )
-    if like is None and (suspects or constants):
+    if like is None and (products or trace.has_numbers):
         suspects = _judged_by_a_copy(model, found, trace, example_input)
     if suspects:
         raise UnsupportedModelError(_REFUSAL, suspects)
@@ -120,37 +126,47 @@ def _products(trace: Trace) -> tuple[DotProduct, ...]:
 
 
 def _constants(trace: Trace) -> tuple[Constant, ...]:
-    """The numbers that act on features, those of sums that run over no width included."""
+    """The numbers that act on features, including those of sums that do not run over a width."""
     others = [product for label, product in trace.sums if not trace.axes.is_width(label) and product.factor != 1.0]
     factors = [Constant(product.path, product.function, product.factor, "factor", on_data=False) for product in others]
     return (*trace.numbers.values(), *factors)
 
 
 def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, example_input: Example) -> list[Place]:
-    """What is wrong with numbers in the forward pass, in comparison with a copy of the model at twice the width."""
-    copy = _copy_at_twice_the_width(model, found, example_input)
+    """Numbers in the forward pass that depend on the width, by comparison with a wider copy of the model."""
+    copy = _wide_copy(model, found, example_input)
     sizes = {size for leaf in tree_leaves(example_input) if isinstance(leaf, Tensor) for size in leaf.shape[1:]}
     places = scaled_in_copy(found.dot_products, None if copy is None else _products(copy))
     if copy is None:
         return places + suspicious(found.constants, found, sizes)
     changed = compared(found.constants, _constants(copy))
     if copy.letters != trace.letters:
-        changed.append(Place("(model)", "it takes other steps at another width", "let the width change sizes only"))
+        changed.append(Place("(model)", "its steps differ at another width", "let the width change sizes only"))
     return places + (changed or suspicious(found.constants, found, sizes))
 
 
-def _copy_at_twice_the_width(model: nn.Module, found: Architecture, example_input: Example) -> Trace | None:
-    """What a copy of the model at twice the width does; None if that cannot be built."""
+def _wide_copy(model: nn.Module, found: Architecture, example_input: Example) -> Trace | None:
+    """The trace of a copy of the model at another width; None if the copy cannot be built."""
     owners = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
-    if not all(isinstance(module, WIDENED) for module in owners):
+    if not all(isinstance(module, COPIED) for module in owners):
         return None
     try:
-        wide = widened(model, found, 2 * found.width)
-        materialise(wide, next(model.parameters()))
+        wide = widened(model, found, _ratio_of_the_copy(found) * found.width)
+        materialise(wide, next(model.parameters()), COPIED)
         trace = watch(wide, example_input, set(), gradients=False)
     except (UnsupportedModelError, InvalidInputError):
         return None
     return None if trace.places else trace
+
+
+_MANY, _SLOW = 64, 512
+"""A copy has at least the first number of neurons in every layer, unless a layer would exceed the second number."""
+
+
+def _ratio_of_the_copy(found: Architecture) -> int:
+    """How many times wider a copy is: at least twice, and more for narrow layers, so that max(width, 8) differs too."""
+    widths = {layer.in_features for layer in found.layers if layer.in_axis is not None}
+    return max(2, min(_MANY // min(widths), _SLOW // max(widths)))
 
 
 _REFUSAL = "This model cannot be scaled as it is:"
@@ -163,11 +179,12 @@ def _given(trace: Trace, roles: Roles) -> dict[str, Role]:
         path = name.removesuffix("weight").removesuffix(".")
         if path not in trace.uses:
             raise InvalidInputError(
-                f"roles names {name!r}, which is no layer with a weight.", remedy=f"one of {', '.join(trace.uses)}"
+                f"`roles` must name layers with a weight, not {name!r}.", remedy=f"one of {', '.join(trace.uses)}"
             )
         if role not in set(Role) - {Role.VECTOR, Role.OUTPUT_BIAS}:
             raise InvalidInputError(
-                f"{role!r} is no role of a weight.", remedy="one of input, hidden, readout, embedding"
+                f"A role of a weight must be one of four, not {role!r}.",
+                remedy="one of input, hidden, readout, embedding",
             )
         given[path] = Role(role)
     return given
@@ -178,9 +195,9 @@ def _axis(trace: Trace, label: Label) -> int | None:
 
 
 def _layer(model: nn.Module, trace: Trace, path: str, use: Use, given: Role | None, places: list[Place]) -> Layer:
-    """The layer a use amounts to; a place is added where its role cannot be told."""
+    """The layer of a use; a place is added if its role cannot be determined."""
     module = model.get_submodule(path)
-    facts = rule(module)
+    facts = facts_of(module)
     assert isinstance(facts, Weight)
     prefix = f"{path}." if path else ""
     role = given or _role(trace, path, use, facts)
@@ -221,10 +238,12 @@ def _without_role(trace: Trace, path: str, use: Use) -> tuple[str, str]:
     if trace.axes.is_width(use.out_axis):
         return "the output averages over its width, without a readout", "end the model with a readout layer"
     if trace.axes.is_width(use.in_axis):
-        reason = "its output is no width (it meets the data, or single neurons are picked), but it is not the readout"
+        reason = (
+            "its output is not a width (it meets the data, or single neurons are picked), and it is not the readout"
+        )
         return reason, f"not yet; {name_it}"
     if path in trace.heads:
-        return "it is input and readout layer in one, with no width on either side", "put a hidden layer before it"
+        return "it is input and readout layer in one, without a width on either side", "put a hidden layer before it"
     return "neither its input nor its output is a width", f"not yet; {name_it}"
 
 

@@ -9,7 +9,7 @@ from torch_dmft.core.errors import Place
 
 
 class Role(StrEnum):
-    """What a parameter is to the width: this decides its scaling (and nothing else does)."""
+    """Which sides of a parameter are widths; this alone decides its scaling."""
 
     INPUT = "input"  # fan-in is not a width, fan-out is
     HIDDEN = "hidden"  # fan-in and fan-out are widths
@@ -37,8 +37,8 @@ class Layer:
         activation: name of the elementwise activation that the output meets first, norms and reshapes aside
             (``torch_dmft.core.activation``); None if it meets none, an unknown one, or several.
         in_axis: id of the width axis of the input (layers that read or write one residual stream share it), None if it
-            is no width.
-        out_axis: id of the width axis of the output, None if it is no width.
+            is not a width.
+        out_axis: id of the width axis of the output, None if it is not a width.
     """
 
     path: str
@@ -111,6 +111,8 @@ class Constant:
         kind: ``"factor"`` if features are multiplied by the number; ``"branch"`` if they are added to others next, as those
             of a residual branch; ``"number"`` or ``"tensor"`` if it, or a tensor of constants, acts in another way.
         on_data: whether it acts on the data, before any weight.
+        entries: how many numbers a tensor of constants has.
+        error: the relative standard error of its root mean square if its entries are random; 0 if they all have one size.
     """
 
     path: str
@@ -118,6 +120,8 @@ class Constant:
     number: float
     kind: str
     on_data: bool
+    entries: int = 1
+    error: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The calls of one forward pass on features, in order: what makes it comparable with a pass in another mode."""
+"""The calls of one forward pass on features, in order: for comparison with a pass in another mode."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Steps:
     def _number(self, name: str, leaf: Any) -> str | None:
         """How an argument is compared: numbers by value, constant tensors by their norm, anything else not at all."""
         if isinstance(leaf, Tensor):
-            # Running statistics are no constants, and masks of integers have no size.
+            # Running statistics change, and masks of integers are not compared.
             if id(leaf) in self._made or not leaf.is_floating_point() or name.endswith("_norm"):
                 return None
             return repr(float(leaf.detach().norm()))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from torch_dmft.architecture.axes import Axes, Label
 from torch_dmft.architecture.call import Call, version
+from torch_dmft.architecture.facts import Norm, Weight, facts_of
 from torch_dmft.architecture.roles import Constant, DotProduct
-from torch_dmft.architecture.rules import Norm, Weight, rule
 from torch_dmft.core.errors import Place
 
 CONSTANT: int = -1
@@ -71,6 +72,14 @@ def ancestry(values: list[Value], *, past_weights: bool) -> Iterator[Value]:
                 ahead.append(before)
 
 
+def _size(tensor: Tensor) -> tuple[float, float]:
+    """The root mean square of a tensor, and its relative standard error if the entries were drawn independently."""
+    squares = tensor.detach().double().square()
+    mean = float(squares.mean())
+    error = float((squares / mean - 1).square().mean().sqrt()) / (2 * math.sqrt(squares.numel())) if mean else 0.0
+    return math.sqrt(mean), error
+
+
 @dataclass
 class Use:
     """How a weight was used: its axes, the activations its output met (None: unknown), and its last output."""
@@ -97,6 +106,7 @@ class Trace:
         trained: identities of the parameters that are trained.
         sums: sums of products, each with the axis it runs over.
         numbers: what acted on features along with them, by what makes it one; a factor counts when its product is complete.
+        has_numbers: whether any number acted on features, even one that changes nothing here, such as a factor of 1.
         must_be_fixed: axes, each with the complaint that is due if it turns out to be a width.
         letters: the operations in order: L linear layer, a named activation, r reshape, x anything else.
         mixes_rows: whether an operation combined different samples.
@@ -117,6 +127,7 @@ class Trace:
         self.places: dict[Place, None] = {}
         self.sums: dict[tuple[Label, DotProduct], None] = {}
         self.numbers: dict[tuple[object, ...], Constant] = {}
+        self.has_numbers = False
         self.must_be_fixed: list[tuple[Label, Place]] = []
         self.letters = ""
         self.mixes_rows = False
@@ -175,15 +186,15 @@ class Trace:
     def layer_of(self, parameter: Tensor | None) -> tuple[str, Weight | Norm] | None:
         """Path and facts of the layer that owns a parameter, if that layer is the module that is running."""
         owned = self.path in self._owners.get(id(parameter), {})
-        facts = rule(self._modules[self.path]) if owned else None
+        facts = facts_of(self._modules[self.path]) if owned else None
         return None if facts is None else (self.path, facts)
 
     def misused(self, call: Call, parameter: Tensor) -> None:
-        """Complain of a parameter used otherwise than its layer's rule says."""
+        """Complain of a parameter used otherwise than its layer's type says."""
         path, name = next(iter(self._owners[id(parameter)].items()))
         if path in self._refused:
             return
-        reason = f"is used by `{call.name}` in {self.path or 'the model'!r}, outside a layer with a scaling rule"
+        reason = f"is used by `{call.name}` in {self.path or 'the model'!r}, outside the layer that owns it"
         self.complain(Place(name, reason, "call the nn.Linear, nn.Conv, nn.Embedding or norm module that owns it"))
 
     # Complaints
@@ -219,21 +230,28 @@ class Trace:
             kind, on_data = "branch" if is_added else "factor", not value.past_weights
             self.numbers[value.scaled, value.factor] = Constant(path, function, value.factor, kind, on_data)
 
-    def note_numbers(self, call: Call) -> None:
-        """Note the numbers, and the size of the constant tensors, that act on features otherwise than as a factor."""
+    def note_numbers(self, call: Call, arguments: Iterable[Any] | None = None) -> None:
+        """Note the numbers, and the size of the constant tensors, that act on features otherwise than as a factor.
+
+        Args:
+            call: the call.
+            arguments: those of its arguments that count; None for all.
+        """
         on_data = not any(value.past_weights for _, value in self.features(call))
-        for index, leaf in enumerate((*call.args, *call.kwargs.values())):
+        for leaf in (*call.args, *call.kwargs.values()) if arguments is None else arguments:
             if isinstance(leaf, Tensor):
                 is_constant = self.value(leaf).serial == CONSTANT and id(leaf) not in self._owners
-                if not (is_constant and leaf.is_floating_point()):
+                if not (is_constant and leaf.is_floating_point() and leaf.numel()):
                     continue
-                number, kind = float(leaf.detach().double().square().mean().sqrt()), "tensor"
+                number, error = _size(leaf)
+                constant = Constant(self.path, call.name, number, "tensor", on_data, leaf.numel(), error)
             elif isinstance(leaf, int | float) and not isinstance(leaf, bool):
-                number, kind = float(leaf), "number"
+                constant = Constant(self.path, call.name, float(leaf), "number", on_data)
             else:
                 continue
-            if number != 0:
-                self.numbers[self.serial, index] = Constant(self.path, call.name, number, kind, on_data)
+            self.has_numbers = True
+            if constant.number != 0:
+                self.numbers["noted", len(self.numbers)] = constant
 
     # Order
 

@@ -37,7 +37,7 @@ _ALIKE = "let forward do the same in both modes"
 
 
 def _paths(evaluated: Steps, trained: Steps, known: set[str]) -> list[str]:
-    """Paths of the modules whose own steps differ; of the first to differ in what its steps act on, if there is none."""
+    """Paths of the modules whose own steps differ; otherwise of the first module whose steps act on other values."""
     own: tuple[dict[str, list[object]], ...] = (defaultdict(list), defaultdict(list))
     for steps, by_path in zip((evaluated, trained), own, strict=True):
         for step in steps.taken:

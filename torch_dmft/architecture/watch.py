@@ -102,7 +102,7 @@ def _module_paths(model: nn.Module, running: list[str], trace: Trace | None = No
 
 @contextmanager
 def _everything_has_gradients(model: nn.Module) -> Iterator[None]:
-    """Let frozen parameters have gradients too, so that tensors made where the trace cannot see give themselves away."""
+    """Let frozen parameters have gradients too, so that tensors made out of sight of the trace are detected."""
     frozen = [one for one in model.parameters() if not one.requires_grad and one.is_floating_point()]
     try:
         for parameter in frozen:
@@ -138,7 +138,7 @@ def _seed(number: int) -> None:
 
 
 def _next_drawn() -> tuple[float, ...]:
-    """What python and numpy draw next: a change tells that something else was drawn."""
+    """The next random numbers of python and numpy; a change shows that the model has drawn some."""
     numpy = _numpy_random()
     return (random.random(), numpy.random()) if numpy else (random.random(),)
 
@@ -147,7 +147,7 @@ def _copied(example: Example) -> tuple[tuple[Any, ...], dict[str, Any], list[Ten
     """The arguments of ``forward``, copied because the model may work in place, and the tensors among them."""
     if not isinstance(example, Tensor | tuple | list | Mapping):
         raise InvalidInputError(
-            "The example input is no batch.",
+            "The example input must be a batch.",
             got=type(example).__name__,
             remedy="a tensor with samples on its first axis, or a tuple or a dict for several arguments",
         )
@@ -173,7 +173,7 @@ def watch(
         What is known of its tensors; complaints about what could not be followed are in ``places``.
 
     Raises:
-        InvalidInputError: if the model fails on the example, or that is no batch.
+        InvalidInputError: if the model fails on the example, or the example is not a batch.
     """
     args, kwargs, inputs = _copied(example)
     trace = Trace(model, refused)
@@ -254,7 +254,9 @@ def _floats(outputs: Any) -> list[Tensor]:
 def _finish(trace: Trace, outputs: list[Tensor]) -> None:
     """Note which axes reach the output, and complain of outputs that cannot be used."""
     if not outputs:
-        trace.complain(Place("(output)", "the model returns no floating-point tensor", "return the outputs as tensors"))
+        trace.complain(
+            Place("(output)", "the model must return a floating-point tensor", "return the outputs as tensors")
+        )
     values = [trace.value(output) for output in outputs]
     for output, value in zip(outputs, values, strict=True):
         trace.settle(value)
@@ -290,7 +292,7 @@ def _finish(trace: Trace, outputs: list[Tensor]) -> None:
 
 
 def _check_gradients(trace: Trace, outputs: list[Tensor], example: Example) -> None:
-    """Complain of every trained parameter that was reached in the forward pass, but has no gradient."""
+    """Complain of every trained parameter that was reached in the forward pass without receiving a gradient."""
     named = [
         (name, parameter)
         for name, parameter in trace.model.named_parameters()
@@ -307,17 +309,17 @@ def _check_gradients(trace: Trace, outputs: list[Tensor], example: Example) -> N
             args, kwargs, _ = _copied(example)
             gradients = _gradients(_floats(trace.model(*args, **kwargs)), parameters)
     except RuntimeError as error:
-        trace.complain(Place("(output)", f"it has no gradient: {error}", "let the model be one that can be trained"))
+        trace.complain(Place("(output)", f"its gradient fails: {error}", "use differentiable functions"))
         return
     for (name, _), gradient in zip(named, gradients, strict=True):
         if gradient is None:
-            reason = "is used in the forward pass, but the output has no gradient by it"
+            reason = "is used in the forward pass, but gradients do not reach it"
             fix = "let the output depend on it by differentiable functions, or remove it"
             trace.complain(Place(name, reason, fix))
 
 
 def _gradients(outputs: list[Tensor], parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
-    """Gradients of the sum of the outputs; None where there is no way from an output to a parameter."""
+    """Gradients of the sum of the outputs; None where an output does not depend on a parameter."""
     attached = [output.sum() for output in outputs if output.requires_grad]
     if not parameters or not attached:
         return (None,) * len(parameters)

@@ -15,8 +15,10 @@ from torch_dmft.core.torch_private import ConvBase, NormBase
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, NormBase)
 WIDENED = (nn.Linear, ConvBase, *NORMS)
+COPIED = (*WIDENED, nn.Embedding)
+"""What can be built at another width; the theory does not cover embeddings, so they are copied for comparison only."""
 _ANY_WIDTH = -1
-"""Axis of a norm layer without parameters, which nothing names."""
+"""Stands for the axis of a norm layer without parameters."""
 
 
 def has_composite_axes(architecture: Architecture) -> bool:
@@ -56,6 +58,8 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
 
 def _wide_layer(module: nn.Module, inputs: int, outputs: int) -> nn.Module:
     has_bias = getattr(module, "bias", None) is not None
+    if isinstance(module, nn.Embedding):
+        return nn.Embedding(inputs, outputs, module.padding_idx, device="meta")
     if not isinstance(module, ConvBase):
         return nn.Linear(inputs, outputs, has_bias, device="meta")
     convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(module.kernel_size)]
@@ -86,7 +90,7 @@ def _wide_norm(module: nn.Module, wide: Callable[[int], int]) -> nn.Module:
     return nn.LayerNorm(shape, module.eps, module.elementwise_affine, bias=has_shift, device="meta")
 
 
-def materialise(model: nn.Module, like: Tensor) -> None:
+def materialise(model: nn.Module, like: Tensor, kinds: tuple[type[nn.Module], ...] = WIDENED) -> None:
     """Give every module that is still on "meta" memory: norm layers with their own initial values, weights with zeros.
 
     Raises:
@@ -97,7 +101,7 @@ def materialise(model: nn.Module, like: Tensor) -> None:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if not any(tensor.is_meta for tensor in own):
             continue
-        if not isinstance(module, WIDENED):
+        if not isinstance(module, kinds):
             reason = f"{type(module).__name__} holds tensors of its own"
             remedy = "build them in forward, or pass a model rather than a factory"
             places.append(Place(path or "(model)", reason, remedy))

@@ -43,7 +43,7 @@ class Activation:
         return not self.kinks
 
     def slope(self, h: Tensor, value: Tensor) -> Tensor:
-        """phi'(h), given phi(h) too, from whichever costs less."""
+        """phi'(h), given phi(h) too, from the cheaper of both."""
         return self.first(h) if self.first_of_value is None else self.first_of_value(value)
 
 
@@ -247,8 +247,8 @@ def activation(name: str) -> Activation:
     """The activation with this name.
 
     Raises:
-        InvalidInputError: if there is none; the message lists those there are.
+        InvalidInputError: if the name is unknown; the message lists the names.
     """
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise InvalidInputError(f"No activation is called {name!r}.", remedy=f"one of {', '.join(sorted(ACTIVATIONS))}")
+        raise InvalidInputError(f"Unknown activation {name!r}.", remedy=f"one of {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]

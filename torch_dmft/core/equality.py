@@ -61,14 +61,14 @@ def same_value(a: object, b: object) -> bool:
         return False
     try:
         return bool(a == b) or bool(a != a and b != b)
-    except Exception:  # `==` of a foreign class may raise or return what has no truth value
+    except Exception:  # `==` of a foreign class may raise, or return a value without a truth value
         return False
 
 
 def hash_of_value(value: object) -> int:
     """A hash that agrees with ``same_value``: equal values have equal hashes.
 
-    It is cheap and coarse: of a tensor only dtype and shape count, and of what has no hash only its class.
+    It is cheap and coarse: for tensors only dtype and shape count, and for values without a hash only the class.
 
     Args:
         value: any value.

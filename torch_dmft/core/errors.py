@@ -24,7 +24,7 @@ class InvalidInputError(DMFTError, ValueError):
 
 
 class MissingFileError(InvalidInputError, FileNotFoundError):
-    """There is no file where one was to be read."""
+    """A file that was to be read does not exist."""
 
 
 class NotRecordedError(DMFTError, LookupError):

@@ -26,7 +26,7 @@ class Kernel:
             - ``(time, sample, sample)``: equal times, K[t, mu, alpha] = K[(t, mu), (t, alpha)];
             - ``(time, sample, time, sample)``: two times;
             - ``(time, sample, output, sample, output)`` and ``(time, sample, output, time, sample, output)``:
-              the same for backward kernels and NTKs of models with several outputs. With one output there is no output axis.
+              the same for backward kernels and NTKs of models with several outputs. With one output that axis is left out.
 
     The number of axes tells the four apart: 3, 4, 5 and 6. Two kernels are equal if their arrays are, bit for bit
     (``core.equality``).

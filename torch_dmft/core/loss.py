@@ -18,13 +18,13 @@ _ROWS = 6
 
 
 def default_loss(targets: Tensor | None) -> Loss:
-    """``nn.CrossEntropyLoss()`` for integer classes, ``nn.MSELoss()`` for floats and where there are no targets."""
+    """``nn.CrossEntropyLoss()`` for integer classes, ``nn.MSELoss()`` for floats and without targets."""
     classes = targets is not None and not targets.is_floating_point()
     return nn.CrossEntropyLoss() if classes else nn.MSELoss()
 
 
 def loss_name(loss: Loss) -> str:
-    """What errors call a loss."""
+    """The name of a loss in errors."""
     return repr(loss) if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", type(loss).__name__)
 
 
@@ -51,9 +51,9 @@ def loss_print(loss: Loss, outputs: int, *, classes: bool) -> tuple[float, ...]:
                 g, as_the_loss_takes_them(loss, g.detach(), targets.squeeze(1) if targets.ndim == 2 else targets)
             )
             (slope,) = torch.autograd.grad(value, g)
-            found = float(value), float(slope.square().sum()), float((slope * g).sum())
-            if all(map(math.isfinite, found)):
-                return found
+            numbers = float(value), float(slope.square().sum()), float((slope * g).sum())
+            if all(map(math.isfinite, numbers)):
+                return numbers
     return ()
 
 
@@ -88,7 +88,7 @@ def _pairs(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
         warnings.simplefilter("ignore")
         for each in (targets, other):
-            # Away from zero, where a loss may have no gradient.
+            # Away from zero, where the gradient of a loss may not exist.
             f = (
                 outputs.detach()
                 + torch.linspace(0.1, 0.3, outputs.numel(), device=outputs.device).reshape(outputs.shape).to(outputs)

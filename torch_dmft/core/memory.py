@@ -1,4 +1,4 @@
-"""Refuse what would not fit in memory, before it is allocated."""
+"""Refuse allocations that would not fit in memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _PROCESS_GROUPS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
 _TRIFLE = 2**26
 _looked = [-math.inf, math.inf]
-"""When control groups were last read for a trifle, and what they allowed."""
+"""When control groups were last read for a small request, and what they allowed."""
 
 
 def require_memory(needed: int, device: torch.device, *, what: str, remedy: str) -> None:
-    """Check an estimate against what is free now.
+    """Check an estimate against the free memory.
 
     Args:
-        needed: bytes about to be allocated.
+        needed: the bytes about to be allocated.
         device: where.
-        what: what needs them, for the message.
+        what: what needs the memory, for the message.
         remedy: how to need less.
 
     Raises:
@@ -41,7 +41,7 @@ def require_memory(needed: int, device: torch.device, *, what: str, remedy: str)
 
 
 def _was_plenty(needed: int, device: torch.device) -> bool:
-    """Whether a trifle of what was free a moment ago is needed: reading control groups takes as long as a small measurement."""
+    """Whether the request is small against what was free a moment ago, as reading control groups is slow."""
     if device.type == "cuda" or needed > _TRIFLE:
         return False
     now = time.monotonic()

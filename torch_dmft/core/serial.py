@@ -89,7 +89,7 @@ def read(path: str | Path, file_format: FileFormat) -> Any:
         file_format: the kind of file that is expected.
 
     Raises:
-        MissingFileError: if there is no such file.
+        MissingFileError: if the file does not exist.
         InvalidInputError: if the file is of another kind or schema, damaged or incomplete.
     """
     writer = f"a file written by {file_format.root.__name__}.save"
@@ -117,7 +117,7 @@ def read(path: str | Path, file_format: FileFormat) -> Any:
     except InvalidInputError:
         raise
     except FileNotFoundError as error:
-        raise MissingFileError("There is no such file.", got=f"{path}", remedy=writer) from error
+        raise MissingFileError("The file does not exist.", got=f"{path}", remedy=writer) from error
     except OSError as error:
         raise InvalidInputError(
             "This file cannot be read.", got=f"{path}: {error.strerror or error}", remedy=writer
@@ -141,7 +141,7 @@ class _NotThisFormatError(Exception):
 
 
 class _DamagedError(Exception):
-    """The file is of the right kind and does not hold together."""
+    """The file is of the right kind, and is inconsistent."""
 
 
 class _Encoder:
@@ -205,7 +205,7 @@ class _Encoder:
 
 
 def _stored(dtype: torch.dtype) -> torch.dtype:
-    """The dtype whose bits stand for this one in numpy, which has no bfloat16 and no float8."""
+    """The numpy dtype that stores the bits of this one, as numpy lacks bfloat16 and float8."""
     known = {torch.float16, torch.float32, torch.float64}
     return _BITS[dtype.itemsize] if dtype.is_floating_point and dtype not in known else dtype
 

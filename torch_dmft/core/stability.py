@@ -27,13 +27,13 @@ from torch_dmft.core.training import Training
 _Bend = Callable[[Tensor], Tensor]
 
 NEAR_THE_EDGE = 0.8
-"""Of the largest stable learning rate: from here on two runs that differ in nothing but rounding may part."""
+"""Share of the largest stable learning rate beyond which two runs that differ only in rounding may diverge from each other."""
 _ROUNDS = 60
 _ENOUGH = 1e-3
 
 
 def curvatures(outputs: Tensor, ntk: Kernel, train: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """lambda_max(K H) on the training rows at every recorded time: ``(time,)`` float64; NaN where there is none.
+    """lambda_max(K H) on the training rows at every recorded time: ``(time,)`` float64; NaN where it is not defined.
 
     Args:
         outputs: ``(time, sample, output)``.
@@ -47,16 +47,16 @@ def curvatures(outputs: Tensor, ntk: Kernel, train: Tensor, loss: Callable[[Tens
     size = len(rows) * (f.shape[2] if ntk.has_outputs else 1)
     f, kernels = f[:, rows], kernels.reshape(len(f), size, size).to(f.dtype)
     finite = torch.isfinite(kernels).flatten(1).all(1) & torch.isfinite(f).flatten(1).all(1)
-    found = torch.full((len(f),), math.nan, dtype=torch.float64, device="cpu")
+    largest = torch.full((len(f),), math.nan, dtype=torch.float64, device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if bool(finite.any()):
-            found[finite] = _largest(_bending(loss, f[finite]), kernels[finite]).double()
-    return found
+            largest[finite] = _largest(_bending(loss, f[finite]), kernels[finite]).double()
+    return largest
 
 
 def edge(training: Training, steps: Tensor, curvature: Tensor) -> Tensor:
-    """Eta lambda_max(K H) / 2 in units of where the edge of the optimizer is: ``(time,)``, 1 at the edge.
+    """Eta lambda_max(K H) / 2 divided by its value at the edge of stability of the optimizer: ``(time,)``.
 
     NaN for optimizers that divide gradients by their size, whose edge lies elsewhere.
     """
@@ -74,7 +74,7 @@ def edge(training: Training, steps: Tensor, curvature: Tensor) -> Tensor:
 
 
 def _bending(loss: Callable[[Tensor], Tensor], outputs: Float[Tensor, "time row output"]) -> _Bend | None:
-    """What takes changes v of the outputs to H v, at all times at once; None for a loss without a second derivative."""
+    """A function from changes v of the outputs to H v, at all times at once; None for a loss without a second derivative."""
 
     def bend(v: Tensor) -> Tensor:
         return vmap(lambda f, change: jvp(grad(loss), (f,), (change,))[1])(outputs, v)

@@ -38,7 +38,7 @@ def padding_twice(convolution: ConvBase) -> Sequence[int]:
 
 
 def has_backward_hooks(one: nn.Module | Tensor) -> bool:
-    """Whether somebody changes or watches the gradients of a module or of a tensor."""
+    """Whether a hook watches or changes the gradients of a module or of a tensor."""
     hooks: list[Any] = [one._backward_hooks, getattr(one, "_backward_pre_hooks", None)]
     return any(hooks)
 

@@ -1,4 +1,4 @@
-"""Trajectory: what is known of a training run, measured or predicted."""
+"""Trajectory: the record of a training run, measured or predicted."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from torch_dmft.core.training import Training
 _T = TypeVar("_T")
 
 _FLAT = 1e-4
-"""Slopes phi'(h) below which g = phi'(h) z tells nothing of z."""
+"""Slopes phi'(h) below which z cannot be computed from g = phi'(h) z."""
 
 
 @by_value
 @dataclass(frozen=True)
 class Fields:
-    """The fields of single neurons after one weight at some of the recorded times: what densities are drawn from.
+    """The fields of single neurons after one weight at some of the recorded times: the data of densities.
 
     Of more than a million numbers per field and time only some neurons are kept.
 
@@ -120,7 +120,7 @@ class Trajectory:
         time, sample = len(self.steps), self.outputs.shape[1]
         if self.outputs.shape[0] != time or self.losses.shape != (time,) or self.train.shape != (sample,):
             raise InvalidInputError(
-                "The parts of a trajectory differ in length.",
+                "The parts of a trajectory must have equal lengths.",
                 got=f"steps {tuple(self.steps.shape)}, outputs {tuple(self.outputs.shape)}, "
                 f"losses {tuple(self.losses.shape)}, train {tuple(self.train.shape)}",
             )
@@ -154,11 +154,13 @@ class Trajectory:
         """The standard deviation of every number over initialisations, of one network and not of the mean.
 
         Raises:
-            NotRecordedError: if this is no mean over replicas.
+            NotRecordedError: if this is not a mean over replicas.
         """
         if not self.replicas:
             raise NotRecordedError(
-                f"{self.origin!r} is no ensemble of finite networks.", remedy="solve with solvers.FiniteWidth(width)"
+                "Expected an ensemble of finite networks.",
+                got=self.origin,
+                remedy="solve with solvers.FiniteWidth(width)",
             )
         spread = combine(self.replicas, lambda values: torch.stack(list(values)).std(0))
         return replace(spread, origin=self.origin, metadata=self.metadata)
@@ -167,13 +169,13 @@ class Trajectory:
         """The kernels of the weight with this module path.
 
         Raises:
-            NotRecordedError: if there is no such weight; the message lists those there are.
+            NotRecordedError: if the weight is unknown; the message lists the names.
         """
         for layer in self.layers:
             if layer.name == name:
                 return layer
         raise NotRecordedError(
-            f"No weight is called {name!r}.", remedy=f"one of {', '.join(layer.name for layer in self.layers)}"
+            f"Unknown weight {name!r}.", remedy=f"one of {', '.join(layer.name for layer in self.layers)}"
         )
 
     def at_steps(self, steps: Tensor) -> Trajectory:
@@ -212,7 +214,7 @@ class Trajectory:
         )
 
     def at_rows(self, rows: Tensor) -> Trajectory:
-        """The same run seen on a subset of its samples; losses stay what they are.
+        """The same run on a subset of its samples; losses are unchanged.
 
         Args:
             rows: ``(kept,)`` positions along the sample axis.
@@ -281,7 +283,7 @@ class Trajectory:
         """Read a run written by ``save``; it is equal (``==``) to the one that was saved.
 
         Raises:
-            MissingFileError: if there is no such file; an InvalidInputError and a FileNotFoundError.
+            MissingFileError: if the file does not exist; an InvalidInputError and a FileNotFoundError.
             InvalidInputError: if the file is not a saved trajectory, of another schema, damaged or incomplete.
         """
         return serial.read(path, FORMAT)
@@ -294,10 +296,10 @@ FORMAT = serial.FileFormat(
 
 
 def combine(runs: Sequence[Trajectory], reduce: Callable[[Sequence[Tensor]], Tensor]) -> Trajectory:
-    """A trajectory whose every number is a function of the same number of all runs.
+    """A trajectory in which every number is a function of the corresponding numbers of all runs.
 
     Args:
-        runs: runs of one problem in one layout; what is no number (steps, origin, names) is taken from the first.
+        runs: runs of one problem in one layout; everything but numbers (steps, origin, names) is taken from the first.
         reduce: one array per run, ``(time, ...)``, to one array of that shape.
 
     Returns:

@@ -50,8 +50,8 @@ def parameterize(
         The plan: print it, train with its ``param_groups``, take it back with ``undo``.
 
     Raises:
-        UnsupportedModelError: if parts of the model have no scaling rule; the message lists all of them.
-        InvalidInputError: if an argument has no meaning.
+        UnsupportedModelError: if parts of the model cannot be scaled; the message lists all of them.
+        InvalidInputError: if an argument is outside its range.
     """
     _check(gamma0, scheme, gain, init)
     architecture = describe(model, example_input, roles=roles)
@@ -84,21 +84,24 @@ def _initialise(parameter: Tensor, rule: ParameterRule, init: str, generator: to
 def _check(gamma0: float, scheme: str, gain: float | str, init: str) -> None:
     if scheme not in SCHEMES:
         raise InvalidInputError(
-            "There is no such scheme.", got=repr(scheme), remedy='"mean_field", "ntk" or "standard"'
+            "`scheme` must name a scaling.", got=repr(scheme), remedy='"mean_field", "ntk" or "standard"'
         )
     if init not in ("normal", "keep"):
-        raise InvalidInputError("There is no such init.", got=repr(init), remedy='"normal" or "keep"')
+        raise InvalidInputError("`init` must name a way to draw weights.", got=repr(init), remedy='"normal" or "keep"')
     if not 0 < gamma0 < math.inf:
         raise InvalidInputError(
-            "gamma0 is a positive number.", got=repr(gamma0), remedy='a small value, or scheme="ntk"'
+            "gamma0 must be a positive number.", got=repr(gamma0), remedy='gamma0=0.01, or scheme="ntk"'
         )
     if gain != "auto" and (isinstance(gain, str) or not gain > 0):
         raise InvalidInputError("gain must be positive.", got=repr(gain), remedy='a number, or "auto"')
     if scheme != "mean_field" and gamma0 != 1.0:
         raise InvalidInputError(
-            f'The scheme "{scheme}" has gamma0 = 1/sqrt(width).', got=f"gamma0={gamma0}", remedy='scheme="mean_field"'
+            f'With scheme="{scheme}", gamma0 must be left out; it is 1/sqrt(width).',
+            got=f"gamma0={gamma0}",
+            remedy='scheme="mean_field"',
         )
     if scheme == "standard" and (gain != "auto" or init != "normal"):
         raise InvalidInputError(
-            'The scheme "standard" changes no weight.', remedy="leave gain and init at their defaults"
+            'With scheme="standard", `gain` and `init` must be left out, as weights stay as they are.',
+            remedy="leave gain and init at their defaults",
         )

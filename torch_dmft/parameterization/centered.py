@@ -14,7 +14,7 @@ from torch_dmft.core.torch_private import DropoutBase
 
 
 class Centered(Wrapper):
-    """A model minus what it was when it was wrapped: f(x) - f_0(x).
+    """A model minus its initial value: f(x) - f_0(x).
 
     Attributes:
         model: the model itself, trained as before; its keys in the state_dict begin with ``model.``.
@@ -38,7 +38,7 @@ class Centered(Wrapper):
         outputs = self.model(*args, **kwargs)
         if not isinstance(outputs, Tensor):
             raise InvalidInputError(
-                "Only a model with one tensor as output can be centered.",
+                "The model must return one tensor to be centered.",
                 got=type(outputs).__name__,
                 remedy="center a module around it that returns the tensor to train on",
             )
@@ -47,7 +47,7 @@ class Centered(Wrapper):
         return outputs - start
 
     def train(self, mode: bool = True) -> Centered:
-        """Set train or eval mode as ever, except that f_0 has no dropout."""
+        """Set train or eval mode; f_0 always runs without dropout."""
         super().train(mode)
         for module in self.initial.modules():
             if isinstance(module, DropoutBase):

@@ -118,7 +118,7 @@ def coordinate_check(
         InvalidInputError: if there are fewer than two widths, or a layer is missing at some width.
     """
     if len(set(widths)) < 2:
-        raise InvalidInputError("A slope needs at least two widths.", got=str(tuple(widths)))
+        raise InvalidInputError("`widths` must hold at least two widths, as a slope is fitted.", got=str(tuple(widths)))
     rows: list[dict[str, float]] = []
     for width in widths:
         total: dict[str, float] = {}
@@ -131,7 +131,7 @@ def coordinate_check(
     layers = tuple(rows[0])
     if any(tuple(row) != layers for row in rows):
         raise InvalidInputError(
-            "The model has other layers at other widths.", remedy="let factory change the width only"
+            "The model must have the same layers at every width.", remedy="let factory change the width only"
         )
     updates = torch.tensor([[row[path] for row in rows] for path in layers], dtype=torch.float64)
     return CoordinateCheck(tuple(widths), layers, updates, tolerance)

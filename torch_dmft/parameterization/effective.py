@@ -72,7 +72,7 @@ def effective_scaling(
     zeros = [rule.name for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN, Role.READOUT) and rule.std == 0]
     if zeros:
         raise InvalidInputError(
-            "Weights of zeros fit every scaling.",
+            "Weights must not start at zero, as zeros fit every scaling.",
             got=", ".join(zeros),
             remedy="parameterize(model, ..., gamma0=...), which sets their scale",
         )
@@ -89,7 +89,7 @@ def effective_scaling(
             lrs[rule.name] = rates[rule.name] / scaling.lr
     if readout.name not in lrs:
         raise InvalidInputError(
-            "No learning rate is known for the readout.",
+            "The parameter groups must contain the readout, whose learning rate sets the base rate.",
             got=", ".join(lrs) or "no parameters",
             remedy="the param_groups of an optimizer that trains this model, its readout included",
         )

@@ -12,7 +12,7 @@ from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.parameterization.rules import ParameterRule
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
-"""What makes an optimizer from parameter groups, by the name that ``Plan.param_groups`` takes."""
+"""Classes of optimizers, by the name that ``Plan.param_groups`` takes."""
 
 
 def param_groups(
@@ -26,7 +26,7 @@ def param_groups(
     """Group a model's trained parameters by equal settings; see ``Plan.param_groups``."""
     if optimizer not in OPTIMIZERS:
         raise InvalidInputError(
-            "There are no rules for this optimizer.",
+            "`optimizer` must be one whose rates can be scaled with the width.",
             got=repr(optimizer),
             remedy='"sgd" (with or without momentum), "adam" (also for NAdam, RAdam, Adamax) or "adamw"',
         )

@@ -1,4 +1,4 @@
-"""Plan: a model with its scaling; what to train it with, and the way back."""
+"""Plan: a model with its scaling, its parameter groups, and undo."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ class Plan:
         """The rule of the parameter with this name.
 
         Raises:
-            InvalidInputError: if there is none.
+            InvalidInputError: if the name is unknown.
         """
         for rule in self.rules:
             if rule.name == name:
                 return rule
         raise InvalidInputError(
-            f"No parameter is called {name!r}.", remedy=f"one of {', '.join(rule.name for rule in self.rules)}"
+            f"Unknown parameter {name!r}.", remedy=f"one of {', '.join(rule.name for rule in self.rules)}"
         )
 
     def param_groups(
@@ -100,11 +100,11 @@ class Plan:
             absolute rates needs one for each: ``OneCycleLR(optimizer, max_lr=[group["lr"] for group in groups], ...)``.
 
         Raises:
-            InvalidInputError: if there are no rules for the optimizer.
+            InvalidInputError: if the optimizer is unknown, or cannot train a twin.
         """
         if optimizer in OPTIMIZERS and optimizer not in self.optimizers:
             raise InvalidInputError(
-                "This model cannot be trained with an optimizer that treats every entry of a weight by itself.",
+                "An infinite-width twin must be trained with an optimizer that is linear in the gradients.",
                 got=repr(optimizer),
                 remedy=f"one of {', '.join(self.optimizers)}: an infinite-width twin trains weights in other coordinates",
             )
@@ -119,7 +119,8 @@ class Plan:
         """
         if self._initial is None:
             raise InvalidInputError(
-                "There is nothing to undo.", remedy="a plan can be undone once, if parameterize() has made it"
+                "Only a plan that parameterize() made can be undone, and only once.",
+                remedy="call parameterize(model, ...) first",
             )
         tensors = dict(_tensors(self.model))
         for name, before in self._initial.items():
@@ -143,14 +144,14 @@ class Plan:
         """
         if state.get("version") != _VERSION:
             raise InvalidInputError(
-                "This plan was saved in another format.",
+                "The plan must be saved in the format of this version.",
                 got=f"version {state.get('version')}",
                 remedy="load it with the version of torch_dmft that saved it",
             )
         rules = tuple(ParameterRule(**{**rule, "role": Role(rule["role"])}) for rule in state["rules"])
         if [rule.name for rule in rules] != [rule.name for rule in self.rules]:
             raise InvalidInputError(
-                "The saved plan is for other parameters.",
+                "The saved plan must have the parameters of this plan.",
                 got=", ".join(sorted({rule.name for rule in rules} ^ {rule.name for rule in self.rules})),
                 remedy="load it into a plan of the same model",
             )
@@ -161,7 +162,7 @@ class Plan:
         ]
         if other:
             raise InvalidInputError(
-                "The saved plan is for another width.",
+                "The saved plan must have the width of this plan.",
                 got=", ".join(other),
                 remedy="wrap the model of this width anew; gamma0 and the base learning rate carry over",
             )

@@ -1,4 +1,4 @@
-"""One rule for every parameter of a model: its role, and what the scheme makes of it."""
+"""One rule for every parameter of a model: its role, and its scaling by the scheme."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ParameterRule:
         path: path of the module that owns it.
         role: its role.
         fan_in: inputs per neuron; 1 for vectors, embeddings and output biases.
-        gain: the forward multiplier g of its unit form, 1 where there is none.
+        gain: the forward multiplier g of its unit form, or 1.
         std: initial standard deviation of a weight; for a parameter that keeps its own init, the root mean square it
             had when the plan was made (a bias of N(0, s_b^2) has s_b).
         lr: SGD learning rate in units of the base rate eta; 0 for a frozen parameter.

@@ -1,4 +1,4 @@
-"""A dense chain without a width: what the field equations of the paper are about."""
+"""A dense chain without a width: the network that the field equations of the paper describe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class HiddenLayer:
     width_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse an unknown activation and numbers that cannot be."""
+        """Refuse an unknown activation and numbers outside their range."""
         named_activation(self.activation)
         require_number("gain", self.gain, above=0)
         require_number("width_ratio", self.width_ratio, above=0, remedy="positive numbers, relative to the last width")

@@ -1,4 +1,4 @@
-"""What no solver can do with a problem: each mistake is refused when the problem is posed, with its remedy."""
+"""Checks of a problem: each mistake is refused when the problem is posed, with its remedy."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _FLOATS = (torch.float32, torch.float64)
 _MOST_CLASSES = 2**16
-"""More are row numbers or codes that were taken for classes: each class is an output."""
+"""Largest number of classes, each of which is an output; larger class numbers are row numbers or codes."""
 
 
 def check_problem(problem: Problem) -> None:
-    """Refuse data, numbers, batches, an optimizer or a loss that cannot work.
+    """Refuse invalid data, numbers, batches, optimizers and losses.
 
     Raises:
         InvalidInputError: for the first mistake, with its remedy.
@@ -30,10 +30,12 @@ def check_problem(problem: Problem) -> None:
     check_inputs(problem.inputs)
     check_targets(problem.targets)
     if not bool(problem.inputs.any()):
-        raise InvalidInputError("All inputs are zero.", got=f"{len(problem.inputs)} rows", remedy="rows that differ")
+        raise InvalidInputError(
+            "Some inputs must differ from zero.", got=f"{len(problem.inputs)} rows", remedy="rows that differ"
+        )
     if len(problem.targets) > len(problem.inputs) or len(problem.inputs) < 2:
         raise InvalidInputError(
-            "A problem needs at least two rows, and no more targets than inputs.",
+            "A problem needs at least two rows of inputs, and at most one target for each.",
             got=f"{len(problem.targets)} targets, {len(problem.inputs)} inputs",
             remedy="one row of inputs for every target, and a test row beside a single training row",
         )
@@ -56,7 +58,7 @@ def check_training(
     optimizer: object,
     **numbers: object,
 ) -> None:
-    """Refuse numbers and optimizers that cannot work.
+    """Refuse invalid numbers and optimizers.
 
     Raises:
         InvalidInputError: for the first mistake, with its remedy.
@@ -69,18 +71,18 @@ def check_training(
     require_number("temperature", temperature, at_least=0, remedy="temperature=0.0: no noise")
     if not isinstance(optimizer, str) or optimizer not in tuple(OPTIMIZERS):
         raise InvalidInputError(
-            "A problem names its optimizer.", got=repr(optimizer), remedy=f"one of {', '.join(OPTIMIZERS)}"
+            "`optimizer` must be the name of one.", got=repr(optimizer), remedy=f"one of {', '.join(OPTIMIZERS)}"
         )
     if optimizer != "sgd" and (momentum or temperature):
         raise InvalidInputError(
-            "Momentum and Langevin noise are those of SGD; Adam's momentum are its betas.",
+            "`momentum` and `temperature` must be 0 with Adam, whose momentum is set by its betas.",
             got=f"optimizer={optimizer!r}, momentum={momentum}, temperature={temperature}",
             remedy='momentum=0.0 and temperature=0.0, or optimizer="sgd"',
         )
     if optimizer == "adam" and weight_decay:
         raise InvalidInputError(
-            "Adam normalises the weight decay together with the gradient, against which it grows like the square root of "
-            "the width: there is no limit.",
+            "`weight_decay` must be 0 with Adam, which normalises it together with the gradient: relative to that it grows "
+            "like the square root of the width.",
             got=f"weight_decay={weight_decay}",
             remedy='optimizer="adamw", which decays alike at every width',
         )
@@ -88,21 +90,21 @@ def check_training(
     for name, value in numbers.items():
         if name not in known or name in ("lr", "maximize"):
             raise InvalidInputError(
-                "There is no such setting.",
+                "Expected a setting of the optimizer.",
                 got=f"{name}={value!r}",
                 remedy=f"one of {', '.join(sorted(set(known) - {'lr', 'maximize', 'momentum', 'weight_decay'}))}",
             )
         require_number(name, float(value) if isinstance(value, bool) else value, at_least=0)
     if numbers.get("nesterov") and (not momentum or numbers.get("dampening")):
         raise InvalidInputError(
-            "Nesterov's momentum needs a momentum, and no dampening.",
+            "Nesterov's momentum needs momentum > 0 and dampening = 0.",
             got=f"momentum={momentum}, dampening={numbers.get('dampening', 0.0)}",
             remedy="momentum=0.9, nesterov=True",
         )
 
 
 def _check_rates(lr: object, steps: int) -> None:
-    """Refuse learning rates that are neither a number > 0 nor one number >= 0 for every step."""
+    """Refuse learning rates unless they are a number > 0, or a list of one number >= 0 for every step."""
     remedy = "lr > 0, or a list of one rate >= 0 for every step"
     if not isinstance(lr, Tensor | Sequence) or isinstance(lr, str) or (isinstance(lr, Tensor) and lr.ndim == 0):
         require_number("lr", float(lr) if isinstance(lr, Tensor) else lr, above=0, remedy=remedy)
@@ -114,14 +116,14 @@ def _check_rates(lr: object, steps: int) -> None:
     fine = rates.ndim == 1 and len(rates) >= steps and bool(torch.isfinite(rates).all()) and bool((rates >= 0).all())
     if not fine or (steps and not bool(rates[:steps].any())):
         raise InvalidInputError(
-            "A schedule has one finite learning rate for every step, not all of them zero.",
+            "`lr` must hold one finite rate >= 0 for every step, at least one of them > 0.",
             got=f"{tuple(rates.shape)} rates for {steps} steps",
             remedy=remedy,
         )
 
 
 def check_inputs(inputs: Tensor, name: str = "inputs") -> None:
-    """Refuse inputs that are no finite tensor with a sample axis and features.
+    """Refuse inputs unless they are a finite tensor with a sample axis and features.
 
     Raises:
         InvalidInputError: for the first mistake, with its remedy.
@@ -129,22 +131,22 @@ def check_inputs(inputs: Tensor, name: str = "inputs") -> None:
     _require_tensor(name, inputs)
     if inputs.ndim < 2 or inputs.dtype not in _FLOATS or inputs.shape[1:].numel() == 0:
         raise InvalidInputError(
-            f"The {name} need a sample axis and at least one feature axis, in floating point of 32 or 64 bits.",
+            f"The {name} must be float32 or float64 with a sample axis and at least one feature axis.",
             got=f"shape {tuple(inputs.shape)}, {inputs.dtype}",
-            remedy="inputs of shape (sample, feature), inputs.float() of numbers; of tokens there is no theory yet, so feed "
+            remedy="inputs of shape (sample, feature), inputs.float() of numbers; tokens are not covered yet, so feed "
             "one-hot rows to an nn.Linear instead of an nn.Embedding",
         )
     _require_finite_rows(name, inputs)
     if not bool(torch.isfinite(inputs.flatten(1).square().sum(1)).all()):
         raise InvalidInputError(
-            f"The squares of the {name} overflow.",
+            f"The {name} must be small enough for their squares to be finite.",
             got=f"a number of size {float(inputs.abs().max()):.0e} in {inputs.dtype}",
             remedy="standardise the inputs",
         )
 
 
 def check_targets(targets: Tensor) -> None:
-    """Refuse targets that are neither finite floats nor classes.
+    """Refuse targets unless they are finite floats or classes.
 
     Raises:
         InvalidInputError: for the first mistake, with its remedy.
@@ -152,7 +154,7 @@ def check_targets(targets: Tensor) -> None:
     _require_tensor("targets", targets)
     if targets.ndim not in (1, 2) or (not targets.is_floating_point() and targets.ndim != 1) or targets.numel() == 0:
         raise InvalidInputError(
-            "Targets are (train, output) or (train,) floats, or (train,) integer classes.",
+            "Targets must be (train, output) or (train,) floats, or (train,) integer classes.",
             got=f"shape {tuple(targets.shape)}, {targets.dtype}",
             remedy="one row for each training row: targets.flatten() of classes, targets.flatten(1) of floats",
         )
@@ -172,11 +174,11 @@ def require_generator(generator: object) -> None:
     """Refuse seeds and other sources of randomness.
 
     Raises:
-        InvalidInputError: if it is neither None nor a ``torch.Generator``.
+        InvalidInputError: if it is given and is not a ``torch.Generator``.
     """
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InvalidInputError(
-            "Random numbers come from a generator.",
+            "`generator` must be a torch.Generator or None.",
             got=f"generator={generator!r}",
             remedy="generator=torch.Generator().manual_seed(0)",
         )
@@ -186,20 +188,20 @@ def require_list(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
     """The values as a tuple.
 
     Raises:
-        InvalidInputError: if they are a single one.
+        InvalidInputError: if they are a single value.
     """
     try:
         return tuple(values)
     except TypeError:
         raise InvalidInputError(
-            f"{name} is a list.", got=f"{name}={values!r}", remedy=f"{name}=[...], one entry for each"
+            f"{name} must be a list.", got=f"{name}={values!r}", remedy=f"{name}=[...], one entry for each"
         ) from None
 
 
 def _require_tensor(name: str, values: object) -> None:
     if not isinstance(values, Tensor):
         raise InvalidInputError(
-            f"The {name} of a problem are a tensor.", got=type(values).__name__, remedy="torch.as_tensor(...)"
+            f"The {name} of a problem must be a tensor.", got=type(values).__name__, remedy="torch.as_tensor(...)"
         )
 
 
@@ -211,14 +213,14 @@ def _require_finite_rows(name: str, values: Tensor) -> None:
     )
     if len(bad):
         raise InvalidInputError(
-            f"The {name} hold NaN or infinity.",
-            got=f"row {int(bad[0])} (and {len(bad) - 1} more)",
+            f"The {name} must be finite.",
+            got=f"NaN or infinity in row {int(bad[0])} (and {len(bad) - 1} more)",
             remedy="clean the data first",
         )
 
 
 def _check_fit(targets: Tensor, outputs: int) -> None:
-    """Refuse targets that do not fit the outputs, where torch would fail late or broadcast."""
+    """Refuse targets that do not fit the outputs, for which torch would fail late or broadcast."""
     if targets.is_floating_point():
         if count_outputs(targets) != outputs:
             raise InvalidInputError(
@@ -232,7 +234,7 @@ def _check_fit(targets: Tensor, outputs: int) -> None:
 
 def _not_classes(targets: Tensor, numbers: str) -> InvalidInputError:
     return InvalidInputError(
-        f"Targets that are not floats are class numbers {numbers} of type torch.int64.",
+        f"Targets that are not floats must be class numbers {numbers} of type torch.int64.",
         got=f"{targets.tolist()[:8]} of {targets.dtype}",
         remedy="targets.long() for classes, targets.float() for numbers",
     )
@@ -246,7 +248,7 @@ def _check_probe(problem: Problem) -> None:
     is_index = isinstance(rows, Tensor) and rows.dtype == torch.int64 and rows.ndim == 1 and len(rows) > 1
     if not is_index or int(rows.min()) < 0 or int(rows.max()) >= problem.samples:
         raise InvalidInputError(
-            "The probe of a problem is at least two row numbers.",
+            "The probe of a problem must hold at least two row numbers.",
             got=_shown(rows),
             remedy=f"a tensor of integers 0..{problem.samples - 1}, or None for all rows",
         )
@@ -265,7 +267,7 @@ def _check_batches(problem: Problem) -> None:
         is_index = isinstance(rows, Tensor) and rows.dtype in (torch.int64, torch.int32) and rows.ndim == 1
         if not is_index or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= problem.train_samples:
             raise InvalidInputError(
-                "A batch holds row numbers of training rows.",
+                "A batch must hold row numbers of training rows.",
                 got=f"batch {step}: {_shown(rows)}",
                 remedy=f"a tensor of integers 0..{problem.train_samples - 1}; mask.nonzero().flatten() of a mask",
             )
@@ -276,10 +278,10 @@ def _shown(rows: object) -> str:
 
 
 def check_loss(problem: Problem) -> None:
-    """Ask the loss once, of outputs that are zero, as they are at the start.
+    """Evaluate the loss once, at outputs of zero, which is where training starts.
 
     Raises:
-        InvalidInputError: if it fails, is no finite number, or has no gradient.
+        InvalidInputError: if it fails, or its value or its gradient is not finite.
     """
     form = "loss(outputs, targets) -> scalar, with outputs (train, output) and targets alike, or (train,) classes"
     outputs = problem.inputs.new_zeros(problem.samples, problem.outputs).requires_grad_()
@@ -287,20 +289,22 @@ def check_loss(problem: Problem) -> None:
         try:
             value = problem.training_loss(outputs)
         except Exception as error:
-            raise InvalidInputError("The loss fails on the targets.", got=f"{error}", remedy=form) from error
+            raise InvalidInputError(
+                "The loss must accept the outputs and the targets.", got=f"{error}", remedy=form
+            ) from error
         is_one = isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
         if not is_one or not bool(torch.isfinite(value)):
             raise InvalidInputError("The loss must return one finite number.", got=f"{value}", remedy=form)
         if not value.requires_grad:
             raise InvalidInputError(
-                "The loss does not depend on the outputs: there is nothing to learn.",
+                "The loss must depend on the outputs.",
                 got=f"{value}",
                 remedy="a loss made of torch functions, without detach() or item()",
             )
         (gradient,) = torch.autograd.grad(value, outputs, allow_unused=True)
     if gradient is None or not bool(torch.isfinite(gradient).all()):
         raise InvalidInputError(
-            "The loss has no finite gradient at outputs of zero, where training starts.",
+            "The loss must have a finite gradient at outputs of zero, where training starts.",
             got=f"{gradient if gradient is None else gradient.flatten().tolist()[:8]}",
             remedy="a loss that is differentiable there, such as nn.MSELoss()",
         )

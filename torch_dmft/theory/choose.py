@@ -26,7 +26,7 @@ from torch_dmft.theory.solver import Solver
 _PATIENCE = 3600.0
 """Seconds on one core beyond which a solver is taken only if all take longer."""
 _WRONG = 0.1
-"""Movement of features beyond which the static NTK is no answer, however long others take."""
+"""Movement of features beyond which the static NTK is never chosen, however long others take."""
 _CLEARLY = 2.0
 """How many times more accurate a solver has to be to be preferred to one that is named before it."""
 
@@ -61,8 +61,8 @@ def choose(
         two_time: whether kernels are kept at pairs of times.
 
     Raises:
-        UnsupportedModelError: if neither the theory nor plain networks can do the problem's network, with both reasons.
-        InsufficientMemoryError: if nothing fits.
+        UnsupportedModelError: if the theory and plain networks both refuse the problem's network, with both reasons.
+        InsufficientMemoryError: if no solver fits.
     """
     offers, refused = _ask(problem, record, two_time=two_time)
     if not offers:
@@ -82,7 +82,7 @@ def choose(
 
 
 def _excuses(reasons: Mapping[str, str]) -> Iterator[str]:
-    """Why others were not taken, those with one reason together."""
+    """Why other solvers were not taken, grouped by reason."""
     together: dict[str, list[str]] = {}
     for name, why in reasons.items():
         together.setdefault(why.removeprefix(f"{name} "), []).append(name)
@@ -93,7 +93,7 @@ def _excuses(reasons: Mapping[str, str]) -> Iterator[str]:
 def _ask(
     problem: Problem, record: Iterable[int] | int | Tensor | None, *, two_time: bool
 ) -> tuple[list[_Offer], dict[str, DMFTError]]:
-    """Offers in the order of trust, and why others make none."""
+    """Offers in the order of trust, and the errors of the solvers that refuse."""
     offers: list[_Offer] = []
     refused: dict[str, DMFTError] = {}
     enough, strides = enough_neurons(problem), _strides(problem, record)
@@ -121,7 +121,7 @@ def _ask(
 
 
 def _strides(problem: Problem, record: Iterable[int] | int | Tensor | None) -> bool:
-    """Whether strides apply, and save more passes than the gradients of every output, which each of theirs needs, cost."""
+    """Whether strides apply and pay: each of their passes needs the gradients of every output."""
     if problem.outputs > 1 and 2 * len(problem.recorded(record)) < problem.steps:
         return False
     try:
@@ -150,7 +150,7 @@ def _reason(error: DMFTError) -> str:
 
 def _drawback(offer: _Offer) -> str:
     if offer.cost.saturated:
-        return f"about {offer.cost.rank} directions for its neurons, so that it would be no more than a wide network"
+        return f"about {offer.cost.rank} directions for its neurons, so that it would amount to a wide network"
     if offer.cost.seconds > _PATIENCE:
         return f"{offer.cost.seconds / 3600:.1f} hours"
     return f"kernels within {_percent(offer.error)} only"
@@ -161,7 +161,7 @@ def _percent(part: float) -> str:
 
 
 def _nobody(refused: Sequence[DMFTError]) -> DMFTError:
-    """One error for all: of models with every place, else that of the last candidate."""
+    """One error for all: with every place if models are refused, otherwise the error of the last candidate."""
     models = [error for error in refused if isinstance(error, UnsupportedModelError)]
     if len(models) < 2:
         return refused[-1]
@@ -170,7 +170,7 @@ def _nobody(refused: Sequence[DMFTError]) -> DMFTError:
 
 
 def _joined(without_law: tuple[Place, ...], unwidenable: tuple[Place, ...]) -> Iterator[Place]:
-    """What stands in the way of networks, which take the more: each place with both reasons and the theory's remedy."""
+    """The places that plain networks refuse, each with both reasons and the theory's remedy."""
     theory = {place.path: place for place in without_law}
     for place in unwidenable:
         other = theory.get(place.path, place)

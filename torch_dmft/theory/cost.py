@@ -19,7 +19,7 @@ _PEAK, _PER_ROW = 8e10, 2e9
 """Operations per second of one core of a current CPU in single precision: its peak, and that of products with one row, which
 wait for memory; n rows are n times faster until they meet the peak."""
 _CALL = 4e-5
-"""Seconds that a call of torch takes at least."""
+"""Least number of seconds that a call of torch takes."""
 _TWIN_ERROR, _NETWORK_ERROR = 1.5, 2.2
 """Relative error of the worst kernel times the root of the number of neurons: in matched samples of smooth activations; in
 those of others and in plain networks."""
@@ -30,13 +30,13 @@ class Cost:
     """Estimate of what a solver needs for a problem; print it.
 
     Attributes:
-        memory: bytes at the same time, of which the answer is a part.
+        memory: largest number of bytes in use at one time, the answer included.
         flops: floating-point operations.
         seconds: time on one CPU core.
         error: relative error of the worst kernel by sampling; 0.0 for what is exact, None where it depends on how far features
             move, see ``theory.movement``.
         rank: of a twin, the directions per basis of the larger side of a hidden matrix at the end.
-        saturated: whether that meets the number of neurons, so that the sample is no more than a wide network.
+        saturated: whether that meets the number of neurons, so that the sample amounts to a wide network.
         most: whether operations and time are upper bounds.
     """
 

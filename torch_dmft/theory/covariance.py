@@ -13,7 +13,7 @@ from torch_dmft.core.memory import require_memory
 from torch_dmft.core.trajectory import Trajectory
 
 Observable = Callable[[Trajectory], Tensor]
-"""What is looked at in one network, such as ``lambda run: run.layers[1].forward.array[-1]``."""
+"""A function of one network's trajectory, such as ``lambda run: run.layers[1].forward.array[-1]``."""
 
 
 def covariance(
@@ -35,14 +35,16 @@ def covariance(
         The matrix, entries in the order of ``flatten``, in float64.
 
     Raises:
-        NotRecordedError: if the answer is no mean over networks.
+        NotRecordedError: if the answer is not a mean over networks.
         InsufficientMemoryError: if the matrix would not fit.
 
     Source: Bordelon & Pehlevan 2022, section 5.2.
     """
     if not networks.replicas:
         raise NotRecordedError(
-            f"{networks.origin!r} is no ensemble of finite networks.", remedy="solve with solvers.FiniteWidth(width)"
+            "Expected an ensemble of finite networks.",
+            got=networks.origin,
+            remedy="solve with solvers.FiniteWidth(width)",
         )
     a = _centered(networks, observable)
     b = a if other is None else _centered(networks, other)

@@ -28,7 +28,7 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
             places.append(
                 Place(
                     layer.path,
-                    "the theory has no infinite embedding yet",
+                    "embeddings are not covered by the theory yet",
                     "compare wide networks of several widths instead, or feed one-hot rows to an nn.Linear",
                 )
             )
@@ -37,20 +37,21 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
                 Place(layer.path, f"a {layer.kind} layer cannot have the role {layer.role}", "correct roles=")
             )
         elif isinstance(module, ConvBase) and layer.role is Role.READOUT:
-            reason = "the theory has no convolution as the readout yet"
+            reason = "a convolution as the readout is not covered by the theory yet"
             places.append(Place(layer.path, reason, "average over the positions, then read out with an nn.Linear"))
         elif isinstance(module, ConvBase) and module.groups != 1:
-            places.append(Place(layer.path, "the theory has no convolution in groups yet", "build it with groups=1"))
+            reason = "convolutions in groups are not covered by the theory yet"
+            places.append(Place(layer.path, reason, "build it with groups=1"))
     has_positions = any(layer.kind == "conv" for layer in architecture.layers)
     for path, module in model.named_modules():
         if isinstance(module, BatchNormBase):
             reason = "BatchNorm couples the samples of a batch, which the theory does not cover"
             places.append(Place(path, reason, "replace it by nn.LayerNorm or nn.RMSNorm, or leave it out"))
         elif has_positions and len(getattr(module, "normalized_shape", ())) > 1:
-            reason = "the theory has no norm over channels and positions together yet"
+            reason = "a norm over channels and positions together is not covered by the theory yet"
             places.append(Place(path, reason, "normalise the channels of each position, or leave it out"))
         elif isinstance(module, nn.GroupNorm):
-            places.append(Place(path, "the theory has no GroupNorm yet", "replace it by nn.LayerNorm"))
+            places.append(Place(path, "GroupNorm is not covered by the theory yet", "replace it by nn.LayerNorm"))
     places += architecture.train_differs
     if places:
         raise UnsupportedModelError("The theory cannot predict this model:", places)
@@ -66,7 +67,7 @@ def refuse_unwidenable(model: nn.Module, architecture: Architecture) -> None:
     for path, module in model.named_modules():
         groups = getattr(module, "groups", 1)
         if isinstance(module, ConvBase) and groups not in (1, module.in_channels):
-            places.append(Place(path, f"{groups} groups of channels have no meaning at other widths", "groups=1"))
+            places.append(Place(path, f"{groups} groups of channels cannot be scaled with the width", "groups=1"))
         elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, WIDENED):
             reason = f"a {type(module).__name__} cannot be built at another width yet"
             places.append(Place(path or "(model)", reason, "use linear, convolution, LayerNorm, RMSNorm or BatchNorm"))

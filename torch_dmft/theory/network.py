@@ -1,4 +1,4 @@
-"""Network: what a problem trains, at no width of its own; a dense chain, or a wrapped model that shows its architecture."""
+"""Network: what a problem trains, without a width: a dense chain, or a wrapped model that shows its architecture."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class ChainNetwork:
 
     @property
     def shown(self) -> Architecture | None:
-        """The architecture at the width at which it was seen, if that tells more than the network at another width."""
+        """The architecture at the width of the wrapped model; None for a chain, which is the same at every width."""
         return None
 
     @property
     def gains(self) -> dict[str, float]:
-        """The forward multiplier g of every input and hidden weight, by the path it has in what ``build`` makes."""
+        """The forward multiplier g of every input and hidden weight, by its path in the model that ``build`` makes."""
         return {path: layer.gain for path, layer in zip(built_paths(self.chain), self.chain.hidden, strict=False)}
 
     @property
@@ -57,12 +57,12 @@ class ChainNetwork:
 
     @property
     def names(self) -> dict[str, str]:
-        """What the weights are called, by the path they have in what ``build`` makes."""
+        """The names of the weights, by their paths in the model that ``build`` makes."""
         return dict(zip(built_paths(self.chain), self.paths, strict=True))
 
     @property
     def source(self) -> Callable[[int], nn.Module] | Plan:
-        """What ``infinite_width`` makes a twin of."""
+        """The model or factory that ``infinite_width`` makes a twin of."""
         return self.chain.build
 
     def build(self, width: int) -> nn.Module:
@@ -116,12 +116,12 @@ class ModelNetwork:
 
     @property
     def names(self) -> Mapping[str, str]:
-        """What the weights are called, by their paths: the same."""
+        """The names of the weights, by their paths, which are the same."""
         return {path: path for path in self.paths}
 
     @property
     def source(self) -> Callable[[int], nn.Module] | Plan:
-        """What ``infinite_width`` makes a twin of."""
+        """The model or factory that ``infinite_width`` makes a twin of."""
         return self.plan
 
     def build(self, width: int) -> nn.Module:

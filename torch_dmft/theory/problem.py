@@ -57,7 +57,7 @@ class Problem:
     probe: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no solver can do."""
+        """Refuse problems that no solver can solve."""
         check_problem(self)
         for name in ("inputs", "targets"):
             object.__setattr__(self, name, getattr(self, name).detach())
@@ -190,7 +190,7 @@ class Problem:
         """The steps to keep, sorted and each once: ``(time,)`` integers in 0..steps; None for all.
 
         Raises:
-            InvalidInputError: if one is no step of the run.
+            InvalidInputError: if one lies outside the run.
         """
         if record is None:
             return torch.arange(self.steps + 1, device="cpu")
@@ -207,7 +207,7 @@ class Problem:
             or int(steps[-1]) > self.steps
         ):
             raise InvalidInputError(
-                f"Steps to record are integers in 0..{self.steps}.",
+                f"Steps to record must be integers in 0..{self.steps}.",
                 got=f"{record}",
                 remedy="record=range(0, steps + 1, 10)",
             )
@@ -227,7 +227,7 @@ class Problem:
     def kept_loss(self, outputs: Tensor) -> Tensor:
         """The loss on those training rows that answers are about: ``outputs`` is ``(kept, output)``.
 
-        NaN if they are about none.
+        NaN if none of them is.
         """
         if self.probe is None:
             return self.training_loss(outputs)
@@ -296,7 +296,7 @@ class Problem:
             batches: one index tensor into the training rows per step.
             test_inputs: ``(test, D)`` further rows to predict, appended after the training rows.
             temperature: T of Langevin noise.
-            optimizer: "sgd", "adam" or "adamw"; the latter two have betas in place of momentum.
+            optimizer: "sgd", "adam" or "adamw"; the latter two have betas instead of momentum.
             **numbers: further settings as torch names them: ``dampening``, ``nesterov``, ``decoupled`` of SGD, ``beta1``,
                 ``beta2``, ``eps`` of Adam.
 
@@ -307,7 +307,7 @@ class Problem:
         check_targets(targets)
         if len(targets) != len(inputs):
             raise InvalidInputError(
-                "Every training input needs its target.",
+                "Every training input needs a target.",
                 got=f"{len(targets)} targets, {len(inputs)} inputs",
                 remedy="rows that are not trained on go into test_inputs",
             )
@@ -325,7 +325,7 @@ class Problem:
             check_inputs(test_inputs, "test_inputs")
             if test_inputs.shape[1:] != inputs.shape[1:]:
                 raise InvalidInputError(
-                    "Test inputs differ in shape from training inputs.",
+                    "Test inputs must have the shape of training inputs.",
                     got=f"{tuple(test_inputs.shape)} beside {tuple(inputs.shape)}",
                     remedy="rows alike in both",
                 )
@@ -359,9 +359,9 @@ class Problem:
         assume_gaussian: bool = False,
         **numbers: float | bool,
     ) -> Problem:
-        """The problem that a wrapped model is going to be trained on: same data, loss, schedule and architecture, no width.
+        """The problem of training a wrapped model: same data, loss, schedule and architecture, at infinite width.
 
-        Of a run that was recorded, ``recorder.problem()`` poses the same with nothing to be typed again.
+        Of a run that was recorded, ``recorder.problem()`` poses the same without typing the settings again.
 
         Args:
             plan: what ``parameterize`` returned (schemes "mean_field" and "ntk").
@@ -383,9 +383,9 @@ class Problem:
                 ``eps``.
 
         Raises:
-            UnsupportedProblemError: if the plan's scheme has no infinite-width limit of this kind, or weights start otherwise.
+            UnsupportedProblemError: if the plan's scheme or the initial weights do not have this infinite-width limit.
             UnsupportedModelError: if the model reads tokens, naming its embeddings.
-            InvalidInputError: if the probe has no targets.
+            InvalidInputError: if the probe lacks targets.
         """
         from torch_dmft.theory.posing import problem_like  # it makes problems
 
@@ -407,7 +407,7 @@ def _training(
     optimizer: str,
     **numbers: float | bool,
 ) -> Training:
-    """A training as it is asked for."""
+    """The training with these settings."""
     check_training(lr, steps, gamma0, momentum, weight_decay, temperature=temperature, optimizer=optimizer, **numbers)
     name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[optimizer]
     given = {"weight_decay": weight_decay, **numbers} | ({"momentum": momentum} if name == "SGD" else {})

@@ -100,10 +100,10 @@ def _losses(
     with torch.enable_grad():
         losses = torch.stack([loss(at) for at in mean]).to(mean.device)
         (slope,) = torch.autograd.grad(losses.sum(), mean)
-    own = ((every - mean.detach()) * slope).double().flatten(2).sum(2).var(0)
+    variance_of_one = ((every - mean.detach()) * slope).double().flatten(2).sum(2).var(0)
     independent = (slope.double().square() * _moderated(every.double())[0]).flatten(1).sum(1)
     degrees = len(every) - 1
-    variance = (degrees * own + _LOSS_DEGREES * independent) / (degrees + _LOSS_DEGREES)
+    variance = (degrees * variance_of_one + _LOSS_DEGREES * independent) / (degrees + _LOSS_DEGREES)
     return losses.detach(), _error_of_mean(variance, degrees + _LOSS_DEGREES, len(every))
 
 

@@ -71,14 +71,13 @@ def solve(
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
     _require_finite(trajectory, problem)
     facts |= {"solver": type(solver).__name__, "gamma0": problem.gamma0, "seconds": time.perf_counter() - started}
-    found = _marked(trajectory, problem)
-    found = replace(found, metadata={**facts, **trajectory.metadata})
-    if len(found.steps) and bool(found.train.any()):
+    answer = replace(_marked(trajectory, problem), metadata={**facts, **trajectory.metadata})
+    if len(answer.steps) and bool(answer.train.any()):
         mine = problem.kept[(problem.kept < problem.train_samples)]
-        curvature = curvatures(found.outputs, found.ntk, found.train, lambda f: problem.loss_on(f, mine))
-        found = replace(found, curvature=curvature)
-        _warn_near_the_edge(found)
-    return found
+        curvature = curvatures(answer.outputs, answer.ntk, answer.train, lambda f: problem.loss_on(f, mine))
+        answer = replace(answer, curvature=curvature)
+        _warn_near_the_edge(answer)
+    return answer
 
 
 def _marked(answer: Trajectory, problem: Problem) -> Trajectory:
@@ -93,7 +92,7 @@ def _marked(answer: Trajectory, problem: Problem) -> Trajectory:
 
 
 def _warn_near_the_edge(found: Trajectory) -> None:
-    """Say that a prediction is of training so close to instability that networks will not repeat it."""
+    """Warn that training is so close to instability that networks will not repeat the prediction."""
     edge = torch.zeros(1, device="cpu") if found.edge is None else found.edge.nan_to_num(0.0)
     if float(edge.max()) > NEAR_THE_EDGE:
         step = int(found.steps[edge.argmax()])
@@ -105,7 +104,7 @@ def _warn_near_the_edge(found: Trajectory) -> None:
 
 
 def _require_finite(found: Trajectory, problem: Problem) -> None:
-    """Refuse an answer that is none, for instance of a training run that diverges between the recorded steps."""
+    """Refuse an answer that is not finite, such as that of a training run that diverges between the recorded steps."""
     kernels = [kernel for layer in found.layers for kernel in (layer.forward, layer.backward)]
     if all(bool(torch.isfinite(array).all()) for array in (found.outputs, *(kernel.array for kernel in kernels))):
         return

@@ -30,11 +30,11 @@ class Solver(Protocol):
 
 
 SEES = frozenset({"schedule", "changing numbers", "momentum", "nesterov", "dampening", "decay", "batches"})
-"""What all of SGD can do to all parameters alike; see ``Training.traits``."""
+"""The settings of SGD that treat all parameters alike; see ``Training.traits``."""
 
 
 def require_training(problem: Problem, solver: str, covers: frozenset[str], *, remedy: str | None = None) -> None:
-    """Refuse a training of which a solver does not cover everything.
+    """Refuse a training that a solver does not cover in full.
 
     Args:
         problem: what is to be solved.

@@ -1,4 +1,4 @@
-"""What everything that goes step by step needs: error signals, a stop where training diverges, a progress bar."""
+"""Shared parts of methods that go step by step: error signals, a stop where training diverges, a progress bar."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from torch_dmft.core.training import Training
-from torch_dmft.theory.chains.descent import Descent, plain_sum, propagators
+from torch_dmft.theory.chains.descent import Descent, propagators, weighted_sum_of_tensors
 
 STEPS = 9
 RATES = [0.1, 0.3, 0.0, 0.2, 0.05, 0.4, 0.1, 0.2, 0.3]
@@ -44,7 +44,7 @@ def test_is_the_recursion_of_torch(case: str, generator: torch.Generator) -> Non
     training = Training.sgd(settings["lr"], STEPS).with_numbers(
         **{name: float(v) if isinstance(v, bool) else v for name, v in settings.items()}
     )
-    value, descent = start, Descent(training, plain_sum)
+    value, descent = start, Descent(training, weighted_sum_of_tensors)
     for step, gradient in enumerate(gradients):
         value = descent.update(step, value, -gradient)
         torch.testing.assert_close(value, expected[step + 1], rtol=1e-12, atol=1e-12)

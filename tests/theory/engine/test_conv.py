@@ -15,6 +15,7 @@ from tests.theory.validation.wrong import WithoutResponses
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.theory.choose import choose
 from torch_dmft.theory.engine.conv import InfiniteConv
+from torch_dmft.theory.engine.lazy_layer import LazySettings
 from torch_dmft.theory.gaussian.latents import Population
 
 KERNEL_2D = [
@@ -36,7 +37,9 @@ def _layer(like: nn.Module, sizes: tuple[int, int], generator: torch.Generator, 
     inputs, outputs = (
         Population(size, law="network", generator=generator, dtype=torch.float64, device="cpu") for size in sizes
     )
-    return InfiniteConv(inputs, outputs, like, **{"gain": 1.3, "tolerance": 1e-9, "rank": 100, **settings})
+    bias = settings.pop("bias", None)
+    drawing = LazySettings(**{"gain": 1.3, "tolerance": 1e-9, "rank": 100, **settings})
+    return InfiniteConv(inputs, outputs, like, drawing, bias=bias)
 
 
 def _dense(layer: InfiniteConv) -> nn.Module:

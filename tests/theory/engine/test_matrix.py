@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from torch_dmft.theory.engine.layers import InfiniteLinear
+from torch_dmft.theory.engine.lazy_layer import LazySettings
 from torch_dmft.theory.engine.matrix import GaussianMatrix
 from torch_dmft.theory.gaussian.latents import Population
 
@@ -62,7 +63,7 @@ def test_forward_and_backward_are_adjoint_whatever_stays_outside_of_the_bases(to
     inputs, outputs = (
         Population(size, law="limit", generator=generator, dtype=torch.float64, device="cpu") for size in (300, 200)
     )
-    layer = InfiniteLinear(inputs, outputs, gain=1.3, tolerance=tolerance)
+    layer = InfiniteLinear(inputs, outputs, LazySettings(gain=1.3, tolerance=tolerance))
     start = torch.randn(3, 300, generator=generator, dtype=torch.float64)
     for _ in range(3):
         layer(start + 0.2 * torch.randn(3, 300, generator=generator, dtype=torch.float64)).sin().sum().backward()

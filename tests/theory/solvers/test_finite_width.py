@@ -136,7 +136,7 @@ def test_two_times_and_replicas():
 def test_what_is_refused():
     with pytest.raises(InvalidInputError, match="four replicas"):
         dmft.solve(problem(), FiniteWidth(32, replicas=2))
-    with pytest.raises(NotRecordedError, match="no ensemble"):
+    with pytest.raises(NotRecordedError, match="Expected an ensemble"):
         _ = replace(dmft.solve(problem(), FiniteWidth(32, replicas=4), record=[0]), replicas=()).spread
     model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 1))
     x = problem().inputs

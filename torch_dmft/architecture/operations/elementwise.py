@@ -6,14 +6,14 @@ from torch import Tensor
 
 from torch_dmft.architecture.axes import Label
 from torch_dmft.architecture.call import Call
-from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules, rule
+from torch_dmft.architecture.operations.outcome import Dims, Followers, Outcome, follows
 from torch_dmft.architecture.trace import CONSTANT, Trace
 
-RULES: Rules = {}
+FOLLOWERS: Followers = {}
 
 
-@rule(
-    RULES,
+@follows(
+    FOLLOWERS,
     "alias bfloat16 clone contiguous cpu cuda data detach double float half positive real requires_grad to "
     "type type_as",
 )
@@ -26,15 +26,15 @@ def _same(trace: Trace, call: Call) -> Outcome | None:
     return Outcome([value.dims], "", value.weights, factor=1.0)
 
 
-@rule(
-    RULES,
+@follows(
+    FOLLOWERS,
     "empty_like full_like new_empty new_full new_ones new_tensor new_zeros ones_like rand_like randn_like zeros_like",
 )
 def _constant(trace: Trace, call: Call) -> Outcome:
     return Outcome([(None,) * result.ndim for result in call.results], constant=True)
 
 
-@rule(RULES, "alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout feature_dropout")
+@follows(FOLLOWERS, "alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout feature_dropout")
 def _dropout(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
     if call.argument(1, "p", 0.5) == 0:
@@ -52,9 +52,10 @@ _NAMED = {
 _NAMED |= {"special_erf": "erf", "special_expit": "sigmoid"}
 
 
-@rule(RULES, " ".join(_NAMED))
+@follows(FOLLOWERS, " ".join(_NAMED))
 def _named_activation(trace: Trace, call: Call) -> Outcome:
     name = _NAMED[call.name]
+    trace.has_numbers |= any(type(one) in (int, float) for one in (*call.args, *call.kwargs.values()))
     variant = {
         "gelu": lambda: {"none": "gelu", "tanh": "gelu_tanh"}.get(call.argument(1, "approximate", "none")),
         "softplus": lambda: _if(call.argument(1, "beta", 1) == 1 and call.argument(2, "threshold", 20) >= 20, name),
@@ -71,8 +72,8 @@ def _if(plain: bool, name: str) -> str | None:
     return name if plain else None
 
 
-@rule(
-    RULES,
+@follows(
+    FOLLOWERS,
     "abs celu clamp clip cos exp expm1 hardshrink hardsigmoid hardswish log log1p log_sigmoid logsigmoid nan_to_num "
     "pow reciprocal rrelu rsqrt sgn sign softshrink special_erfc sqrt square tanhshrink threshold",
 )
@@ -88,13 +89,13 @@ def _elementwise(trace: Trace, call: Call, name: str | None) -> Outcome:
     return Outcome([_broadcast(trace, call)], "x" if name is None else "a")
 
 
-@rule(RULES, "add sub subtract rsub lerp neg negative where masked_fill")
+@follows(FOLLOWERS, "add sub subtract rsub lerp neg negative where masked_fill")
 def _sum(trace: Trace, call: Call) -> Outcome:
     trace.note_numbers(call)
     return Outcome([_broadcast(trace, call)], weights=_through(trace, call))
 
 
-@rule(RULES, "mul multiply div divide true_divide truediv addcmul addcdiv maximum minimum fmax fmin")
+@follows(FOLLOWERS, "mul multiply div divide true_divide truediv addcmul addcdiv maximum minimum fmax fmin")
 def product(trace: Trace, call: Call) -> Outcome:
     """Entrywise products and choices between tensors: an unknown activation to the weights that meet."""
     features = trace.features(call)
@@ -104,6 +105,8 @@ def product(trace: Trace, call: Call) -> Outcome:
     factor = _constant_factor(trace, call)
     if factor is None:
         trace.note_numbers(call)
+    else:
+        trace.has_numbers = True
     return Outcome([_broadcast(trace, call)], weights=_through(trace, call), factor=factor)
 
 
@@ -132,7 +135,7 @@ def _through(trace: Trace, call: Call) -> frozenset[str]:
 
 
 def _broadcast(trace: Trace, call: Call) -> Dims:
-    """Labels of an elementwise result: axes that meet are one, except where one side is constant or spread out."""
+    """Labels of an elementwise result: axes that meet are one, unless one side is constant or broadcast."""
     shape = call.results[0].shape
     labels: list[Label] = []
     for back in range(1, len(shape) + 1):

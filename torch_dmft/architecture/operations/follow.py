@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -10,16 +11,18 @@ from torch_dmft.architecture.axes import SAMPLE
 from torch_dmft.architecture.call import Call
 from torch_dmft.architecture.operations import elementwise, layers, products, rearranging, reducing
 from torch_dmft.architecture.operations.gradients import cut, is_cut, refuse_out_of_sight, refuse_unseen_writing
-from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules
+from torch_dmft.architecture.operations.outcome import Dims, Followers, Outcome
 from torch_dmft.architecture.trace import CONSTANT, Sum, Trace, Value
 
-_RULES: Rules = elementwise.RULES | rearranging.RULES | reducing.RULES | products.RULES | layers.RULES
+_FOLLOWERS: Followers = (
+    elementwise.FOLLOWERS | rearranging.FOLLOWERS | reducing.FOLLOWERS | products.FOLLOWERS | layers.FOLLOWERS
+)
 
 _OTHER_PRODUCTS = {"mv", "dot", "inner", "outer", "kron", "tensordot", "addmm", "addbmm", "baddbmm", "chain_matmul"}
 
 
 def follow(trace: Trace, call: Call) -> None:
-    """Give the results of a call their values, and complain of what has no rule."""
+    """Give the results of a call their values, and complain of functions that cannot be followed."""
     features, parameters = trace.features(call), trace.parameters(call)
     lost = call.attached and any(map(trace.is_lost, call.tensors))
     if not (features or parameters or lost):
@@ -30,8 +33,11 @@ def follow(trace: Trace, call: Call) -> None:
     refuse_unseen_writing(trace, call)
     if call.name == "setitem":
         _set(trace, call, features)
-    known = _RULES.get(call.name)
-    if not call.results or (known is None and _is_comparison(trace, call)):
+    known = _FOLLOWERS.get(call.name)
+    if not call.results:
+        return
+    if known is None and _is_comparison(trace, call):
+        trace.note_numbers(call)
         return
     if lost:
         trace.complain(trace.place(f"`{call.name}` meets a tensor of unseen origin", "write it with torch functions"))
@@ -39,6 +45,8 @@ def follow(trace: Trace, call: Call) -> None:
     if outcome is None:
         _complain(trace, call)
         outcome = Outcome([_of_data(trace, call, result) for result in call.results])
+    if past_weights and not outcome.constant and outcome.factor is None and call.name not in _NOTED:
+        trace.note_numbers(call, _acting(call, outcome))
     trace.used.update(map(id, parameters))
     for parameter in parameters:
         if not outcome.constant and not any(parameter is claimed for claimed in outcome.claimed):
@@ -67,8 +75,29 @@ def follow(trace: Trace, call: Call) -> None:
         trace.assign(result, Value(labels, *about))
 
 
+_NOTED = {*elementwise.FOLLOWERS, "batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm"}
+"""Functions whose followers note the numbers that act."""
+
+_INTEGERS = {
+    **dict.fromkeys(("norm", "linalg_norm", "linalg_vector_norm", "normalize"), (1, "p", "ord")),
+    **dict.fromkeys(("lp_pool1d", "lp_pool2d"), (1, "norm_type")),
+    **dict.fromkeys(("avg_pool2d", "avg_pool3d"), (6, "divisor_override")),
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), ("correction",)),
+}
+"""Positions and names of arguments that act even if they are integers; other integers are axes and sizes."""
+
+
+def _acting(call: Call, outcome: Outcome) -> list[Any]:
+    """The arguments that act on features as numbers: tensors, and numbers other than axes and sizes."""
+    integers = _INTEGERS.get(call.name, ())
+    named = [*enumerate(call.args), *call.kwargs.items()]
+    if outcome.absorbed:  # it belongs to the sum of products
+        named = [(name, one) for name, one in named if name != "scale"]
+    return [*call.tensors, *(one for name, one in named if isinstance(one, float) or name in integers)]
+
+
 def _set(trace: Trace, call: Call, features: list[tuple[Tensor, Value]]) -> None:
-    """Follow ``tensor[index] = ...``, by which data may be prepared; features have no rule for it."""
+    """Follow ``tensor[index] = ...``, which is allowed for preparing the data only."""
     _complain(trace, call)
     tensor = call.input
     made_from = tuple(value for _, value in features)
@@ -79,7 +108,7 @@ def _set(trace: Trace, call: Call, features: list[tuple[Tensor, Value]]) -> None
 def _scale(
     trace: Trace, call: Call, outcome: Outcome, features: list[tuple[Tensor, Value]]
 ) -> tuple[float, tuple[str, str, int] | None, Sum | None]:
-    """What a result was multiplied by, where, and the sum it is; what anything else happens to has its final factor."""
+    """Factor, last multiplication and sum of a result; features that enter any other operation have their final factor."""
     values = [value for _, value in features]
     if outcome.factor is not None and len(values) == 1:
         (value,) = values
@@ -99,16 +128,16 @@ def _is_comparison(trace: Trace, call: Call) -> bool:
 
 
 def _complain(trace: Trace, call: Call) -> None:
-    """Complain of a function without a rule if it acts past a weight; the data may be prepared in any way."""
+    """Complain of a function that cannot be followed if it acts past a weight; the data may be prepared in any way."""
     if not any(value.past_weights for _, value in trace.features(call)):
         return
     if call.name in _OTHER_PRODUCTS:
         remedy = "write it with `@`, einsum or scaled_dot_product_attention"
-    elif call.name in products.RULES:
+    elif call.name in products.FOLLOWERS:
         remedy = "not yet; products are taken within a sample, over tokens or over one width that both arguments share"
     else:
         remedy = "not yet; write it with elementwise functions, reshapes, sums, pooling, norms and layers"
-    trace.complain(trace.place(f"`{call.name}` on features has no rule", remedy))
+    trace.complain(trace.place(f"`{call.name}` on features cannot be followed", remedy))
 
 
 def _of_data(trace: Trace, call: Call, result: Tensor) -> Dims:

@@ -1,4 +1,4 @@
-"""Calls behind which gradients are not what the forward pass says: cuts, hooks, numbers taken out, unseen writing."""
+"""Calls after which gradients differ from those of the forward pass: cuts, hooks, numbers taken out, unseen writing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OUT_OF_PLACE = "not yet; write it with functions that return a new tensor"
 
 
 def refuse_out_of_sight(trace: Trace, call: Call) -> None:
-    """Complain of what a call does beside its result: setting gradients, or the entries of features, anew."""
+    """Complain of side effects of a call: new gradients, or new entries of features."""
     if call.name in _HOOKS:
         reason = f"`{call.name}` gives a hook access to the gradients of features, which it may change"
         trace.complain(trace.place(reason, "remove the hook; a Recorder measures gradients without one"))
@@ -34,7 +34,7 @@ def refuse_unseen_writing(trace: Trace, call: Call) -> None:
 
 
 def refuse_changed(trace: Trace, name: str, values: list[Value]) -> None:
-    """Complain of features that were changed out of sight; data may be prepared so, but no chain reads them."""
+    """Complain of features that were changed out of sight; data may be, but then the model is not a chain."""
     if any(value.past_weights for value in values):
         reason = (
             f"`{name}` reads features that were written in place through a view, or have a gradient written by hand"

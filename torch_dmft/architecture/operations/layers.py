@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch_dmft.architecture.axes import SAMPLE
 from torch_dmft.architecture.call import Call
-from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules, rule
-from torch_dmft.architecture.rules import Norm, Weight
+from torch_dmft.architecture.facts import Norm, Weight
+from torch_dmft.architecture.operations.outcome import Dims, Followers, Outcome, follows
 from torch_dmft.architecture.trace import Trace, Use
 
-RULES: Rules = {}
+FOLLOWERS: Followers = {}
 
 
-@rule(RULES, "linear conv1d conv2d conv3d embedding")
+@follows(FOLLOWERS, "linear conv1d conv2d conv3d embedding")
 def _weight(trace: Trace, call: Call) -> Outcome | None:
     tensor, weight, bias = call.input, call.argument(1, "weight"), call.argument(2, "bias")
     path, facts = trace.layer_of(weight) or ("", None)
@@ -34,7 +34,7 @@ def _weight(trace: Trace, call: Call) -> Outcome | None:
         new: Dims = (dims[0], use.out_axis, *(None,) * (call.result.ndim - 2))
     else:
         new = (*dims[: len(dims) - ahead], use.out_axis)
-    # embedding's third argument is no bias
+    # embedding's third argument is not a bias
     has_bias = facts.kind != "embedding" and trace.layer_of(bias) is not None
     claimed = (weight, bias) if has_bias else (weight,)
     is_plain = facts.kind == "linear" and tensor.ndim == 2 and len(tensor) == trace.samples
@@ -42,7 +42,7 @@ def _weight(trace: Trace, call: Call) -> Outcome | None:
     return Outcome([new], letter, frozenset({path}), claimed, path)
 
 
-@rule(RULES, "batch_norm instance_norm layer_norm group_norm rms_norm")
+@follows(FOLLOWERS, "batch_norm instance_norm layer_norm group_norm rms_norm")
 def _norm(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
     per_channel = call.name in ("batch_norm", "instance_norm", "group_norm")
@@ -50,7 +50,30 @@ def _norm(trace: Trace, call: Call) -> Outcome:
     label = value.dims[1] if per_channel else next(iter(widths), None)
     trace.mixes_rows |= call.name == "batch_norm" and bool(call.argument(5, "training", False))
     layers = [(parameter, trace.layer_of(parameter)) for parameter in trace.parameters(call)]
+    trace.note_numbers(call, _settings(call))
     own = [(parameter, layer[0]) for parameter, layer in layers if layer and isinstance(layer[1], Norm)]
     for _, path in own:
         trace.norms[path] = trace.axes.unify(trace.norms[path], label) if path in trace.norms else label
     return Outcome([value.dims], weights=value.weights, claimed=tuple(parameter for parameter, _ in own))
+
+
+_NEGLIGIBLE = 1e-3
+"""Up to this ``eps``, a norm layer divides by the size of features alone, whatever the width makes of it."""
+
+_SETTINGS = {
+    "batch_norm": (3, 4, 7),
+    "instance_norm": (3, 4, 7),
+    "layer_norm": (2, 3, 4),
+    "group_norm": (2, 3, 4),
+    "rms_norm": (2, 3, 3),
+}
+"""Where the functions have their gain, shift and ``eps``; ``rms_norm`` has no shift."""
+
+
+def _settings(call: Call) -> list[Any]:
+    """What acts on features in a norm layer beside its parameters; statistics of the data are left out."""
+    gain, shift, small = _SETTINGS[call.name]
+    found = [call.argument(gain, "weight"), call.argument(small, "eps")]
+    if shift != small:
+        found.append(call.argument(shift, "bias"))
+    return [one for one in found if not (isinstance(one, float) and one <= _NEGLIGIBLE)]

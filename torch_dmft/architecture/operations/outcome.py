@@ -1,4 +1,4 @@
-"""What a rule says about one call of a torch function."""
+"""The outcome of one call of a torch function, and the registry of the functions that derive it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Dims = tuple[Label, ...]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a function makes of its arguments.
+    """What is known of the results of a function.
 
     Attributes:
         dims: labels of each result, in order; one entry if they are alike.
         letter: see ``Trace.letters``; empty for functions that change nothing.
         weights: see ``Value.weights``.
-        claimed: the parameters used as their layer's rule says.
+        claimed: the parameters used as their layer's type says.
         source: path of the weight that was applied, if one was.
         constant: whether the result depends on the arguments' shapes only.
         factor: the constant by which the only argument with features is multiplied; None if anything else happens to it.
@@ -42,15 +42,15 @@ class Outcome:
     absorbed: tuple[Tensor, ...] = ()
 
 
-Rule = Callable[[Trace, Call], Outcome | None]
-Rules = dict[str, Rule]
+Follower = Callable[[Trace, Call], Outcome | None]
+Followers = dict[str, Follower]
 
 
-def rule(rules: Rules, names: str) -> Callable[[Rule], Rule]:
-    """Put the decorated function down as the rule of the torch functions with these plain names (one string)."""
+def follows(followers: Followers, names: str) -> Callable[[Follower], Follower]:
+    """Register the decorated function as the one that follows the torch functions with these plain names (one string)."""
 
-    def register(function: Rule) -> Rule:
-        rules.update(dict.fromkeys(names.split(), function))
+    def register(function: Follower) -> Follower:
+        followers.update(dict.fromkeys(names.split(), function))
         return function
 
     return register

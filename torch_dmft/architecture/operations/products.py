@@ -12,16 +12,16 @@ from torch.utils._pytree import tree_leaves
 
 from torch_dmft.architecture.axes import SAMPLE, Label
 from torch_dmft.architecture.call import Call
-from torch_dmft.architecture.operations.outcome import Outcome, Rules, rule
+from torch_dmft.architecture.operations.outcome import Followers, Outcome, follows
 from torch_dmft.architecture.trace import CONSTANT, Sum, Trace
 
-RULES: Rules = {}
+FOLLOWERS: Followers = {}
 
 _BATCH = "ABCDEFGH"
 """Letters of the axes in front, as many as there are, aligned at their end."""
 
 
-@rule(RULES, "matmul mm bmm")
+@follows(FOLLOWERS, "matmul mm bmm")
 def _matmul(trace: Trace, call: Call) -> Outcome | None:
     left, right = call.argument(0, "input"), call.argument(1, "other", call.kwargs.get("mat2"))
     if left.ndim < 2 or right.ndim < 2:
@@ -30,7 +30,7 @@ def _matmul(trace: Trace, call: Call) -> Outcome | None:
     return _contract(trace, call, operands, _ahead(call.results[0].ndim - 2) + "ik")
 
 
-@rule(RULES, "einsum")
+@follows(FOLLOWERS, "einsum")
 def _einsum(trace: Trace, call: Call) -> Outcome | None:
     equation = call.argument(0, "equation")
     tensors = [leaf for leaf in tree_leaves(call.args[1:]) if isinstance(leaf, Tensor)]
@@ -42,7 +42,7 @@ def _einsum(trace: Trace, call: Call) -> Outcome | None:
     if "->" not in equation:
         counts = Counter(inputs.replace("...", "").replace(",", ""))
         output = "..." + "".join(sorted(letter for letter, count in counts.items() if count == 1))
-    # Letters of an equation are no digits, so those can stand for what is under the dots.
+    # Letters of an equation are never digits, so digits can stand for the axes under the dots.
     dots = "0123456789"
     named = [one.replace("...", dots[10 - count :]) for one, count in zip(letters, ahead, strict=True)]
     return _contract(
@@ -50,9 +50,9 @@ def _einsum(trace: Trace, call: Call) -> Outcome | None:
     )
 
 
-@rule(RULES, "scaled_dot_product_attention")
+@follows(FOLLOWERS, "scaled_dot_product_attention")
 def _attention(trace: Trace, call: Call) -> Outcome | None:
-    """softmax(scale * q.k + mask) v: the factor of its sum over a head is known at once."""
+    """softmax(scale * q.k + mask) v, whose sum over a head has the factor ``scale``."""
     q, k, v = (call.argument(place, name) for place, name in enumerate(("query", "key", "value")))
     mask = call.argument(3, "attn_mask")
     if call.argument(4, "dropout_p", 0.0) or call.kwargs.get("enable_gqa", False):
@@ -75,7 +75,7 @@ def _ahead(count: int) -> str:
 
 
 def _contract(trace: Trace, call: Call, operands: Sequence[tuple[Tensor, str]], output: str) -> Outcome | None:
-    """Sums over the letters that ``output`` lacks; None if samples are mixed, or widths in a way that has no rule."""
+    """Sums over the letters that ``output`` lacks; None if samples are mixed, or widths in a way that cannot be followed."""
     met: dict[str, list[Label]] = {}
     sizes: dict[str, int] = {}
     for tensor, letters in operands:

@@ -8,14 +8,14 @@ from torch.utils._pytree import tree_leaves
 
 from torch_dmft.architecture.axes import SAMPLE, Label
 from torch_dmft.architecture.call import Call, tensors_in
-from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules, rule
+from torch_dmft.architecture.operations.outcome import Dims, Followers, Outcome, follows
 from torch_dmft.architecture.operations.regroup import regroup
 from torch_dmft.architecture.trace import CONSTANT, Trace, Value
 
-RULES: Rules = {}
+FOLLOWERS: Followers = {}
 
 
-@rule(RULES, "view reshape flatten unflatten ravel view_as reshape_as")
+@follows(FOLLOWERS, "view reshape flatten unflatten ravel view_as reshape_as")
 def _reshape(trace: Trace, call: Call) -> Outcome | None:
     tensor = call.input
     value = trace.value(tensor)
@@ -69,8 +69,8 @@ def _pick(trace: Trace, value: Value, axes: tuple[int, ...]) -> None:
         trace.axes.fix(value.dims[axis])
 
 
-@rule(
-    RULES,
+@follows(
+    FOLLOWERS,
     "permute transpose swapaxes swapdims movedim moveaxis T mT t squeeze unsqueeze select narrow getitem "
     "expand expand_as broadcast_to chunk split split_with_sizes unbind tensor_split",
 )
@@ -129,7 +129,7 @@ def _gathered(trace: Trace, call: Call, value: Value) -> Outcome | None:
     return Outcome([(*first, *kept)], weights=value.weights)
 
 
-@rule(RULES, "cat concat concatenate")
+@follows(FOLLOWERS, "cat concat concatenate")
 def _cat(trace: Trace, call: Call) -> Outcome:
     tensors = call.argument(0, "tensors")
     dim = call.argument(1, "dim", 0) % call.results[0].ndim
@@ -140,7 +140,7 @@ def _cat(trace: Trace, call: Call) -> Outcome:
     return Outcome([tuple(labels)], weights=frozenset().union(*(value.weights for value in followed)))
 
 
-@rule(RULES, "stack")
+@follows(FOLLOWERS, "stack")
 def _stack(trace: Trace, call: Call) -> Outcome:
     dim = call.argument(1, "dim", 0) % call.results[0].ndim
     met = zip(*(value.dims for _, value in trace.features(call)), strict=True)
@@ -148,13 +148,13 @@ def _stack(trace: Trace, call: Call) -> Outcome:
     return Outcome([(*labels[:dim], None, *labels[dim:])])
 
 
-@rule(RULES, "flip roll")
+@follows(FOLLOWERS, "flip roll")
 def _reorder(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
     return Outcome([value.dims], weights=value.weights)
 
 
-@rule(RULES, "pad constant_pad_nd repeat_interleave repeat tile interpolate upsample")
+@follows(FOLLOWERS, "pad constant_pad_nd repeat_interleave repeat tile interpolate upsample")
 def _enlarge(trace: Trace, call: Call) -> Outcome | None:
     tensor, result = call.input, call.results[0]
     value = trace.value(tensor)

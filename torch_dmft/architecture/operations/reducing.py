@@ -7,10 +7,10 @@ import torch
 from torch_dmft.architecture.axes import SAMPLE, Label
 from torch_dmft.architecture.call import Call
 from torch_dmft.architecture.operations.elementwise import product
-from torch_dmft.architecture.operations.outcome import Dims, Outcome, Rules, rule
+from torch_dmft.architecture.operations.outcome import Dims, Followers, Outcome, follows
 from torch_dmft.architecture.trace import Trace, Value
 
-RULES: Rules = {}
+FOLLOWERS: Followers = {}
 
 
 def _reduced(trace: Trace, call: Call, value: Value, position: int = 1) -> tuple[list[int], Dims]:
@@ -30,14 +30,16 @@ def _reduced(trace: Trace, call: Call, value: Value, position: int = 1) -> tuple
     return axes, tuple(label for axis, label in enumerate(value.dims) if axis not in axes)
 
 
-@rule(RULES, "mean nanmean var std var_mean std_mean")
+@follows(FOLLOWERS, "mean nanmean var std var_mean std_mean")
 def _average(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
     _, dims = _reduced(trace, call, value)
     return Outcome([dims], weights=value.weights if call.name == "mean" else frozenset())
 
 
-@rule(RULES, "sum nansum prod amax amin max min logsumexp norm linalg_norm linalg_vector_norm argmax argmin any all")
+@follows(
+    FOLLOWERS, "sum nansum prod amax amin max min logsumexp norm linalg_norm linalg_vector_norm argmax argmin any all"
+)
 def _extensive(trace: Trace, call: Call) -> Outcome | None:
     if len(trace.features(call)) > 1:
         return product(trace, call)
@@ -47,7 +49,7 @@ def _extensive(trace: Trace, call: Call) -> Outcome | None:
     return Outcome([dims], weights=value.weights if call.name == "sum" else frozenset())
 
 
-@rule(RULES, "normalize")
+@follows(FOLLOWERS, "normalize")
 def _normalize(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
     _needs_fixed(
@@ -56,7 +58,7 @@ def _normalize(trace: Trace, call: Call) -> Outcome:
     return Outcome([value.dims], weights=value.weights)
 
 
-@rule(RULES, "softmax log_softmax softmin gumbel_softmax")
+@follows(FOLLOWERS, "softmax log_softmax softmin gumbel_softmax")
 def _softmax(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
     trace.activation(value.weights, None)
@@ -72,8 +74,8 @@ def _needs_fixed(trace: Trace, call: Call, labels: list[Label], remedy: str) -> 
     trace.must_be_fixed.extend((label, place) for label in labels if label not in (None, SAMPLE))
 
 
-@rule(
-    RULES,
+@follows(
+    FOLLOWERS,
     "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
     "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d_with_indices "

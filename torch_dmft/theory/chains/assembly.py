@@ -32,7 +32,7 @@ def require_chain(problem: Problem, solver: str) -> Chain:
 
 
 def about_the_probe(problem: Problem, found: Trajectory) -> Trajectory:
-    """The answer of a method that works on all rows of a problem, about those that are asked for."""
+    """The answer of a method that works on all rows of a problem, restricted to the rows of the probe."""
     if problem.probe is None:
         return found
     rows = problem.probe
@@ -42,7 +42,7 @@ def about_the_probe(problem: Problem, found: Trajectory) -> Trajectory:
     return replace(kept, losses=losses, targets=problem.target_values[rows].cpu() if known else None)
 
 
-def gram(fields: Float[Tensor, "time *row neuron"], *, two_time: bool) -> Float[Tensor, ...]:
+def inner_products(fields: Float[Tensor, "time *row neuron"], *, two_time: bool) -> Float[Tensor, ...]:
     """Inner products over the last axis, K[(t, row), (s, row')], at equal times or at two."""
     time, *row, _ = fields.shape
     flat = fields.reshape(1 if two_time else time, -1, fields.shape[-1])

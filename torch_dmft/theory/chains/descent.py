@@ -1,4 +1,4 @@
-"""Descent: what torch.optim.SGD does to anything that its updates are linear in, whatever its settings and their schedule."""
+"""Descent: the updates of torch.optim.SGD, for anything in which they are linear, with any settings and schedules."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Descent(Generic[Value]):
 
     Args:
         training: the settings.
-        combine: the sum of ``(scale, value)`` pairs.
+        weighted_sum: the sum of ``(scale, value)`` pairs.
     """
 
-    def __init__(self, training: Training, combine: Callable[..., Value]) -> None:
-        self._training, self._combine = training, combine
+    def __init__(self, training: Training, weighted_sum: Callable[..., Value]) -> None:
+        self._training, self._weighted_sum = training, weighted_sum
         self._velocity: Value | None = None
 
     def update(self, step: int, value: Value, ascent: Value) -> Value:
@@ -38,18 +38,18 @@ class Descent(Generic[Value]):
 
         lr, beta, decay = number("lr"), number("momentum"), number("weight_decay")
         outside = bool(number("decoupled"))
-        push = ascent if outside or not decay else self._combine((1.0, ascent), (-decay, value))
+        push = ascent if outside or not decay else self._weighted_sum((1.0, ascent), (-decay, value))
         if beta:
             if self._velocity is None:
                 self._velocity = push
             else:
-                self._velocity = self._combine((beta, self._velocity), (1 - number("dampening"), push))
+                self._velocity = self._weighted_sum((beta, self._velocity), (1 - number("dampening"), push))
             nesterov = bool(number("nesterov"))
-            push = self._combine((1.0, push), (beta, self._velocity)) if nesterov else self._velocity
-        return self._combine((1 - lr * decay if outside else 1.0, value), (lr, push))
+            push = self._weighted_sum((1.0, push), (beta, self._velocity)) if nesterov else self._velocity
+        return self._weighted_sum((1 - lr * decay if outside else 1.0, value), (lr, push))
 
 
-def plain_sum(*terms: tuple[float, Tensor]) -> Tensor:
+def weighted_sum_of_tensors(*terms: tuple[float, Tensor]) -> Tensor:
     """The sum of scaled tensors."""
     return torch.stack([scale * value for scale, value in terms]).sum(0)
 
@@ -57,7 +57,7 @@ def plain_sum(*terms: tuple[float, Tensor]) -> Tensor:
 def propagators(
     training: Training, times: int
 ) -> tuple[Float[Tensor, " time"], Float[Tensor, "time step"], Float[Tensor, "time step"]]:
-    r"""What the state t has of its start, of the gradients of earlier steps, and of noise that came after them.
+    r"""Weights of the initial value, of the gradients of earlier steps, and of their noise in the state at time t.
 
     .. math:: \theta(t) = a(t)\, \theta(0) - \sum_{s<t} w(t, s)\, \nabla(s) + \sum_{s<t} n(t, s)\, \xi(s)
 
@@ -68,7 +68,7 @@ def propagators(
     Returns:
         a, w and n in float64; the latter two square, zero for s >= t.
     """
-    descent: Descent[Tensor] = Descent(training, plain_sum)
+    descent: Descent[Tensor] = Descent(training, weighted_sum_of_tensors)
     state = torch.zeros(1 + 2 * times, dtype=torch.float64, device="cpu")
     state[0] = 1.0
     states = [state]
@@ -78,5 +78,5 @@ def propagators(
         state = descent.update(step, state, ascent)
         state[1 + times + step] = 1.0
         states.append(state)
-    found = torch.stack(states)
-    return found[:, 0], found[:, 1 : 1 + times], found[:, 1 + times :]
+    weights = torch.stack(states)
+    return weights[:, 0], weights[:, 1 : 1 + times], weights[:, 1 + times :]

@@ -54,7 +54,7 @@ class PairAverages:
 
 
 @dataclass(frozen=True)
-class Site:
+class ExpandedSite:
     """One hidden layer at order gamma0.
 
     Attributes:
@@ -82,7 +82,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Drive:
-    """What training does at order zero.
+    """The training at order zero.
 
     Attributes:
         steps: dI = eta Delta, ``(step, sample, output)``.
@@ -124,7 +124,7 @@ def derivatives(phi: Activation) -> tuple:
 
 
 def sample(
-    site: Site, drive: Drive, neurons: int, generator: torch.Generator, record: Tensor, *, two_time: bool
+    site: ExpandedSite, drive: Drive, neurons: int, generator: torch.Generator, record: Tensor, *, two_time: bool
 ) -> SecondMoments:
     """Monte Carlo averages over draws of (u, r).
 
@@ -154,7 +154,7 @@ def sample(
     return SecondMoments(*(total / neurons for total in totals))
 
 
-def _products(site: Site, drive: Drive, u: Tensor, r: Tensor, record: Tensor, two_time: bool) -> list[Tensor]:
+def _products(site: ExpandedSite, drive: Drive, u: Tensor, r: Tensor, record: Tensor, two_time: bool) -> list[Tensor]:
     """Sums over neurons of all products, in the order of ``SecondMoments``."""
     phi, slope, bend, twist = (f(u) for f in derivatives(site.phi))
     k0 = slope[..., None] * r
@@ -192,13 +192,13 @@ def _products(site: Site, drive: Drive, u: Tensor, r: Tensor, record: Tensor, tw
     gradients = (k0.flatten(1), k1.flatten(2), k2.flatten(2))
     secants = (k0.flatten(1), k1_secant.flatten(2), k2_secant.flatten(2))
     start, end = slice(None, -1), slice(1, None)
-    gram = _two_times if two_time else _equal_times
+    average = _two_times if two_time else _equal_times
     return [
         _equal_times(features, features),
         _equal_times(_at(features, end), _at(features, start)),
         _equal_times(secants, _at(gradients, start)),
-        gram(_at(features, record), _at(features, record)),
-        gram(_at(gradients, record), _at(gradients, record)),
+        average(_at(features, record), _at(features, record)),
+        average(_at(gradients, record), _at(gradients, record)),
     ]
 
 

@@ -49,18 +49,23 @@ class InitialKernels:
 
     Args:
         chain: the network.
-        gram: ``(sample, sample)``, Phi^0, float64.
+        input_kernel: ``(sample, sample)``, Phi^0, float64.
         scales: ``(scale,)``, a; one for networks whose initial weights do not decay.
         order: largest number of Hermite terms, see ``moments.marginals``.
     """
 
     def __init__(
-        self, chain: Chain, gram: Float[Tensor, "sample sample"], scales: Sequence[float] = (1.0,), *, order: int = 1024
+        self,
+        chain: Chain,
+        input_kernel: Float[Tensor, "sample sample"],
+        scales: Sequence[float] = (1.0,),
+        *,
+        order: int = 1024,
     ) -> None:
-        self.chain, self.gram = chain, gram
-        self.scales = gram.new_tensor(scales)
+        self.chain, self.input_kernel = chain, input_kernel
+        self.scales = input_kernel.new_tensor(scales)
         self.marginals: list[Marginals] = []
-        square = gram.diagonal().repeat(len(scales))
+        square = input_kernel.diagonal().repeat(len(scales))
         for layer in chain.hidden:
             variance = self._row_scales(slice(None)) ** 2 * (layer.gain**2 * square + (layer.bias_std or 0.0) ** 2)
             self.marginals.append(marginals(activation(layer.activation), variance, order=order))
@@ -80,11 +85,11 @@ class InitialKernels:
         Returns:
             Arrays ``(sample, others * sample)``.
         """
-        samples = len(self.gram)
+        samples = len(self.input_kernel)
         start, stop, _ = others.indices(len(self.scales))
         left, right = slice(scale * samples, (scale + 1) * samples), slice(start * samples, stop * samples)
         scaled = torch.outer(self._row_scales(left), self._row_scales(right))
-        forward, slopes = [self.gram.repeat(1, stop - start)], []
+        forward, slopes = [self.input_kernel.repeat(1, stop - start)], []
         for layer, rows in zip(self.chain.hidden, self.marginals, strict=True):
             covariance = scaled * (layer.gain**2 * forward[-1] + (layer.bias_std or 0.0) ** 2)
             phi, slope = rows.pair(left, right, covariance)
@@ -100,7 +105,7 @@ class InitialKernels:
         return ChainKernels(tuple(forward), tuple(backward), tuple(slopes), ntk)
 
     def _row_scales(self, rows: slice) -> Tensor:
-        return self.scales.repeat_interleave(len(self.gram))[rows]
+        return self.scales.repeat_interleave(len(self.input_kernel))[rows]
 
 
 def tangent_kernel(chain: Chain, forward: Sequence[Tensor], backward: Sequence[Tensor]) -> Tensor:

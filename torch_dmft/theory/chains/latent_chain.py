@@ -129,8 +129,8 @@ def pad(array: Tensor, rows: int, columns: int) -> Tensor:
     return F.pad(array, (0, columns - array.shape[1], 0, rows - len(array)))
 
 
-def combine(*terms: tuple[float, Sequence[Tensor]]) -> list[Tensor]:
-    """The sum of scaled parameters, each of which may lack latents that others have met."""
+def weighted_sum(*terms: tuple[float, Sequence[Tensor]]) -> list[Tensor]:
+    """The sum of scaled parameters; terms may lack latents that others have met."""
     scales = [scale for scale, _ in terms]
     total = []
     for arrays in zip(*(parameters for _, parameters in terms), strict=True):
@@ -143,7 +143,7 @@ def combine(*terms: tuple[float, Sequence[Tensor]]) -> list[Tensor]:
 
 
 def stacked(columns: Sequence[Tensor]) -> Float[Tensor, "time column coordinate"]:
-    """Coordinates ``(coordinate, column)`` of several times, of which later ones have more."""
+    """Coordinates ``(coordinate, column)`` of several times, padded to the largest number of coordinates."""
     size = max(len(at) for at in columns)
     return torch.stack([pad(at, size, at.shape[1]).mT for at in columns])
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch_dmft.core.errors import ConvergenceError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chains.assembly import assemble, require_chain
-from torch_dmft.theory.chains.descent import Descent, plain_sum, propagators
+from torch_dmft.theory.chains.descent import Descent, propagators, weighted_sum_of_tensors
 from torch_dmft.theory.chains.initial_kernels import InitialKernels
 from torch_dmft.theory.chains.squared_error import error_scale, lazy_outputs
 from torch_dmft.theory.problem import Problem
@@ -41,20 +41,20 @@ def lazy_limit(
         problem: what to solve.
         record: ``(time,)`` steps to keep.
         two_time: whether to keep kernels at pairs of times.
-        flow: gradient flow at the times eta * step in place of the steps.
+        flow: gradient flow at the times eta * step instead of discrete steps.
         order: the largest number of Hermite terms for smooth activations.
         progress: whether to show a bar.
     """
     chain = require_chain(problem, "The lazy limit")
-    gram = problem.input_kernel.to(torch.float64)
+    input_kernel = problem.input_kernel.to(torch.float64)
     if "decay" in problem.training.traits:
-        outputs, forward, backward = _decaying(problem, gram, record, order, two_time, progress)
+        outputs, forward, backward = _decaying(problem, input_kernel, record, order, two_time, progress)
     else:
-        kernels = InitialKernels(chain, gram, order=order).at()
+        kernels = InitialKernels(chain, input_kernel, order=order).at()
         outputs = _outputs(problem, kernels.ntk, record, flow=flow)
         forward = [_constant(kernel, len(record), two_time) for kernel in kernels.forward]
         backward = [_constant(kernel, len(record), two_time) for kernel in kernels.backward]
-    identity = torch.eye(chain.outputs, dtype=gram.dtype, device=gram.device)
+    identity = torch.eye(chain.outputs, dtype=input_kernel.dtype, device=input_kernel.device)
     return assemble(
         problem,
         chain,
@@ -77,9 +77,9 @@ def _outputs(problem: Problem, ntk: Tensor, record: Tensor, *, flow: bool) -> Te
 
 
 def _descend(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
-    """f(t) = K I(t), where the optimizer moves I along the error signal as it moves everything that is linear."""
+    """f(t) = K I(t), where the optimizer moves I along the error signal."""
     f = ntk.new_zeros(problem.samples, problem.outputs)
-    drive, descent = torch.zeros_like(f), Descent(problem.training, plain_sum)
+    drive, descent = torch.zeros_like(f), Descent(problem.training, weighted_sum_of_tensors)
     outputs, kept = [], set(record.tolist())
     for step in range(int(record[-1]) + 1):
         if step > 0:
@@ -110,31 +110,31 @@ def _flow(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
     times = problem.training.times[record.cpu()].numpy()
     end = max(times[-1], float(problem.training.times[-1]), 1e-12)  # an interval even if only t = 0 is recorded
     start = torch.zeros(problem.samples * problem.outputs, dtype=ntk.dtype).numpy()
-    found = solve_ivp(velocity, (0.0, end), start, method="LSODA", t_eval=times, rtol=precision, atol=precision)
-    if not found.success:
+    integrated = solve_ivp(velocity, (0.0, end), start, method="LSODA", t_eval=times, rtol=precision, atol=precision)
+    if not integrated.success:
         raise ConvergenceError(
             "Gradient flow could not be integrated.",
-            got=found.message,
+            got=integrated.message,
             remedy='StaticNTK(time="discrete"), or a smaller lr',
         )
-    return torch.as_tensor(found.y.T, dtype=ntk.dtype, device=ntk.device).reshape(
+    return torch.as_tensor(integrated.y.T, dtype=ntk.dtype, device=ntk.device).reshape(
         len(times), problem.samples, problem.outputs
     )
 
 
 def _decaying(
-    problem: Problem, gram: Tensor, record: Tensor, order: int, two_time: bool, progress: bool
+    problem: Problem, input_kernel: Tensor, record: Tensor, order: int, two_time: bool, progress: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Outputs and kernels under weight decay: ``(outputs, forward, backward)``."""
     chain = require_chain(problem, "StaticNTK")
     last, samples = int(record[-1]), problem.samples
-    left, weights, _ = (each.to(gram.device) for each in propagators(problem.training, last + 1))
-    kernels = InitialKernels(chain, gram, left.tolist(), order=order)
+    left, weights, _ = (each.to(input_kernel.device) for each in propagators(problem.training, last + 1))
+    kernels = InitialKernels(chain, input_kernel, left.tolist(), order=order)
     position = {step: at for at, step in enumerate(record.tolist())}
     shape = (len(record), samples, len(record), samples) if two_time else (len(record), samples, samples)
-    forward = [gram.new_zeros(shape) for _ in range(chain.depth + 1)]
-    backward = [gram.new_zeros(shape) for _ in range(chain.depth)]
-    errors, outputs = gram.new_zeros(0, samples, problem.outputs), []
+    forward = [input_kernel.new_zeros(shape) for _ in range(chain.depth + 1)]
+    backward = [input_kernel.new_zeros(shape) for _ in range(chain.depth)]
+    errors, outputs = input_kernel.new_zeros(0, samples, problem.outputs), []
     for step in track(range(last + 1), "static NTK with weight decay", progress=progress):
         block = kernels.between(step, slice(0, step + 1))
         past = block.ntk.reshape(samples, step + 1, samples)[:, :step]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import require_chain
-from torch_dmft.theory.chains.descent import Descent, plain_sum
+from torch_dmft.theory.chains.descent import Descent, weighted_sum_of_tensors
 from torch_dmft.theory.chains.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.stepping import error_signal, require_finite
@@ -39,7 +39,7 @@ def feature_movement(problem: Problem) -> float:
     ``StaticNTK`` without weight decay does, at most.
 
     Raises:
-        UnsupportedProblemError: if the network is no dense chain.
+        UnsupportedProblemError: if the network is not a dense chain.
         ConvergenceError: if lazy training diverges.
     """
     chain = require_chain(problem, "feature_movement")
@@ -59,7 +59,7 @@ def _drives(problem: Problem, ntk: Tensor) -> Iterator[tuple[float, Tensor]]:
     """
     state = ntk.new_zeros(problem.samples * problem.outputs + 1)  # the last entry follows an initial weight of one
     state[-1] = 1.0
-    descent, before = Descent(problem.training, plain_sum), state
+    descent, before = Descent(problem.training, weighted_sum_of_tensors), state
     for step in range(problem.steps):
         drive = state[:-1].reshape(problem.samples, problem.outputs)
         if step & (step - 1) == 0:
@@ -76,7 +76,7 @@ def _drives(problem: Problem, ntk: Tensor) -> Iterator[tuple[float, Tensor]]:
 
 
 def _stands_still(change: Tensor, drive: Tensor, times: float) -> bool:
-    """Whether as much change again, so many times over, would not matter."""
+    """Whether the change would stay negligible if it were repeated ``times`` times."""
     return float(change.norm()) * max(times, 1.0) < 1e-2 * float(drive.norm())
 
 

@@ -36,7 +36,7 @@ from torch_dmft.theory.stepping import error_signal
 
 @dataclass(frozen=True)
 class OrderParameters:
-    """Everything that the sites of one layer need to know of the others.
+    """What the sites of one layer need to know about the other layers.
 
     Attributes:
         outputs: f, ``(time, sample, output)``.
@@ -84,7 +84,7 @@ class OrderParameters:
         )
 
     def extended(self, times: int) -> OrderParameters:
-        """A guess for more times: f, Phi and G stay as they are at the last time, new drives have no response yet."""
+        """A guess for more times: f, Phi and G stay as they are at the last time, responses to new drives are zero."""
         known, (samples, outputs) = self.times, self.outputs.shape[1:]
         held = torch.arange(times, device=self.outputs.device).clamp(max=known - 1)
 
@@ -204,7 +204,7 @@ class SiteSampler:
         return [self._site(layer, order, learned) for layer in range(self.chain.depth)]
 
     def _learned(self, outputs: Float[Tensor, "time sample output"]) -> Float[Tensor, "time time sample output"]:
-        """w(t, s) Delta(s): what state t has of the error signal of step s (the last state is not followed by one)."""
+        """w(t, s) Delta(s): the share of the error signal of step s in state t (the last state is not followed by a step)."""
         errors = [error_signal(self.problem, f, step) for step, f in enumerate(outputs[:-1])]
         delta = torch.stack([*errors, torch.zeros_like(outputs[-1])])
         return self.update_weight[: len(delta), : len(delta), None, None] * delta
@@ -277,12 +277,12 @@ def _moment_matched(normals: Float[Tensor, "neuron column"]) -> Float[Tensor, "n
 
 
 def free_covariances(problem: Problem, times: int) -> tuple[Tensor, Tensor]:
-    """What initial values of variance one and the noise add to C(t, s), the covariance of an untrained weight."""
+    """C(t, s), the covariance of an untrained weight: its part from initial values of variance one, and that from the noise."""
     left, _, answers = (each.to(problem.inputs.device) for each in propagators(problem.training, times))
     kicks = torch.cat([problem.training.lr[: times - 1], torch.zeros(1, dtype=torch.float64, device="cpu")]).to(answers)
     return left[:, None] * left, (answers * (2 * problem.temperature * kicks)) @ answers.T
 
 
 def _update_weights(problem: Problem, times: int) -> Tensor:
-    """w(t, s), what state t has of the gradient of step s < t: ``(time, time)``."""
+    """w(t, s), the weight of the gradient of step s < t in state t: ``(time, time)``."""
     return propagators(problem.training, times)[1].to(problem.inputs.device)

@@ -106,7 +106,7 @@ def _summed_response(site: Site, h: Tensor, z: Tensor, drive: Literal["u", "r"])
     dx, dg = h.new_zeros(neurons, rows, sources), h.new_zeros(neurons, rows * C, sources)
     for t in range(len(site.forward_gain)):
         now, now_c = slice(t * P, (t + 1) * P), slice(t * PC, (t + 1) * PC)
-        known = slice(0, (t + 1) * step)  # later drives have no effect yet
+        known = slice(0, (t + 1) * step)  # the response to later drives is zero
         dh = site.forward_coupling[now, : t * PC] @ dg[:, : t * PC, known]
         if drive == "u":
             dh[:, :, t * step :].diagonal(dim1=1, dim2=2).add_(site.forward_gain[t])

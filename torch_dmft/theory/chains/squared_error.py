@@ -48,7 +48,7 @@ def lazy_outputs(
         ntk: K, float64.
         record: the steps.
         scale: c, see ``error_scale``.
-        flow: whether to follow gradient flow at the times eta * step, without momentum, in place of the steps.
+        flow: whether to follow gradient flow at the times eta * step, without momentum, instead of discrete steps.
     """
     train = problem.train_samples
     values, vectors = torch.linalg.eigh(ntk[:train, :train])
@@ -61,7 +61,7 @@ def lazy_outputs(
 
 
 def _stepped(rates: Tensor, step: int, momentum: float) -> Tensor:
-    """a(t) / (c e(0)) after so many steps of gradient descent, for every eta c lambda."""
+    """a(t) / (c e(0)) after ``step`` steps of gradient descent, for every eta c lambda."""
     one, none = torch.ones_like(rates), torch.zeros_like(rates)
     rows = [
         [1 - rates, -momentum * rates, none],

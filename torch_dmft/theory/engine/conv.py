@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.torch_private import ConvBase, padding_twice
-from torch_dmft.theory.engine.lazy_layer import LazyLayer
-from torch_dmft.theory.engine.matrix import GaussianMatrix
+from torch_dmft.theory.engine.lazy_layer import LazyLayer, LazySettings
 from torch_dmft.theory.gaussian.latents import Population
 
 
@@ -34,12 +33,8 @@ class InfiniteConv(LazyLayer, ConvBase):
         inputs: population of the input channels.
         outputs: population of the output channels.
         like: a convolution with the kernel size, stride, padding, padding mode and dilation; groups must be 1.
-        gain: g.
+        settings: how the weight is drawn.
         bias: initial bias ``(S_out,)``, or None for no bias.
-        tolerance: see ``GaussianMatrix``.
-        responses: see ``GaussianMatrix``.
-        rank: largest number of directions per basis.
-        positions: see ``LazyLayer``.
     """
 
     def __init__(
@@ -47,29 +42,21 @@ class InfiniteConv(LazyLayer, ConvBase):
         inputs: Population,
         outputs: Population,
         like: ConvBase,
+        settings: LazySettings,
         *,
-        gain: float,
         bias: Tensor | None = None,
-        tolerance: float,
-        responses: bool = True,
-        rank: int = 512,
-        positions: int = 1,
     ) -> None:
         if like.groups != 1:
             raise InvalidInputError(
-                "A convolution in groups has no infinite-width law here.", got=f"{like.groups} groups"
+                "`groups` must be 1: convolutions in groups are not covered by the theory.", got=f"groups={like.groups}"
             )
-        settings: dict[str, Any] = {
+        geometry: dict[str, Any] = {
             name: getattr(like, name) for name in ("kernel_size", "stride", "padding", "dilation")
         }
-        settings |= {"padding_mode": like.padding_mode, "transposed": False, "output_padding": (0,), "groups": 1}
-        super().__init__(inputs.size, outputs.size, bias=False, device="meta", **settings)
+        geometry |= {"padding_mode": like.padding_mode, "transposed": False, "output_padding": (0,), "groups": 1}
+        super().__init__(inputs.size, outputs.size, bias=False, device="meta", **geometry)
         self.register_parameter("weight", None)
-        taps = math.prod(self.kernel_size)
-        matrix = GaussianMatrix(inputs, outputs, tolerance=tolerance, responses=responses, copies=taps)
-        self.start(matrix, gain=gain, rank=rank, positions=positions, kernel=self.kernel_size)
-        if bias is not None:
-            self.bias = nn.Parameter(bias.to(inputs.known.storage))
+        self.start(inputs, outputs, settings, bias, kernel=self.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``(sample, S_in, *spatial)``; gives ``(sample, S_out, *spatial)``."""

@@ -1,4 +1,4 @@
-"""Course: the very optimizer of a problem on a model of its network, with its numbers in every step."""
+"""Course: the optimizer of a problem, applied to a model of its network with the settings of every step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CLASSES: dict[str, Any] = {"SGD": SGD, "Adam": Adam, "AdamW": AdamW}
 
 
 class Course:
-    """Steps a model as a problem's training says.
+    """Takes the steps of a problem's training on a model.
 
     Parameters share a group if they have one multiplier and one set of numbers. Before every step the numbers of that step
     are written into the groups, in units of the model: lr_p = eta(t) m_p.
@@ -41,24 +41,25 @@ class Course:
         for rule, name in named_rules(problem.network, plan):
             if rule.lr == 0:
                 continue
-            own = name if name in training.exceptions else None
-            key = (own, rule.lr, rule.adam_lr, rule.gradient)
+            exception = name if name in training.exceptions else None
+            key = (exception, rule.lr, rule.adam_lr, rule.gradient)
             if key not in groups:
                 groups[key] = {"params": [], "name": str(rule.role)}
-                self._rules.append((groups[key], rule, own))
+                self._rules.append((groups[key], rule, exception))
             groups[key]["params"].append(plan.model.get_parameter(rule.name))
-        for group, rule, own in self._rules:
-            group.update(_settings(training, rule, own, 0))
+        for group, rule, exception in self._rules:
+            group.update(_settings(training, rule, exception, 0))
         self.optimizer = _CLASSES[training.optimizer]([group for group, _, _ in self._rules])
         # torch copies groups.
         self._rules = [
-            (group, rule, own) for group, (_, rule, own) in zip(self.optimizer.param_groups, self._rules, strict=True)
+            (group, rule, exception)
+            for group, (_, rule, exception) in zip(self.optimizer.param_groups, self._rules, strict=True)
         ]
         every = (training.numbers, *training.exceptions.values())
         self._changes = any(isinstance(value, Tensor) for numbers in every for value in numbers.values())
 
     def step(self, step: int) -> None:
-        """Take the update of a step with the gradients that are there."""
+        """Take the update of a step with the gradients that the parameters hold."""
         if self._changes:
             for group, rule, own in self._rules:
                 group.update(_settings(self._training, rule, own, step))
@@ -71,32 +72,36 @@ class Course:
 
 
 def named_rules(network: Network, plan: Plan) -> Iterator[tuple[ParameterRule, str]]:
-    """The rules of a model of a network, each with the name that its parameter has in trainings.
+    """The parameter rules of a model of a network, each with the name that its parameter has in trainings.
 
-    What an infinite layer trains in place of its weight goes by the name of the weight.
+    The parameters that an infinite layer trains instead of its weight go by the name of the weight.
     """
     names = network.names
     for rule in plan.rules:
         path = names.get(rule.path, rule.path)
-        own = rule.name.rpartition(".")[2]
-        kind = "weight" if own in ("core", "initial_scale") else own
+        kind_in_model = rule.name.rpartition(".")[2]
+        kind = "weight" if kind_in_model in ("core", "initial_scale") else kind_in_model
         yield rule, f"{path}.{kind}" if path else kind
 
 
 def require_optimizer(training: Training) -> None:
-    """Refuse a training that no network can be put through again.
+    """Refuse a training that networks cannot repeat.
 
     Raises:
         UnsupportedProblemError: naming the optimizer and what else is not known of it.
     """
     if training.optimizer not in _CLASSES:
         raise UnsupportedProblemError(
-            "No solver can take the steps of this optimizer.",
+            "The optimizer must be one that solvers know.",
             got=training.optimizer,
             remedy=f"train with one of {', '.join(f'torch.optim.{name}' for name in NUMBERS)}; measuring goes on with any",
         )
     if any(training.number("maximize", name) for name in (None, *training.exceptions)):
-        raise UnsupportedProblemError("Theory descends.", got="maximize=True", remedy="minimise minus the objective")
+        raise UnsupportedProblemError(
+            "`maximize` must be False: the theory minimises the loss.",
+            got="maximize=True",
+            remedy="minimise minus the objective",
+        )
 
 
 def _settings(training: Training, rule: ParameterRule, name: str | None, step: int) -> dict[str, Any]:

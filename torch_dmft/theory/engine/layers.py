@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.theory.engine.lazy_layer import LazyLayer
-from torch_dmft.theory.engine.matrix import GaussianMatrix
+from torch_dmft.theory.engine.lazy_layer import LazyLayer, LazySettings
 from torch_dmft.theory.gaussian.latents import Population
 
 
@@ -17,33 +16,18 @@ class InfiniteLinear(LazyLayer):
     Args:
         inputs: population of the inputs.
         outputs: population of the outputs.
-        gain: g.
+        settings: how the weight is drawn.
         bias: initial bias ``(S_out,)``, or None for no bias.
-        tolerance: see ``GaussianMatrix``.
-        responses: see ``GaussianMatrix``.
-        rank: largest number of directions per basis.
-        positions: see ``LazyLayer``.
     """
 
     bias: nn.Parameter | None
 
     def __init__(
-        self,
-        inputs: Population,
-        outputs: Population,
-        *,
-        gain: float,
-        bias: Tensor | None = None,
-        tolerance: float,
-        responses: bool = True,
-        rank: int = 512,
-        positions: int = 1,
+        self, inputs: Population, outputs: Population, settings: LazySettings, *, bias: Tensor | None = None
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = inputs.size, outputs.size
-        matrix = GaussianMatrix(inputs, outputs, tolerance=tolerance, responses=responses)
-        self.start(matrix, gain=gain, rank=rank, positions=positions)
-        self.bias = None if bias is None else nn.Parameter(bias.to(inputs.known.storage))
+        self.start(inputs, outputs, settings, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``(..., S_in)``; gives ``(..., S_out)``."""
@@ -84,12 +68,12 @@ class InfiniteReadout(nn.Linear):
         self.register_buffer("drawn", torch.tensor(False, device=like.device))
 
     def reset_parameters(self) -> None:
-        """Zeros, where ``nn.Linear`` would take random numbers of torch's own: weights are drawn when features are met."""
+        """Set all parameters to zero, without torch's random numbers: weights are drawn at the first forward pass."""
         for parameter in self.parameters(recurse=False):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to ``(..., S)``, drawing its weights first if that has not been done."""
+        """Apply the layer to ``(..., S)``; the first call draws its weights."""
         if not self.drawn:
             with torch.no_grad():
                 rows = x.detach().reshape(-1, x.shape[-1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +14,7 @@ from torch.optim import Optimizer
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.theory.engine.matrix import GaussianMatrix
+from torch_dmft.theory.gaussian.latents import Population
 
 
 @runtime_checkable
@@ -22,13 +25,32 @@ class Reads(Protocol):
         """Coordinates of what each output row reads: ``(row, k) -> (output row, k * copies)``."""
 
     def scatter(self, d: Tensor) -> Tensor:
-        """What the output rows that read each row have, copy by copy: ``(output row, k') -> (row, k' * copies)``."""
+        """Coordinates of the output rows that read each row, copy by copy: ``(output row, k') -> (row, k' * copies)``."""
 
     def gather_back(self, v: Tensor) -> Tensor:
         """The transpose of ``gather``: ``(output row, k * copies) -> (row, k)``."""
 
     def scatter_back(self, v: Tensor) -> Tensor:
         """The transpose of ``scatter``: ``(row, k' * copies) -> (output row, k')``."""
+
+
+@dataclass(frozen=True)
+class LazySettings:
+    """How the weight of a lazy layer is drawn, and how much of it is kept.
+
+    Attributes:
+        gain: g.
+        tolerance: see ``GaussianMatrix``.
+        responses: see ``GaussianMatrix``.
+        rank: largest number of directions per basis.
+        positions: largest number of rows, per sample, that the layer reads or writes: tokens, pixels.
+    """
+
+    gain: float
+    tolerance: float
+    responses: bool = True
+    rank: int = 512
+    positions: int = 1
 
 
 class LazyLayer(nn.Module):
@@ -57,13 +79,22 @@ class LazyLayer(nn.Module):
     positions: int
 
     def start(
-        self, matrix: GaussianMatrix, *, gain: float, rank: int, positions: int, kernel: tuple[int, ...] = ()
+        self,
+        inputs: Population,
+        outputs: Population,
+        settings: LazySettings,
+        bias: Tensor | None,
+        kernel: tuple[int, ...] = (),
     ) -> None:
         """Set the attributes, with nothing learned; for the ``__init__`` of subclasses."""
-        self.matrix, self.gain, self.positions = matrix, gain, positions
-        like = matrix.forward_side.basis.storage
-        self.core = nn.Parameter(like.new_zeros(*(min(rank, size) for size in self.sizes), *kernel))
+        self.gain, self.positions = settings.gain, settings.positions
+        self.matrix = GaussianMatrix(
+            inputs, outputs, tolerance=settings.tolerance, responses=settings.responses, copies=math.prod(kernel)
+        )
+        like = self.matrix.forward_side.basis.storage
+        self.core = nn.Parameter(like.new_zeros(*(min(settings.rank, size) for size in self.sizes), *kernel))
         self.initial_scale = nn.Parameter(like.new_ones(()))
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.to(inputs.known.storage)))
 
     def multiply(self, rows: Tensor, reads: Reads | None = None) -> Tensor:
         """Apply the weight to rows ``(row, S_in)``; gives ``(output row, S_out)``."""
@@ -124,7 +155,7 @@ class LazyLayer(nn.Module):
         return d, x_grad.addmm_(c, matrix.forward_side.basis.rows)
 
     def _core(self, scale: Tensor) -> Tensor:
-        """What stands between Q' and Q, learned and known: m + g a K, ``(k', k, copies)``."""
+        """The matrix between Q' and Q, learned and known: m + g a K, ``(k', k, copies)``."""
         known = self.matrix.core
         return torch.addcmul(self.core[: known.shape[0], : known.shape[1]].reshape(known.shape), known, scale)
 
@@ -147,7 +178,7 @@ class LazyLayer(nn.Module):
 
     @property
     def saturated(self) -> bool:
-        """Whether a basis spans all neurons: nothing is sampled any more, the layer is one of an ordinary width-S network."""
+        """Whether a basis spans all neurons, so that the layer is one of an ordinary network of width S."""
         return self.matrix.forward_side.complete or self.matrix.backward_side.complete
 
     def reserve(self, rank: int, optimizer: Optimizer) -> None:
@@ -178,7 +209,7 @@ class LazyLayer(nn.Module):
         if any(used > room for used, room in zip(reversed(self.rank), self.core.shape, strict=False)):
             needed = max(self.rank)
             raise InvalidInputError(
-                "Training explores more directions than the layer has room for.",
+                "Training needs more directions than the layer can store.",
                 got=f"rank {needed}, room for {max(self.core.shape[:2])}",
                 remedy=f"infinite_width(..., rank={2 * needed}), or a larger tolerance",
             )

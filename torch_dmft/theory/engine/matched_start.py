@@ -13,7 +13,7 @@ from torch_dmft.parameterization import ParameterRule, Plan
 from torch_dmft.theory.gaussian.rows import orthonormal_
 
 _SHARE = 1 / 4
-"""Columns per neuron up to which they are matched: their last moments are free."""
+"""Largest number of columns per neuron whose moments are matched; the last moments stay free."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ def match_moments(plan: Plan, which: Sequence[bool]) -> None:
 def _populations(plan: Plan) -> list[tuple[int, list[_Columns]]]:
     """Number of neurons and columns of every width axis, in the order of the forward pass."""
     rules = {rule.name: rule for rule in plan.rules}
-    found: dict[tuple[int | None, int], list[_Columns]] = {}
+    columns_of: dict[tuple[int | None, int], list[_Columns]] = {}
 
     def add(name: str, axis: int | None) -> None:
         parameter, rule = plan.model.get_parameter(name), rules[name]
         if rule.std:
             entries = parameter if rule.role is Role.READOUT else parameter.reshape(len(parameter), -1).T
-            found.setdefault((axis, entries.shape[1]), []).append(_Columns(parameter, rule, entries / rule.std))
+            columns_of.setdefault((axis, entries.shape[1]), []).append(_Columns(parameter, rule, entries / rule.std))
 
     for layer in plan.architecture.layers:
         if layer.role is Role.INPUT:
@@ -84,4 +84,4 @@ def _populations(plan: Plan) -> list[tuple[int, list[_Columns]]]:
             add(layer.weight, layer.in_axis)
         if layer.bias is not None and rules[layer.bias].role is Role.VECTOR:
             add(layer.bias, layer.out_axis)
-    return [(size, parts) for (_, size), parts in found.items()]
+    return [(size, parts) for (_, size), parts in columns_of.items()]

@@ -12,21 +12,21 @@ from torch_dmft.theory.gaussian.latents import Population
 from torch_dmft.theory.gaussian.rows import Rows, inner, new_directions
 
 _GRADIENTS = 3.0
-"""How much more of a gradient than of an input may stay outside its basis. At 2e-2 for inputs and three times as much for
-gradients the mean G is off by 0.4% instead of 0.3% with 2e-2 for both, of which sampling makes 0.25%, at two thirds of the
-gradients' directions (tanh, depth 3, ten rows)."""
+"""Ratio of the parts of a gradient and of an input that may stay outside their bases. At 2e-2 for inputs and three times as
+much for gradients the mean G is off by 0.4% instead of 0.3% with 2e-2 for both, 0.25% of it from sampling, at two thirds of
+the gradients' directions (tanh, depth 3, ten rows)."""
 
 _LARGEST = 0.3
-"""Where that would leave out more of a gradient than this, it may miss no more than an input."""
+"""Where the ratio would leave out more of a gradient than this, the tolerance of inputs holds for gradients too."""
 
 _DEPTH = 0.7
-"""Once a vector has to be covered, all are, down to this share of the tolerance: what comes next then brings less that is new.
+"""Once a vector has to be covered, all are, down to this share of the tolerance, so that later vectors bring fewer directions.
 Bases are extended at two thirds of the occasions and end 7% larger (tanh, depth 3, ten rows), and with minibatches, where few
 rows are seen at a time, kernels are off by 0.15 of the sampling error of 4096 neurons instead of 0.7."""
 
 
 class Side(nn.Module):
-    """What a matrix has met on one side.
+    """The vectors that a matrix has met on one side.
 
     Attributes:
         basis: Q, ``(k, size)`` orthonormal rows that span it.
@@ -142,11 +142,11 @@ class GaussianMatrix(nn.Module):
         latents = self.scale * side.latent_population.draw(count * self.copies)
         forward, known = side is self.forward_side, other.basis.rows
         if self.responses:
-            taken = -inner(latents, known).unflatten(0, (count, self.copies)).movedim(1, 2)
+            coupling = -inner(latents, known).unflatten(0, (count, self.copies)).movedim(1, 2)
         else:
-            taken = latents.new_zeros(count, len(known), self.copies)
+            coupling = latents.new_zeros(count, len(known), self.copies)
         # taken is (new, k of the other side, copy).
-        self.core = torch.cat([self.core, taken.transpose(0, 1) if forward else taken], dim=int(forward))
+        self.core = torch.cat([self.core, coupling.transpose(0, 1) if forward else coupling], dim=int(forward))
         side.basis.append(directions)
         side.latents.append(latents)
 

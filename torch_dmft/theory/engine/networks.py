@@ -38,7 +38,7 @@ def network_of(problem: Problem, width: int) -> Plan:
     materialise(model, problem.inputs)
     model.train()
     architecture = describe(model, problem.inputs[:2], like=network.shown)
-    found = parameter_rules(architecture, model, gamma0=problem.gamma0)
+    unscaled = parameter_rules(architecture, model, gamma0=problem.gamma0)
     norms = {vector.name for vector in architecture.vectors}
 
     def scaled(rule: ParameterRule) -> ParameterRule:
@@ -53,13 +53,13 @@ def network_of(problem: Problem, width: int) -> Plan:
             return replace(rule, std=biases[rule.path])
         return rule
 
-    rules = tuple(scaled(rule) for rule in found)
+    rules = tuple(scaled(rule) for rule in unscaled)
     plan = Plan(model, architecture, rules, scheme="mean_field", gamma0=problem.gamma0)
     return frozen_as(problem, plan)
 
 
 def frozen_as(problem: Problem, plan: Plan) -> Plan:
-    """A model of a problem's network with those parameters frozen that the problem does not train."""
+    """A model of a problem's network, with the parameters frozen that the problem does not train."""
     frozen = {rule.name for rule, name in named_rules(problem.network, plan) if name in problem.training.frozen}
     for name in frozen:
         plan.model.get_parameter(name).requires_grad_(False)
@@ -96,7 +96,7 @@ def initialise(plan: Plan, generator: torch.Generator, zero: Collection[str] = (
 
 @torch.no_grad()
 def negate_readout(plan: Plan) -> None:
-    """Turn f into -f, the antithetic network: as likely a draw as the network itself, and its f(0) cancels in the mean."""
+    """Turn f into -f, the antithetic network: it is equally likely, and f(0) cancels in the mean of both."""
     for rule in plan.rules:
         if rule.role in _READOUT:
             plan.model.get_parameter(rule.name).neg_()
@@ -105,7 +105,7 @@ def negate_readout(plan: Plan) -> None:
 def langevin_noise(
     problem: Problem, plan: Plan, generator: torch.Generator, *, negated: bool = False
 ) -> Callable[[int], None] | None:
-    """What adds the noise of one step to all parameters that are trained; None at temperature zero.
+    """A function that adds the noise of one step to all trained parameters; None at temperature zero.
 
     A parameter with the learning rate lr_p gets sqrt(2 T lr_p) / (gamma0 sqrt N) N(0, 1), which is sqrt(2 T eta) in unit
     form. On an output bias it vanishes in the limit, as lr_p = eta has no factor N.
@@ -118,7 +118,7 @@ def langevin_noise(
     """
     if not problem.temperature:
         return None
-    (own,) = replica_generators(generator, 1)
+    (noise_generator,) = replica_generators(generator, 1)
 
     @torch.no_grad()
     def kick(step: int) -> None:
@@ -127,7 +127,9 @@ def langevin_noise(
             if rule.lr == 0:  # frozen
                 continue
             parameter = plan.model.get_parameter(rule.name)
-            drawn = torch.randn(parameter.shape, generator=own, dtype=parameter.dtype, device=own.device)
+            drawn = torch.randn(
+                parameter.shape, generator=noise_generator, dtype=parameter.dtype, device=noise_generator.device
+            )
             size = math.sqrt(2 * problem.temperature * lr * rule.lr / plan.width) / plan.gamma0
             parameter.add_(drawn.to(parameter.device), alpha=-size if negated and rule.role in _READOUT else size)
 

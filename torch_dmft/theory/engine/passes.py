@@ -1,4 +1,4 @@
-"""One pass through a model, from which a step of training and a measurement are both taken."""
+"""One pass through a model, which serves both a step of training and a measurement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch_dmft.theory.engine.layers import InfiniteLinear
 
 @runtime_checkable
 class Pass(Protocol):
-    """A forward pass of a model and what can be had from it, a measurement first.
+    """A forward pass of a model, and what can be computed from it; measure before taking the gradients.
 
     Attributes:
         outputs: f, ``(sample, output)``.
@@ -37,7 +37,7 @@ class Pass(Protocol):
 
 
 class Passes:
-    """Makes the passes of one model, written out where it is a dense chain, else by autograd."""
+    """Makes the passes of one model: with explicit formulas for a dense chain, by autograd for any other model."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -72,9 +72,9 @@ class AutogradPass:
 
     def measure(self) -> Snapshot:
         """Kernels of all layers."""
-        taken = measure(self._taps, self._attached, layouts=self._passes.layouts, retain_graph=True)
-        self._passes.layouts = taken.layouts
-        return taken
+        snapshot = measure(self._taps, self._attached, layouts=self._passes.layouts, retain_graph=True)
+        self._passes.layouts = snapshot.layouts
+        return snapshot
 
     def backward(self, error: Float[Tensor, "sample output"]) -> None:
         """Set the gradients of all parameters."""

@@ -19,7 +19,7 @@ from torch_dmft.theory.problem import Problem
 
 
 def enough_neurons(problem: Problem) -> int:
-    """The power of two from which on the rows of the data, and their gradients, take at most an eighth of the directions."""
+    """The smallest power of two of which the rows of the data and their gradients take at most an eighth."""
     return int(2 ** math.ceil(math.log2(8 * rows_at_once(problem) * (1 + problem.outputs))))
 
 
@@ -44,7 +44,7 @@ def twin_of(
 
 
 def start_at_zero(problem: Problem, twin: Plan) -> None:
-    """Let the weights of a twin that start at zero in the problem do so."""
+    """Set the weights of a twin to zero that start at zero in the problem."""
     zero = zero_starts(problem, twin)
     with torch.no_grad():
         for name in zero:
@@ -78,7 +78,7 @@ def rotated(problem: Problem) -> Problem:
 
 
 def renamed(trajectory: Trajectory, problem: Problem) -> Trajectory:
-    """With the module paths of the problem's own network."""
+    """The answer with the module paths of the problem's network."""
     paths = problem.network.paths
     layers = tuple(replace(layer, name=name) for layer, name in zip(trajectory.layers, paths, strict=True))
     return replace(trajectory, layers=layers)

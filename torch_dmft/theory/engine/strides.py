@@ -1,6 +1,6 @@
 r"""Strides: several steps of gradient descent at once, while the tangent kernel moves along a straight line.
 
-Late in training features hardly move: what goes on is the slow decay of errors in a kernel that stands still. Over a stride
+Late in training features hardly move, while errors decay slowly under a kernel that is nearly constant. Over a stride
 of m steps from step a the kernel is continued along the line through its last two measurements, and the outputs follow it
 step by step, in P C numbers instead of P S:
 
@@ -8,7 +8,7 @@ step by step, in P C numbers instead of P S:
 
 The weights then take the sum of the m updates, whose error signals are those of this recursion and whose features and
 gradients are continued along their line likewise (two-step Adams-Bashforth in the features, exact in the error signals).
-A stride of one step is a step of gradient descent. The next pass through the network tells by how much the forecast missed.
+A stride of one step is a step of gradient descent. The next pass through the network measures the error of the forecast.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ from torch_dmft.theory.stepping import error_signal, require_finite
 _TAKEN_BACK = 4.0
 """A stride that misses by more than this many tolerances is taken back."""
 _CAUTION = 32
-"""So many strides must go well, at most, before longer ones are tried again."""
+"""Largest number of strides that must succeed before longer ones are tried again."""
 _SAFETY = 0.9
 """Share of the length that would just meet the tolerance."""
 _STRETCH = 1.3
-"""A stride may be so much longer if it then ends where it has to."""
+"""Factor by which a stride may be longer if it then ends at a step where one must end."""
 _TINY = 1e-30
-"""In place of no miss at all."""
+"""Smallest miss, so that it can be divided by."""
 
 
 def check_strides(problem: Problem) -> None:
-    """Refuse training that takes more than the error signals of a stride to foretell.
+    """Refuse training whose updates depend on more than the error signals of a stride.
 
     Raises:
-        UnsupportedProblemError: if so.
+        UnsupportedProblemError: naming what is in the way.
     """
     remedy = (
-        "solvers.InfiniteWidth(strides=False); strides foretell outputs by the tangent kernel, which knows nothing of "
-        "velocities and of decay"
+        "solvers.InfiniteWidth(strides=False); strides predict outputs from the tangent kernel, which does "
+        "not contain velocities and decay"
     )
     require_training(problem, "Strides", frozenset({"schedule", "batches", "frozen", "starts"}), remedy=remedy)
     if problem.probe is not None and len(torch.unique(problem.probe)) < problem.samples:
         raise UnsupportedProblemError(
-            "Strides measure all rows that are trained on.",
+            "With strides, the probe must contain all training rows.",
             got=f"a probe of {len(problem.probe)} of {problem.samples} rows",
             remedy="solvers.InfiniteWidth(strides=False)",
         )
@@ -103,15 +103,15 @@ class _Forecast:
     later: Tensor
 
     def misses(self, there: _State) -> tuple[float, float]:
-        """By how much kernel and outputs were missed, relative to them."""
+        """Relative errors of the forecast of the kernel and of the outputs."""
         f, told = there.one.outputs, self.outputs[-1]
-        rounding = math.sqrt(torch.finfo(f.dtype).eps * f.numel())  # outputs that ought to be zero are off by far less
+        rounding = math.sqrt(torch.finfo(f.dtype).eps * f.numel())  # outputs that should be zero are off by far less
         outputs = float((told - f).norm()) / (float(f.norm()) + rounding)
         return float((self.ntk - there.ntk).norm() / there.ntk.norm()), outputs
 
     @property
     def finite(self) -> bool:
-        """Whether the outputs did not run away in a kernel that was continued too far."""
+        """Whether the outputs stayed finite although the kernel was extrapolated."""
         return bool(torch.isfinite(self.outputs).all())
 
 
@@ -161,8 +161,8 @@ def train_in_strides(
                 keep(there)
             here = there
     f = torch.cat(outputs).cpu()[record.cpu()]
-    found = finished(problem, interpolated(recorder.trajectory(), record, f))
-    return replace(found, metadata={**found.metadata, "passes": strider.passed})
+    trajectory = finished(problem, interpolated(recorder.trajectory(), record, f))
+    return replace(trajectory, metadata={**trajectory.metadata, "passes": strider.passed})
 
 
 class _Strider:

@@ -41,10 +41,10 @@ class Moment:
 
 @runtime_checkable
 class View(Protocol):
-    """How a model is looked at while it is trained."""
+    """How a model is measured while it is trained."""
 
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
-        """Look before the update of a step; ``measured`` and ``trained`` tell what will be asked for."""
+        """Pass the model before the update of a step; ``measured`` and ``trained`` say what will be needed of the pass."""
 
 
 def train(
@@ -127,7 +127,7 @@ def train_and_record(
 
 
 def own_view(problem: Problem, recorder: Recorder) -> View:
-    """The view of a model that is trained by its own forward pass, at the least cost."""
+    """The cheapest view of a model that is trained by its own forward pass."""
     everything = problem.batches is None and problem.probe is None
     together = everything and recorder.subject.architecture.row_independent
     return Together(problem, recorder) if together else Apart(problem, recorder)
@@ -143,8 +143,8 @@ class Together:
         """Pass all rows, or only those that are trained on."""
         problem = self._problem
         one = self._passes(problem.inputs if measured else problem.inputs[: problem.train_samples], measured=measured)
-        taken = one.measure() if measured else None
-        return Moment(one.outputs, lambda: one.backward(problem.error(one.outputs, step)), taken)
+        snapshot = one.measure() if measured else None
+        return Moment(one.outputs, lambda: one.backward(problem.error(one.outputs, step)), snapshot)
 
 
 class Apart:
@@ -159,21 +159,21 @@ class Apart:
 
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
         """Pass the probe, then the batch."""
-        problem, taken = self._problem, None
+        problem, snapshot = self._problem, None
         if measured and self._recorder.subject.architecture.row_independent:
-            taken = self._measures(problem.inputs[self._rows], measured=True).measure()
+            snapshot = self._measures(problem.inputs[self._rows], measured=True).measure()
         elif measured:
-            taken = self._recorder.look()
+            snapshot = self._recorder.look()
         if not trained:
-            assert taken is not None  # the last state is looked at for its measurement
-            return Moment(taken.outputs, lambda: None, taken)
+            assert snapshot is not None  # the last state is looked at for its measurement
+            return Moment(snapshot.outputs, lambda: None, snapshot)
         rows = problem.rows_of(step)
         one = self._passes(problem.inputs[rows], measured=False)
-        return Moment(one.outputs, lambda: one.backward(problem.error_on(one.outputs, rows)), taken)
+        return Moment(one.outputs, lambda: one.backward(problem.error_on(one.outputs, rows)), snapshot)
 
 
 def finished(problem: Problem, recorded: Trajectory) -> Trajectory:
-    """What was recorded on the probe of a problem, with what the recorder does not know: loss, targets, training."""
+    """The recorded trajectory of a problem, completed by loss, targets and training, which the recorder does not know."""
     losses = torch.stack([problem.kept_loss(f) for f in recorded.outputs])
     return replace(
         recorded,
@@ -191,7 +191,7 @@ def known_targets(problem: Problem) -> Tensor | None:
 
 
 def probe_of(problem: Problem) -> Probe:
-    """The rows that are measured; what is known of their targets the problem adds afterwards."""
+    """The rows that are measured; the problem adds their targets afterwards."""
     return Probe(problem.inputs[problem.kept])
 
 
@@ -201,7 +201,7 @@ def lazy_layers(plan: Plan) -> list[LazyLayer]:
 
 
 def make_room(layers: Sequence[LazyLayer], optimizer: Optimizer, directions: int) -> None:
-    """Let the infinite layers take as many new directions as one step can bring."""
+    """Make room in the infinite layers for the new directions of one step."""
     for layer in layers:
         needed = max(layer.rank) + directions * layer.positions
         if any(min(needed, size) > room for size, room in zip(layer.sizes, layer.core.shape, strict=False)):
@@ -209,7 +209,7 @@ def make_room(layers: Sequence[LazyLayer], optimizer: Optimizer, directions: int
 
 
 def rows_at_once(problem: Problem) -> int:
-    """Rows that pass between two looks at the room there is: of the probe and of the largest batch."""
+    """Rows that pass between two checks of the free room: those of the probe and of the largest batch."""
     if problem.batches is None and problem.probe is None:
         return problem.samples
     largest = (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Layer, Role, Vector, describe
-from torch_dmft.architecture.rules import Weight, rule
+from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.torch_private import ConvBase
@@ -19,10 +19,11 @@ from torch_dmft.parameterization import ParameterRule, Plan, mean_field, paramet
 from torch_dmft.theory.coverage import refuse_unsupported, rows_per_sample
 from torch_dmft.theory.engine.conv import InfiniteConv
 from torch_dmft.theory.engine.layers import InfiniteLinear, InfiniteReadout
+from torch_dmft.theory.engine.lazy_layer import LazySettings
 from torch_dmft.theory.gaussian.latents import Population
 
 _TEMPLATE_WIDTH = 240
-"""Width at which the model of a factory is looked at: small, and a multiple of most numbers of heads."""
+"""Width at which the model of a factory is described: small, and a multiple of most numbers of heads."""
 
 
 def default_tolerance(gamma0: float, draws: int = 1) -> float:
@@ -76,15 +77,15 @@ def infinite_width(
         generator: source of randomness; default a fresh one with seed 0.
 
     Returns:
-        A ``Plan`` whose ``model`` is the twin. There is nothing to undo: the model given is left as it was.
+        A ``Plan`` whose ``model`` is the twin. The model that was given is left as it was, so the plan cannot be undone.
 
     Raises:
         UnsupportedModelError: for layers whose infinite-width law is not implemented, with every place named.
-        InvalidInputError: for settings that make no sense.
+        InvalidInputError: for settings outside their range.
     """
     if neurons < 16 or law not in ("limit", "network") or not 0 < gamma0 < math.inf:
         raise InvalidInputError(
-            'At least 16 neurons, gamma0 > 0 and law "limit" or "network" are needed.',
+            '`neurons` must be at least 16, gamma0 > 0, and `law` "limit" or "network".',
             got=f"neurons={neurons}, gamma0={gamma0}, law={law!r}",
         )
     generator = generator or torch.Generator().manual_seed(0)
@@ -107,19 +108,19 @@ def infinite_width(
         )
         if neurons % unit:
             raise InvalidInputError(
-                "The neurons have to be divisible into heads.",
+                "The neurons must be divisible into heads.",
                 got=f"{neurons} neurons",
                 remedy=f"neurons={math.ceil(neurons / unit) * unit}",
             )
     refuse_unsupported(narrow, architecture)
     _refuse_other_starts(architecture, rules)
-    if architecture.dot_products or architecture.constants:  # a look at one width cannot tell how they depend on it
-        if isinstance(model_or_factory, nn.Module | Plan):
-            doubled = widened(narrow, architecture, 2 * architecture.width)
-            materialise(doubled, example_input)
-        else:
-            doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
-        describe(doubled, example_input, like=architecture)
+    # One width cannot tell how numbers depend on it, and a factor of 1 is not even seen.
+    if isinstance(model_or_factory, nn.Module | Plan):
+        doubled = widened(narrow, architecture, 2 * architecture.width)
+        materialise(doubled, example_input)
+    else:
+        doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
+    describe(doubled, example_input, like=architecture)
     positions = rows_per_sample(narrow, architecture, example_input)
     gains = {rule.path: rule.gain for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)}
     gains |= gain if isinstance(gain, Mapping) else {}
@@ -146,7 +147,7 @@ def infinite_width(
 
 
 def _built(factory: Callable[[int], nn.Module], width: int, like: Tensor) -> nn.Module:
-    """A model to look at: its weights are thrown away, and should cost no random numbers."""
+    """A model to describe; its weights are discarded, so building it leaves the random state alone."""
     with torch.random.fork_rng(devices=[]):
         model = factory(width).to(like.device)
     return model.to(like.dtype) if like.is_floating_point() else model  # embeddings are refused by name, not by dtype
@@ -210,8 +211,8 @@ class _Draw:
             inputs = self.population(layer.in_axis, layer.in_features)
             bias = self.bias(layer, outputs)
             if isinstance(module, ConvBase):
-                return InfiniteConv(inputs, outputs, module, gain=gain, bias=bias, **settings)
-            return InfiniteLinear(inputs, outputs, gain=gain, bias=bias, **settings)
+                return InfiniteConv(inputs, outputs, module, LazySettings(gain=gain, **settings), bias=bias)
+            return InfiniteLinear(inputs, outputs, LazySettings(gain=gain, **settings), bias=bias)
         weight = (gain / math.sqrt(layer.fan_in) * outputs.draw(layer.fan_in)).T
         if isinstance(module, ConvBase):
             weight = weight.reshape(module.get_parameter("weight").shape).contiguous()
@@ -234,7 +235,7 @@ def _resized(architecture: Architecture, wide: nn.Module) -> Architecture:
     """The architecture with the sizes of a wider model of the same structure."""
     layers = []
     for layer in architecture.layers:
-        facts = rule(wide.get_submodule(layer.path))
+        facts = facts_of(wide.get_submodule(layer.path))
         assert isinstance(facts, Weight)
         layers.append(
             replace(layer, fan_in=facts.fan_in, in_features=facts.in_features, out_features=facts.out_features)
@@ -244,7 +245,7 @@ def _resized(architecture: Architecture, wide: nn.Module) -> Architecture:
 
 
 def _renamed(layer: Layer) -> Layer:
-    """The parameter that is trained in place of a hidden weight is the layer's ``core``."""
+    """The name of the parameter that is trained instead of a hidden weight: the layer's ``core``."""
     return replace(layer, weight=f"{layer.path}.core") if layer.role is Role.HIDDEN else layer
 
 

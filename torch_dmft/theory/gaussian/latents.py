@@ -22,13 +22,13 @@ the last of them the hundredth, made no difference and took as long to draw as t
 """
 
 _FEW, _MANY_POINTS = 11, 8192
-"""So many dimensions for fewer points than this, which have no room for more without ties."""
+"""The number of dimensions for fewer points than this, which cannot have more without ties."""
 
 _BATCH = 16
-"""Latents that are drawn and made orthogonal together: one pass over everything known, instead of one for each few."""
+"""Number of latents that are drawn and made orthogonal together, in one pass over everything known."""
 
 _NEW_DIRECTION = 1e-3
-"""Part of a past variable outside the span of the others below which it counts as already known."""
+"""A past variable counts as known if the part of it outside the span of the others is smaller than this."""
 
 
 class Population(nn.Module):

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _FIRST = 128
-"""Vectors that there is room for from the first on; copying what is there into more room takes time."""
+"""Number of vectors that the storage has room for at first; growing it copies everything."""
 
 _SMALL = 0.1
 """Squared singular value below which what rounding leaves along a basis is worth another projection. (At 1e-3 time falls by up
-to a thirtieth, and a basis that ought to span everything no longer does.)"""
+to a thirtieth, and a basis that should span everything no longer does.)"""
 
 
 class Rows(nn.Module):
@@ -92,14 +92,14 @@ def new_directions(
         tolerance: largest part of a vector that may stay uncovered.
         aligned: if every uncovered vector brings a direction, turn them so that each is as close as can be to its residual.
     """
-    gram = (residual @ residual.T).double()
-    uncovered = (gram.diagonal() > tolerance**2 * squares).nonzero().flatten()
+    products = (residual @ residual.T).double()
+    uncovered = (products.diagonal() > tolerance**2 * squares).nonzero().flatten()
     if not len(uncovered):
         return residual[:0]
     units = squares[uncovered].double().rsqrt()
-    eigenvalues, vectors = torch.linalg.eigh(gram[uncovered[:, None], uncovered] * units * units[:, None])
+    eigenvalues, vectors = torch.linalg.eigh(products[uncovered[:, None], uncovered] * units * units[:, None])
     eigenvalues, vectors = eigenvalues.flip(-1), vectors.flip(-1)
-    # The sign of an eigenvector is a matter of rounding: without a rule a seed would give another answer elsewhere.
+    # The sign of an eigenvector is a matter of rounding: without a convention a seed would give another answer elsewhere.
     vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
     # More rows than dimensions have zero eigenvalues, which come out as rounding errors of the largest.
     rounding = len(uncovered) * torch.finfo(residual.dtype).eps * float(eigenvalues[0])
@@ -107,7 +107,7 @@ def new_directions(
     combinations = vectors[:, :count] / eigenvalues[:count].sqrt()
     if aligned and count == len(uncovered):
         combinations = combinations @ vectors.T
-    weights = gram.new_zeros(len(residual), count).index_copy(0, uncovered, combinations * units[:, None])
+    weights = products.new_zeros(len(residual), count).index_copy(0, uncovered, combinations * units[:, None])
     directions = weights.T.to(residual.dtype) @ residual
     magnified = count > 0 and float(eigenvalues[count - 1]) < _SMALL
     return orthonormal_(directions, basis) if magnified else directions

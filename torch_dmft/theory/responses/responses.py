@@ -72,7 +72,7 @@ def responses(problem: Problem, solver: Solver | None = None) -> tuple[Responses
       is below the solver's tolerance. Compare A C G and B C Phi, not A and B, with the other two.
 
     Args:
-        problem: a dense chain of at least two hidden layers, else there are no hidden weights.
+        problem: a dense chain of at least two hidden layers, so that it has hidden weights.
         solver: which of the three; with noise, or where activations have kinks, only one of them is left.
 
     Returns:
@@ -112,9 +112,9 @@ def _require_responses(problem: Problem) -> Chain:
     }
     if chain is None or any(missing.values()):
         raise UnsupportedProblemError(
-            "Response functions belong to the hidden weights of a dense chain that SGD trains.",
+            "Response functions need a dense chain with hidden weights, trained with SGD.",
             got=" and ".join(name for name, present in missing.items() if present),
-            remedy="Problem.mlp of a similar chain; none of the solvers has responses here",
+            remedy="Problem.mlp of a similar chain; no solver computes responses here",
         )
     return chain
 
@@ -123,7 +123,8 @@ def _require_responses(problem: Problem) -> Chain:
 def _solutions(solver: Solver, problem: Problem) -> list[Pairs]:
     """One list of responses per replica."""
     raise UnsupportedProblemError(
-        f"{type(solver).__name__} has no response functions.",
+        "`solver` must be one that computes response functions.",
+        got=type(solver).__name__,
         remedy="solvers.AlternatingMonteCarlo() for smooth activations, solvers.InfiniteWidth() without noise, or "
         "solvers.DeepLinear() for linear chains",
     )

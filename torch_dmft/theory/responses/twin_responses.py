@@ -1,4 +1,4 @@
-"""Reading the response functions off a twin: what its lazily sampled weights owe to their own past."""
+"""Reading the response functions off a twin: the dependence of its lazily sampled weights on their past."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch_dmft.theory.problem import Problem
 
 @dataclass
 class _Log:
-    """What went through one weight, and how many directions it had met by then.
+    """The vectors that passed one weight, and how many directions it had met by then.
 
     Attributes:
         inputs: phi(h^l) per state, each ``(sample, neuron)``.
@@ -57,7 +57,7 @@ def twin_responses(problem: Problem, twin: Plan, *, tolerance: float) -> list[tu
     layers = [module for module in twin.model.modules() if isinstance(module, InfiniteLinear)]
     logs = _train_and_log(problem, twin, layers)
     decay = propagators(problem.training, problem.steps + 1)[0].to(problem.inputs.device)
-    found = []
+    responses = []
     for layer, log in zip(layers, logs, strict=True):
         forward, backward = layer.matrix.forward_side, layer.matrix.backward_side
         owed_inputs, owed_gradients = _owed(log.ranks)
@@ -69,8 +69,8 @@ def twin_responses(problem: Problem, twin: Plan, *, tolerance: float) -> list[tu
         r_loads = _loads(g, backward.basis.rows, decay) * unit * narrowing
         a = _solved(_means(x, r), r_loads, tolerance, past=0)
         b = _solved(_means(g, u), u_loads, tolerance, past=1)
-        found.append((a, b))
-    return found
+        responses.append((a, b))
+    return responses
 
 
 def _train_and_log(problem: Problem, twin: Plan, layers: list[InfiniteLinear]) -> list[_Log]:

@@ -74,7 +74,7 @@ class AlternatingMonteCarlo:
     Covers dense chains with twice differentiable activations and any loss, several outputs, gains, biases, unequal
     widths, momentum, weight decay, minibatches and Langevin noise. Cost O(S (P C T)^3) time per layer and iteration and
     O((P C T)^2) memory, as in the paper's Table 1: for small problems. The error falls like 1/sqrt(neurons * replicas).
-    Refuses networks that are no dense chain, activations without a second derivative (ReLU), and Adam.
+    Refuses networks other than dense chains, activations without a second derivative (ReLU), and Adam.
 
     Attributes:
         neurons: S, Monte Carlo draws per replica, in pairs (r, -r) of moment-matched normals.
@@ -99,35 +99,35 @@ class AlternatingMonteCarlo:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         for name in ("neurons", "iterations", "replicas", *([] if self.stride is None else ["stride"])):
             require_whole(name, getattr(self, name), at_least=1)
         if self.neurons % 2:
             raise InvalidInputError(
-                "An even number of neurons is needed, as they come in pairs.",
+                "`neurons` must be even, as neurons come in pairs.",
                 got=f"neurons={self.neurons}",
                 remedy=f"neurons={self.neurons + 1}",
             )
         require_number("damping", self.damping, above=0)
         if self.damping > 1:
-            raise InvalidInputError("damping lies in (0, 1].", got=f"{self.damping}", remedy="damping=0.8")
+            raise InvalidInputError("damping must lie in (0, 1].", got=f"{self.damping}", remedy="damping=0.8")
         require_number("tolerance", self.tolerance, above=0)
         require_generator(self.generator)
 
     def check(self, problem: Problem) -> None:
-        """Refuse problems that cannot be done.
+        """Refuse problems outside the method's assumptions.
 
         Raises:
-            UnsupportedProblemError: for networks that are no chain of smooth layers.
+            UnsupportedProblemError: for networks other than chains of smooth layers.
         """
         chain = require_chain(problem, "AlternatingMonteCarlo")
         require_training(problem, "AlternatingMonteCarlo", SEES | {"noise"})
         rough = sorted({layer.activation for layer in chain.hidden if not activation(layer.activation).smooth})
         if rough and self.responses:
             raise UnsupportedProblemError(
-                "AlternatingMonteCarlo differentiates gradients, so it needs activations with a second derivative.",
+                "AlternatingMonteCarlo needs activations with a second derivative.",
                 got=", ".join(rough),
-                remedy="a smooth activation, or solvers.InfiniteWidth(), which takes any (with noise solvers.WideEnsemble())",
+                remedy="a smooth activation, or solvers.InfiniteWidth(), which takes any, or solvers.WideEnsemble()",
             )
 
     def estimate(
@@ -211,7 +211,7 @@ class AlternatingMonteCarlo:
                     remedy="a stride of steps, which is halved where it is too long"
                     if self.stride is None
                     else "more iterations, a smaller lr if training itself diverges, or solvers.InfiniteWidth(), which "
-                    "iterates nothing",
+                    "computes every step once",
                 )
         return replace(solution, horizons=tuple(horizons))
 
@@ -222,17 +222,17 @@ class AlternatingMonteCarlo:
             The last iteration, the changes in every one, and what went wrong, if anything.
         """
         changes: list[float] = []
-        found = Solution(sampler, order, order, order)
+        solution = Solution(sampler, order, order, order)
         for _ in range(self.iterations):
             new = sampler.update(order)
             changes.append(order.change(new) if new.finite else math.inf)
             if changes[-1] > _HOPELESS:
-                return found, tuple(changes), "diverges"
-            found = Solution(sampler, order, new, order.mixed(new, self.damping))
-            order = found.order
+                return solution, tuple(changes), "diverges"
+            solution = Solution(sampler, order, new, order.mixed(new, self.damping))
+            order = solution.order
             if changes[-1] < self.tolerance:
-                return found, tuple(changes), None
-        return found, tuple(changes), f"did not converge in {self.iterations} iterations"
+                return solution, tuple(changes), None
+        return solution, tuple(changes), f"did not converge in {self.iterations} iterations"
 
 
 def _trajectory(problem: Problem, chain: Chain, order: OrderParameters, record: Tensor, two_time: bool) -> Trajectory:
@@ -259,14 +259,14 @@ def _with_fields(run: Trajectory, solution: Solution) -> Trajectory:
     steps, order, sampler = run.steps[handful(len(run.steps))], solution.order, solution.sampler
     layers = list(run.layers)
     for index, layer in enumerate(run.layers[:-1]):
-        found = sampler.fields(order, index)
+        fields = sampler.fields(order, index)
 
         def picked(field: Tensor, *row: int) -> Tensor:
             """From ``(neuron, row)`` to ``(time, sample, [output,] neuron)``."""
             return field.unflatten(1, (order.times, *row))[:, steps].movedim(0, -1).to(run.outputs)
 
-        h = picked(found.preactivation, sampler.samples)
-        g = picked(found.gradient, sampler.samples, sampler.outputs)
+        h = picked(fields.preactivation, sampler.samples)
+        g = picked(fields.gradient, sampler.samples, sampler.outputs)
         layers[index] = replace(layer, fields=Fields(steps, h, g, sampler.chain.hidden[index].activation))
     return replace(run, layers=tuple(layers))
 
@@ -274,7 +274,7 @@ def _with_fields(run: Trajectory, solution: Solution) -> Trajectory:
 def _left(before: Trajectory, after: Trajectory, contraction: float) -> Trajectory:
     """What is left of the iteration: the largest relative change of any array up to that time, over 1 - contraction.
 
-    Single arrays are no guide, as their changes oscillate and pass through zero; what is not iterated is exact.
+    Single arrays do not show it, as their changes oscillate and pass through zero; what is not iterated is exact.
     """
     relative: list[Tensor] = []
 

@@ -1,6 +1,6 @@
 """Deep linear networks, solved exactly: gradient descent itself, in Gaussian latents (``latent_chain``).
 
-Eliminating the latents gives the paper's eq. 11. Time is marched once, so there is no fixed point to iterate.
+Eliminating the latents gives the paper's eq. 11. Time is marched once, so a fixed point need not be iterated.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain
-from torch_dmft.theory.chains.assembly import about_the_probe, assemble, gram, require_chain
+from torch_dmft.theory.chains.assembly import about_the_probe, assemble, inner_products, require_chain
 from torch_dmft.theory.chains.descent import Descent, propagators
-from torch_dmft.theory.chains.latent_chain import LatentChain, combine, stacked
+from torch_dmft.theory.chains.latent_chain import LatentChain, stacked, weighted_sum
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solver import SEES, require_training
@@ -47,11 +47,11 @@ class DeepLinear:
     tolerance: float = 1e-12
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         require_number("tolerance", self.tolerance, above=0, below=1)
 
     def check(self, problem: Problem) -> None:
-        """Refuse networks that are no linear chain.
+        """Refuse networks other than linear chains.
 
         Raises:
             UnsupportedProblemError: naming the layers that are not linear.
@@ -85,7 +85,7 @@ class DeepLinear:
             chain, problem.gamma0, _input_coordinates(problem, chain, self.tolerance), tolerance=self.tolerance
         )
         parameters = network.parameters()
-        descent: Descent[list[Tensor]] = Descent(problem.training, combine)
+        descent: Descent[list[Tensor]] = Descent(problem.training, weighted_sum)
         left = propagators(problem.training, int(record[-1]) + 1)[0].tolist()
         kept = set(record.tolist())
         outputs, features, gradients = [], [], []
@@ -100,15 +100,18 @@ class DeepLinear:
             if step < int(record[-1]):
                 ascent = network.ascent(x, g, error_signal(problem, f, step))
                 parameters = descent.update(step, parameters, ascent)
-        forward = [gram(stacked([at[layer] for at in features]), two_time=two_time) for layer in range(chain.depth + 1)]
+        forward = [
+            inner_products(stacked([at[layer] for at in features]), two_time=two_time)
+            for layer in range(chain.depth + 1)
+        ]
         backward = []
         for layer in range(chain.depth):
             same_for_all_samples = stacked([at[layer] for at in gradients])[:, None].expand(-1, problem.samples, -1, -1)
-            backward.append(gram(same_for_all_samples, two_time=two_time))
+            backward.append(inner_products(same_for_all_samples, two_time=two_time))
         facts: dict[str, str | int | float | bool | None] = {"latents": max(network.sizes)}
         origin, f = "deep linear theory (N=inf)", torch.stack(outputs)
-        found = assemble(problem, chain, record, f, forward, backward, origin=origin, metadata=facts)
-        return about_the_probe(problem, found)
+        trajectory = assemble(problem, chain, record, f, forward, backward, origin=origin, metadata=facts)
+        return about_the_probe(problem, trajectory)
 
 
 def require_linear(chain: Chain, solver: str) -> None:

@@ -65,11 +65,9 @@ class FiniteWidth:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         require_whole("width", self.width, at_least=1)
-        require_whole(
-            "replicas", self.replicas, at_least=4, remedy="at least four replicas, of which a spread can be told"
-        )
+        require_whole("replicas", self.replicas, at_least=4, remedy="at least four replicas, to estimate their spread")
         if self.tolerance is not None:
             require_number("tolerance", self.tolerance, at_least=0, below=1)
         require_generator(self.generator)
@@ -117,7 +115,7 @@ class _Networks(Iterator[Plan]):
         self.problem, self.width = problem, solver.width
         self.generator = solver.generator or torch.Generator().manual_seed(0)
         self.tolerance = default_tolerance(problem.gamma0) if solver.tolerance is None else solver.tolerance
-        # One step brings every row's features and gradients; there is no use in a first lazy network to find that out.
+        # One step brings every row's features and gradients; so a lazy network is not needed to find that out.
         directions = rows_at_once(problem) * (1 + problem.outputs)
         is_small = solver.tolerance is None and self.width <= _SMALL
         saturates = directions > _DENSE_FROM * self.width
@@ -127,8 +125,8 @@ class _Networks(Iterator[Plan]):
 
     def __next__(self) -> Plan:
         if not self.are_dense:
-            (own,) = replica_generators(self.generator, 1)
-            settings = {"law": "network", "responses": True, "tolerance": self.tolerance, "generator": own}
+            (generator,) = replica_generators(self.generator, 1)
+            settings = {"law": "network", "responses": True, "tolerance": self.tolerance, "generator": generator}
             return twin_of(self.problem, self.width, **settings)  # type: ignore[arg-type]
         if self._dense is None:
             self._dense = network_of(self.problem, self.width)

@@ -43,10 +43,12 @@ class GradientIndependence(InfiniteWidth):
     """
 
     def check(self, problem: Problem) -> None:
-        """Refuse problems that cannot be done."""
+        """Refuse problems outside the method's assumptions."""
         if self.strides:
             raise InvalidInputError(
-                "Gradient independence takes every step.", got="strides=True", remedy="strides=False"
+                "`strides` must be False for GradientIndependence, which takes every step.",
+                got="strides=True",
+                remedy="strides=False",
             )
         remedy = (
             "solvers.InfiniteWidth(); gradient independence moves the outputs by the tangent kernel of the present step, "
@@ -65,7 +67,7 @@ class GradientIndependence(InfiniteWidth):
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins without responses and average; see ``solve``."""
-        found = train_replicas(
+        trajectory = train_replicas(
             self,
             replace(problem, probe=None),  # all rows move together
             record,
@@ -75,7 +77,7 @@ class GradientIndependence(InfiniteWidth):
             responses=False,
             train=partial(train_and_record, view=FollowTheTangentKernel),
         )
-        return about_the_probe(problem, found)
+        return about_the_probe(problem, trajectory)
 
 
 class FollowTheTangentKernel:
@@ -95,13 +97,13 @@ class FollowTheTangentKernel:
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
         """Measure the tangent kernel, and have the outputs move by it."""
         one, outputs = self._passes(self._problem.inputs, measured=True), self._outputs
-        taken = one.measure()
+        snapshot = one.measure()
 
         def update() -> None:
             error = self._problem.error(outputs, step)
             one.backward(error)
             rows, lr = error.numel(), self._problem.training.at("lr", step)
-            moved = lr * (taken.ntk.reshape(rows, rows) @ error.flatten()).reshape(error.shape)
+            moved = lr * (snapshot.ntk.reshape(rows, rows) @ error.flatten()).reshape(error.shape)
             self._outputs = outputs + moved
 
-        return Moment(outputs, update, replace(taken, outputs=outputs))
+        return Moment(outputs, update, replace(snapshot, outputs=outputs))

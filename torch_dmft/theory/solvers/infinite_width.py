@@ -76,7 +76,7 @@ class InfiniteWidth:
     strides: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         require_whole("neurons", self.neurons, at_least=16)
         require_whole("replicas", self.replicas, at_least=1)
         if self.tolerance is not None:
@@ -84,14 +84,14 @@ class InfiniteWidth:
         require_generator(self.generator)
 
     def check(self, problem: Problem) -> None:
-        """Refuse networks that have no twin, and data with more rows than neurons can tell apart."""
+        """Refuse networks without a twin, and data with more rows than the neurons have directions for."""
         require_training(problem, type(self).__name__, COVERS)
         if self.strides:
             check_strides(problem)
         problem.network.require_law()
         if 4 * rows_at_once(problem) * (1 + problem.outputs) > self.neurons:
             raise UnsupportedProblemError(
-                "Too few neurons for the data: each row needs its own directions among the neurons.",
+                "`neurons` must be larger: each row of the data needs its own directions among the neurons.",
                 got=f"{rows_at_once(problem)} rows and {problem.outputs} outputs for {self.neurons} neurons",
                 remedy=f"solvers.InfiniteWidth(neurons={enough_neurons(problem)})",
             )

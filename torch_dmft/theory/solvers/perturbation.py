@@ -22,7 +22,7 @@ from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import about_the_probe, assemble, require_chain
-from torch_dmft.theory.chains.expanded_site import Drive, PairAverages, SecondMoments, Site, sample
+from torch_dmft.theory.chains.expanded_site import Drive, ExpandedSite, PairAverages, SecondMoments, sample
 from torch_dmft.theory.chains.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
@@ -47,7 +47,7 @@ class Perturbation:
 
     With n rows the cost is O(L S T n^2) per replica, for S neurons, and O(L T n^2 + L S n) memory; with ``two_time``,
     O(L S T^2 n^2). (Without sampling, averages over four fields take O(P^4 T), Table 1.) Leaves out order gamma0^4. Refuses
-    activations with kinks, networks that are no dense chain, momentum, weight decay, Langevin noise and Adam.
+    activations with kinks, networks other than dense chains, momentum, weight decay, Langevin noise and Adam.
 
     Attributes:
         neurons: S, draws per layer and replica.
@@ -60,7 +60,7 @@ class Perturbation:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         require_whole("neurons", self.neurons, at_least=1)
         require_whole("replicas", self.replicas, at_least=1)
         require_generator(self.generator)
@@ -84,7 +84,7 @@ class Perturbation:
         needed = 4 * problem.samples * (1 + problem.outputs)
         if self.neurons < needed:
             raise InvalidInputError(
-                "Perturbation needs neurons for every direction of the fields.",
+                "`neurons` must be at least the number of directions of the fields.",
                 got=f"neurons={self.neurons}",
                 remedy=f"at least {needed} neurons",
             )
@@ -129,8 +129,8 @@ class Perturbation:
             recorded = [x.recorded for x in features], [x.recorded for x in gradients]
             runs.append(_trajectory(problem, lazy, record, moved, *recorded))
         facts = {"neurons": self.neurons, "replicas": self.replicas}
-        found = average(runs, origin="perturbation theory (N=inf)", metadata=facts, loss=problem.training_loss)
-        return about_the_probe(problem, found)
+        mean = average(runs, origin="perturbation theory (N=inf)", metadata=facts, loss=problem.training_loss)
+        return about_the_probe(problem, mean)
 
 
 def _lazy_training(problem: Problem, ntk: Tensor, last: int) -> tuple[Tensor, Drive]:
@@ -146,17 +146,17 @@ def _lazy_training(problem: Problem, ntk: Tensor, last: int) -> tuple[Tensor, Dr
     return torch.stack(outputs), Drive(moves, torch.cat([torch.zeros_like(f)[None], moves.cumsum(0)]))
 
 
-def _sites(chain: Chain, lazy: ChainKernels) -> list[Site]:
+def _sites(chain: Chain, lazy: ChainKernels) -> list[ExpandedSite]:
     """The layers at order gamma0: responses of features from the input up, of gradients from the readout down."""
-    sites: list[Site] = []
-    for layer, gram in zip(chain.hidden, lazy.forward, strict=False):
-        covariance = layer.gain**2 * gram + (layer.bias_std or 0.0) ** 2
+    sites: list[ExpandedSite] = []
+    for layer, features in zip(chain.hidden, lazy.forward, strict=False):
+        covariance = layer.gain**2 * features + (layer.bias_std or 0.0) ** 2
         averages = PairAverages.of(activation(layer.activation), covariance)
-        learned = layer.gain**2 * gram + float(layer.bias_std is not None)
+        learned = layer.gain**2 * features + float(layer.bias_std is not None)
         forward = learned if not sites else learned + layer.gain**2 * sites[-1].averages.slopes * sites[-1].forward
-        one, none = torch.ones_like(gram), torch.zeros_like(gram)
+        one, none = torch.ones_like(features), torch.zeros_like(features)
         sites.append(
-            Site(activation(layer.activation), covariance, one, averages, forward, one, none, none, none, none)
+            ExpandedSite(activation(layer.activation), covariance, one, averages, forward, one, none, none, none, none)
         )
     for at in range(chain.depth - 1, 0, -1):
         above, pair, scale = sites[at], sites[at].averages, _backward_scale(chain, at)
@@ -198,27 +198,30 @@ class _Gradients:
     recorded: Tensor
 
 
-def _features(chain: Chain, sites: Sequence[Site], moments: Sequence[SecondMoments], record: Tensor) -> list[_Features]:
+def _features(
+    chain: Chain, sites: Sequence[ExpandedSite], moments: Sequence[SecondMoments], record: Tensor
+) -> list[_Features]:
     """Phi2^0..Phi2^L, from the input up."""
     first = moments[0]
-    found = [_Features(*(torch.zeros_like(x) for x in (first.features, first.features_next, first.features_recorded)))]
+    layers = [_Features(*(torch.zeros_like(x) for x in (first.features, first.features_next, first.features_recorded)))]
     for layer, site, own in zip(chain.hidden, sites, moments, strict=True):
         pair, gain = site.averages, layer.gain**2
-        variance = gain * _diagonal(found[-1].same)
+        variance = gain * _diagonal(layers[-1].same)
         weights = (pair.slopes, pair.bent / 2, pair.bent.T / 2)
-        found.append(
+        layers.append(
             _Features(
-                own.features + _moved(*weights, gain * found[-1].same, variance, variance),
-                own.features_next + _moved(*weights, gain * found[-1].next, variance[1:], variance[:-1]),
-                own.features_recorded + _moved(*weights, gain * found[-1].recorded, variance[record], variance[record]),
+                own.features + _moved(*weights, gain * layers[-1].same, variance, variance),
+                own.features_next + _moved(*weights, gain * layers[-1].next, variance[1:], variance[:-1]),
+                own.features_recorded
+                + _moved(*weights, gain * layers[-1].recorded, variance[record], variance[record]),
             )
         )
-    return found
+    return layers
 
 
 def _gradients(
     chain: Chain,
-    sites: Sequence[Site],
+    sites: Sequence[ExpandedSite],
     moments: Sequence[SecondMoments],
     features: Sequence[_Features],
     record: Tensor,
@@ -226,7 +229,7 @@ def _gradients(
     """Gamma2^1..Gamma2^L, from the readout down."""
     outputs = chain.outputs
     inherited = [torch.zeros_like(x) for x in (moments[-1].secants, moments[-1].gradients_recorded)]
-    found: list[_Gradients] = []
+    layers: list[_Gradients] = []
     for at in reversed(range(chain.depth)):
         site, own, below, gain = sites[at], moments[at], features[at], chain.hidden[at].gain ** 2
         pair = site.averages
@@ -244,16 +247,16 @@ def _gradients(
             mine + _between(noise, change) * change + _between(slopes, theirs) * theirs
             for mine, change, theirs in zip((own.secants, own.gradients_recorded), moved, inherited, strict=True)
         )
-        found.insert(0, _Gradients(secants, recorded))
+        layers.insert(0, _Gradients(secants, recorded))
         if at > 0:
             inherited = [_backward_scale(chain, at) * x for x in (secants, recorded)]
-    return found
+    return layers
 
 
 def _outputs(
     problem: Problem,
     lazy: ChainKernels,
-    sites: Sequence[Site],
+    sites: Sequence[ExpandedSite],
     outputs: Tensor,
     drive: Drive,
     features: Sequence[_Features],

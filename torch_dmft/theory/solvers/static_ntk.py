@@ -25,7 +25,7 @@ class StaticNTK:
     Covers dense chains with any loss, several outputs, gains, biases, unequal widths, minibatches and all that SGD does to
     all parameters alike (schedules, momentum, weight decay); ``problem.gamma0`` plays no role. Kernels are in closed form
     for piecewise linear activations and erf and by Hermite series for smooth ones. Computes in float64;
-    exact, so there is no standard error.
+    exact, so ``stderr`` is None.
 
     With n rows the cost is O(L n^2) for the kernels. Outputs are in closed form for squared error with full batches, O(n^3)
     whatever the number of steps; else they are stepped, O(T n^2), or integrated. With weight decay the kernels change in
@@ -43,17 +43,17 @@ class StaticNTK:
     order: int = 1024
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         require_whole("order", self.order, at_least=1)
         if self.time not in ("discrete", "continuous"):
             raise InvalidInputError(
-                "The time is discrete or continuous.",
+                "`time` must be discrete or continuous.",
                 got=f"time={self.time!r}",
                 remedy='time="discrete" or time="continuous"',
             )
 
     def check(self, problem: Problem) -> None:
-        """Refuse networks that are no dense chain, and gradient flow where only steps make sense.
+        """Refuse networks other than dense chains, and gradient flow for trainings that only steps describe.
 
         Raises:
             UnsupportedProblemError: naming what is in the way.
@@ -84,5 +84,5 @@ class StaticNTK:
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Compute the kernels, then the outputs; see ``Solver.run``."""
         flow = self.time == "continuous"
-        found = lazy_limit(problem, record, two_time=two_time, flow=flow, order=self.order, progress=progress)
-        return about_the_probe(problem, found)
+        trajectory = lazy_limit(problem, record, two_time=two_time, flow=flow, order=self.order, progress=progress)
+        return about_the_probe(problem, trajectory)

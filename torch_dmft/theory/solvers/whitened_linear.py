@@ -41,7 +41,7 @@ from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.theory.chain import Chain, HiddenLayer
 from torch_dmft.theory.chains.assembly import about_the_probe, assemble, require_chain
-from torch_dmft.theory.chains.latent_chain import LatentChain, combine, stacked
+from torch_dmft.theory.chains.latent_chain import LatentChain, stacked, weighted_sum
 from torch_dmft.theory.chains.squared_error import error_scale
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
@@ -63,7 +63,7 @@ class WhitenedLinear:
     Takes several outputs, gains, unequal widths and test rows. Refuses training inputs with K^x != 1, losses other than
     the squared error in any reduction, biases, momentum, weight decay and minibatches. Gradient descent with a finite
     learning rate differs by O(eta): that is ``DeepLinear``. Cost O(C T) scalars, whatever the number of samples, beside the
-    answer. Refuses also networks that are no linear chain, Langevin noise and Adam.
+    answer. Refuses also networks other than linear chains, Langevin noise and Adam.
 
     Attributes:
         tolerance: largest error of outputs and kernels of deep flows, estimated by halving the step.
@@ -72,7 +72,7 @@ class WhitenedLinear:
     tolerance: float = 1e-7
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         require_number("tolerance", self.tolerance, above=0)
 
     def check(self, problem: Problem) -> None:
@@ -88,12 +88,12 @@ class WhitenedLinear:
         kernel = problem.input_kernel[:train, :train].double()
         off = float((kernel - torch.eye(train, dtype=kernel.dtype, device=kernel.device)).abs().max())
         biased = chain.readout_bias or any(layer.bias_std is not None for layer in chain.hidden)
-        found = {
+        conditions = {
             f"training inputs that are not whitened (K^x differs from the identity by {off:.2g})": off > 1e-5,
             "a loss other than the squared error": error_scale(problem) is None,
             "biases": biased,
         }
-        refused = [*(name for name, present in found.items() if present), *problem.training.traits.values()]
+        refused = [*(name for name, present in conditions.items() if present), *problem.training.traits.values()]
         if refused:
             raise UnsupportedProblemError(
                 "WhitenedLinear needs squared error on whitened inputs, X X^T / D = 1, under plain gradient flow.",
@@ -125,8 +125,8 @@ class WhitenedLinear:
         def solved(target: float) -> _Mode:
             return self._mode(chain, problem.gamma0, target, steps, unit)
 
-        found = _superposed(problem, chain, record, solved, two_time=two_time, progress=progress)
-        return about_the_probe(problem, found)
+        trajectory = _superposed(problem, chain, record, solved, two_time=two_time, progress=progress)
+        return about_the_probe(problem, trajectory)
 
     def final_kernels(self, problem: Problem) -> tuple[LayerKernels, ...]:
         """The kernels at the end of training, t -> infinity, where f = y on the training rows.
@@ -279,7 +279,7 @@ def _integrate(chain: Chain, gamma0: float, target: float, steps: Float[Tensor, 
 
 
 def _integrate_over_output(chain: Chain, gamma0: float, target: float, count: int, like: Tensor) -> _Mode:
-    """The end of the flow of one sample, by so many Runge-Kutta steps in asinh(gamma0 f) from f = 0 to f = target."""
+    """The end of the flow of one sample, by ``count`` Runge-Kutta steps in asinh(gamma0 f) from f = 0 to f = target."""
     one = like.new_ones(1, 1)
     network = _scalar_chain(chain, gamma0, one)
 
@@ -291,7 +291,7 @@ def _integrate_over_output(chain: Chain, gamma0: float, target: float, count: in
             for scale, forward, backward in zip(scales, x, g, strict=False)
         )
         per_output = math.hypot(1 / gamma0, float(x[-1]) / gamma0)  # df for a step of asinh(gamma0 f)
-        return combine((per_output / ntk, network.ascent(x, g, one)))
+        return weighted_sum((per_output / ntk, network.ascent(x, g, one)))
 
     parameters = network.parameters()
     for _ in range(count):
@@ -313,10 +313,10 @@ def _scalar_chain(chain: Chain, gamma0: float, one: Tensor) -> LatentChain:
 def _runge_kutta(slope: Callable[[list[Tensor]], list[Tensor]], parameters: list[Tensor], step: float) -> list[Tensor]:
     """One step of the classical method of order four."""
     first = slope(parameters)
-    second = slope(combine((1.0, parameters), (step / 2, first)))
-    third = slope(combine((1.0, parameters), (step / 2, second)))
-    fourth = slope(combine((1.0, parameters), (step, third)))
-    return combine((1.0, parameters), (step / 6, first), (step / 3, second), (step / 3, third), (step / 6, fourth))
+    second = slope(weighted_sum((1.0, parameters), (step / 2, first)))
+    third = slope(weighted_sum((1.0, parameters), (step / 2, second)))
+    fourth = slope(weighted_sum((1.0, parameters), (step, third)))
+    return weighted_sum((1.0, parameters), (step / 6, first), (step / 3, second), (step / 3, third), (step / 6, fourth))
 
 
 def _initial_variances(chain: Chain) -> tuple[list[float], list[float]]:

@@ -51,7 +51,7 @@ class WideEnsemble:
 
     The answer's metadata hold ``chi_squared``, the squared residual of the fit in units of its error, averaged over all
     numbers, per degree of freedom. It is about 1 if the widths are large enough for a straight line in 1/N; entries are
-    correlated, so it scatters. With two widths the fit is exact and there is no such test (NaN).
+    correlated, so it scatters. With two widths the fit is exact, and the test is NaN.
 
     Cost: 2 * pairs runs at every width, O(P N^2 T) time and O(N^2) memory each (the paper's Table 1); the answers of all pairs
     of a width are kept.
@@ -67,16 +67,16 @@ class WideEnsemble:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse invalid settings."""
         for width in require_list("widths", self.widths):
             require_whole("widths", width, at_least=1)
         if len(set(self.widths)) < 2:
             raise InvalidInputError(
-                "At least two widths are needed to go to infinite width.",
+                "`widths` must hold at least two widths, to extrapolate to infinite width.",
                 got=f"widths={self.widths}",
                 remedy="widths=(128, 256, 512)",
             )
-        require_whole("pairs", self.pairs, at_least=4, remedy="at least four pairs, of which an error can be told")
+        require_whole("pairs", self.pairs, at_least=4, remedy="at least four pairs, to estimate the error")
         require_generator(self.generator)
 
     def check(self, problem: Problem) -> None:

@@ -1,4 +1,4 @@
-"""What is known of each layer type: one rule per type, inherited by its subclasses."""
+"""What is known of each layer type: its facts, inherited by its subclasses."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ class Norm:
 
 
 @singledispatch
-def rule(module: nn.Module) -> Weight | Norm | None:
-    """The facts of a layer type, None for types without a rule."""
+def facts_of(module: nn.Module) -> Weight | Norm | None:
+    """The facts of a layer type, None for unknown types."""
     return None
 
 
-@rule.register
+@facts_of.register
 def _(module: nn.Linear) -> Weight:
     return Weight("linear", module.in_features, module.in_features, module.out_features)
 
 
-@rule.register
+@facts_of.register
 def _(module: ConvBase) -> Weight:
     taps = math.prod(module.kernel_size)
     return Weight("conv", taps * module.in_channels // module.groups, module.in_channels, module.out_channels, taps)
 
 
-@rule.register
+@facts_of.register
 def _(module: ConvTransposeBase) -> None:
     return None  # a subclass of ConvBase, but its fan-in depends on the position
 
 
-@rule.register
+@facts_of.register
 def _(module: nn.Embedding) -> Weight | None:
     # max_norm rewrites the weight inside the forward pass
     return None if module.max_norm is not None else Weight("embedding", 1, module.num_embeddings, module.embedding_dim)
 
 
-@rule.register(NormBase)
-@rule.register(nn.LayerNorm)
-@rule.register(nn.GroupNorm)
-@rule.register(nn.RMSNorm)
+@facts_of.register(NormBase)
+@facts_of.register(nn.LayerNorm)
+@facts_of.register(nn.GroupNorm)
+@facts_of.register(nn.RMSNorm)
 def _(module: nn.Module) -> Norm:
     return Norm()
 
 
 def remedy(module: nn.Module) -> str:
-    """What to do about a module that owns parameters and has no rule."""
+    """What to do about a module of unknown type that owns parameters."""
     match module:
         case nn.RNNBase() | nn.RNNCellBase():
             return "not yet; unroll the recurrence over nn.Linear modules"
@@ -85,6 +85,6 @@ def remedy(module: nn.Module) -> str:
         case nn.EmbeddingBag():
             return "not yet; replace it by nn.Embedding and a mean"
         case nn.PReLU():
-            return "not yet (its slope is no neuron's own); replace it by nn.LeakyReLU"
+            return "not yet (all neurons share its slope); replace it by nn.LeakyReLU"
         case _:
             return "replace its parameters by nn.Linear, nn.Conv, nn.Embedding or norm modules and call those"

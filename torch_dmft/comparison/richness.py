@@ -30,7 +30,7 @@ def target_alignments(kernel: Kernel, targets: Shaped[Tensor, "sample ..."]) -> 
 
     Args:
         kernel: any layout; output axes are averaged over equal outputs first.
-        targets: ``(sample,)`` or ``(sample, output)``.
+        targets: ``(sample, output)`` or ``(sample,)`` floats, or ``(sample,)`` integer classes.
 
     Returns:
         One float64 number per time.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from torch_dmft.comparison import Comparison
-from torch_dmft.comparison.verdict import predicted_kernels
 from torch_dmft.report.choice import sample_order
 from torch_dmft.report.style import looks, new_figure, tidy
 
@@ -38,10 +36,8 @@ def overview(comparison: Comparison) -> Figure:
     panels[0].legend(frameon=False, fontsize=7.5)
 
     for prediction, deviations in zip(comparison.predictions, comparison.deviations, strict=True):
-        kernels = [kernel for _, kernel in predicted_kernels(deviations)] or [deviations.ntk]
-        mean = torch.stack([kernel.relative_error for kernel in kernels]).mean(0)
         look = styles[prediction.origin]
-        panels[1].plot(measured.times, mean, color=look.color, linestyle=look.linestyle, label=prediction.origin)
+        panels[1].plot(measured.times, deviations.mean_error, color=look.color, linestyle=look.linestyle, label=prediction.origin)
     panels[1].set(xlabel=_TIME, ylabel="relative error of Φ and G", ylim=(0, None))
     panels[1].legend(frameon=False, fontsize=7.5)
 

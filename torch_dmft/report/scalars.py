@@ -1,12 +1,15 @@
 """The numbers that TensorBoard plots: one set of tags for a live run, a measured one and a predicted one.
 
-Equal tags in different runs share a chart, so this is what puts a network beside its theory.
+Equal tags in different runs share a chart, so this is what puts a network beside its theory. A tag names a weight by its index
+l alone, ``"Phi moved/1"``: models with other names share charts, and the description says what the weight is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from torch_dmft.comparison import Deviations, relative_error, target_alignment
@@ -15,11 +18,47 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.record import LayerRecord, Record
 
 KINDS = {"Phi": "forward", "G": "backward", "NTK": "ntk"}
+LOWER, UPPER = "band lower", "band upper"
+"""How the tags of a band begin: ``"band lower/NTK trace/all"`` for ``"NTK trace/all"``."""
+WIDTHS = 2
+"""Half the width of a band, in standard errors."""
+
+_KERNELS = {
+    "Phi": "Phi is the Gram matrix of the weight's inputs, per feature.",
+    "G": "G is the Gram matrix of the gradients at the weight's output, per feature.",
+    "NTK": "The tangent kernel: how a step on one sample moves the output on another.",
+}
+_QUANTITIES = {
+    "trace": "Mean of the diagonal entries.",
+    "moved": "|K(t) - K(0)| / |K(0)|: 0 if nothing was learned, of order 1 if features were.",
+    "on targets": "Alignment with the task, the cosine of the angle between Phi and Y Y^T.",
+    "alignment": "Alignment of the measured kernel with this prediction: the cosine of the angle between them, 1 for one shape.",
+    "relative error": "|measured - predicted| / |predicted|.",
+}
+_OTHERS = {
+    "loss": "Loss on the training rows.",
+    "loss, log10": "Logarithm of the loss on the training rows, to base 10.",
+    "relative error/all": "|measured - predicted| / |predicted|, mean over Phi and G of all weights at which they are not given.",
+    "outputs, rms difference": "Root mean square of the measured minus the predicted outputs, on the training rows.",
+}
 
 
-def weight_label(position: int, name: str) -> str:
-    """How a weight is called in tags: ``"1 (encoder.fc)"``."""
-    return f"{position} ({name})"
+def description(tag: str, names: Sequence[str]) -> str:
+    """What a tag shows, in markdown.
+
+    Args:
+        tag: one of those below.
+        names: of the weights, l = 0..L.
+    """
+    quantity, _, place = tag.partition("/")
+    if quantity in (LOWER, UPPER):
+        bound = "Lower" if quantity == LOWER else "Upper"
+        return f"{bound} end of the band of {WIDTHS} standard errors around `{place}`."
+    if tag in _OTHERS:
+        return _OTHERS[tag]
+    kind, _, what = quantity.partition(" ")
+    where = f"Weight {place} is `{names[int(place)]}`. " if place.isdigit() else "Of all weights together. "
+    return where + " ".join(text for text in (_QUANTITIES.get(what, ""), _KERNELS.get(kind, "")) if text)
 
 
 def scalars(record: Record, first: Record, targets: Tensor | None = None) -> dict[str, float]:
@@ -28,49 +67,83 @@ def scalars(record: Record, first: Record, targets: Tensor | None = None) -> dic
     Args:
         record: the step.
         first: the first recorded step of the same run, from which kernels move.
-        targets: ``(sample,)`` or ``(sample, output)``; None leaves out target alignments.
+        targets: ``(sample, output)`` or ``(sample,)`` floats, or ``(sample,)`` integer classes; None leaves out target
+            alignments.
 
     Returns:
-        ``loss``; per weight and kernel ``Phi trace/...`` (the mean diagonal entry), ``Phi moved/...``
-        (|K - K(0)| / |K(0)|), the same for G and NTK, and ``Phi on targets/...``; for the whole NTK ``.../all``.
+        ``loss`` and its logarithm; per weight l and kernel ``Phi trace/l`` (the mean diagonal entry), ``Phi moved/l``
+        (|K - K(0)| / |K(0)|), the same for G and NTK, and ``Phi on targets/l``; for the whole NTK ``.../all``.
     """
-    values = {"loss": record.loss, "NTK trace/all": _mean_diagonal(record.ntk)}
-    values["NTK moved/all"] = relative_error(record.ntk, first.ntk)
+    values = {"loss": record.loss}
+    if record.loss > 0:
+        values["loss, log10"] = math.log10(record.loss)
+    values |= {"NTK trace/all": _mean_diagonal(record.ntk), "NTK moved/all": relative_error(record.ntk, first.ntk)}
     for position, (layer, start) in enumerate(zip(record.layers, first.layers, strict=True)):
-        label = weight_label(position, layer.name)
         for kind, attribute in KINDS.items():
             kernel = getattr(layer, attribute)
-            values[f"{kind} trace/{label}"] = _mean_diagonal(kernel)
-            values[f"{kind} moved/{label}"] = relative_error(kernel, getattr(start, attribute))
+            values[f"{kind} trace/{position}"] = _mean_diagonal(kernel)
+            values[f"{kind} moved/{position}"] = relative_error(kernel, getattr(start, attribute))
         if targets is not None:
-            values[f"Phi on targets/{label}"] = target_alignment(layer.forward, targets)
+            values[f"Phi on targets/{position}"] = target_alignment(layer.forward, targets)
     return values
 
 
 def deviation_scalars(deviations: Deviations, time: int) -> dict[str, float]:
     """How far the measured run is from one prediction at one common step, by tag."""
-    values = {"outputs, rms difference": deviations.outputs.rms[time].item()}
+    values = {
+        "outputs, rms difference": deviations.outputs.rms[time].item(),
+        "relative error/all": deviations.mean_error[time].item(),
+        "NTK relative error/all": deviations.ntk.relative_error[time].item(),
+        "NTK alignment/all": deviations.ntk.alignment[time].item(),
+    }
     for position, layer in enumerate(deviations.layers):
-        label = weight_label(position, layer.name)
         for kind, attribute in KINDS.items():
             deviation = getattr(layer, attribute)
-            values[f"{kind} relative error/{label}"] = deviation.relative_error[time].item()
-            values[f"{kind} alignment/{label}"] = deviation.alignment[time].item()
+            values[f"{kind} relative error/{position}"] = deviation.relative_error[time].item()
+            values[f"{kind} alignment/{position}"] = deviation.alignment[time].item()
     return values
+
+
+def banded_tags(weights: int) -> list[str]:
+    """The tags that have a band: loss and traces of so many weights."""
+    traces = [f"{kind} trace/{position}" for kind in KINDS for position in range(weights)]
+    return ["loss", "NTK trace/all", *traces]
+
+
+def band_scalars(values: dict[str, float], stderr: Record | None) -> dict[str, float]:
+    """The ends of the bands of one step, by tag; a run without standard errors has bands of no width.
+
+    Args:
+        values: what ``scalars`` returned.
+        stderr: the standard errors of the step, laid out like it. Those of the entries of a diagonal count as equal
+            signs of one error: an upper bound of the trace's.
+    """
+    spread = {} if stderr is None else {"loss": stderr.loss, "NTK trace/all": _mean_diagonal(stderr.ntk)}
+    for position, layer in enumerate(() if stderr is None else stderr.layers):
+        for kind, attribute in KINDS.items():
+            spread[f"{kind} trace/{position}"] = _mean_diagonal(getattr(layer, attribute))
+    ends = {}
+    for tag in (tag for tag in values if tag == "loss" or " trace/" in tag):
+        ends[f"{LOWER}/{tag}"] = values[tag] - WIDTHS * spread.get(tag, 0.0)
+        ends[f"{UPPER}/{tag}"] = values[tag] + WIDTHS * spread.get(tag, 0.0)
+    return ends
 
 
 def records(run: Trajectory) -> Iterator[Record]:
     """A run step by step, as a recorder's callbacks see it."""
-    for time, step in enumerate(run.steps):
+    kernels = [[layer.forward.equal_time, layer.backward.equal_time, layer.ntk.equal_time] for layer in run.layers]
+    ntk = run.ntk.equal_time
+    for time, (step, loss) in enumerate(zip(run.steps.tolist(), run.losses.tolist(), strict=True)):
         layers = tuple(
-            LayerRecord(layer.name, *(_at(kernel, time) for kernel in (layer.forward, layer.backward, layer.ntk)))
-            for layer in run.layers
+            LayerRecord(layer.name, *(kernel[time] for kernel in three))
+            for layer, three in zip(run.layers, kernels, strict=True)
         )
-        yield Record(int(step), run.outputs[time], run.losses[time].item(), layers, _at(run.ntk, time))
+        yield Record(step, run.outputs[time], loss, layers, ntk[time])
 
 
-def _at(kernel: Kernel, time: int) -> Tensor:
-    return kernel.equal_time[time]
+def of_record(values: Sequence[Tensor]) -> Kernel:
+    """Kernels of single steps as one kernel over time."""
+    return Kernel(torch.stack(list(values)))
 
 
 def _mean_diagonal(kernel: Tensor) -> float:

@@ -37,6 +37,7 @@ def test_a_convolutional_network_is_measured_by_its_channels(generator):
     (measured, plan), (other, _) = (convolutional(seed, generator) for seed in range(2))
     comparison = compare(measured, other, plan=plan)
     assert comparison.widths == (16, 8, None)
+    assert measured.origin == "network (8 channels)"
     assert comparison.narrowest == 8
     assert [comparison.yardstick("forward", position) for position in range(3)] == [None, 16, 8]
     assert [comparison.yardstick("backward", position) for position in range(3)] == [8, 8, None]

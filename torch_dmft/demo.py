@@ -22,8 +22,8 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder
 from torch_dmft.parameterization import Plan, centered, parameterize
 from torch_dmft.report.interrupt import interrupts_wait
-from torch_dmft.report.overview import overview
 from torch_dmft.report.live import LiveScalars
+from torch_dmft.report.overview import overview
 from torch_dmft.report.tensorboard import write_comparison
 from torch_dmft.report.widths import gap_figure, gap_table
 from torch_dmft.settings import Settings
@@ -89,8 +89,8 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
     write_comparison(comparison, logdir, plan, hparams={"seed": settings.seed}, progress=console.is_terminal)
     for name, figure in drawn.items():
         figure.savefig(logdir / f"{name}.png", dpi=150)
-    for name, found in (("network", measured), ("theory", theory), ("static_ntk", static)):
-        found.save(logdir / f"{name}.npz")
+    for name, trajectory in (("network", measured), ("theory", theory), ("static_ntk", static)):
+        trajectory.save(logdir / f"{name}.npz")
     console.print(
         f"Done in {time.perf_counter() - started:.0f} s. At a glance: {logdir / 'overview.png'}; the trajectories are in "
         f'{logdir}/*.npz; everything else opens with\n\n    tensorboard --logdir "{logdir}"\n',
@@ -121,9 +121,7 @@ def wrap(settings: Settings, probe: Probe, width: int) -> Plan:
     return parameterize(model, probe.inputs, gamma0=settings.gamma0, generator=generator)
 
 
-def train(
-    settings: Settings, plan: Plan, probe: Probe, console: Console, logdir: Path | None = None
-) -> Trajectory:
+def train(settings: Settings, plan: Plan, probe: Probe, console: Console, logdir: Path | None = None) -> Trajectory:
     """Train a wrapped network by full-batch SGD, as any user would, and measure it on the way.
 
     Raises:

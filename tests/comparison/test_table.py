@@ -57,7 +57,9 @@ def test_no_digit_is_cut_at_any_width(comparison, width):
 
 
 def test_a_long_name_is_folded_and_not_cut(comparison):
-    layers = tuple(replace(layer, name=f"encoder.layers.{i}.attention.fc") for i, layer in enumerate(comparison.measured.layers))
+    layers = tuple(
+        replace(layer, name=f"encoder.layers.{i}.attention.fc") for i, layer in enumerate(comparison.measured.layers)
+    )
     text = str(compare(replace(comparison.measured, layers=layers), *comparison.predictions))
     assert max(map(len, text.splitlines())) <= 80
     assert "".join(text.split()).count("attention.") >= 3

@@ -20,7 +20,12 @@ def convolutional(seed: int, generator: torch.Generator):
     inputs = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(3))
     targets = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
     model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.Tanh(), nn.Conv2d(16, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(128, 1)
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(16, 8, 3, padding=1),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(128, 1),
     )
     plan = dmft.parameterize(model, inputs, generator=generator)
     recorder = dmft.Recorder(plan, dmft.Probe(inputs, targets))

@@ -100,7 +100,9 @@ def test_no_tag_holds_parentheses_and_the_description_names_the_weight(compariso
         assert not [tag for tag in every if "(" in tag or ")" in tag]
     described = {}
     for event in EventFileLoader(str(next((logs / ORIGINS[1]).iterdir()))).Load():
-        described |= {v.tag: v.metadata.summary_description for v in event.summary.value if v.metadata.summary_description}
+        described |= {
+            v.tag: v.metadata.summary_description for v in event.summary.value if v.metadata.summary_description
+        }
     assert described["Phi moved/1"].startswith("Weight 1 is `2`.")
     assert described["band lower/loss"].startswith("Lower end of the band")
     assert set(described) >= set(read(logs / ORIGINS[1]).Tags()["scalars"])
@@ -167,7 +169,7 @@ def test_hyperparameters_and_results_are_on_the_hparams_page(comparison, tmp_pat
     assert start["width"].number_value == 256
     assert start["lr"].number_value == pytest.approx(0.1)
     assert start["optimizer"].string_value == "SGD"
-    assert {"gamma0", "depth", "steps"} <= set(start)
+    assert set(start) == {"gamma0", "width", "depth", "lr", "optimizer", "seed"}
     deviations = comparison.deviations[0]
     for tag, expected in (
         ("final/NTK alignment", deviations.ntk.alignment[-1]),

@@ -98,7 +98,7 @@ class Comparison:
         return verdict(self)
 
     def details(self) -> Page:
-        """Every table: all kernels against every prediction, at the end and on average; what was learned; what width explains."""
+        """Every table: all kernels against every prediction, loss and outputs, what was learned, what the width explains."""
         return table.details(self)
 
     def figures(self) -> dict[str, Figure]:

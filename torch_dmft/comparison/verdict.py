@@ -93,7 +93,9 @@ def _farthest(comparison: Comparison) -> Iterator[str]:
     width = _yardstick(comparison, worst)
     if width is not None and math.isfinite(error):
         what = "the narrowest layer that it is an average over" if comparison.widths else "the inputs of the readout"
-        sentence += f", or {error * math.sqrt(width):.2g} / sqrt(N) with N = {width}, {what} (finite width alone gives a few)"
+        sentence += (
+            f", or {error * math.sqrt(width):.2g} / sqrt(N) with N = {width}, {what} (finite width alone gives a few)"
+        )
     yield f"{sentence}."
     narrowest = comparison.narrowest
     if comparison.widths and width is not None and narrowest is not None and narrowest < width:
@@ -121,9 +123,7 @@ def _yardstick(comparison: Comparison, kernel: Deviation) -> int | None:
 def _explained(comparison: Comparison, judged: Consistency) -> str:
     """Whether the width explains the deviations, and if not, where to look."""
     if not judged.is_decidable:
-        return (
-            f"{judged.replicas} networks are too few to tell whether N = {judged.width} explains this: at least 19 are needed."
-        )
+        return f"{judged.replicas} networks are too few to tell whether N = {judged.width} explains this: 19 or more can."
     origin, rank = comparison.measured.origin, f"p = {judged.p:.2g} among {judged.replicas} networks of that width"
     if judged.consistent:
         return f"{origin} is consistent with width N = {judged.width} ({rank})."
@@ -150,9 +150,7 @@ def _ranking(comparison: Comparison, diverged: list[int | None]) -> Iterator[str
     end = comparison.end
     means = [
         (deviations.mean_error[: end + 1].mean().item(), prediction.origin)
-        for prediction, deviations, at in zip(
-            comparison.predictions, comparison.deviations, diverged[1:], strict=True
-        )
+        for prediction, deviations, at in zip(comparison.predictions, comparison.deviations, diverged[1:], strict=True)
         if at is None or at > end
     ]
     if means:

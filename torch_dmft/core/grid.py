@@ -57,10 +57,10 @@ class Grid:
         """The table as an HTML element."""
         headings = [*self.words, *(f"{group} {name}".strip() for group, name in self.numbers)]
         head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-        body = "".join(
-            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows
+        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows)
+        return (
+            f"<table><caption>{escape(self.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
-        return f"<table><caption>{escape(self.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def __str__(self) -> str:
         return self.text()
@@ -109,8 +109,9 @@ class Grid:
         if any(group for group, _ in shown.values()):
             line = _GAP.join(" " * widths[at] for at in range(count))
             for group, members in groupby(chunk, key=lambda at: shown[at][0]):
-                span = sum(widths[at] + len(_GAP) for at in members) - len(_GAP)
-                line += _GAP * bool(line) + (group.center(span) if [self.numbers[at - count][0] for at in chunk].count(group) > 1 else group.rjust(span))
+                span = [widths[at] for at in members]
+                room = sum(span) + len(_GAP) * (len(span) - 1)
+                line += _GAP * bool(line) + (group.center(room) if len(span) > 1 else group.rjust(room))
             lines.append(line)
         heads = {**dict(enumerate(self.words)), **{at: name for at, (_, name) in shown.items()}}
         lines += self._line([heads[at] for at in columns], columns, widths)

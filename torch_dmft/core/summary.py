@@ -32,7 +32,8 @@ def summary(run: Trajectory) -> Page:
     rate = f", learning rate {run.lr:.4g}" if math.isfinite(run.lr) else ""
     first, last = run.losses[0].item(), run.losses[-1].item()
     sentences = [
-        f"{run.origin}: {_steps(run)} recorded, {_count(samples, 'sample')} ({trained} trained on), {_count(outputs, 'output')}.",
+        f"{run.origin}: {_steps(run)} recorded, {_count(samples, 'sample')} ({trained} trained on), "
+        f"{_count(outputs, 'output')}.",
         f"Trained by {run.training.optimizer}{rate}, gamma0 {run.training.gamma0:.4g}.",
     ]
     if not math.isnan(last):

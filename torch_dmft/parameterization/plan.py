@@ -171,7 +171,9 @@ class Plan:
 
     def __repr__(self) -> str:
         count = len(self.rules)
-        return f"<Plan of {self.origin!r}: {self.scheme}, gamma0 {self.gamma0:.4g}, {count} parameter{'s' * (count != 1)}>"
+        return (
+            f"<Plan of {self.origin!r}: {self.scheme}, gamma0 {self.gamma0:.4g}, {count} parameter{'s' * (count != 1)}>"
+        )
 
     def __rich__(self) -> Grid:
         title = f"{self.scheme}, gamma0 = {self.gamma0:.4g}, width = {self.width}"

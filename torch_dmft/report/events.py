@@ -42,9 +42,7 @@ class EventLog:
         encoded = io.BytesIO()
         Image.fromarray(pixels).save(encoded, format="png", compress_level=1)
         height, width, channels = pixels.shape
-        image = Summary.Image(
-            height=height, width=width, colorspace=channels, encoded_image_string=encoded.getvalue()
-        )
+        image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=encoded.getvalue())
         self.add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def add(self, summary: Summary, step: int = 0) -> None:

@@ -29,7 +29,7 @@ def write_hparams(log: EventLog, comparison: Comparison, more: Mapping[str, Sett
 
 
 def settings(comparison: Comparison) -> dict[str, Setting]:
-    """Gamma0, width, depth, lr, steps, optimizer and scheme of the measured run, as far as they are known."""
+    """Gamma0, width, depth, lr and optimizer of the measured run, as far as they are known."""
     run = comparison.measured
     training = run.training
     rate = training.numbers["lr"]
@@ -37,11 +37,12 @@ def settings(comparison: Comparison) -> dict[str, Setting]:
         "gamma0": training.gamma0,
         "width": comparison.narrowest,
         "depth": len(run.layers) - 1,
-        "lr": float(rate.max()) if isinstance(rate, Tensor) and rate.numel() else rate if isinstance(rate, float) else None,
-        "steps": training.steps,
+        "lr": float(rate.max())
+        if isinstance(rate, Tensor) and rate.numel()
+        else rate
+        if isinstance(rate, float)
+        else None,
         "optimizer": training.optimizer,
-        "scheme": training.scheme,
-        "samples": int(run.train.sum()),
     }
     return {name: value for name, value in known.items() if value is not None}
 

@@ -24,7 +24,10 @@ def layout(weights: int, *, has_targets: bool) -> Summary:
     categories: dict[str, dict[str, list]] = {
         "Loss": dict([_lines("loss"), _lines("loss, log10"), _band("loss")]),
         "All weights": dict(
-            [*map(_lines, ("NTK alignment/all", "NTK relative error/all", "relative error/all")), _band("NTK trace/all")]
+            [
+                *map(_lines, ("NTK alignment/all", "NTK relative error/all", "relative error/all")),
+                _band("NTK trace/all"),
+            ]
         ),
     }
     for kind in KINDS:

@@ -24,7 +24,7 @@ def comparison_text(comparison: Comparison) -> dict[str, str]:
 def runs_table(comparison: Comparison) -> Grid:
     """What is known of every run: a line for each fact, a column for each run."""
     runs = comparison.runs
-    facts = {
+    facts: dict[str, list[object]] = {
         "optimizer": [run.training.optimizer for run in runs],
         "learning rate": [run.lr for run in runs],
         "steps": [run.training.steps for run in runs],
@@ -42,7 +42,7 @@ def plan_table(plan: Plan) -> str:
     rows = tuple((f"`{r.name}`", str(r.role), *map(_shown, (r.fan_in, r.std, r.lr))) for r in rules)
     numbers = tuple(("", name) for name in ("fan-in", "initial std", "SGD lr / eta"))
     head = f"scheme **{plan.scheme}**, gamma0 = {plan.gamma0:.4g}, width N = {plan.width}"
-    return f"{head}\n\n{Grid(head, ('parameter', 'role'), numbers, rows).markdown()}"
+    return f"{head}\n\n{Grid('', ('parameter', 'role'), numbers, rows).markdown()}"
 
 
 def _shown(value: object) -> str:

@@ -37,7 +37,8 @@ def overview(comparison: Comparison) -> Figure:
 
     for prediction, deviations in zip(comparison.predictions, comparison.deviations, strict=True):
         look = styles[prediction.origin]
-        panels[1].plot(measured.times, deviations.mean_error, color=look.color, linestyle=look.linestyle, label=prediction.origin)
+        line = {"color": look.color, "linestyle": look.linestyle, "label": prediction.origin}
+        panels[1].plot(measured.times, deviations.mean_error, **line)
     panels[1].set(xlabel=_TIME, ylabel="relative error of Φ and G", ylim=(0, None))
     panels[1].legend(frameon=False, fontsize=7.5)
 
@@ -67,7 +68,7 @@ _TIME = "time (learning rate × step)"
 def _densities(axes: Axes, comparison: Comparison, color: str) -> None:
     """Preactivations of the last hidden layer: the network as bars, the theory as lines, before and after training."""
     fields = [run.layers[-2].fields for run in (comparison.measured, comparison.predictions[0])]
-    values = [found.preactivation.flatten(1).cpu().double().numpy() for found in fields if found is not None]
+    values = [kept.preactivation.flatten(1).cpu().double().numpy() for kept in fields if kept is not None]
     low, high = np.quantile(values[0], [0.001, 0.999])
     bins = np.linspace(low, high, 48)
     for end, name, shade, line in ((0, "start", "0.85", ":"), (-1, "end", "0.65", "-")):

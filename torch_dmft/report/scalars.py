@@ -7,13 +7,11 @@ l alone, ``"Phi moved/1"``: models with other names share charts, and the descri
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from torch_dmft.comparison import Deviations, relative_error, target_alignment
-from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.record import LayerRecord, Record
 
@@ -32,13 +30,13 @@ _QUANTITIES = {
     "trace": "Mean of the diagonal entries.",
     "moved": "|K(t) - K(0)| / |K(0)|: 0 if nothing was learned, of order 1 if features were.",
     "on targets": "Alignment with the task, the cosine of the angle between Phi and Y Y^T.",
-    "alignment": "Alignment of the measured kernel with this prediction: the cosine of the angle between them, 1 for one shape.",
+    "alignment": "Cosine of the angle between the measured kernel and this prediction: 1 for one shape at any size.",
     "relative error": "|measured - predicted| / |predicted|.",
 }
 _OTHERS = {
     "loss": "Loss on the training rows.",
     "loss, log10": "Logarithm of the loss on the training rows, to base 10.",
-    "relative error/all": "|measured - predicted| / |predicted|, mean over Phi and G of all weights at which they are not given.",
+    "relative error/all": "|measured - predicted| / |predicted|, mean over Phi and G of all weights where they are not given.",
     "outputs, rms difference": "Root mean square of the measured minus the predicted outputs, on the training rows.",
 }
 
@@ -104,13 +102,7 @@ def deviation_scalars(deviations: Deviations, time: int) -> dict[str, float]:
     return values
 
 
-def banded_tags(weights: int) -> list[str]:
-    """The tags that have a band: loss and traces of so many weights."""
-    traces = [f"{kind} trace/{position}" for kind in KINDS for position in range(weights)]
-    return ["loss", "NTK trace/all", *traces]
-
-
-def band_scalars(values: dict[str, float], stderr: Record | None) -> dict[str, float]:
+def band_scalars(values: Mapping[str, float], stderr: Record | None) -> dict[str, float]:
     """The ends of the bands of one step, by tag; a run without standard errors has bands of no width.
 
     Args:
@@ -139,11 +131,6 @@ def records(run: Trajectory) -> Iterator[Record]:
             for layer, three in zip(run.layers, kernels, strict=True)
         )
         yield Record(step, run.outputs[time], loss, layers, ntk[time])
-
-
-def of_record(values: Sequence[Tensor]) -> Kernel:
-    """Kernels of single steps as one kernel over time."""
-    return Kernel(torch.stack(list(values)))
 
 
 def _mean_diagonal(kernel: Tensor) -> float:

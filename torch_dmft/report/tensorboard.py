@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,8 @@ def _write_kernels(log: EventLog, comparison: Comparison) -> None:
                 log.image(f"{kind} kernels/{position}", strip(matrices[0], matrices[1:], titles, caption), step)
 
 
-def _progress(stack: ExitStack, total: int, shown: bool):  # noqa: ANN202
+def _progress(stack: ExitStack, total: int, shown: bool) -> Callable[[], None]:
+    """What to call after each of so many parts, to move a bar if one is shown."""
     if not shown:
         return lambda: None
     from rich.progress import Progress

@@ -27,7 +27,9 @@ _WORDS = (
     "error: relative error |measured - predicted| / |predicted|. Phi, the similarity of a weight's inputs, is given by the "
     "data at the first weight; G, the similarity of the gradients at its output, is given at the last."
 )
-_YARDSTICK = " N: the narrowest layer that the kernel is an average over. One random network is off by a few / sqrt(N) anyway."
+_YARDSTICK = (
+    " N: the narrowest layer that the kernel is an average over. One random network is off by a few / sqrt(N) anyway."
+)
 _Z = (
     "Each number is the deviation in units of that of a typical network of this width; z is the same on the scale of the other "
     "networks' scatter. z = 0: typical; z = 3: farther off than nearly all of them; z = -3: closer than typical, which is no "

@@ -123,7 +123,9 @@ def _yardstick(comparison: Comparison, kernel: Deviation) -> int | None:
 def _explained(comparison: Comparison, judged: Consistency) -> str:
     """Whether the width explains the deviations, and if not, where to look."""
     if not judged.is_decidable:
-        return f"{judged.replicas} networks are too few to tell whether N = {judged.width} explains this: 19 or more can."
+        return (
+            f"{judged.replicas} networks are too few to tell whether N = {judged.width} explains this: 19 or more can."
+        )
     origin, rank = comparison.measured.origin, f"p = {judged.p:.2g} among {judged.replicas} networks of that width"
     if judged.consistent:
         return f"{origin} is consistent with width N = {judged.width} ({rank})."

@@ -31,15 +31,19 @@ def widths_of(plan: Plan, run: Trajectory) -> Widths:
     Raises:
         InvalidInputError: if the plan is of another model.
     """
-    layers = plan.architecture.layers
-    names = [layer.path for layer in layers], [layer.name for layer in run.layers]
+    names = [layer.path for layer in plan.architecture.layers], [layer.name for layer in run.layers]
     if names[0] != names[1]:
         raise InvalidInputError(
             "`plan` must be the plan of the measured network.",
             got=f"weights {', '.join(names[0])} in the plan and {', '.join(names[1])} in the run",
             remedy="the plan that the recorder was made with, recorder.subject.plan",
         )
-    return tuple(None if layer.out_axis is None else layer.out_features for layer in layers)
+    return made_by(plan)
+
+
+def made_by(plan: Plan) -> Widths:
+    """How many features each weight of a plan's model makes."""
+    return tuple(None if layer.out_axis is None else layer.out_features for layer in plan.architecture.layers)
 
 
 def narrowest(widths: Sequence[int | None], kernel: str = "ntk", position: int = 0) -> int | None:

@@ -69,3 +69,8 @@ class EventLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def run_directory(logdir: str | Path, origin: str) -> Path:
+    """Where the logs of a run go: a folder named by its origin."""
+    return Path(logdir) / origin.replace("/", "-")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from torch_dmft.comparison import Deviations, relative_error, target_alignment
+from torch_dmft.comparison.yardstick import narrowest
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.record import LayerRecord, Record
 
@@ -20,6 +21,8 @@ LOWER, UPPER = "band lower", "band upper"
 """How the tags of a band begin: ``"band lower/NTK trace/all"`` for ``"NTK trace/all"``."""
 WIDTHS = 2
 """Half the width of a band, in standard errors."""
+_ROUND_OFF = 1e-6
+"""Relative errors from which networks of one width have no scatter."""
 
 _KERNELS = {
     "Phi": "Phi is the Gram matrix of the weight's inputs, per feature.",
@@ -32,6 +35,9 @@ _QUANTITIES = {
     "on targets": "Alignment with the task, the cosine of the angle between Phi and Y Y^T.",
     "alignment": "Cosine of the angle between the measured kernel and this prediction: 1 for one shape at any size.",
     "relative error": "|measured - predicted| / |predicted|.",
+    "error, root N": "Relative error times the square root of N, the narrowest width that the kernel is an average over: "
+    "a few for any random network.",
+    "deviation": "Relative error in units of that of a typical network of the measured one's width: 1 is typical.",
 }
 _OTHERS = {
     "loss": "Loss on the training rows.",
@@ -99,6 +105,37 @@ def deviation_scalars(deviations: Deviations, time: int) -> dict[str, float]:
             deviation = getattr(layer, attribute)
             values[f"{kind} relative error/{position}"] = deviation.relative_error[time].item()
             values[f"{kind} alignment/{position}"] = deviation.alignment[time].item()
+    return values
+
+
+def width_scalars(
+    deviations: Deviations,
+    time: int,
+    widths: Sequence[int | None],
+    units: Mapping[tuple[str, int], float] | None = None,
+) -> dict[str, float]:
+    """Relative errors at one common step in units of what finite width explains, by tag.
+
+    Args:
+        deviations: of the measured run from a prediction.
+        time: position of the step.
+        widths: how many features each weight makes, empty if nobody knows.
+        units: the relative error of a typical network of the measured one's width, by kernel and weight, if known.
+
+    Returns:
+        ``Phi error, root N/l``: times the square root of the narrowest width that the kernel is an average over, and
+        ``Phi deviation/l``: over that of a typical network.
+    """
+    values = {}
+    for position, layer in enumerate(deviations.layers):
+        for kind, kernel in KINDS.items():
+            error = getattr(layer, kernel).relative_error[time].item()
+            width = narrowest(widths, kernel, position)
+            if width is not None:
+                values[f"{kind} error, root N/{position}"] = error * math.sqrt(width)
+            unit = (units or {}).get((kernel, position), 0.0)
+            if unit > _ROUND_OFF:
+                values[f"{kind} deviation/{position}"] = error / unit
     return values
 
 

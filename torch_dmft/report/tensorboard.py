@@ -9,19 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from torch.utils.tensorboard.summary import histogram, text
 
 from torch_dmft.comparison import Comparison, Deviations
+from torch_dmft.comparison.scatter import scatter
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.report.choice import sample_order, shown_weights
-from torch_dmft.report.events import EventLog
+from torch_dmft.report.events import EventLog, run_directory
 from torch_dmft.report.figures import densities, has_fields
 from torch_dmft.report.hparams import Setting, write_hparams
 from torch_dmft.report.images import pixels, strip
 from torch_dmft.report.layout import layout
 from torch_dmft.report.markdown import comparison_text, plan_table
-from torch_dmft.report.scalars import KINDS, band_scalars, description, deviation_scalars, records, scalars
+from torch_dmft.report.scalars import (
+    KINDS,
+    band_scalars,
+    description,
+    deviation_scalars,
+    records,
+    scalars,
+    width_scalars,
+)
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
@@ -56,11 +64,18 @@ def write_comparison(
     with ExitStack() as stack:
         advance = _progress(stack, len(comparison.runs) + 3, progress)
         for run, deviations in zip(comparison.runs, (None, *comparison.deviations), strict=True):
-            with EventLog(run_directory(logdir, run), partial(description, names=_names(run))) as log:
-                _write_run(log, run, comparison.targets, deviations)
+            with EventLog(run_directory(logdir, run.origin), partial(description, names=_names(run))) as log:
+                _write_run(log, run, comparison, deviations)
             advance()
         log = stack.enter_context(EventLog(Path(logdir) / "comparison"))
-        log.add(layout(len(comparison.measured.layers), has_targets=comparison.targets is not None))
+        log.add(
+            layout(
+                len(comparison.measured.layers),
+                has_targets=comparison.targets is not None,
+                has_widths=comparison.narrowest is not None,
+                has_scatter=any(run.replicas for run in comparison.predictions),
+            )
+        )
         for name, markdown in comparison_text(comparison).items():
             log.add(text(name, markdown))
         if plan is not None:
@@ -75,22 +90,21 @@ def write_comparison(
         advance()
 
 
-def run_directory(logdir: str | Path, run: Trajectory) -> Path:
-    """Where a run's logs go: a folder named by its origin."""
-    return Path(logdir) / run.origin.replace("/", "-")
-
-
 def _names(run: Trajectory) -> list[str]:
     return [layer.name for layer in run.layers]
 
 
-def _write_run(log: EventLog, run: Trajectory, targets: Tensor | None, deviations: Deviations | None) -> None:
+def _write_run(log: EventLog, run: Trajectory, comparison: Comparison, deviations: Deviations | None) -> None:
     steps = list(records(run))
+    typical = {} if deviations is None else scatter(run)
+    widths = comparison.widths or (comparison.narrowest,) * (len(run.layers) - 1)
     spreads = [None] * len(steps) if run.stderr is None else list(records(run.stderr))
     for time, (record, spread) in enumerate(zip(steps, spreads, strict=True)):
-        values = scalars(record, steps[0], targets)
+        values = scalars(record, steps[0], comparison.targets)
         values |= band_scalars(values, spread)
-        values |= {} if deviations is None else deviation_scalars(deviations, time)
+        if deviations is not None:
+            units = {key: errors[time].item() for key, errors in typical.items()}
+            values |= deviation_scalars(deviations, time) | width_scalars(deviations, time, widths, units)
         log.scalars(values, record.step)
     for position, layer in enumerate(run.layers):
         if layer.fields is not None:

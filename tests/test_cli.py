@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,13 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(capsys, tmp_
     assert in_the_way.read_text() == "mine"
 
 
+def swapped(folder: Path) -> list[str]:
+    """A prediction's file, then a network's."""
+    theory = two_layers(origin="theory (N=inf)")
+    replace(theory, metadata={"solver": "InfiniteWidth"}).save(folder / "theory.npz")
+    return [str(folder / "theory.npz"), str(folder / "a.npz")]
+
+
 def test_saved_runs_are_compared(capsys, tmp_path):
     two_layers(noise=0.02).save(tmp_path / "a.npz")
     two_layers(origin="theory (N=inf)").save(tmp_path / "b.npz")
@@ -110,9 +118,13 @@ def test_saved_runs_are_compared(capsys, tmp_path):
     paths = [str(tmp_path / f"{name}.npz") for name in "abc"]
     assert cli.main(["compare", *paths, "--logdir", str(tmp_path / "logs")]) == 0
     shown = capsys.readouterr().out
-    assert "network (N=256) against theory (N=inf), static NTK (N=inf)" in shown
+    assert "network (N=256) against theory (N=inf) at step 45" in shown
+    assert "What was learned" not in shown
     assert "nearest prediction first: theory (N=inf)" in " ".join(shown.split())
     assert (tmp_path / "logs" / "theory (N=inf)").is_dir()
+    assert cli.main(["compare", *paths, "--details"]) == 0
+    assert "What was learned" in capsys.readouterr().out
+    assert "measured run must come first" in refused(capsys, "compare", *swapped(tmp_path))
 
 
 def test_files_that_are_no_runs_are_refused(capsys, tmp_path):

@@ -36,7 +36,7 @@ def _demo(**options: object) -> None:
     run(settings)
 
 
-def _compare(measured: Path, predicted: list[Path], logdir: Path | None) -> None:
+def _compare(measured: Path, predicted: list[Path], logdir: Path | None, *, details: bool) -> None:
     from torch_dmft.comparison import compare
     from torch_dmft.core.trajectory import Trajectory
     from torch_dmft.demo import terminal
@@ -45,8 +45,11 @@ def _compare(measured: Path, predicted: list[Path], logdir: Path | None) -> None
     comparison = compare(Trajectory.load(measured), first, *others)
     console = terminal()
     console.print(comparison)
+    if details:
+        console.print()
+        console.print(comparison.details())
     if logdir is not None:
-        comparison.write_tensorboard(logdir)
+        comparison.write_tensorboard(logdir, progress=console.is_terminal)
         console.print(f'Written. See it with: tensorboard --logdir "{logdir}"', soft_wrap=True, highlight=False)
 
 
@@ -96,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=_compare)
     compare.add_argument("measured", type=Path, help="the network's trajectory")
     compare.add_argument("predicted", type=Path, nargs="+", help="one or more predictions")
+    compare.add_argument("--details", action="store_true", help="print every table")
     compare.add_argument("--logdir", type=Path, metavar="DIR", help="also write TensorBoard logs here")
     return parser
 

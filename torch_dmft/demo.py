@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,8 +22,9 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder
 from torch_dmft.parameterization import Plan, centered, parameterize
 from torch_dmft.report.interrupt import interrupts_wait
+from torch_dmft.report.live import LiveScalars
 from torch_dmft.report.overview import overview
-from torch_dmft.report.tensorboard import LiveScalars, write_comparison
+from torch_dmft.report.tensorboard import write_comparison
 from torch_dmft.report.widths import gap_figure, gap_table
 from torch_dmft.settings import Settings
 from torch_dmft.theory import Problem, solve, solvers
@@ -64,8 +66,7 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
             "gamma0 is small: trained is the centered model f - f_0, because a network of finite width starts at a "
             "random output f_0 of order 1 / (gamma0 sqrt(N)), and the infinitely wide one at zero."
         )
-    with LiveScalars(logdir / plan.origin, targets) as live:
-        measured = train(settings, plan, probe, console, live)
+    measured = train(settings, plan, probe, console, logdir / plan.origin)
 
     console.print("[bold]3. Predict[/bold] the infinitely wide network, and beside it the static NTK.")
     theory = solve(problem, twins, record=measured.steps, progress=console.is_terminal)
@@ -73,7 +74,7 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
 
     console.print("[bold]4. Compare[/bold]")
     judge = problem if settings.networks else None
-    comparison = compare(measured, theory, static, problem=judge, replicas=settings.networks)
+    comparison = compare(measured, theory, static, problem=judge, replicas=settings.networks, plan=plan)
     console.print(comparison)
     drawn = {"overview": overview(comparison)}
     if settings.widths:
@@ -85,11 +86,11 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
         console.print(gap_table(gaps))
         drawn["widths"] = gap_figure(gaps)
 
-    write_comparison(comparison, logdir, plan)
+    write_comparison(comparison, logdir, plan, hparams={"seed": settings.seed}, progress=console.is_terminal)
     for name, figure in drawn.items():
         figure.savefig(logdir / f"{name}.png", dpi=150)
-    for name, found in (("network", measured), ("theory", theory), ("static_ntk", static)):
-        found.save(logdir / f"{name}.npz")
+    for name, trajectory in (("network", measured), ("theory", theory), ("static_ntk", static)):
+        trajectory.save(logdir / f"{name}.npz")
     console.print(
         f"Done in {time.perf_counter() - started:.0f} s. At a glance: {logdir / 'overview.png'}; the trajectories are in "
         f'{logdir}/*.npz; everything else opens with\n\n    tensorboard --logdir "{logdir}"\n',
@@ -120,9 +121,7 @@ def wrap(settings: Settings, probe: Probe, width: int) -> Plan:
     return parameterize(model, probe.inputs, gamma0=settings.gamma0, generator=generator)
 
 
-def train(
-    settings: Settings, plan: Plan, probe: Probe, console: Console, live: LiveScalars | None = None
-) -> Trajectory:
+def train(settings: Settings, plan: Plan, probe: Probe, console: Console, logdir: Path | None = None) -> Trajectory:
     """Train a wrapped network by full-batch SGD, as any user would, and measure it on the way.
 
     Raises:
@@ -132,8 +131,8 @@ def train(
     model = centered(plan.model) if settings.centered else plan.model
     optimizer = torch.optim.SGD(plan.param_groups(settings.lr))
     interval = max(1, settings.steps // settings.records)
-    recorder = Recorder(plan, probe, every=interval, model=model, callbacks=[live] if live else [])
-    with recorder.attach(optimizer):
+    recorder = Recorder(plan, probe, every=interval, model=model)
+    with LiveScalars(logdir, recorder) if logdir else nullcontext(), recorder.attach(optimizer):
         for _ in track(range(settings.steps), plan.origin, console=console, disable=not console.is_terminal):
             with interrupts_wait():  # somewhere below a KeyboardInterrupt can get lost, and training goes on
                 optimizer.zero_grad()

@@ -167,7 +167,7 @@ def test_the_verdict_names_the_culprit():
     verdict = compare(measured, predicted).verdict
     assert "Phi of weight 1 (2)" in verdict
     assert "0.5 ±" in verdict
-    assert "8 / sqrt(N) with N = 256" in verdict  # 0.5 * sqrt(256)
+    assert "8 / sqrt(N) with N = 256, the inputs of the readout" in verdict  # 0.5 * sqrt(256)
     assert "own noise" not in verdict
 
 
@@ -176,24 +176,29 @@ def test_the_verdict_says_when_noise_hides_the_difference():
     assert "prediction's own noise" in verdict
 
 
-def test_the_verdict_notices_other_inputs():
+def test_other_inputs_are_refused():
     other = two_layers(origin=THEORY)
     first = replace(other.layers[0], forward=Kernel(1.1 * other.layers[0].forward.array))
-    assert "same data?" in compare(two_layers(), replace(other, layers=(first, *other.layers[1:]))).verdict
-    assert "same data?" not in compare(two_layers(), other).verdict
+    with pytest.raises(InvalidInputError, match=r"inputs differ.*weight '0' at step 0, that differ by 0.09"):
+        compare(two_layers(), replace(other, layers=(first, *other.layers[1:])))
 
 
-def test_a_broken_kernel_is_the_farthest():
-    measured = two_layers()
-    broken = replace(measured.layers[1], backward=Kernel(torch.full_like(measured.layers[1].backward.array, torch.nan)))
-    measured = replace(measured, layers=(measured.layers[0], broken, measured.layers[2]))
-    assert "G of weight 1 (2): relative error nan" in compare(measured, two_layers(origin=THEORY)).verdict
+def test_a_prediction_in_the_place_of_the_measured_run_is_refused():
+    theory = replace(two_layers(origin=THEORY), metadata={"solver": "InfiniteWidth"})
+    static = replace(two_layers(origin=STATIC, richness=0), metadata={"solver": "StaticNTK"})
+    with pytest.raises(InvalidInputError, match=r"measured run must come first.*'theory .N=inf.*network .N=256"):
+        compare(theory, two_layers())
+    with pytest.raises(InvalidInputError, match="measured run must come first"):
+        compare(theory, static, two_layers())
+    assert compare(theory, static).measured.origin == THEORY  # two solvers
 
 
 def test_runs_without_targets_still_compare():
     untrained = replace(two_layers(), targets=None, losses=torch.full((10,), torch.nan))
     found = compare(untrained, replace(untrained, origin=THEORY))
-    assert "nan" in str(found)
+    assert "diverged" not in found.verdict
+    assert "Loss" not in str(found)
+    assert "nan" in str(found.details())
 
 
 def test_movement_and_target_alignment_over_time():

@@ -192,12 +192,15 @@ def test_other_data_are_infinitely_far(data, predicted):
 def test_the_report_says_whether_the_width_explains_it(data, predicted):
     good = dmft.compare(next(r for r in networks(data, 9) if consistency(r, predicted).consistent), predicted)
     assert "network (N=64) is consistent with width N = 64" in good.verdict
-    assert "Deviation in units of a typical network's" in str(good)
+    details = str(good.details())
+    assert "Deviation in units of a typical network's" in details
+    assert "z = -3: closer than typical" in " ".join(details.split())
     runs = networks(data, 9, scaled=2)
     bad = next(run for run in runs if consistency(run, predicted).starts_wrong)
     verdict = dmft.compare(bad, predicted).verdict
     assert "is not consistent with width N = 64" in verdict
     assert "look at the initialisation, first of weight '4'" in verdict
+    assert "where 0 is typical" in verdict
     fast = dmft.compare(networks(data, 1, lr=0.2)[0], predicted).verdict
     assert "look at gamma0, loss, optimizer and learning rates" in fast
 

@@ -103,6 +103,15 @@ def test_target_alignment_is_one_for_the_task_kernel(generator):
     assert target_alignment(x, one) == pytest.approx(expected.item(), abs=1e-10)
 
 
+def test_classes_count_as_one_hot():
+    classes = torch.tensor([0, 2, 1, 0, 2, 2])
+    x = gram(6, 1)
+    one_hot = torch.nn.functional.one_hot(classes).double()
+    assert target_alignment(x, classes) == pytest.approx(target_alignment(x, one_hot), abs=1e-10)
+    with pytest.raises(InvalidInputError, match="from 0 on"):
+        target_alignment(x, -classes)
+
+
 def test_target_alignment_of_a_kernel_with_outputs_averages_over_equal_outputs(generator):
     y = torch.randn(4, 2, generator=generator, dtype=torch.float64)
     a, b = gram(4, 1), gram(4, 2)

@@ -53,3 +53,25 @@ def test_parts_must_fit() -> None:
     ):
         with pytest.raises(InvalidInputError, match="must have equal lengths"):
             replace(trajectory, **change)
+
+
+def test_one_line_says_what_it_is_and_print_a_summary() -> None:
+    run = two_layers(stderr=0.1)
+    assert repr(run) == "<Trajectory 'network (N=256)': 10 steps (0 to 45), 6 samples, 1 output, 3 weights>"
+    assert repr(run.layers[1].forward) == "<Kernel: time 10, sample 6, sample 6; float64>"
+    assert "\n" not in repr(run.layers[1])
+    lines = str(run).splitlines()
+    assert len(lines) < 15
+    assert max(map(len, lines)) <= 80
+    moved = (run.layers[2].forward.array[-1] - run.layers[2].forward.array[0]).norm()
+    row = next(line.split() for line in lines if line.startswith("2 "))
+    assert row[:3] == ["2", "4", f"{moved / run.layers[2].forward.array[0].norm():.3g}"]
+    assert f"{run.losses[-1]:.4g} at step 45" in " ".join(str(run).split())
+    assert "<table>" in run._repr_html_()
+
+
+def test_a_deep_run_has_a_short_summary_too() -> None:
+    run = two_layers()
+    deep = replace(run, layers=run.layers[:1] + run.layers[1:2] * 60 + run.layers[2:])
+    assert len(str(deep).splitlines()) < 24
+    assert "of 62 weights" in " ".join(str(deep).split())

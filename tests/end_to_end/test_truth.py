@@ -8,7 +8,6 @@ from torch import nn
 
 from torch_dmft import data
 from torch_dmft.comparison import Comparison, compare
-from torch_dmft.comparison.verdict import predicted_kernels
 from torch_dmft.comparison.width import Gap, gap, slope
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder
@@ -56,7 +55,7 @@ def comparison(predictions) -> Comparison:
 
 def test_theory_beats_the_static_ntk_in_every_kernel_that_learning_moves(comparison):
     theory, static = comparison.deviations
-    for (name, with_learning), (_, without) in zip(predicted_kernels(theory), predicted_kernels(static), strict=True):
+    for (name, with_learning), (_, without) in zip(theory.predicted.items(), static.predicted.items(), strict=True):
         assert with_learning.relative_error[-1] < 0.5 * without.relative_error[-1], name
     assert theory.ntk.relative_error[-1] < 0.5 * static.ntk.relative_error[-1]
     assert theory.losses.rms[-1] < 0.5 * static.losses.rms[-1]  # at first the network's random output rules

@@ -46,7 +46,7 @@ REMEDIES = {
     "a model instead of its plan": "plan = parameterize(model, example_input)",
     "a solver's class": "solvers.StaticNTK()",
     "a solver's name": "solvers.StaticNTK()",
-    "predictions in a list": "each an argument of its own",
+    "predictions in a list": "each an argument by itself",
     "a recorder instead of its trajectory": "recorder.trajectory()",
 }
 

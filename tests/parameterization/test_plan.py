@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -68,12 +69,21 @@ def test_the_table_names_every_parameter() -> None:
     plan = parameterize(cnn(), torch.randn(2, 3, 8, 8), gamma0=0.5)
     text = str(plan)
     assert "mean_field, gamma0 = 0.5, width = 16" in text
+    assert max(map(len, text.splitlines())) <= 80
     for rule in plan.rules:
-        cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+        cells = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
         row = next(row for row in cells if row[:2] == rule.name.split("."))
         assert row[2:4] == [rule.role.value, str(rule.fan_in)]
         assert row[4].removesuffix(" (own)") == f"{rule.std:.4g}"
         assert row[5:] == [f"{rule.lr:.4g}", f"{rule.adam_lr:.4g}"]
+
+
+def test_one_line_says_what_it_is_and_a_notebook_shows_the_table() -> None:
+    plan = parameterize(cnn(), torch.randn(2, 3, 8, 8), gamma0=0.5)
+    assert repr(plan) == f"<Plan of {plan.origin!r}: mean_field, gamma0 0.5, {len(plan.rules)} parameters>"
+    html = plan._repr_html_()
+    assert html.startswith("<table>")
+    assert all(f"<td>{rule.std:.4g}" in html for rule in plan.rules)
 
 
 def test_unknown_parameters_are_named() -> None:

@@ -24,7 +24,7 @@ def dev(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_it_lists_its_commands(arguments):
     shown = dev(*arguments)
     assert shown.returncode == 0
-    for command in ("demo", "test", "check", "validate", "bench", "docs"):
+    for command in ("demo", "test", "check", "browser", "validate", "bench", "docs"):
         assert f"\n  {command} " in shown.stdout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,67 +11,30 @@ import torch
 from torch import Tensor
 
 from torch_dmft.comparison import table
-from torch_dmft.comparison.consistency import Consistency, consistency
-from torch_dmft.comparison.deviation import Deviation, deviation
-from torch_dmft.comparison.match import common_steps, distinct_origins, refuse_mismatch
+from torch_dmft.comparison.deviation import Deviations
+from torch_dmft.comparison.deviation import deviations as deviations_from
+from torch_dmft.comparison.divergence import last_sane
+from torch_dmft.comparison.match import common_steps, distinct_origins, refuse_mismatch, refuse_swapped
+from torch_dmft.comparison.metrics import relative_error
 from torch_dmft.comparison.verdict import verdict
+from torch_dmft.comparison.yardstick import Widths, narrowest, widths_of
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.core.trajectory import LayerKernels, Trajectory
+from torch_dmft.core.page import Page
+from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory import Problem, solve, solvers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.console import RenderableType
+
+    from torch_dmft.parameterization import Plan
 
 _SEED = 7_461_220_925_113
 """Of the networks of equal width."""
+_OTHER_DATA = 1e-2
+"""Relative difference of the inputs' kernels at step 0 that rounding, in bfloat16 too, does not make."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How far numbers in units of their own (outputs, a loss) are from their prediction at each common step.
-
-    Attributes:
-        rms: ``(time,)``, root of the mean squared difference.
-        noise: ``(time,)``, the rms of the prediction's standard errors, NaN if it has none.
-    """
-
-    rms: Tensor
-    noise: Tensor
-
-
-@dataclass(frozen=True)
-class LayerDeviations:
-    """The deviations of one weight's kernels: forward Phi^l, backward G^{l+1}, and the part of the NTK."""
-
-    name: str
-    forward: Deviation
-    backward: Deviation
-    ntk: Deviation
-
-
-@dataclass(frozen=True)
-class Deviations:
-    """How far the measured run is from one prediction.
-
-    Attributes:
-        layers: one entry per weight, l = 0..L, named as in the measured model.
-        ntk: of the whole NTK.
-        outputs: over the rows the model is trained on, in units of the output.
-        test_outputs: over the other rows; None if there are none.
-        losses: the absolute difference of the losses.
-        consistency: whether the measured run's width explains them, if the prediction is a ``FiniteWidth`` answer.
-    """
-
-    layers: tuple[LayerDeviations, ...]
-    ntk: Deviation
-    outputs: Difference
-    test_outputs: Difference | None
-    losses: Difference
-    consistency: Consistency | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """A measured run and its predictions at the steps they have in common; ``print`` it, or write it to TensorBoard.
 
@@ -79,17 +43,24 @@ class Comparison:
         predictions: the predictions, at the common steps.
         deviations: how far the measured run is from each prediction, in the same order.
         recorded: how many steps each had before, the measured run first.
+        widths: how many features each weight of the measured network makes; empty if no plan was given.
     """
 
     measured: Trajectory
     predictions: tuple[Trajectory, ...]
     deviations: tuple[Deviations, ...]
     recorded: tuple[int, ...]
+    widths: Widths = ()
 
     @property
     def steps(self) -> Tensor:
         """``(time,)``, the common steps."""
         return self.measured.steps
+
+    @property
+    def end(self) -> int:
+        """Position of the last common step at which neither the measured run nor the first prediction has diverged."""
+        return last_sane(self.runs[:2])
 
     @property
     def runs(self) -> tuple[Trajectory, ...]:
@@ -102,32 +73,79 @@ class Comparison:
         return next((run.targets for run in self.runs if run.targets is not None), None)
 
     @property
+    def narrowest(self) -> int | None:
+        """The narrowest width of the measured network; the readout's fan-in if no plan was given, None if unknown."""
+        return self.yardstick("ntk")
+
+    def yardstick(self, kernel: str, position: int = 0) -> int | None:
+        """N of the few 1 / sqrt(N) by which finite width alone makes a kernel deviate (``comparison.yardstick``).
+
+        Args:
+            kernel: ``"forward"``, ``"backward"`` or ``"ntk"``.
+            position: l, of the weight.
+
+        Returns:
+            The narrowest width that the kernel is an average over; without a plan the readout's fan-in; None if unknown.
+        """
+        if self.widths:
+            return narrowest(self.widths, kernel, position)
+        width = self.measured.metadata.get("width")
+        return width if isinstance(width, int) and width > 0 else None
+
+    @property
     def verdict(self) -> str:
-        """What the numbers say, in two or three sentences."""
+        """What the numbers say, in a few sentences."""
         return verdict(self)
+
+    def details(self) -> Page:
+        """Every table: all kernels against every prediction, loss and outputs, what was learned, what the width explains."""
+        return table.details(self)
 
     def figures(self) -> dict[str, Figure]:
         """Every figure of the report, by name; see ``torch_dmft.report.figures``."""
         return _report().figures.figures(self)
 
-    def write_tensorboard(self, logdir: str | Path, *, plan: Any = None) -> None:
-        """Write scalars, kernels, histograms, figures and text for TensorBoard.
+    def write_tensorboard(
+        self,
+        logdir: str | Path,
+        *,
+        plan: Plan | None = None,
+        hparams: Mapping[str, str | int | float | bool] | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Write scalars, kernels, histograms, figures, text and hyperparameters for TensorBoard.
 
         Args:
             logdir: directory of the logs; every run (network, theory, ...) gets a sub-directory named by its origin.
             plan: the plan of the measured model, to show its table.
+            hparams: further settings for the HParams page that a run does not know of itself, such as its seed.
+            progress: whether to show a progress bar.
         """
-        _report().tensorboard.write_comparison(self, logdir, plan)
+        _report().tensorboard.write_comparison(self, logdir, plan, hparams=hparams, progress=progress)
 
-    def __rich__(self) -> RenderableType:
-        return table.render(self)
+    def __repr__(self) -> str:
+        predictions = ", ".join(repr(run.origin) for run in self.predictions)
+        return f"<Comparison of {self.measured.origin!r} with {predictions}: {len(self.steps)} common steps>"
 
     def __str__(self) -> str:
-        return table.text(self)
+        return str(table.summary(self))
+
+    def __rich__(self) -> Page:
+        return table.summary(self)
+
+    def _repr_html_(self) -> str:
+        """The report for a notebook, its details folded away."""
+        details = self.details()._repr_html_()
+        return f"{table.summary(self)._repr_html_()}\n<details><summary>Details</summary>\n{details}\n</details>"
 
 
 def compare(
-    measured: Trajectory, predicted: Trajectory, *others: Trajectory, problem: Problem | None = None, replicas: int = 64
+    measured: Trajectory,
+    predicted: Trajectory,
+    *others: Trajectory,
+    problem: Problem | None = None,
+    replicas: int = 64,
+    plan: Plan | None = None,
 ) -> Comparison:
     """Set a measured run beside its prediction, and beside further predictions such as the static NTK.
 
@@ -145,23 +163,28 @@ def compare(
         *others: more predictions, shown beside it. A ``FiniteWidth`` answer among them judges as one made here does.
         problem: what the measured network was trained on; costs ``replicas`` trainings.
         replicas: how many networks of the same width; 19 or more, and more see smaller faults.
+        plan: of the measured model. Deviations are then held against the narrowest width or number of channels that matters
+            for each kernel; without it, against the readout's fan-in, which is too many where images are flattened.
 
     Returns:
-        The comparison; ``print`` shows it as a table with a verdict.
+        The comparison; ``print`` shows the verdict and a table, ``details()`` the rest.
 
     Raises:
-        InvalidInputError: if the runs have no step in common, or differ in samples, outputs, training rows, targets,
+        InvalidInputError: if the runs have no step in common, or differ in inputs, samples, outputs, training rows, targets,
             weights, or in how they were trained up to the last common step (optimizer and all its numbers, what is frozen,
-            start, loss, batches, gamma0), or one is no trajectory; the message lists every difference by value. With a
-            problem also if the measured run is no single network of one width.
+            start, loss, batches, gamma0), or one is no trajectory, or a prediction stands where the measured run belongs; the
+            message lists every difference by value. With a problem also if the measured run is no single network of one
+            width.
     """
     for run in (measured, predicted, *others):
         if not isinstance(run, Trajectory):
             raise InvalidInputError(
-                "Only trajectories can be compared, each an argument of its own.",
+                "Only trajectories can be compared, each an argument by itself.",
                 got=type(run).__name__,
                 remedy="recorder.trajectory() for the network, solve(problem) for a prediction",
             )
+    refuse_swapped(measured, predicted, *others)
+    widths = () if plan is None else widths_of(plan, measured)
     predictions = [predicted, *others]
     if problem is not None:
         steps = common_steps([measured, *predictions])
@@ -171,11 +194,14 @@ def compare(
         refuse_mismatch(runs[0], prediction)
     steps = common_steps(runs)
     at_common = tuple(run.at_steps(steps) for run in runs)
+    for prediction in at_common[1:]:
+        _refuse_other_inputs(at_common[0], prediction)
     return Comparison(
         measured=at_common[0],
         predictions=at_common[1:],
-        deviations=tuple(_deviations(at_common[0], prediction) for prediction in at_common[1:]),
+        deviations=tuple(deviations_from(at_common[0], prediction) for prediction in at_common[1:]),
         recorded=tuple(len(run.steps) for run in runs),
+        widths=widths,
     )
 
 
@@ -193,60 +219,20 @@ def _networks_like(measured: Trajectory, problem: Problem, steps: Tensor, replic
     return solve(problem, networks, record=steps)
 
 
-def _deviations(measured: Trajectory, predicted: Trajectory) -> Deviations:
-    def spread(values: str) -> Tensor | None:
-        return None if predicted.stderr is None else getattr(predicted.stderr, values)
-
-    train, test = measured.train.cpu(), ~measured.train.cpu()
-    outputs = measured.outputs, predicted.outputs, spread("outputs")
-    return Deviations(
-        layers=tuple(
-            _layer_deviations(*layers)
-            for layers in zip(
-                measured.layers,
-                predicted.layers,
-                _layers(measured.stderr, len(measured.layers)),
-                _layers(predicted.stderr, len(measured.layers)),
-                strict=True,
-            )
-        ),
-        ntk=deviation(
-            measured.ntk,
-            predicted.ntk,
-            None if measured.stderr is None else measured.stderr.ntk,
-            None if predicted.stderr is None else predicted.stderr.ntk,
-        ),
-        outputs=_difference(*outputs, rows=train),
-        test_outputs=_difference(*outputs, rows=test) if test.any() else None,
-        losses=_difference(measured.losses, predicted.losses, spread("losses")),
-        consistency=consistency(measured, predicted),
-    )
-
-
-def _layers(stderr: Trajectory | None, count: int) -> tuple[LayerKernels | None, ...]:
-    return (None,) * count if stderr is None else stderr.layers
-
-
-def _layer_deviations(
-    measured: LayerKernels, predicted: LayerKernels, *stderrs: LayerKernels | None
-) -> LayerDeviations:
-    def of(kernel: str) -> Deviation:
-        return deviation(
-            *(getattr(layer, kernel) for layer in (measured, predicted)),
-            *(None if layer is None else getattr(layer, kernel) for layer in stderrs),
+def _refuse_other_inputs(measured: Trajectory, predicted: Trajectory) -> None:
+    """Refuse runs whose first weights see other inputs: before any training their kernel is the data's alone."""
+    if int(measured.steps[0]) or not measured.layers:
+        return
+    kernels = [run.layers[0].forward.equal_time[0] for run in (measured, predicted)]
+    if not all(bool(kernel.isfinite().all()) for kernel in kernels):
+        return
+    error = relative_error(*kernels)
+    if error > _OTHER_DATA:
+        raise InvalidInputError(
+            f"{measured.origin!r} and {predicted.origin!r} are not runs of one problem: their inputs differ.",
+            got=f"kernels of the inputs, Phi of weight {measured.layers[0].name!r} at step 0, that differ by {error:.2g}",
+            remedy="solve the run itself: theory = solve(recorder.problem(), record=measured.steps)",
         )
-
-    return LayerDeviations(measured.name, forward=of("forward"), backward=of("backward"), ntk=of("ntk"))
-
-
-def _difference(measured: Tensor, predicted: Tensor, stderr: Tensor | None, rows: Tensor | None = None) -> Difference:
-    def rms(values: Tensor) -> Tensor:
-        values = values.detach().to("cpu", torch.float64)
-        values = values if rows is None else values[:, rows]
-        return values.reshape(len(values), -1).square().mean(1).sqrt()
-
-    difference = measured.detach().to("cpu", torch.float64) - predicted.detach().to("cpu", torch.float64)
-    return Difference(rms(difference), rms(torch.full_like(difference, torch.nan) if stderr is None else stderr))
 
 
 def _report() -> Any:

@@ -91,13 +91,13 @@ class Scores:
 
     def named(self) -> dict[str, Score]:
         """The scores there are, each with a name such as ``"G of weight 1 (fc2)"``."""
-        found: dict[str, Score | None] = {}
+        scores: dict[str, Score | None] = {}
         for position, layer in enumerate(self.layers):
-            found[f"Phi of weight {position} ({layer.name})"] = layer.forward
-            found[f"G of weight {position} ({layer.name})"] = layer.backward
-            found[f"weight {position} ({layer.name})"] = layer.weight
-        found |= {"the NTK": self.ntk, "the outputs": self.outputs}
-        return {name: score for name, score in found.items() if score is not None}
+            scores[f"Phi of weight {position} ({layer.name})"] = layer.forward
+            scores[f"G of weight {position} ({layer.name})"] = layer.backward
+            scores[f"weight {position} ({layer.name})"] = layer.weight
+        scores |= {"the NTK": self.ntk, "the outputs": self.outputs}
+        return {name: score for name, score in scores.items() if score is not None}
 
     @property
     def suspect(self) -> str | None:
@@ -197,13 +197,13 @@ def _rows(runs: Sequence[Trajectory]) -> dict[Key, Float[Tensor, "network time e
     def stacked(arrays: Sequence[Tensor]) -> Tensor:
         return torch.stack([array.detach().to("cpu", torch.float64).flatten(1) for array in arrays])
 
-    found = {}
+    table = {}
     for position in range(len(runs[0].layers)):
-        found["forward", position] = stacked([run.layers[position].forward.equal_time for run in runs])
-        found["backward", position] = stacked([run.layers[position].backward.equal_time for run in runs])
-    found["ntk", 0] = stacked([run.ntk.equal_time for run in runs])
-    found["outputs", 0] = stacked([run.outputs for run in runs])
-    return found
+        table["forward", position] = stacked([run.layers[position].forward.equal_time for run in runs])
+        table["backward", position] = stacked([run.layers[position].backward.equal_time for run in runs])
+    table["ntk", 0] = stacked([run.ntk.equal_time for run in runs])
+    table["outputs", 0] = stacked([run.outputs for run in runs])
+    return table
 
 
 def _standardised(values: Float[Tensor, "network ..."]) -> Float[Tensor, "network entry"]:

@@ -1,4 +1,4 @@
-"""Deviation: how far a measured kernel is from a predicted one, step by step, with the error bar of the prediction."""
+"""Deviations: how far a measured run is from a predicted one, step by step, with the error bars of the prediction."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torch_dmft.comparison.consistency import Consistency, consistency
+from torch_dmft.comparison.divergence import diverged_at, last_sane
 from torch_dmft.comparison.metrics import cosines, nonzero, quotients
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.trajectory import LayerKernels, Trajectory
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,122 @@ class Deviation:
     relative_error: Tensor
     relative_error_stderr: Tensor
     noise: Tensor
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far numbers in units of their own (outputs, a loss) are from their prediction at each common step.
+
+    Attributes:
+        rms: ``(time,)``, root of the mean squared difference.
+        noise: ``(time,)``, the rms of the prediction's standard errors, NaN if it has none.
+    """
+
+    rms: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class LayerDeviations:
+    """The deviations of one weight's kernels: forward Phi^l, backward G^{l+1}, and the part of the NTK."""
+
+    name: str
+    forward: Deviation
+    backward: Deviation
+    ntk: Deviation
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """How far the measured run is from one prediction.
+
+    Attributes:
+        layers: one entry per weight, l = 0..L, named as in the measured model.
+        ntk: of the whole NTK.
+        outputs: over the rows the model is trained on, in units of the output.
+        test_outputs: over the other rows; None if there are none.
+        losses: the absolute difference of the losses.
+        consistency: whether the measured run's width explains them, if the prediction is a ``FiniteWidth`` answer.
+    """
+
+    layers: tuple[LayerDeviations, ...]
+    ntk: Deviation
+    outputs: Difference
+    test_outputs: Difference | None
+    losses: Difference
+    consistency: Consistency | None = None
+
+    @property
+    def predicted(self) -> dict[str, Deviation]:
+        """Phi and G of every weight at which they are predicted, each with a name such as ``"Phi of weight 1 (fc2)"``.
+
+        Phi of the first weight is given by the data, G of the last by the outputs. The NTK, where nothing else is left.
+        """
+        last = len(self.layers) - 1
+        kernels = {}
+        for position, layer in enumerate(self.layers):
+            if position > 0:
+                kernels[f"Phi of weight {position} ({layer.name})"] = layer.forward
+            if position < last:
+                kernels[f"G of weight {position} ({layer.name})"] = layer.backward
+        return kernels or {"the NTK": self.ntk}
+
+    @property
+    def mean_error(self) -> Float[Tensor, " time"]:
+        """The relative error, mean over all kernels that are predicted."""
+        return torch.stack([kernel.relative_error for kernel in self.predicted.values()]).mean(0)
+
+
+def deviations(measured: Trajectory, predicted: Trajectory) -> Deviations:
+    """How far a run is from a prediction at the same steps, in the same layout."""
+    train, test = measured.train.cpu(), ~measured.train.cpu()
+    stderrs = measured.stderr, predicted.stderr
+    spread = predicted.stderr
+    outputs = measured.outputs, predicted.outputs, None if spread is None else spread.outputs
+    parts = [(None,) * len(measured.layers) if stderr is None else stderr.layers for stderr in stderrs]
+    return Deviations(
+        layers=tuple(
+            _layer_deviations(*layers) for layers in zip(measured.layers, predicted.layers, *parts, strict=True)
+        ),
+        ntk=deviation(measured.ntk, predicted.ntk, *(None if stderr is None else stderr.ntk for stderr in stderrs)),
+        outputs=_difference(*outputs, rows=train),
+        test_outputs=_difference(*outputs, rows=test) if test.any() else None,
+        losses=_difference(measured.losses, predicted.losses, None if spread is None else spread.losses),
+        consistency=_consistency(measured, predicted),
+    )
+
+
+def _consistency(measured: Trajectory, predicted: Trajectory) -> Consistency | None:
+    """Of the steps before anything diverged."""
+    if not predicted.replicas:
+        return None
+    runs = measured, *predicted.replicas
+    if any(diverged_at(run) == 0 for run in runs):
+        return None
+    steps = measured.steps[: last_sane(runs) + 1]
+    return consistency(measured.at_steps(steps), predicted.at_steps(steps))
+
+
+def _layer_deviations(
+    measured: LayerKernels, predicted: LayerKernels, *stderrs: LayerKernels | None
+) -> LayerDeviations:
+    def of(kernel: str) -> Deviation:
+        return deviation(
+            *(getattr(layer, kernel) for layer in (measured, predicted)),
+            *(None if layer is None else getattr(layer, kernel) for layer in stderrs),
+        )
+
+    return LayerDeviations(measured.name, forward=of("forward"), backward=of("backward"), ntk=of("ntk"))
+
+
+def _difference(measured: Tensor, predicted: Tensor, stderr: Tensor | None, rows: Tensor | None = None) -> Difference:
+    def rms(values: Tensor) -> Tensor:
+        values = values.detach().to("cpu", torch.float64)
+        values = values if rows is None else values[:, rows]
+        return values.reshape(len(values), -1).square().mean(1).sqrt()
+
+    difference = measured.detach().to("cpu", torch.float64) - predicted.detach().to("cpu", torch.float64)
+    return Difference(rms(difference), rms(torch.full_like(difference, torch.nan) if stderr is None else stderr))
 
 
 def deviation(

@@ -41,6 +41,21 @@ def distinct_origins(runs: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
     return tuple(named)
 
 
+def refuse_swapped(measured: Trajectory, *predictions: Trajectory) -> None:
+    """Refuse a prediction where the measured run belongs, with a measured run among those that it is judged by.
+
+    Raises:
+        InvalidInputError: naming both.
+    """
+    network = next((run for run in predictions if "solver" not in run.metadata), None)
+    if "solver" in measured.metadata and network is not None:
+        raise InvalidInputError(
+            "The measured run must come first, and predictions after it.",
+            got=f"the prediction {measured.origin!r}, then {network.origin!r}, which no solver made",
+            remedy="compare(measured, predicted)",
+        )
+
+
 def refuse_mismatch(measured: Trajectory, predicted: Trajectory) -> None:
     """Refuse runs that are not about the same training of the same kind of network.
 

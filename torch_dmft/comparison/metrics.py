@@ -91,13 +91,14 @@ def target_alignment(kernel: Kernel | Shaped[Tensor, "..."], targets: Shaped[Ten
     Args:
         kernel: ``(sample, sample)`` entries, or a ``Kernel`` with a single recorded time; output axes are averaged
             over equal outputs first.
-        targets: ``(sample,)`` or ``(sample, output)``.
+        targets: ``(sample, output)`` or ``(sample,)`` floats, or ``(sample,)`` integer classes, which count as one-hot.
 
     Returns:
         A number in [0, 1] for a positive semi-definite kernel. 0 if the targets or the kernel vanish, 1 if both do.
 
     Raises:
-        InvalidInputError: if the kernel has several times, or another number of samples than the targets.
+        InvalidInputError: if the kernel has several times, or another number of samples than the targets, or integer targets
+            are negative.
     """
     if isinstance(kernel, Kernel):
         kernel = kernel.per_sample().equal_time
@@ -108,7 +109,7 @@ def target_alignment(kernel: Kernel | Shaped[Tensor, "..."], targets: Shaped[Ten
                 remedy="pass kernel.per_sample().equal_time[index]",
             )
         kernel = kernel[0]
-    rows = targets.to(torch.float64).reshape(len(targets), -1)
+    rows = _one_hot(targets).to("cpu", torch.float64).reshape(len(targets), -1)
     return alignment(kernel, rows @ rows.T)
 
 
@@ -128,6 +129,19 @@ def quotients(numerator: Float[Tensor, " row"], denominator: Float[Tensor, " row
 def nonzero(norms: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
     """The norms with 1 in place of 0, to divide by."""
     return norms.masked_fill(norms == 0, 1.0)
+
+
+def _one_hot(targets: Tensor) -> Tensor:
+    """Classes as one column for each; anything else as it is."""
+    if targets.is_floating_point() or targets.ndim != 1:
+        return targets
+    if int(targets.min()) < 0:
+        raise InvalidInputError(
+            "Integer targets must be classes, from 0 on.",
+            got=f"a smallest target of {int(targets.min())}",
+            remedy="targets.float(), if they are numbers to be fitted",
+        )
+    return torch.nn.functional.one_hot(targets.long())
 
 
 def _entries(a: Kernel | Tensor, b: Kernel | Tensor) -> tuple[Tensor, Tensor]:

@@ -6,54 +6,51 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
-
 from torch_dmft.comparison.consistency import Consistency
+from torch_dmft.comparison.divergence import diverged_at, not_finite
 from torch_dmft.core.stability import NEAR_THE_EDGE
 
 if TYPE_CHECKING:
-    from torch_dmft.comparison.comparison import Comparison, Deviations
+    from torch_dmft.comparison.comparison import Comparison
     from torch_dmft.comparison.deviation import Deviation
 
 
 def verdict(comparison: Comparison) -> str:
-    """Which kernel departs most from the first prediction, by how much, and which prediction is nearest.
+    """What diverged, which kernel departs most from the first prediction, by how much, and which prediction is nearest.
 
     Phi of the first weight and G of the last are left out: they are given by the data and the outputs, not predicted.
     """
     return " ".join(_sentences(comparison))
 
 
-def predicted_kernels(deviations: Deviations) -> Iterator[tuple[str, Deviation]]:
-    """The kernels that learning moves, each with a name such as ``"Phi of weight 1 (fc2)"``."""
-    last = len(deviations.layers) - 1
-    for position, layer in enumerate(deviations.layers):
-        if position > 0:
-            yield f"Phi of weight {position} ({layer.name})", layer.forward
-        if position < last:
-            yield f"G of weight {position} ({layer.name})", layer.backward
-
-
 def _sentences(comparison: Comparison) -> Iterator[str]:
-    kernels = list(predicted_kernels(comparison.deviations[0])) or [("the NTK", comparison.deviations[0].ntk)]
-    name, worst = max(kernels, key=lambda item: _rank(item[1].relative_error[-1].item()))
-    yield _farthest(comparison, name, worst)
-    if worst.relative_error[-1] <= 2 * worst.noise[-1]:
-        yield (
-            f"That is no more than twice the prediction's own noise ({worst.noise[-1].item():.2g}): "
-            "a more exact prediction is needed to tell them apart."
-        )
+    diverged = [diverged_at(run) for run in comparison.runs]
+    yield from _diverged(comparison, diverged)
+    if 0 not in diverged[:2]:
+        yield from _farthest(comparison)
     yield from _assumed(comparison)
     yield from _chaotic(comparison)
-    layers = comparison.deviations[0].layers
-    if layers and layers[0].forward.relative_error[0] > 1e-3:
-        error = layers[0].forward.relative_error[0].item()
-        yield f"The kernels of the inputs differ by {error:.2g}: are these runs about the same data?"
-    if len(comparison.predictions) > 1:
-        yield _ranking(comparison)
+    if len(comparison.predictions) > 1 and diverged[0] != 0:
+        yield from _ranking(comparison, diverged)
     for deviations in comparison.deviations:
         if deviations.consistency is not None:
             yield _explained(comparison, deviations.consistency)
+
+
+def _diverged(comparison: Comparison, diverged: list[int | None]) -> Iterator[str]:
+    """Which runs diverged, and what is compared then."""
+    for run, at in zip(comparison.runs, diverged, strict=True):
+        if at is None:
+            continue
+        broken = not_finite(run, at)
+        what = f"its loss is {run.losses[at].item():.2g}"
+        if broken:
+            what = f"{broken[0]}{f' and {len(broken) - 1} more' if len(broken) > 1 else ''} not finite"
+        yield f"{run.origin} diverged: at step {int(run.steps[at])} {what}."
+    if 0 in diverged[:2]:
+        yield "There is nothing left to compare."
+    elif any(at is not None for at in diverged[:2]):
+        yield f"Compared is what was before, up to step {int(comparison.steps[comparison.end])}."
 
 
 _ASSUMPTIONS = {
@@ -84,53 +81,84 @@ def _chaotic(comparison: Comparison) -> Iterator[str]:
         return
 
 
-def _farthest(comparison: Comparison, name: str, worst: Deviation) -> str:
-    error, stderr = worst.relative_error[-1].item(), worst.relative_error_stderr[-1].item()
+def _farthest(comparison: Comparison) -> Iterator[str]:
+    """The kernel with the largest relative error, in units of what finite width alone does."""
+    end, deviations = comparison.end, comparison.deviations[0]
+    name, worst = max(deviations.predicted.items(), key=lambda item: _rank(item[1].relative_error[end].item()))
+    error, stderr = worst.relative_error[end].item(), worst.relative_error_stderr[end].item()
     bar = "" if math.isnan(stderr) else f" ± {stderr:.2g}"
     sentence = (
-        f"At step {int(comparison.steps[-1])}, {comparison.measured.origin} is farthest from "
+        f"At step {int(comparison.steps[end])}, {comparison.measured.origin} is farthest from "
         f"{comparison.predictions[0].origin} in {name}: relative error {error:.2g}{bar}"
     )
-    width = comparison.measured.metadata.get("width")
-    if isinstance(width, int | float) and width > 0 and math.isfinite(error):
-        sentence += f", or {error * math.sqrt(width):.2g} / sqrt(N) with N = {width:g} (finite width alone gives a few)"
-    return f"{sentence}."
-
-
-def _explained(comparison: Comparison, found: Consistency) -> str:
-    """Whether the width explains the deviations, and if not, where to look."""
-    if not found.is_decidable:
-        return (
-            f"{found.replicas} networks are too few to tell whether N = {found.width} explains this: take 19 or more."
+    width = _yardstick(comparison, worst)
+    if width is not None and math.isfinite(error):
+        what = "the narrowest layer that it is an average over" if comparison.widths else "the inputs of the readout"
+        sentence += (
+            f", or {error * math.sqrt(width):.2g} / sqrt(N) with N = {width}, {what} (finite width alone gives a few)"
         )
-    origin, rank = comparison.measured.origin, f"p = {found.p:.2g} among {found.replicas} networks of that width"
-    if found.consistent:
-        return f"{origin} is consistent with width N = {found.width} ({rank})."
-    name, worst = found.worst
+    yield f"{sentence}."
+    narrowest = comparison.narrowest
+    if comparison.widths and width is not None and narrowest is not None and narrowest < width:
+        layers = comparison.measured.layers
+        where = next(layers[at].name for at, made in enumerate(comparison.widths) if made == narrowest)
+        yield (
+            f"Training also carries into it what the narrowest layer of all does, {where} with N = {narrowest}: "
+            f"{error * math.sqrt(narrowest):.2g} / sqrt({narrowest})."
+        )
+    if error <= 2 * worst.noise[end].item():
+        yield (
+            f"That is no more than twice the prediction's own noise ({worst.noise[end].item():.2g}): "
+            "a more exact prediction is needed to tell them apart."
+        )
+
+
+def _yardstick(comparison: Comparison, kernel: Deviation) -> int | None:
+    for position, layer in enumerate(comparison.deviations[0].layers):
+        for name in ("forward", "backward"):
+            if getattr(layer, name) is kernel:
+                return comparison.yardstick(name, position)
+    return comparison.narrowest
+
+
+def _explained(comparison: Comparison, judged: Consistency) -> str:
+    """Whether the width explains the deviations, and if not, where to look."""
+    if not judged.is_decidable:
+        return (
+            f"{judged.replicas} networks are too few to tell whether N = {judged.width} explains this: 19 or more can."
+        )
+    origin, rank = comparison.measured.origin, f"p = {judged.p:.2g} among {judged.replicas} networks of that width"
+    if judged.consistent:
+        return f"{origin} is consistent with width N = {judged.width} ({rank})."
+    name, worst = judged.worst
     sentence = (
-        f"{origin} is not consistent with width N = {found.width} ({rank}): {name} is {worst.ratio:.2g} times as far off as a "
-        f"typical network's (z = {worst.z:.1f})."
+        f"{origin} is not consistent with width N = {judged.width} ({rank}): {name} is {worst.ratio:.2g} times as far off as a "
+        f"typical network's (z = {worst.z:.1f}, where 0 is typical and 3 is farther off than nearly all of them)."
     )
     width = comparison.measured.metadata.get("width")
-    if isinstance(width, int) and width != found.width:
+    if isinstance(width, int) and width != judged.width:
         return f"{sentence} The measured network has N = {width}."
-    if not found.starts_wrong:
-        suspect = None if found.learned is None else found.learned.suspect
+    if not judged.starts_wrong:
+        suspect = None if judged.learned is None else judged.learned.suspect
         weight = "" if suspect is None else f", first of weight {suspect!r}"
         return f"{sentence} It is training that takes it away, so look at gamma0, loss, optimizer and learning rates{weight}."
-    weight = "" if found.start.suspect is None else f", first of weight {found.start.suspect!r}"
+    weight = "" if judged.start.suspect is None else f", first of weight {judged.start.suspect!r}"
     start = int(comparison.steps[0])
-    cause = f"so look at the initialisation{weight}" if start == 0 else f"first at weight {found.start.suspect!r}"
+    cause = f"so look at the initialisation{weight}" if start == 0 else f"first at weight {judged.start.suspect!r}"
     return f"{sentence} It is off at step {start} already, {cause}."
 
 
-def _ranking(comparison: Comparison) -> str:
-    means = []
-    for prediction, deviations in zip(comparison.predictions, comparison.deviations, strict=True):
-        kernels = [kernel for _, kernel in predicted_kernels(deviations)] or [deviations.ntk]
-        means.append((torch.cat([kernel.relative_error for kernel in kernels]).mean().item(), prediction.origin))
-    listed = ", ".join(f"{origin} {mean:.2g}" for mean, origin in sorted(means, key=lambda item: _rank(item[0])))
-    return f"Mean relative error of all kernels over all steps, nearest prediction first: {listed}."
+def _ranking(comparison: Comparison, diverged: list[int | None]) -> Iterator[str]:
+    """The predictions that did not diverge, by their mean relative error."""
+    end = comparison.end
+    means = [
+        (deviations.mean_error[: end + 1].mean().item(), prediction.origin)
+        for prediction, deviations, at in zip(comparison.predictions, comparison.deviations, diverged[1:], strict=True)
+        if at is None or at > end
+    ]
+    if means:
+        listed = ", ".join(f"{origin} {mean:.2g}" for mean, origin in sorted(means, key=lambda item: _rank(item[0])))
+        yield f"Mean relative error of all kernels over all steps, nearest prediction first: {listed}."
 
 
 def _rank(error: float) -> float:

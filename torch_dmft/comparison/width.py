@@ -39,7 +39,7 @@ def gap(comparison: Comparison) -> Gap:
     """
     width = comparison.measured.metadata.get("width")
     if not isinstance(width, int):
-        raise NotRecordedError("The measured run has no width.", remedy="measure it with a Recorder")
+        raise NotRecordedError("The width of the measured run is not known.", remedy="measure it with a Recorder")
     deviations = comparison.deviations[0]
     forward = torch.stack([layer.forward.relative_error for layer in deviations.layers[1:]])
     backward = torch.stack([layer.backward.relative_error for layer in deviations.layers[:-1]])
@@ -56,8 +56,8 @@ def slope(gaps: Sequence[Gap], kind: str) -> float:
     Raises:
         InvalidInputError: for fewer than two widths.
     """
-    if len({found.width for found in gaps}) < 2:
+    if len({one.width for one in gaps}) < 2:
         raise InvalidInputError("A slope needs networks of at least two widths.", got=f"{len(gaps)} gaps")
-    x = torch.tensor([math.log(found.width) for found in gaps], dtype=torch.float64)
-    y = torch.tensor([math.log(getattr(found, kind)) for found in gaps], dtype=torch.float64)
+    x = torch.tensor([math.log(one.width) for one in gaps], dtype=torch.float64)
+    y = torch.tensor([math.log(getattr(one, kind)) for one in gaps], dtype=torch.float64)
     return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.equality import by_value
@@ -65,6 +67,10 @@ class Kernel:
         """The name of every axis of ``array``."""
         return {3: _EQUAL_TIME, 4: _TWO_TIME, 5: _EQUAL_TIME_OUTPUTS, 6: _TWO_TIME_OUTPUTS}[self.array.ndim]
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.array.shape, strict=True))
+        return f"<Kernel: {sizes}; {str(self.array.dtype).removeprefix('torch.')}>"
+
     @property
     def values(self) -> Tensor:
         """The two-time array ``(time, sample, time, sample)`` (with output axes for several outputs).
@@ -113,3 +119,19 @@ class Kernel:
             if name == "sample":
                 array = array.index_select(axis, rows.to(array.device))
         return Kernel(array)
+
+
+def movement(kernel: Kernel) -> Float[Tensor, " time"]:
+    """How far a kernel has moved since the first recorded step.
+
+    |K(t) - K(0)| / |K(0)|, at equal times: 0 throughout in the lazy limit, of order 1 when features are learned.
+
+    Args:
+        kernel: any layout; its first time is the reference.
+
+    Returns:
+        One float64 number per time.
+    """
+    rows = kernel.equal_time.detach().to("cpu", torch.float64).flatten(1)
+    distances, size = (rows - rows[0]).norm(dim=1), rows[0].norm()
+    return (distances / size).masked_fill((distances == 0) & (size == 0), 0.0)

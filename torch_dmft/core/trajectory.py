@@ -16,8 +16,10 @@ from torch_dmft.core.activation import activation
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.page import Page
 from torch_dmft.core.prints import Print
 from torch_dmft.core.stability import edge
+from torch_dmft.core.summary import one_line, summary
 from torch_dmft.core.training import Training
 
 _T = TypeVar("_T")
@@ -74,6 +76,9 @@ class LayerKernels:
     ntk: Kernel
     fields: Fields | None = None
 
+    def __repr__(self) -> str:
+        return f"<LayerKernels {self.name!r}: Phi {self.forward!r}, G {self.backward!r}>"
+
 
 @by_value
 @dataclass(frozen=True)
@@ -124,6 +129,19 @@ class Trajectory:
                 got=f"steps {tuple(self.steps.shape)}, outputs {tuple(self.outputs.shape)}, "
                 f"losses {tuple(self.losses.shape)}, train {tuple(self.train.shape)}",
             )
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def __str__(self) -> str:
+        return str(summary(self))
+
+    def __rich__(self) -> Page:
+        return summary(self)
+
+    def _repr_html_(self) -> str:
+        """The summary for a notebook."""
+        return summary(self)._repr_html_()
 
     @property
     def lr(self) -> float:

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from rich.table import Table
 from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.grid import Grid
 from torch_dmft.core.loss import Loss
 from torch_dmft.parameterization.apply import parameterize
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.parameterization.plan import Plan
-from torch_dmft.parameterization.table import as_text
 
 
 @dataclass(frozen=True)
@@ -59,19 +58,22 @@ class CoordinateCheck:
         """Whether every layer is stable."""
         return set(self.verdicts.values()) == {"stable"}
 
-    def __rich__(self) -> Table:
-        table = Table(title="change of each layer's output, rms", title_justify="left")
-        table.add_column("module")
-        for heading in (*(f"N={width}" for width in self.widths), "exponent"):
-            table.add_column(heading, justify="right")
-        table.add_column("verdict")
-        for layer, row in zip(self.layers, self.updates.tolist(), strict=True):
-            cells = (*(f"{update:.3g}" for update in row), f"{self.exponents[layer]:+.2f}", self.verdicts[layer])
-            table.add_row(layer or "(model)", *cells)
-        return table
+    def __rich__(self) -> Grid:
+        verdicts = self.verdicts
+        rows = [
+            (
+                layer or "(model)",
+                verdicts[layer],
+                *(f"{update:.3g}" for update in row),
+                f"{self.exponents[layer]:+.2f}",
+            )
+            for layer, row in zip(self.layers, self.updates.tolist(), strict=True)
+        ]
+        numbers = (*(("", f"N={width}") for width in self.widths), ("", "exponent"))
+        return Grid("change of each layer's output, rms", ("module", "verdict"), numbers, tuple(rows))
 
     def __str__(self) -> str:
-        return as_text(self.__rich__())
+        return str(self.__rich__())
 
 
 def coordinate_check(

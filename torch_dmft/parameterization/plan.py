@@ -7,16 +7,17 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Role
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.grid import Grid
 from torch_dmft.parameterization.optimizer import OPTIMIZERS, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
-from torch_dmft.parameterization.table import as_table, as_text
+from torch_dmft.parameterization.table import as_table
 
 _VERSION = 1
+_COLUMNS = 80
 
 
 class Plan:
@@ -31,7 +32,8 @@ class Plan:
         scheme: "mean_field", "ntk" or "standard".
         gamma0: the richness that enters theory: 1/sqrt(width) for the schemes "ntk" and "standard".
         optimizers: names that ``param_groups`` takes; an infinite-width twin stands for SGD alone.
-        origin: what legends call this model: ``"network (N=512)"``, or ``"theory (N=inf)"`` for an infinite-width twin.
+        origin: what legends call this model: ``"network (N=512)"``, ``"network (32 channels)"`` if the readout reads flattened
+            images of so many, or ``"theory (N=inf)"`` for an infinite-width twin.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class Plan:
         self.rules = rules
         self.scheme = scheme
         self.gamma0 = gamma0
-        self.origin = f"network (N={self.width})" if origin is None else origin
+        self.origin = _called(architecture) if origin is None else origin
         self.optimizers = optimizers
         self._initial = initial
 
@@ -168,12 +170,29 @@ class Plan:
             )
         self.rules, self.scheme, self.gamma0 = rules, state["scheme"], state["gamma0"]
 
-    def __rich__(self) -> Table:
+    def __repr__(self) -> str:
+        count = len(self.rules)
+        return (
+            f"<Plan of {self.origin!r}: {self.scheme}, gamma0 {self.gamma0:.4g}, {count} parameter{'s' * (count != 1)}>"
+        )
+
+    def __rich__(self) -> Grid:
         title = f"{self.scheme}, gamma0 = {self.gamma0:.4g}, width = {self.width}"
         return as_table(title, self.rules, own_init=self.scheme == "standard")
 
     def __str__(self) -> str:
-        return as_text(self.__rich__())
+        return self.__rich__().text(_COLUMNS)
+
+    def _repr_html_(self) -> str:
+        """The table for a notebook."""
+        return self.__rich__().html()
+
+
+def _called(architecture: Architecture) -> str:
+    """The name of a network by its width; flattened images make no network wide."""
+    made = [layer for layer in architecture.layers if layer.out_axis is not None]
+    flattened = made and architecture.width not in {layer.out_features for layer in made} and made[-1].kind == "conv"
+    return f"network ({made[-1].out_features} channels)" if flattened else f"network (N={architecture.width})"
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -1,6 +1,7 @@
 """A comparison for people: figures, TensorBoard logs."""
 
 from torch_dmft.report import figures, tensorboard
-from torch_dmft.report.tensorboard import LiveScalars, write_comparison
+from torch_dmft.report.live import LiveComparison, LiveScalars
+from torch_dmft.report.tensorboard import write_comparison
 
-__all__ = ["LiveScalars", "figures", "tensorboard", "write_comparison"]
+__all__ = ["LiveComparison", "LiveScalars", "figures", "tensorboard", "write_comparison"]

@@ -18,24 +18,27 @@ _FORWARD = r"$A(t,s)=\langle\partial\phi(h(t))/\partial r(s)\rangle$"
 _BACKWARD = r"$B(t,s)=\langle\partial g(t)/\partial u(s)\rangle$"
 
 
-def responses(found: Sequence[Responses]) -> Figure:
+def responses(answers: Sequence[Responses]) -> Figure:
     """A(t, s) and B(t, s) of every hidden weight, averaged over equal samples (and summed over outputs).
 
     Args:
-        found: what ``theory.responses`` returned, at least one weight.
+        answers: what ``theory.responses`` returned, at least one weight.
 
     Returns:
         A row per weight. The empty corner is causality: what happens at step s changes nothing before.
     """
-    figure = new_figure(7.2, 0.8 + 3.0 * len(found), "Responses of a neuron to its own past")
-    grid = figure.subplots(len(found), 2, squeeze=False)
-    for each, row in zip(found, grid, strict=True):
-        pairs = ((_FORWARD, each.forward_response), (_BACKWARD, each.backward_response.movedim(-2, 0).movedim(-1, 1)))
-        for axes, (title, response) in zip(row, pairs, strict=True):
-            values = _own(response) if title is _FORWARD else _own(response).mT
+    figure = new_figure(7.2, 0.8 + 3.0 * len(answers), "Responses of a neuron to its own past")
+    grid = figure.subplots(len(answers), 2, squeeze=False)
+    for response, row in zip(answers, grid, strict=True):
+        pairs = (
+            (_FORWARD, response.forward_response),
+            (_BACKWARD, response.backward_response.movedim(-2, 0).movedim(-1, 1)),
+        )
+        for axes, (title, array) in zip(row, pairs, strict=True):
+            values = _over_equal_samples(array) if title is _FORWARD else _over_equal_samples(array).mT
             bound = float(values.abs().max()) or 1.0
             shown = axes.imshow(values.numpy(), vmin=-bound, vmax=bound, cmap="RdBu_r", interpolation="nearest")
-            axes.set_title(f"weight {each.layer}: {title}", fontsize=9)
+            axes.set_title(f"weight {response.layer}: {title}", fontsize=9)
             axes.set_xlabel("step s", fontsize=9)
             axes.tick_params(labelsize=7)
             for axis in (axes.xaxis, axes.yaxis):
@@ -45,23 +48,23 @@ def responses(found: Sequence[Responses]) -> Figure:
     return figure
 
 
-def spectrum(found: NTKSpectrum, shown: int = 12) -> Figure:
+def spectrum(result: NTKSpectrum, shown: int = 12) -> Figure:
     """The leading eigenvalues of the tangent kernel over training time, and the share of the targets along each.
 
     Args:
-        found: what ``comparison.ntk_spectrum`` returned.
+        result: what ``comparison.ntk_spectrum`` returned.
         shown: how many eigenvalues, the largest first (darkest, and at the bottom on the right).
     """
-    count = min(shown, found.eigenvalues.shape[1])
+    count = min(shown, result.eigenvalues.shape[1])
     figure = new_figure(8.4, 3.6, "Spectrum of the tangent kernel on the training rows")
     left, right = figure.subplots(1, 2)
-    times = found.times.double().numpy()
+    times = result.times.double().numpy()
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, count))
     for index in range(count):
-        left.plot(times, found.eigenvalues[:, index].numpy(), color=colors[index], linewidth=1.4, label=f"{index + 1}")
-    left.set_yscale("log" if bool((found.eigenvalues[:, :count] > 0).all()) else "linear")
+        left.plot(times, result.eigenvalues[:, index].numpy(), color=colors[index], linewidth=1.4, label=f"{index + 1}")
+    left.set_yscale("log" if bool((result.eigenvalues[:, :count] > 0).all()) else "linear")
     left.set_ylabel("eigenvalue per unit of learning rate", fontsize=9)
-    shares = found.target_weights[:, :count].mT.numpy()
+    shares = result.target_weights[:, :count].mT.numpy()
     right.stackplot(times, shares, colors=list(colors), linewidth=0)
     right.set_ylim(0, 1)
     right.set_ylabel("share of the targets", fontsize=9)
@@ -71,7 +74,7 @@ def spectrum(found: NTKSpectrum, shown: int = 12) -> Figure:
     return figure
 
 
-def _own(response: Tensor) -> Tensor:
+def _over_equal_samples(response: Tensor) -> Tensor:
     """Mean over equal samples, ``(time, time)``: ``(time, sample, time, sample[, output])``."""
-    own = response.diagonal(dim1=1, dim2=3)
-    return (own.sum(2) if own.ndim == 4 else own).mean(-1).double()
+    equal = response.diagonal(dim1=1, dim2=3)
+    return (equal.sum(2) if equal.ndim == 4 else equal).mean(-1).double()

@@ -20,7 +20,7 @@ from torch_dmft.comparison import Comparison, Deviation, target_alignments
 from torch_dmft.core.errors import NotRecordedError
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.report.choice import sample_order, shown_weights
-from torch_dmft.report.style import Look, looks, new_figure, tidy
+from torch_dmft.report.style import Look, looks, new_figure, place, tidy
 
 _SYMBOLS = {"forward": r"$\Phi$", "backward": "$G$", "ntk": "NTK"}
 _Draw = Callable[..., None]
@@ -43,7 +43,7 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
     }
     if comparison.targets is not None:
         drawn["target_alignment"] = target_alignment(comparison)
-    if _field_steps(comparison, "gradient"):
+    if has_fields(comparison, "gradient"):
         drawn["preactivations"], drawn["gradients"] = preactivations(comparison), gradient_fields(comparison)
     return drawn
 
@@ -166,19 +166,21 @@ def densities(comparison: Comparison, field: Literal["preactivation", "gradient"
     all_looks = dict(zip([run.origin for run in comparison.runs], looks(comparison.runs), strict=True))
     hidden = shown_weights(len(comparison.measured.layers), "backward")
     title = f"{_FIELDS[field][0]} over neurons and samples, at {'several times' if len(steps) > 1 else 'one time'}"
-    figure = new_figure(1.4 + 2.5 * len(hidden), 1.1 + 1.7 * len(steps), title)
+    figure = new_figure(1.4 + 2.5 * len(hidden), 1.4 + 1.7 * len(steps), title, constrained=False)
+    place(figure, len(steps), len(hidden))
     grid = figure.subplots(len(steps), len(hidden), squeeze=False, sharex="col")
     for column, position in enumerate(hidden):
         drawn = [(run, step, _field(run, position, step, field)) for step in steps for run in comparison.runs]
         known = [values for _, _, values in drawn if values is not None]
         count = int(np.clip(2 * len(known[0]) ** (1 / 3), 12, 64))
         # One axis for all times, so that the eye sees what moved.
-        low, high = np.quantile(np.concatenate(known), [0.001, 0.999])
-        bins = np.linspace(low, high, count)
+        some = [values[:: max(1, len(values) // 20_000)] for values in known]
+        low, high = np.quantile(np.concatenate(some), [0.001, 0.999])
         for run, step, values in drawn:
             if values is not None:
                 axes, look = grid[steps.index(step)][column], all_looks[run.origin]
-                density, _ = np.histogram(values, bins=bins, density=True)
+                # Equal bins, by their number: edges would have to be searched.
+                density, bins = np.histogram(values, bins=count, range=(low, high), density=True)
                 if run is comparison.measured:
                     axes.stairs(density, bins, fill=True, color="#c8c8c8", label=run.origin)
                 else:
@@ -187,6 +189,7 @@ def densities(comparison: Comparison, field: Literal["preactivation", "gradient"
         grid[-1][column].set_xlabel(_FIELDS[field][1], fontsize=9)
         for axes in grid[:, column]:
             axes.set_ylim(bottom=0)
+            axes.locator_params(nbins=3)  # ticks take most of the time of drawing
             tidy(axes)
     for row, step in zip(grid, steps, strict=True):
         row[0].set_ylabel(f"step {step}\ndensity", fontsize=9)
@@ -265,6 +268,11 @@ def _matrix(layer: LayerKernels, which: str, time: int, order: Tensor) -> NDArra
 
 def _weight(layer: LayerKernels, position: int) -> str:
     return f"weight {position} ({layer.name})"
+
+
+def has_fields(comparison: Comparison, field: str) -> bool:
+    """Whether there is a step at which the measured run and the first prediction kept a field."""
+    return bool(_field_steps(comparison, field))
 
 
 def _field_steps(comparison: Comparison, field: str) -> list[int]:

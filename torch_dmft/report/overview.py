@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from torch_dmft.comparison import Comparison
-from torch_dmft.comparison.verdict import predicted_kernels
 from torch_dmft.report.choice import sample_order
 from torch_dmft.report.style import looks, new_figure, tidy
 
@@ -38,10 +36,9 @@ def overview(comparison: Comparison) -> Figure:
     panels[0].legend(frameon=False, fontsize=7.5)
 
     for prediction, deviations in zip(comparison.predictions, comparison.deviations, strict=True):
-        kernels = [kernel for _, kernel in predicted_kernels(deviations)] or [deviations.ntk]
-        mean = torch.stack([kernel.relative_error for kernel in kernels]).mean(0)
         look = styles[prediction.origin]
-        panels[1].plot(measured.times, mean, color=look.color, linestyle=look.linestyle, label=prediction.origin)
+        line = {"color": look.color, "linestyle": look.linestyle, "label": prediction.origin}
+        panels[1].plot(measured.times, deviations.mean_error, **line)
     panels[1].set(xlabel=_TIME, ylabel="relative error of Φ and G", ylim=(0, None))
     panels[1].legend(frameon=False, fontsize=7.5)
 
@@ -71,7 +68,7 @@ _TIME = "time (learning rate × step)"
 def _densities(axes: Axes, comparison: Comparison, color: str) -> None:
     """Preactivations of the last hidden layer: the network as bars, the theory as lines, before and after training."""
     fields = [run.layers[-2].fields for run in (comparison.measured, comparison.predictions[0])]
-    values = [found.preactivation.flatten(1).cpu().double().numpy() for found in fields if found is not None]
+    values = [kept.preactivation.flatten(1).cpu().double().numpy() for kept in fields if kept is not None]
     low, high = np.quantile(values[0], [0.001, 0.999])
     bins = np.linspace(low, high, 48)
     for end, name, shade, line in ((0, "start", "0.85", ":"), (-1, "end", "0.65", "-")):

@@ -1,25 +1,68 @@
 """The numbers that TensorBoard plots: one set of tags for a live run, a measured one and a predicted one.
 
-Equal tags in different runs share a chart, so this is what puts a network beside its theory.
+Equal tags in different runs share a chart, so this is what puts a network beside its theory. A tag names a weight by its index
+l alone, ``"Phi moved/1"``: models with other names share charts, and the description says what the weight is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
 from torch_dmft.comparison import Deviations, relative_error, target_alignment
-from torch_dmft.core.kernel import Kernel
+from torch_dmft.comparison.yardstick import narrowest
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.record import LayerRecord, Record
 
 KINDS = {"Phi": "forward", "G": "backward", "NTK": "ntk"}
+LOWER, UPPER = "band lower", "band upper"
+"""How the tags of a band begin: ``"band lower/NTK trace/all"`` for ``"NTK trace/all"``."""
+WIDTHS = 2
+"""Half the width of a band, in standard errors."""
+_ROUND_OFF = 1e-6
+"""Relative errors from which networks of one width have no scatter."""
+
+_KERNELS = {
+    "Phi": "Phi is the Gram matrix of the weight's inputs, per feature.",
+    "G": "G is the Gram matrix of the gradients at the weight's output, per feature.",
+    "NTK": "The tangent kernel: how a step on one sample moves the output on another.",
+}
+_QUANTITIES = {
+    "trace": "Mean of the diagonal entries.",
+    "moved": "|K(t) - K(0)| / |K(0)|: 0 if nothing was learned, of order 1 if features were.",
+    "on targets": "Alignment with the task, the cosine of the angle between Phi and Y Y^T.",
+    "alignment": "Cosine of the angle between the measured kernel and this prediction: 1 for one shape at any size.",
+    "relative error": "|measured - predicted| / |predicted|.",
+    "error, root N": "Relative error times the square root of N, the narrowest width that the kernel is an average over: "
+    "a few for any random network.",
+    "deviation": "Relative error in units of that of a typical network of the measured one's width: 1 is typical.",
+}
+_OTHERS = {
+    "loss": "Loss on the training rows.",
+    "loss, log10": "Logarithm of the loss on the training rows, to base 10.",
+    "relative error/all": "|measured - predicted| / |predicted|, mean over Phi and G of all weights where they are not given.",
+    "outputs, rms difference": "Root mean square of the measured minus the predicted outputs, on the training rows.",
+}
 
 
-def weight_label(position: int, name: str) -> str:
-    """How a weight is called in tags: ``"1 (encoder.fc)"``."""
-    return f"{position} ({name})"
+def description(tag: str, names: Sequence[str]) -> str:
+    """What a tag shows, in markdown.
+
+    Args:
+        tag: one of those below.
+        names: of the weights, l = 0..L.
+    """
+    quantity, _, place = tag.partition("/")
+    if quantity in (LOWER, UPPER):
+        bound = "Lower" if quantity == LOWER else "Upper"
+        return f"{bound} end of the band of {WIDTHS} standard errors around `{place}`."
+    if tag in _OTHERS:
+        return _OTHERS[tag]
+    kind, _, what = quantity.partition(" ")
+    where = f"Weight {place} is `{names[int(place)]}`. " if place.isdigit() else "Of all weights together. "
+    return where + " ".join(text for text in (_QUANTITIES.get(what, ""), _KERNELS.get(kind, "")) if text)
 
 
 def scalars(record: Record, first: Record, targets: Tensor | None = None) -> dict[str, float]:
@@ -28,49 +71,103 @@ def scalars(record: Record, first: Record, targets: Tensor | None = None) -> dic
     Args:
         record: the step.
         first: the first recorded step of the same run, from which kernels move.
-        targets: ``(sample,)`` or ``(sample, output)``; None leaves out target alignments.
+        targets: ``(sample, output)`` or ``(sample,)`` floats, or ``(sample,)`` integer classes; None leaves out target
+            alignments.
 
     Returns:
-        ``loss``; per weight and kernel ``Phi trace/...`` (the mean diagonal entry), ``Phi moved/...``
-        (|K - K(0)| / |K(0)|), the same for G and NTK, and ``Phi on targets/...``; for the whole NTK ``.../all``.
+        ``loss`` and its logarithm; per weight l and kernel ``Phi trace/l`` (the mean diagonal entry), ``Phi moved/l``
+        (|K - K(0)| / |K(0)|), the same for G and NTK, and ``Phi on targets/l``; for the whole NTK ``.../all``.
     """
-    values = {"loss": record.loss, "NTK trace/all": _mean_diagonal(record.ntk)}
-    values["NTK moved/all"] = relative_error(record.ntk, first.ntk)
+    values = {"loss": record.loss}
+    if record.loss > 0:
+        values["loss, log10"] = math.log10(record.loss)
+    values |= {"NTK trace/all": _mean_diagonal(record.ntk), "NTK moved/all": relative_error(record.ntk, first.ntk)}
     for position, (layer, start) in enumerate(zip(record.layers, first.layers, strict=True)):
-        label = weight_label(position, layer.name)
         for kind, attribute in KINDS.items():
             kernel = getattr(layer, attribute)
-            values[f"{kind} trace/{label}"] = _mean_diagonal(kernel)
-            values[f"{kind} moved/{label}"] = relative_error(kernel, getattr(start, attribute))
+            values[f"{kind} trace/{position}"] = _mean_diagonal(kernel)
+            values[f"{kind} moved/{position}"] = relative_error(kernel, getattr(start, attribute))
         if targets is not None:
-            values[f"Phi on targets/{label}"] = target_alignment(layer.forward, targets)
+            values[f"Phi on targets/{position}"] = target_alignment(layer.forward, targets)
     return values
 
 
 def deviation_scalars(deviations: Deviations, time: int) -> dict[str, float]:
     """How far the measured run is from one prediction at one common step, by tag."""
-    values = {"outputs, rms difference": deviations.outputs.rms[time].item()}
+    values = {
+        "outputs, rms difference": deviations.outputs.rms[time].item(),
+        "relative error/all": deviations.mean_error[time].item(),
+        "NTK relative error/all": deviations.ntk.relative_error[time].item(),
+        "NTK alignment/all": deviations.ntk.alignment[time].item(),
+    }
     for position, layer in enumerate(deviations.layers):
-        label = weight_label(position, layer.name)
         for kind, attribute in KINDS.items():
             deviation = getattr(layer, attribute)
-            values[f"{kind} relative error/{label}"] = deviation.relative_error[time].item()
-            values[f"{kind} alignment/{label}"] = deviation.alignment[time].item()
+            values[f"{kind} relative error/{position}"] = deviation.relative_error[time].item()
+            values[f"{kind} alignment/{position}"] = deviation.alignment[time].item()
     return values
+
+
+def width_scalars(
+    deviations: Deviations,
+    time: int,
+    widths: Sequence[int | None],
+    units: Mapping[tuple[str, int], float] | None = None,
+) -> dict[str, float]:
+    """Relative errors at one common step in units of what finite width explains, by tag.
+
+    Args:
+        deviations: of the measured run from a prediction.
+        time: position of the step.
+        widths: how many features each weight makes, empty if nobody knows.
+        units: the relative error of a typical network of the measured one's width, by kernel and weight, if known.
+
+    Returns:
+        ``Phi error, root N/l``: times the square root of the narrowest width that the kernel is an average over, and
+        ``Phi deviation/l``: over that of a typical network.
+    """
+    values = {}
+    for position, layer in enumerate(deviations.layers):
+        for kind, kernel in KINDS.items():
+            error = getattr(layer, kernel).relative_error[time].item()
+            width = narrowest(widths, kernel, position)
+            if width is not None:
+                values[f"{kind} error, root N/{position}"] = error * math.sqrt(width)
+            unit = (units or {}).get((kernel, position), 0.0)
+            if unit > _ROUND_OFF:
+                values[f"{kind} deviation/{position}"] = error / unit
+    return values
+
+
+def band_scalars(values: Mapping[str, float], stderr: Record | None) -> dict[str, float]:
+    """The ends of the bands of one step, by tag; a run without standard errors has bands of no width.
+
+    Args:
+        values: what ``scalars`` returned.
+        stderr: the standard errors of the step, laid out like it. Those of the entries of a diagonal count as equal
+            signs of one error: an upper bound of the trace's.
+    """
+    spread = {} if stderr is None else {"loss": stderr.loss, "NTK trace/all": _mean_diagonal(stderr.ntk)}
+    for position, layer in enumerate(() if stderr is None else stderr.layers):
+        for kind, attribute in KINDS.items():
+            spread[f"{kind} trace/{position}"] = _mean_diagonal(getattr(layer, attribute))
+    ends = {}
+    for tag in (tag for tag in values if tag == "loss" or " trace/" in tag):
+        ends[f"{LOWER}/{tag}"] = values[tag] - WIDTHS * spread.get(tag, 0.0)
+        ends[f"{UPPER}/{tag}"] = values[tag] + WIDTHS * spread.get(tag, 0.0)
+    return ends
 
 
 def records(run: Trajectory) -> Iterator[Record]:
     """A run step by step, as a recorder's callbacks see it."""
-    for time, step in enumerate(run.steps):
+    kernels = [[layer.forward.equal_time, layer.backward.equal_time, layer.ntk.equal_time] for layer in run.layers]
+    ntk = run.ntk.equal_time
+    for time, (step, loss) in enumerate(zip(run.steps.tolist(), run.losses.tolist(), strict=True)):
         layers = tuple(
-            LayerRecord(layer.name, *(_at(kernel, time) for kernel in (layer.forward, layer.backward, layer.ntk)))
-            for layer in run.layers
+            LayerRecord(layer.name, *(kernel[time] for kernel in three))
+            for layer, three in zip(run.layers, kernels, strict=True)
         )
-        yield Record(int(step), run.outputs[time], run.losses[time].item(), layers, _at(run.ntk, time))
-
-
-def _at(kernel: Kernel, time: int) -> Tensor:
-    return kernel.equal_time[time]
+        yield Record(step, run.outputs[time], loss, layers, ntk[time])
 
 
 def _mean_diagonal(kernel: Tensor) -> float:

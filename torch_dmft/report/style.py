@@ -33,12 +33,35 @@ def looks(runs: Sequence[Trajectory]) -> list[Look]:
     return [Look(_MEASURED, "", "o"), *predicted]
 
 
-def new_figure(width: float, height: float, title: str) -> Figure:
-    """A figure of this size in inches that belongs to no window and no global list."""
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+def new_figure(width: float, height: float, title: str, *, constrained: bool = True) -> Figure:
+    """A figure of this size in inches that belongs to no window and no global list.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        title: the line above.
+        constrained: whether matplotlib makes room for labels, which takes longer than drawing; else ``place`` does.
+    """
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, horizontalalignment="left")
     return figure
+
+
+def place(figure: Figure, rows: int, columns: int) -> None:
+    """Place a grid of axes with room for labels and tick labels of the usual size, a title above and a legend below."""
+    width, height = figure.get_size_inches()
+    left, right, top, bottom, beside, above = 0.75, 0.1, 0.65, 0.8, 0.4, 0.3
+    panel = (width - left - right - beside * (columns - 1)) / columns
+    tall = (height - top - bottom - above * (rows - 1)) / rows
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        bottom=bottom / height,
+        top=1 - top / height,
+        wspace=beside / panel,
+        hspace=above / tall,
+    )
 
 
 def tidy(axes: Axes) -> None:

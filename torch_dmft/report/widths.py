@@ -20,8 +20,8 @@ def gap_table(gaps: Sequence[Gap]) -> Table:
     table = Table(title="One network's mean relative error against theory, by width")
     for name in ("width", *_KINDS.values()):
         table.add_column(name, justify="right")
-    for found in gaps:
-        table.add_row(str(found.width), *(f"{getattr(found, kind):.3f}" for kind in _KINDS))
+    for gap in gaps:
+        table.add_row(str(gap.width), *(f"{getattr(gap, kind):.3f}" for kind in _KINDS))
     if len(gaps) > 1:
         table.add_section()
         table.add_row("exponent", *(f"{slope(gaps, kind):.2f}" for kind in _KINDS))
@@ -32,9 +32,9 @@ def gap_figure(gaps: Sequence[Gap]) -> Figure:
     """Relative error of single networks against their width, beside the expected width^(-1/2)."""
     figure = new_figure(5.2, 3.8, "Gap between single networks and theory")
     axes = figure.add_subplot()
-    widths = np.array([found.width for found in gaps], dtype=float)
+    widths = np.array([gap.width for gap in gaps], dtype=float)
     for (kind, symbol), color, marker in zip(_KINDS.items(), COLORS, _MARKERS, strict=False):
-        heights = [getattr(found, kind) for found in gaps]
+        heights = [getattr(gap, kind) for gap in gaps]
         exponent = f", exponent {slope(gaps, kind):.2f}" if len(gaps) > 1 else ""
         axes.loglog(widths, heights, marker=marker, color=color, label=f"{symbol}{exponent}")
     reference = gaps[0].forward * np.sqrt(widths[0] / widths)

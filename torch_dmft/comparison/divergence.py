@@ -1,0 +1,58 @@
+"""Whether a run diverged, and up to where it can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torch_dmft.core.trajectory import Trajectory
+
+_EXPLODED = 30.0
+"""Size of the outputs in units of what they should be, and of what they were, that no training needs."""
+_WORSE = 10.0
+"""Quotient of the loss and the first loss beside it."""
+
+
+def diverged_at(run: Trajectory) -> int | None:
+    """Position of the first recorded time at which the run has diverged, None if it has not.
+
+    Diverged are numbers that are not finite, and outputs 30 times as large as those at the start and as the targets, together
+    with a loss ten times as large as at the start.
+    """
+    bad = ~_finite(run) | _exploded(run)
+    return int(bad.nonzero()[0]) if bool(bad.any()) else None
+
+
+def last_sane(runs: Sequence[Trajectory]) -> int:
+    """Position of the last time at which none of these runs has diverged; 0 if there is none."""
+    first = [at for run in runs if (at := diverged_at(run)) is not None]
+    return max(0, min(first) - 1) if first else len(runs[0].steps) - 1
+
+
+def not_finite(run: Trajectory, time: int) -> list[str]:
+    """What of a run is not finite at a recorded time, by name; a loss of NaN is one that nobody knows."""
+    parts = {"its loss": run.losses.isinf(), "its outputs": ~_per_time(run.outputs.isfinite())}
+    for position, layer in enumerate(run.layers):
+        for name, kernel in (("Phi", layer.forward), ("G", layer.backward), ("the NTK", layer.ntk)):
+            parts[f"{name} of weight {position} ({layer.name})"] = ~_per_time(kernel.equal_time.isfinite())
+    parts["the NTK"] = ~_per_time(run.ntk.equal_time.isfinite())
+    return [name for name, bad in parts.items() if bool(bad[time])]
+
+
+def _finite(run: Trajectory) -> Tensor:
+    kernels = [kernel for layer in run.layers for kernel in (layer.forward, layer.backward, layer.ntk)]
+    arrays = [run.outputs, run.ntk.equal_time, *(kernel.equal_time for kernel in kernels)]
+    return torch.stack([_per_time(array.isfinite()).cpu() for array in arrays]).all(0) & ~run.losses.isinf().cpu()
+
+
+def _per_time(flags: Tensor) -> Tensor:
+    return flags.flatten(1).all(1)
+
+
+def _exploded(run: Trajectory) -> Tensor:
+    sizes = run.outputs.detach().double().flatten(1).square().mean(1).sqrt().cpu()
+    targets = 1.0 if run.targets is None else float(run.targets.double().square().mean().sqrt())
+    losses = run.losses.detach().double().cpu()
+    return (sizes > _EXPLODED * max(float(sizes[0]), targets)) & ~(losses <= _WORSE * losses[0])

@@ -1,0 +1,198 @@
+"""TensorBoard while a model trains: the network alone, or beside its prediction."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from torch_dmft.comparison.deviation import deviations
+from torch_dmft.comparison.match import refuse_mismatch
+from torch_dmft.comparison.scatter import scatter
+from torch_dmft.comparison.yardstick import made_by
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.trajectory import LayerKernels, Trajectory
+from torch_dmft.measurement import Recorder
+from torch_dmft.measurement.record import Record
+from torch_dmft.report.events import EventLog, run_directory
+from torch_dmft.report.interrupt import interrupts_wait
+from torch_dmft.report.layout import layout
+from torch_dmft.report.scalars import band_scalars, description, deviation_scalars, records, scalars, width_scalars
+
+
+class LiveScalars:
+    """Writes loss, kernel traces and kernel movement after every record of a ``Recorder``, flushed at once.
+
+    A run that is killed leaves complete logs up to its last record. The tags are those of
+    ``Comparison.write_tensorboard``, so a prediction written beside it shares its charts. Targets are those of the
+    recorder's probe, one-hot for classes.
+
+    Args:
+        logdir: directory of this run's logs.
+        recorder: the recorder, whose records are written from ``with`` on until its end.
+
+    Example:
+        >>> with LiveScalars("runs/a", recorder), recorder.attach(optimizer):  # doctest: +SKIP
+        ...     train(model, optimizer)
+    """
+
+    def __init__(self, logdir: str | Path, recorder: Recorder) -> None:
+        self.logdir = Path(logdir)
+        self.recorder = recorder
+        self._log: EventLog | None = None
+
+    def __call__(self, step: int, record: Record) -> None:
+        """Write the scalars of one record."""
+        targets = self.recorder.probe.target_values(record.outputs.shape[1])
+        values = scalars(record, self.recorder.records[0], targets)
+        values |= band_scalars(values, None)
+        with interrupts_wait():
+            if self._log is None:
+                names = [layer.name for layer in record.layers]
+                # Points of an earlier run into the same directory, from this step on, are forgotten.
+                self._log = EventLog(self.logdir, partial(description, names=names), start=step)
+            self._log.scalars(values, step)
+            self._log.flush()
+
+    def close(self) -> None:
+        """Close the log file."""
+        if self._log is not None:
+            with interrupts_wait():
+                self._log.close()
+
+    def __enter__(self) -> LiveScalars:
+        self.recorder.callbacks = (*self.recorder.callbacks, self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.recorder.callbacks = tuple(callback for callback in self.recorder.callbacks if callback is not self)
+        self.close()
+
+
+class LiveComparison(LiveScalars):
+    """Writes a network beside its predictions while it trains, flushed after every record.
+
+    The network's scalars are those of ``LiveScalars``. In each prediction's run stand the prediction's own numbers at the steps
+    that were recorded so far, and how far the network is from them: alignment and relative error of every kernel, the relative
+    error in units of 1 / sqrt(N), and, if the prediction is a ``FiniteWidth`` answer, in units of a typical network's of that
+    width. The pages of TensorBoard are those of ``Comparison.write_tensorboard``, which completes them afterwards.
+
+    Args:
+        logdir: directory of the logs; every run gets a sub-directory named by its origin.
+        recorder: the recorder, whose records are written from ``with`` on until its end.
+        *predictions: trajectories, or paths where another process is going to save them: from then on they are compared, at the
+            steps before too.
+
+    Raises:
+        InvalidInputError: from the first record on, if a trajectory is about other data or another network. A file that is, is
+            warned of and left alone: it does not end the training.
+
+    Example:
+        >>> with LiveComparison("runs/a", recorder, theory), recorder.attach(optimizer):  # doctest: +SKIP
+        ...     train(model, optimizer)
+    """
+
+    def __init__(self, logdir: str | Path, recorder: Recorder, *predictions: Trajectory | str | Path) -> None:
+        super().__init__(run_directory(logdir, recorder.subject.plan.origin), recorder)
+        self._root = Path(logdir)
+        self._awaited = [Path(one) for one in predictions if not isinstance(one, Trajectory)]
+        self._given = [one for one in predictions if isinstance(one, Trajectory)]
+        self._live: list[_LivePrediction] = []
+
+    def __call__(self, step: int, record: Record) -> None:
+        """Write one record, and the predictions at all recorded steps that were not written yet."""
+        super().__call__(step, record)
+        if not self._live and not (self._root / "comparison").exists():
+            with interrupts_wait(), EventLog(self._root / "comparison") as log:
+                log.add(
+                    layout(
+                        len(record.layers),
+                        has_targets=self.recorder.probe.targets is not None,
+                        has_widths=True,
+                        has_scatter=bool(self._awaited) or any(run.replicas for run in self._given),
+                    )
+                )
+        while self._given:
+            self._live.append(_LivePrediction(self._root, self.recorder, self._given.pop(0)))
+        for path in [path for path in self._awaited if path.exists()]:
+            self._awaited.remove(path)
+            try:
+                self._live.append(_LivePrediction(self._root, self.recorder, Trajectory.load(path)))
+            except InvalidInputError as error:
+                warnings.warn(f"The prediction in {path} is not compared. {error}", stacklevel=2)
+        for prediction in self._live:
+            with interrupts_wait():
+                prediction.write()
+
+    def close(self) -> None:
+        """Close the log files."""
+        with ExitStack() as stack:
+            stack.callback(super().close)
+            for prediction in self._live:
+                stack.callback(prediction.log.close)
+
+
+class _LivePrediction:
+    """A prediction beside a recorder: writes what was recorded since it last wrote."""
+
+    def __init__(self, logdir: Path, recorder: Recorder, predicted: Trajectory) -> None:
+        self.recorder = recorder
+        self.scatter = scatter(predicted)
+        self.predicted = replace(predicted, replicas=())
+        self.positions = {step: at for at, step in enumerate(predicted.steps.tolist())}
+        self.targets = recorder.probe.target_values(predicted.outputs.shape[2])
+        self.widths = made_by(recorder.subject.plan)
+        self.written = 0
+        first = recorder.records[0]
+        if first.step in self.positions:
+            refuse_mismatch(*self._pair(first))
+        self.predicted_records = list(records(self.predicted))
+        self.spreads = None if self.predicted.stderr is None else list(records(self.predicted.stderr))
+        names = [layer.name for layer in predicted.layers]
+        self.log = EventLog(
+            run_directory(logdir, predicted.origin), partial(description, names=names), start=first.step
+        )
+
+    def write(self) -> None:
+        """Write the steps that are new, and bring them to the disk."""
+        for record in self.recorder.records[self.written :]:
+            at = self.positions.get(record.step)
+            if at is not None:
+                values = scalars(self.predicted_records[at], self.predicted_records[0], self.targets)
+                values |= band_scalars(values, None if self.spreads is None else self.spreads[at])
+                off = deviations(*self._pair(record))
+                values |= deviation_scalars(off, 0)
+                units = {key: errors[at].item() for key, errors in self.scatter.items()}
+                values |= width_scalars(off, 0, self.widths, units)
+                self.log.scalars(values, record.step)
+        self.written = len(self.recorder.records)
+        self.log.flush()
+
+    def _pair(self, record: Record) -> tuple[Trajectory, Trajectory]:
+        """The network and the prediction at one step."""
+        predicted = self.predicted.at_steps(torch.tensor([record.step]))
+        layers = tuple(
+            LayerKernels(layer.name, Kernel(layer.forward[None]), Kernel(layer.backward[None]), Kernel(layer.ntk[None]))
+            for layer in record.layers
+        )
+        measured = replace(
+            predicted,
+            outputs=record.outputs[None],
+            losses=record.outputs.new_tensor([record.loss]),
+            layers=layers,
+            ntk=Kernel(record.ntk[None]),
+            train=self.recorder.probe.train_rows,
+            targets=self.targets,
+            origin=self.recorder.subject.plan.origin,
+            stderr=None,
+            metadata={},
+        )
+        return measured, predicted

@@ -8,7 +8,8 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Wrapper, describe
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
+from torch_dmft.measurement.passes import look_at
 from torch_dmft.parameterization import Plan, parameter_rules
 
 
@@ -20,11 +21,13 @@ class Subject:
         plan: the model in which the paths and parameter names of its architecture are found, and its scaling.
         run: the module that maps inputs to the recorded outputs; ``plan.model`` itself, or a wrapper around it.
         frozen: names of parameters that are not trained, beside those with ``requires_grad=False``.
+        is_watched: whether the architecture is what was seen of one pass, so that the network is measured by watching it.
     """
 
     plan: Plan
     run: nn.Module
     frozen: frozenset[str] = frozenset()
+    is_watched: bool = False
 
     @property
     def model(self) -> nn.Module:
@@ -49,6 +52,11 @@ class Subject:
     @cached_property
     def _multipliers(self) -> dict[str, float]:
         return self.plan.multipliers
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Learning rates of all parameters per unit of eta; 0 if frozen."""
+        return {rule.name: self.rate(rule.name) for rule in self.plan.rules}
 
     def rate(self, name: str) -> float:
         """Learning rate of a parameter per unit of eta; 0 if it is frozen."""
@@ -86,6 +94,10 @@ def subject_of(plan_or_model: Plan | nn.Module, inputs: Tensor, *, run: nn.Modul
     inner = model
     while isinstance(inner, Wrapper):
         inner = inner.model
-    architecture = describe(inner, inputs)
+    try:
+        architecture, is_watched = describe(inner, inputs), False
+    except UnsupportedModelError:
+        architecture, is_watched = look_at(inner, model, inputs), True
     rules = parameter_rules(architecture, inner, scheme="standard")
-    return Subject(Plan(inner, architecture, rules, scheme="standard", gamma0=architecture.width**-0.5), model)
+    plan = Plan(inner, architecture, rules, scheme="standard", gamma0=architecture.width**-0.5)
+    return Subject(plan, model, is_watched=is_watched)

@@ -11,11 +11,12 @@ the model is given that sample alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
@@ -72,6 +73,10 @@ class Product:
         weight = self.weight
         return weight[0] if weight.ndim == 3 and self.kind == "linear" and self._is_one_for_all else weight
 
+    def origin(self) -> Tensor | GradientEdge:
+        """Where in the graph ``matrix()`` was made."""
+        return self.use.origins.get(self.slot, self.matrix())
+
     def geometry(self) -> tuple[object, ...]:
         """Which entries of its storage the weight has, and what they are: equal for uses that can be pooled."""
         weight = self.matrix()
@@ -80,11 +85,17 @@ class Product:
         kind = (self.kind, self._is_transposed, self._groups) if self.kind == "conv" else (self.kind, self.padding)
         return kind, *geometry(weight)
 
-    def input_vectors(self, x: Tensor) -> Tensor:
-        """The vectors of which Phi is taken: ``(sample, position, feature)``; tokens ``(sample, position)``."""
+    def input_vectors(self, x: Tensor, border: Sequence[int] = ()) -> Tensor:
+        """The vectors of which Phi is taken: ``(sample, position, feature)``; tokens ``(sample, position)``.
+
+        Args:
+            x: as the operator was given it, per sample.
+            border: positions to leave out on both sides of every axis, last axis first: copies of those inside.
+        """
         if self.kind == "embedding":
             return x.flatten(1)
         if self.kind == "conv":
+            x = F.pad(x, [-width for width in border]) if border else x
             return _channels_last(x, self._dims)
         return self._rows(x).flatten(2)
 
@@ -188,24 +199,28 @@ class Product:
         stride, padding, dilation = (list(self.use.args[i]) for i in (3, 4, 5))
         rows = len(x)
         x = x.reshape(-1, *x.shape[-dims - 1 :])
-        x = F.pad(x, [p for one in reversed(padding) for p in (one, one)])
-        taps = self.weight.shape[2:]
+        reach = [d * (k - 1) + 1 for d, k in zip(dilation, self.weight.shape[2:], strict=True)]
+        needed = [(n - 1) * s + r for n, s, r in zip(sizes, stride, reach, strict=True)]
+        # What is missing behind is the output padding of a transposed convolution.
+        behind = [n - have - p for n, have, p in zip(needed, x.shape[2:], padding, strict=True)]
+        x = F.pad(x, [p for one in reversed([*zip(padding, behind, strict=True)]) for p in one])
+        taps = list(self.weight.shape[2:])
+        if dims < 3:
+            if dims == 1:
+                x, taps, stride, dilation = x.unsqueeze(2), [1, *taps], [1, *stride], [1, *dilation]
+            x = F.unfold(x, taps, dilation, stride=stride).unflatten(1, (groups, -1))
+            return x.movedim(-1, 1).reshape(rows, -1, groups, x.shape[2])
         for axis in range(dims):
-            reach = dilation[axis] * (taps[axis] - 1) + 1
-            missing = (sizes[axis] - 1) * stride[axis] + reach - x.shape[2 + axis]
-            if missing > 0:  # the output padding of a transposed convolution
-                x = F.pad(x, [0, 0] * (dims - 1 - axis) + [0, missing])
-            x = x.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
-            x = x.narrow(2 + axis, 0, sizes[axis])
+            x = x.unfold(2 + axis, reach[axis], stride[axis])[..., :: dilation[axis]]
         x = x.unflatten(1, (groups, -1))  # (batch, group, channel, positions..., taps...)
         order = [0, *range(3, 3 + dims), 1, 2, *range(3 + dims, 3 + 2 * dims)]
-        x = x.permute(order).flatten(1, dims).flatten(3)  # (batch, position, group, channel and tap)
-        return x.reshape(rows, -1, *x.shape[2:])
+        return x.permute(order).reshape(rows, -1, groups, x.shape[2] * math.prod(taps))
 
 
 def _channels_last(x: Tensor, dims: int) -> Tensor:
     """``(sample, batch, channel, positions...)`` -> ``(sample, position, channel)``."""
-    return x.movedim(-dims - 1, -1).flatten(1, -2)
+    flat = x.flatten(-dims).movedim(-2, -1)  # a view, as are the rows of samples of one image each
+    return flat.squeeze(1) if flat.shape[1] == 1 else flat.flatten(1, -2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +278,7 @@ class Opaque:
             return [torch.autograd.grad(made, weight, one, retain_graph=True)[0] for one in cotangents]
 
 
-def _with(args: tuple[object, ...], slot: Slot, weight: Tensor) -> list[object]:
+def _with(args: Sequence[object], slot: Slot, weight: Tensor) -> list[object]:
     """Arguments without their graphs, with another weight."""
     bare = [
         [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in arg]

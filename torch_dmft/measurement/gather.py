@@ -131,7 +131,7 @@ def gather(taken: Pass, owners: Owners | None, trained: Set[str]) -> Gathered:
                 gathered.flows.append(
                     Flow(part, places.split(part.data, inputs), places.split(None, outputs), gradients)
                 )
-            elif (weight.requires_grad or part.slot in use.origins) and use.weights[part.slot] & trained:
+            elif use.is_attached(part.slot) and use.weights[part.slot] & trained:
                 gathered.pulls.append(_pull(part, places, weight, gradients, raw_gradients))
     return gathered
 
@@ -206,9 +206,9 @@ def pull_to_parameters(
     rows = gathered.samples, gathered.count
     pulls = list(gathered.pulls)
     pulls += [
-        Pull(flow.product.names, flow.product.matrix(), flow.product.gradient(flow.inputs, flow.gradients))
+        Pull(flow.product.names, flow.product.origin(), flow.product.gradient(flow.inputs, flow.gradients))
         for flow in written_out
-        if flow.product.weight.requires_grad
+        if flow.product.use.is_attached(flow.product.slot)
     ]
     found: dict[str, Tensor] = {}
     made: list[Pull] = []

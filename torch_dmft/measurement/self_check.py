@@ -14,6 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from torch_dmft.core.errors import Place, UnsupportedModelError
+
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 0.5, torch.bfloat16: 0.5}
 """Relative errors of v^T K v that are rounding."""
 _NOTHING = {torch.float64: 1e-14, torch.float32: 1e-7, torch.float16: 1e-2, torch.bfloat16: 1e-2}
@@ -69,3 +71,19 @@ def wrong(
     return {
         name: float(given[i] / known[i]) if known[i] else float("inf") for i, name in enumerate(names) if bool(off[i])
     }
+
+
+def contradiction(places: Mapping[str, tuple[str, float]]) -> UnsupportedModelError:
+    """The error for shares that are not those of the backward pass: name -> (module path, factor)."""
+    return UnsupportedModelError(
+        "The measurement contradicts an ordinary backward pass:",
+        [
+            Place(
+                path or "(model)",
+                f"the NTK share of {name} is {factor:.3g} times that of an ordinary backward pass",
+                "let nothing but the module itself work on its input and output (hooks added after wrapping, subclasses); "
+                "empirical_ntk(..., method='jacobian') is right in any case",
+            )
+            for name, (path, factor) in places.items()
+        ],
+    )

@@ -12,7 +12,7 @@ added.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +83,7 @@ def _factored(passes: Sequence[Gathered], parameters: Mapping[str, Tensor]) -> s
     for one in passes:
         for flow in one.flows:
             names, weight = flow.product.names, flow.product.weight
-            if not weight.requires_grad:
+            if not flow.product.use.is_attached(flow.product.slot):
                 continue
             name = next(iter(names))
             if len(names) > 1 or name not in parameters or storage_key(weight) != storage_key(parameters[name]):
@@ -131,7 +131,7 @@ def stacked(passes: list[list[Tensor]], axis: int, like: Tensor, *, fill: int = 
         like: any tensor of the right shape apart from samples and positions.
         fill: what with, if the tensors are tokens; else with zeros.
     """
-    rows = [torch.cat(parts, axis) if parts else like[:1].narrow(axis, 0, 0) for parts in passes]
+    rows = [_side_by_side(parts, axis) if parts else like[:1].narrow(axis, 0, 0) for parts in passes]
     longest = max(row.shape[axis] for row in rows)
     value = fill if not like.is_floating_point() else 0
 
@@ -144,6 +144,10 @@ def stacked(passes: list[list[Tensor]], axis: int, like: Tensor, *, fill: int = 
         return torch.cat([row, row.new_full(shape, value)], axis)
 
     return torch.cat([filled(row) for row in rows]) if len(rows) > 1 else rows[0]
+
+
+def _side_by_side(parts: list[Tensor], axis: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
 def _require_memory(passes: Sequence[Gathered], others: Mapping[str, Tensor]) -> None:
@@ -164,7 +168,7 @@ def _names(one: Gathered) -> list[frozenset[str]]:
 
 
 def stream(
-    layer: Layer, gamma0: float, passes: list[list[Flow]], samples: int, count: int, like: Flow | None
+    layer: Layer, gamma0: float, passes: list[list[Flow]], samples: int, count: int, border: Sequence[int] = ()
 ) -> Stream:
     """The flow through one layer in normal form.
 
@@ -174,35 +178,34 @@ def stream(
         passes: for every pass the flows through the layer.
         samples: P.
         count: number of outputs.
-        like: any flow through the layer; None if it was not used.
+        border: of the inputs of a convolution, what is a mere copy of the inside.
     """
+    like = next((flow for flows in passes for flow in flows), None)
     if like is None:
-        blank = torch.zeros(())
-        return Stream(
-            layer,
-            gamma0,
-            (blank.expand(1, 1, 1),),
-            (blank.expand(samples, 1, 1),),
-            (blank.expand(samples, count, 1, 1),),
-        )
-    x_form: Callable[[Flow], Tensor] = lambda flow: flow.product.input_vectors(flow.inputs)  # noqa: E731
-    h_form: Callable[[Flow], Tensor] = lambda flow: flow.product.output_vectors(flow.outputs)  # noqa: E731
+        return _unused(layer, gamma0, samples, count, torch.zeros(()))
+
+    def x_form(flow: Flow) -> Tensor:
+        return flow.product.input_vectors(flow.inputs, border)
+
+    def h_form(flow: Flow) -> Tensor:
+        return flow.product.output_vectors(flow.outputs)
 
     def g_form(flow: Flow) -> Tensor:
         g = flow.gradients
         return flow.product.output_vectors(g.flatten(0, 1)).unflatten(0, g.shape[:2])
 
-    uses = [len(one) for one in passes]
-    in_step = len(passes) == 1 or (
-        len(set(uses)) == 1
-        and all(len({flow.inputs.shape for flow in step}) == 1 for step in zip(*passes, strict=True))
-    )
-    groups = [[[one[i]] for one in passes] for i in range(uses[0])] if in_step else [passes]
     inputs, outputs, gradients = [], [], []
-    for group in groups:
-        inputs.append(stacked([[x_form(flow) for flow in one] for one in group], 1, x_form(like), fill=-1))
-        outputs.append(stacked([[h_form(flow) for flow in one] for one in group], 1, h_form(like)))
-        gradients.append(stacked([[g_form(flow) for flow in one] for one in group], 2, g_form(like)))
+    for use in range(max(len(one) for one in passes)):
+        here = [one[use : use + 1] for one in passes]
+        x, h = (
+            stacked([[form(flow) for flow in one] for one in here], 1, form(like), fill=-1) for form in (x_form, h_form)
+        )
+        if x.shape[1]:  # an expert that no token came to has no rows
+            inputs.append(x)
+            outputs.append(h)
+            gradients.append(stacked([[g_form(flow) for flow in one] for one in here], 2, g_form(like)))
+    if not inputs:
+        return _unused(layer, gamma0, samples, count, like.gradients)
     dtype = gradients[0].dtype
     if layer.kind == "embedding":
         tokens = torch.unique(torch.cat([x.flatten() for x in inputs]))
@@ -211,3 +214,10 @@ def stream(
     return Stream(
         layer, gamma0, tuple(x.to(dtype) for x in inputs), tuple(h.to(dtype) for h in outputs), tuple(gradients)
     )
+
+
+def _unused(layer: Layer, gamma0: float, samples: int, count: int, like: Tensor) -> Stream:
+    """The flow through a layer that meets no sample."""
+    blank = like.new_zeros(())
+    x, h, g = blank.expand(1, 1, 1), blank.expand(samples, 1, 1), blank.expand(samples, count, 1, 1)
+    return Stream(layer, gamma0, (x,), (h,), (g,))

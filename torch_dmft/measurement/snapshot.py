@@ -28,6 +28,7 @@ from torch_dmft.measurement.normal_form import (
 )
 from torch_dmft.measurement.outputs import Example, count, output_rows
 from torch_dmft.measurement.products import bias_ntk, gram, owner_jacobian, weight_ntk
+from torch_dmft.measurement.self_check import contradiction, squares, wrong
 from torch_dmft.measurement.subject import Subject
 from torch_dmft.measurement.watched import Known, measure_watched
 
@@ -40,14 +41,37 @@ def snapshot(subject: Subject, inputs: Example, *, layouts: Layouts | Known | No
             ordinary backward pass.
         InsufficientMemoryError: if the estimate exceeds what is free.
     """
-    if subject.is_watched:
-        return measure_watched(subject, inputs, layouts if isinstance(layouts, Known) else None)
+    known, found = (layouts, None) if isinstance(layouts, Known) else (None, layouts)
+    if not (subject.is_chain or subject.is_sampled):
+        return measure_watched(subject, inputs, known)
     with undisturbed(subject.run):
         with capture(subject) as taps:
-            outputs = subject.run(inputs)
-        return measure(
-            taps, output_rows(outputs, count(inputs)), layouts=None if isinstance(layouts, Known) else layouts
-        )
+            outputs = output_rows(subject.run(inputs), count(inputs))
+        taken = measure(taps, outputs, layouts=found, retain_graph=found is None)
+        if found is None:
+            _check(subject, outputs, taken)
+    return taken
+
+
+def _check(subject: Subject, outputs: Tensor, taken: Snapshot) -> None:
+    """Hold the NTK shares of layers against an ordinary backward pass.
+
+    Raises:
+        UnsupportedModelError: if they differ; with the layers.
+    """
+    rates = subject.rates
+    trained = {name: value for name, value in subject.model.named_parameters() if rates.get(name, 0.0)}
+    backward = {name: rates[name] * square for name, square in squares(outputs, trained).items()}
+    known = {layer.path: (layer.weight, layer.bias) for layer in subject.architecture.layers}
+    given = {layer.name: layer.ntk for layer in taken.layers}
+    of_layers = {
+        path: torch.stack([backward[n] for n in names if n in backward]).sum()
+        for path, names in known.items()
+        if any(n in backward for n in names)
+    }
+    off = wrong({path: given[path] for path in of_layers}, of_layers, outputs)
+    if off:
+        raise contradiction({path: (path, factor) for path, factor in off.items()})
 
 
 def returns_one_number(model: nn.Module, inputs: Tensor) -> bool:

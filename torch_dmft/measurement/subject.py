@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Wrapper, describe
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
+from torch_dmft.measurement.outputs import Example, Runs, Selection
 from torch_dmft.measurement.passes import look_at
 from torch_dmft.parameterization import Plan, parameter_rules
 
@@ -21,13 +22,11 @@ class Subject:
         plan: the model in which the paths and parameter names of its architecture are found, and its scaling.
         run: the module that maps inputs to the recorded outputs; ``plan.model`` itself, or a wrapper around it.
         frozen: names of parameters that are not trained, beside those with ``requires_grad=False``.
-        is_watched: whether the architecture is what was seen of one pass, so that the network is measured by watching it.
     """
 
     plan: Plan
     run: nn.Module
     frozen: frozenset[str] = frozenset()
-    is_watched: bool = False
 
     @property
     def model(self) -> nn.Module:
@@ -52,6 +51,16 @@ class Subject:
     @cached_property
     def _multipliers(self) -> dict[str, float]:
         return self.plan.multipliers
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether the network is known to be a plain chain, of which nothing has to be found out."""
+        return self.architecture.is_chain
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether weights are sampled while the network runs, so that only its modules know what they multiply with."""
+        return any(getattr(module, "keeps_what_it_reveals", False) for module in self.model.modules())
 
     @property
     def rates(self) -> dict[str, float]:
@@ -95,9 +104,34 @@ def subject_of(plan_or_model: Plan | nn.Module, inputs: Tensor, *, run: nn.Modul
     while isinstance(inner, Wrapper):
         inner = inner.model
     try:
-        architecture, is_watched = describe(inner, inputs), False
+        architecture = describe(inner, inputs)
     except UnsupportedModelError:
-        architecture, is_watched = look_at(inner, model, inputs), True
-    rules = parameter_rules(architecture, inner, scheme="standard")
-    plan = Plan(inner, architecture, rules, scheme="standard", gamma0=architecture.width**-0.5)
-    return Subject(plan, model, is_watched=is_watched)
+        return watched_subject(inner, inputs, run=model)
+    return Subject(_as_it_is(inner, architecture), model)
+
+
+def watched_subject(
+    model: nn.Module, inputs: Example, *, run: nn.Module | None = None, outputs: Selection | None = None
+) -> Subject:
+    """The subject that any module stands for, of which nothing is known but what is seen when it runs.
+
+    It is in the standard parameterization, with gamma0 = 1/sqrt(N) for N the fan-in of the last product that the outputs
+    depend on.
+
+    Args:
+        model: the module.
+        inputs: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
+        run: the module whose outputs are recorded, given the inputs as one argument; default ``model``.
+        outputs: which of the model's outputs is f; see ``torch_dmft.measurement.outputs.select``.
+
+    Raises:
+        UnsupportedModelError: if nothing is multiplied with a parameter, or parameters are complex.
+        InvalidInputError: if the model fails on the inputs.
+    """
+    run = Runs(model, outputs) if run is None else run
+    return Subject(_as_it_is(model, look_at(model, run, inputs)), run)
+
+
+def _as_it_is(model: nn.Module, architecture: Architecture) -> Plan:
+    rules = parameter_rules(architecture, model, scheme="standard")
+    return Plan(model, architecture, rules, scheme="standard", gamma0=architecture.width**-0.5)

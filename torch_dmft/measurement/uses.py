@@ -36,9 +36,11 @@ Slot = tuple[int, int | None]
 """A place among the arguments of an operator: its position, and that within a list such as the one ``cat`` takes."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Use:
     """One operator that takes a weight and data, or a weight and constants as an embedding of positions does.
+
+    What an operator overwrites later in the pass is kept here as it was.
 
     Attributes:
         operator: its plain name, ``"addmm"``.
@@ -50,12 +52,12 @@ class Use:
         output: what came out, attached to the graph.
         edge: where in the graph the output was made; None if no gradient flows into it.
         meets_data: whether data was among the arguments.
-        origins: where in the graph the weights were made that the operator has overwritten.
+        origins: where in the graph those weights were made that were overwritten.
     """
 
     operator: str
     function: Callable[..., Any]
-    args: tuple[Any, ...]
+    args: list[Any]
     kwargs: dict[str, Any]
     weights: dict[Slot, frozenset[str]]
     path: str
@@ -70,6 +72,23 @@ class Use:
         found: Tensor = self.args[i] if j is None else self.args[i][j]
         return found
 
+    def is_attached(self, slot: Slot) -> bool:
+        """Whether gradients flow into the argument in a slot."""
+        return slot in self.origins or self.argument(slot).requires_grad
+
+    def save(self, slot: Slot | None) -> None:
+        """Keep the output (None) or an argument as it is now."""
+        if slot is None:
+            self.output = self.output.detach().clone()
+            return
+        tensor, (i, j) = self.argument(slot), slot
+        if slot in self.weights and tensor.requires_grad:
+            self.origins[slot] = get_gradient_edge(tensor)
+        if j is None:
+            self.args[i] = tensor.detach().clone()
+        else:
+            self.args[i][j] = tensor.detach().clone()
+
 
 @dataclass(frozen=True, eq=False)
 class Pass:
@@ -82,14 +101,6 @@ class Pass:
 
     outputs: Tensor
     uses: tuple[Use, ...]
-
-
-@dataclass(eq=False)
-class _Pending:
-    """A use whose output has no place in the graph yet."""
-
-    arguments: dict[str, Any]
-    candidates: list[Tensor]
 
 
 class Watch(TorchDispatchMode):
@@ -114,7 +125,8 @@ class Watch(TorchDispatchMode):
             self._labels[storage_key(leaf)] = DATA
         self._overwritten: dict[int, dict[Any, Tensor]] = {}
         self._uses: list[Use] = []
-        self._pending: _Pending | None = None
+        self._kept: dict[int, list[tuple[Use, Slot | None]]] = {}
+        self._pending: tuple[Use, list[Tensor]] | None = None
 
     def finish(self) -> tuple[Use, ...]:
         """All uses, in order."""
@@ -151,11 +163,16 @@ class Watch(TorchDispatchMode):
         is_data = any(label is DATA for label in labels.values())
         weights = {slot: label for slot, label in labels.items() if label is not None and label is not DATA}
         graded = torch.is_grad_enabled()
-        before, origins = args, {}
-        if written and is_data and weights:  # what is overwritten has to be known as it was
-            overwritten = [slot for slot in weights if _among(slots[slot], written) and slots[slot].requires_grad]
-            origins = {slot: get_gradient_edge(slots[slot]) for slot in overwritten}
-            before = tuple(arg.clone() if _among(arg, written) else arg for arg in args)
+        for tensor in written:
+            for use, slot in self._kept.pop(storage_key(tensor), ()):
+                use.save(slot)
+        is_position = name in LAYERS and any(label is None for label in labels.values())
+        use = None
+        if graded and weights and (is_data or is_position):
+            some = next(iter(slots.values()))
+            use = Use(name, func, _listed(args), kwargs, weights, self.path, some, None, is_data, {})
+            for slot in [slot for slot, leaf in slots.items() if _among(leaf, written)]:
+                use.save(slot)
         result = func(*args, **kwargs)
         out_label = DATA if is_data else frozenset[str]().union(*weights.values()) or None
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -163,19 +180,8 @@ class Watch(TorchDispatchMode):
         for leaf in (*made, *written):
             self._mark(leaf, out_label, is_new=storage_key(leaf) not in keys)
         floats = [leaf for leaf in made if leaf.is_floating_point() or leaf.is_complex()]
-        is_position = name in LAYERS and any(label is None for label in labels.values())
-        if graded and floats and weights and (is_data or is_position):
-            arguments = {
-                "operator": name,
-                "function": func,
-                "args": before,
-                "kwargs": kwargs,
-                "weights": weights,
-                "path": self.running[-1] if self.running else "",
-                "meets_data": is_data,
-                "origins": origins,
-            }
-            self._pending = _Pending(arguments, floats)
+        if use is not None and floats:
+            self._pending = use, floats
         return result
 
     def _mark(self, leaf: Tensor, label: frozenset[str] | None, *, is_new: bool) -> None:
@@ -195,13 +201,21 @@ class Watch(TorchDispatchMode):
 
     def _settle(self) -> None:
         """Look up where in the graph the outputs of the last use are: autograd sets it after the operator has run."""
-        pending, self._pending = self._pending, None
-        if pending is None:
+        if self._pending is None:
             return
-        attached = [leaf for leaf in pending.candidates if leaf.requires_grad]
-        output = (attached or pending.candidates)[0]
-        edge = get_gradient_edge(output) if attached else None
-        self._uses.append(Use(**pending.arguments, output=output, edge=edge))
+        (use, candidates), self._pending = self._pending, None
+        attached = [leaf for leaf in candidates if leaf.requires_grad]
+        use.output = (attached or candidates)[0]
+        use.edge = get_gradient_edge(use.output) if attached else None
+        self._uses.append(use)
+        for slot, leaf in {None: use.output, **_slots(tuple(use.args))}.items():
+            if storage_key(leaf) not in self._parameters:
+                self._kept.setdefault(storage_key(leaf), []).append((use, slot))
+
+    @property
+    def path(self) -> str:
+        """Path of the module that is running."""
+        return self.running[-1] if self.running else ""
 
     def _refuse_to_change(self, written: list[Tensor], name: str) -> None:
         for tensor in written:
@@ -211,7 +225,7 @@ class Watch(TorchDispatchMode):
                     "Measuring would change a parameter:",
                     [
                         Place(
-                            self.running[-1] if self.running else "(model)",
+                            self.path or "(model)",
                             f"its forward pass writes to {names} ({name})",
                             "let the forward pass leave parameters as they are (max_norm=None in embeddings)",
                         )
@@ -260,6 +274,10 @@ def _slots(args: tuple[Any, ...]) -> dict[Slot, Tensor]:
         elif isinstance(arg, tuple | list):
             found |= {(i, j): leaf for j, leaf in enumerate(arg) if isinstance(leaf, Tensor)}
     return found
+
+
+def _listed(args: tuple[Any, ...]) -> list[Any]:
+    return [[*arg] if isinstance(arg, tuple | list) else arg for arg in args]
 
 
 def _among(tensor: Any, many: Iterable[Any]) -> bool:

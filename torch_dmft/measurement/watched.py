@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.memory import require_memory
+from torch_dmft.core.torch_private import ConvBase, padding_twice
 from torch_dmft.measurement.anatomy import Names
-from torch_dmft.measurement.gather import gather, gradients_of
+from torch_dmft.measurement.gather import Flow, gather, gradients_of
 from torch_dmft.measurement.moment import LayerSnapshot, Snapshot, squeeze_outputs
 from torch_dmft.measurement.normal_form import backward_gram, forward_gram
 from torch_dmft.measurement.outputs import Example, rows
 from torch_dmft.measurement.ownership import Owners, chosen, close, copies, find_owners
 from torch_dmft.measurement.passes import all_graded, prepared, watched_pass
 from torch_dmft.measurement.products import gram
-from torch_dmft.measurement.self_check import squares, wrong
+from torch_dmft.measurement.self_check import contradiction, squares, wrong
 from torch_dmft.measurement.shares import Shares, shares, stream
 from torch_dmft.measurement.subject import Subject
 from torch_dmft.measurement.uses import Pass
@@ -64,8 +66,8 @@ def measure_watched(subject: Subject, inputs: Example, known: Known | None = Non
 
 
 def _measured(subject: Subject, inputs: Example, known: Known | None, *, attached: bool) -> Snapshot:
-    model, run = subject.model, subject.run
-    rates = subject.rates
+    model, run, rates = subject.model, subject.run, subject.rates
+    _refuse_unplanned(model, rates)
     parameters = {name: value for name, value in model.named_parameters() if rates.get(name, 0.0)}
     whole = watched_pass(model, run, inputs, attached=attached)
     samples, outputs = whole.outputs.shape
@@ -148,17 +150,9 @@ def _checked(
     if not off:
         return known, ntk
     multiplied = {name: flow.product.use.path for flows in found.flows for flow in flows for name in flow.product.names}
-    places = [
-        Place(
-            multiplied[name] or name,
-            f"the NTK share of {name} is {factor:.3g} times that of an ordinary backward pass",
-            "measure with empirical_ntk(..., method='jacobian'), and report the model",
-        )
-        for name, factor in off.items()
-        if name in multiplied
-    ]
-    if places:
-        raise UnsupportedModelError("The measurement contradicts an ordinary backward pass:", places)
+    misread = {name: (multiplied[name], factor) for name, factor in off.items() if name in multiplied}
+    if misread:
+        raise contradiction(misread)
     note = f"uses of {', '.join(off)} that could not be followed: their shares of the NTK are taken sample by sample"
     known = replace(known, by_samples=frozenset(off), notes=(*known.notes, note))
     return known, ntk | _by_samples(whole, {name: parameters[name] for name in off})
@@ -178,7 +172,8 @@ def _layers(
     for layer in subject.architecture.layers:
         own = [[f for f in flows if named[names.key(f.product)] == layer.path] for flows in found.flows]
         some = next((flow for flows in own for flow in flows), None)
-        through = stream(layer, subject.gamma0, own, samples, outputs, some)
+        border = () if some is None else _border(subject.model, some)
+        through = stream(layer, subject.gamma0, own, samples, outputs, border)
         members = {layer.weight, layer.bias} | (set() if some is None else set(some.product.names))
         share = torch.zeros_like(total)
         for name in sorted(name for name in members if name in shares_left):
@@ -193,3 +188,19 @@ def _layers(
             )
         )
     return tuple(layers), total
+
+
+def _border(model: nn.Module, flow: Flow) -> Sequence[int]:
+    """What a convolution module has put around its input by copying (circular, reflected)."""
+    module = model.get_submodule(flow.product.use.path)
+    copies_inside = isinstance(module, ConvBase) and module.padding_mode != "zeros" and flow.product.kind == "conv"
+    return padding_twice(module) if copies_inside else ()
+
+
+def _refuse_unplanned(model: nn.Module, rates: Mapping[str, float]) -> None:
+    added = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in rates]
+    if added:
+        raise UnsupportedModelError(
+            "The model has parameters that its plan does not know:",
+            [Place(name, "it was added after the model was wrapped", "wrap the model as it is now") for name in added],
+        )

@@ -84,4 +84,6 @@ def writes_to(function: Any, args: Sequence[Any]) -> list[Tensor]:
     if not schema.is_mutable:
         return []
     pairs = zip(schema.arguments, args, strict=False)
-    return [value for known, value in pairs if isinstance(value, Tensor) and known.alias_info and known.alias_info.is_write]
+    return [
+        value for known, value in pairs if isinstance(value, Tensor) and known.alias_info and known.alias_info.is_write
+    ]

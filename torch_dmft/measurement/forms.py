@@ -208,7 +208,7 @@ class Product:
         if dims < 3:
             if dims == 1:
                 x, taps, stride, dilation = x.unsqueeze(2), [1, *taps], [1, *stride], [1, *dilation]
-            x = F.unfold(x, taps, dilation, stride=stride).unflatten(1, (groups, -1))
+            x = F.unfold(x, tuple(taps), tuple(dilation), stride=tuple(stride)).unflatten(1, (groups, -1))
             return x.movedim(-1, 1).reshape(rows, -1, groups, x.shape[2])
         for axis in range(dims):
             x = x.unfold(2 + axis, reach[axis], stride[axis])[..., :: dilation[axis]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -241,8 +242,8 @@ def pull_to_parameters(
     return found, flows
 
 
-def _batched(pulls: list[Pull], wanted: list[Tensor | GradientEdge]) -> list[Tensor | None]:
-    weights = [pull.weight for pull in pulls]
+def _batched(pulls: list[Pull], wanted: Any) -> list[Tensor | None]:
+    weights: Any = [pull.weight for pull in pulls]
     cotangents = [pull.gradients.flatten(0, 1).to(_dtype(pull)) for pull in pulls]
     try:
         return list(

@@ -100,7 +100,7 @@ def _factored(passes: Sequence[Gathered], parameters: Mapping[str, Tensor]) -> s
 def _products(passes: list[list[Flow]]) -> Tensor:
     """The share of a parameter that is the matrix of products alone."""
     keys = dict.fromkeys(flow.product.geometry() for flows in passes for flow in flows)
-    total = 0
+    totals = []
     for key in keys:
         here = [[flow for flow in flows if flow.product.geometry() == key] for flows in passes]
         pairs = [[flow.product.factors(flow.inputs, flow.gradients) for flow in flows] for flows in here]
@@ -117,9 +117,8 @@ def _products(passes: list[list[Flow]]) -> Tensor:
         if product.kind == "embedding":
             tokens = torch.unique(x[x != product.padding])
             x = x == tokens[tokens >= 0]
-        total = total + weight_ntk(x.to(g.dtype), g)
-    assert isinstance(total, Tensor)
-    return total
+        totals.append(weight_ntk(x.to(g.dtype), g))
+    return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
 
 def stacked(passes: list[list[Tensor]], axis: int, like: Tensor, *, fill: int = 0) -> Tensor:

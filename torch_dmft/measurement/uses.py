@@ -164,15 +164,15 @@ class Watch(TorchDispatchMode):
         weights = {slot: label for slot, label in labels.items() if label is not None and label is not DATA}
         graded = torch.is_grad_enabled()
         for tensor in written:
-            for use, slot in self._kept.pop(storage_key(tensor), ()):
-                use.save(slot)
+            for earlier, slot in self._kept.pop(storage_key(tensor), ()):
+                earlier.save(slot)
         is_position = name in LAYERS and any(label is None for label in labels.values())
-        use = None
+        use: Use | None = None
         if graded and weights and (is_data or is_position):
             some = next(iter(slots.values()))
             use = Use(name, func, _listed(args), kwargs, weights, self.path, some, None, is_data, {})
-            for slot in [slot for slot, leaf in slots.items() if _among(leaf, written)]:
-                use.save(slot)
+            for overwritten in [slot for slot, leaf in slots.items() if _among(leaf, written)]:
+                use.save(overwritten)
         result = func(*args, **kwargs)
         out_label = DATA if is_data else frozenset[str]().union(*weights.values()) or None
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -208,7 +208,8 @@ class Watch(TorchDispatchMode):
         use.output = (attached or candidates)[0]
         use.edge = get_gradient_edge(use.output) if attached else None
         self._uses.append(use)
-        for slot, leaf in {None: use.output, **_slots(tuple(use.args))}.items():
+        kept: list[tuple[Slot | None, Tensor]] = [(None, use.output), *_slots(tuple(use.args)).items()]
+        for slot, leaf in kept:
             if storage_key(leaf) not in self._parameters:
                 self._kept.setdefault(storage_key(leaf), []).append((use, slot))
 

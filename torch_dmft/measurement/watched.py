@@ -68,7 +68,7 @@ def measure_watched(subject: Subject, inputs: Example, known: Known | None = Non
 def _measured(subject: Subject, inputs: Example, known: Known | None, *, attached: bool) -> Snapshot:
     model, run, rates = subject.model, subject.run, subject.rates
     _refuse_unplanned(model, rates)
-    parameters = {name: value for name, value in model.named_parameters() if rates.get(name, 0.0)}
+    parameters: dict[str, Tensor] = {n: value for n, value in model.named_parameters() if rates.get(n, 0.0)}
     whole = watched_pass(model, run, inputs, attached=attached)
     samples, outputs = whole.outputs.shape
     first = known is None
@@ -193,8 +193,9 @@ def _layers(
 def _border(model: nn.Module, flow: Flow) -> Sequence[int]:
     """What a convolution module has put around its input by copying (circular, reflected)."""
     module = model.get_submodule(flow.product.use.path)
-    copies_inside = isinstance(module, ConvBase) and module.padding_mode != "zeros" and flow.product.kind == "conv"
-    return padding_twice(module) if copies_inside else ()
+    if flow.product.kind == "conv" and isinstance(module, ConvBase) and module.padding_mode != "zeros":
+        return padding_twice(module)
+    return ()
 
 
 def _refuse_unplanned(model: nn.Module, rates: Mapping[str, float]) -> None:

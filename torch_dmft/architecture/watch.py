@@ -118,19 +118,6 @@ def _numpy_random() -> Any:
     return getattr(sys.modules.get("numpy"), "random", None)
 
 
-@contextmanager
-def _randomness_restored() -> Iterator[None]:
-    """Restore the random states of python and numpy, as ``undisturbed`` does that of torch."""
-    numpy = _numpy_random()
-    state, numpy_state = random.getstate(), numpy and numpy.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(state)
-        if numpy:
-            numpy.set_state(numpy_state)
-
-
 def _seed(number: int) -> None:
     random.setstate(random.Random(number).getstate())
     if numpy := _numpy_random():
@@ -179,7 +166,7 @@ def watch(
     trace = Trace(model, refused)
     if steps is not None:
         steps.begin(inputs)
-    with undisturbed(model), _randomness_restored():
+    with undisturbed(model):
         for leaf in inputs:
             trace.assign(leaf, Value((SAMPLE, *(None,) * (leaf.ndim - 1)) if leaf.ndim else (), serial=0))
         trace.samples = next((len(leaf) for leaf in inputs if leaf.ndim), 0)
@@ -212,7 +199,7 @@ def watch_training(model: nn.Module, example: Example) -> list[Steps]:
     then several passes with different numbers tell.
     """
     passes: list[Steps] = []
-    with undisturbed(model), _randomness_restored():
+    with undisturbed(model):
         for module in model.modules():
             module.training = not isinstance(module, NormBase)
         for number in range(_PASSES):

@@ -28,7 +28,9 @@ __all__ = [
     "is_compiled",
     "multiply_all_",
     "padding_twice",
+    "storage_key",
     "without_hooks",
+    "writes_to",
 ]
 
 
@@ -69,3 +71,19 @@ def is_compiled(module: nn.Module) -> bool:
 def multiply_all_(tensors: Sequence[Tensor], factor: float) -> None:
     """Multiply tensors by a number, in place and at once."""
     torch._foreach_mul_(list(tensors), factor)
+
+
+def storage_key(tensor: Tensor) -> int:
+    """A number that all views of one tensor share, and that no other living tensor has."""
+    return tensor.untyped_storage()._cdata
+
+
+def writes_to(function: Any, args: Sequence[Any]) -> list[Tensor]:
+    """The arguments that an operator of torch.ops writes in place."""
+    schema = function._schema
+    if not schema.is_mutable:
+        return []
+    pairs = zip(schema.arguments, args, strict=False)
+    return [
+        value for known, value in pairs if isinstance(value, Tensor) and known.alias_info and known.alias_info.is_write
+    ]

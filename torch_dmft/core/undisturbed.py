@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from torch_dmft.core.held import Held
 from torch_dmft.core.random_state import random_state_kept
 
 
@@ -15,10 +16,11 @@ from torch_dmft.core.random_state import random_state_kept
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run the body with ``model`` in eval mode, gradients on and autocast off, and undo every trace of it afterwards.
 
-    Restored, also after an exception: the training flag of every module, every buffer bit for bit, and the random states of
-    python, numpy, and torch on the CPU and on the devices the model is on. The flags are set directly, because
-    ``Module.train`` may be overridden with side effects. A module that samples itself lazily says so with a true attribute
-    ``keeps_what_it_reveals``: its buffers are not put back, since an entry once revealed must stay what it was.
+    Restored, also after an exception: the training flag of every module, every buffer bit for bit, plain attributes with
+    what they hold (counters, lists, generators), and the random states of python, numpy, and torch on the CPU and on the
+    devices the model is on. The flags are set directly, because ``Module.train`` may be overridden with side effects. A
+    module that samples itself lazily says so with a true attribute ``keeps_what_it_reveals``: its buffers and attributes are
+    not put back, since an entry once revealed must stay what it was.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
@@ -27,6 +29,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         if not getattr(module, "keeps_what_it_reveals", False)
         for name, buffer in module.named_buffers(recurse=False)
     ]
+    held = Held()
+    for module, _ in modes:
+        if not getattr(module, "keeps_what_it_reveals", False):
+            held.module(module)
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
     with ExitStack() as stack:
@@ -39,6 +45,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 module.training = False
             yield
         finally:
+            held.restore()
             for module, training in modes:
                 module.training = training
             with torch.no_grad():

@@ -53,7 +53,7 @@ def bias_ntk(g: Float[Tensor, "sample output position neuron"]) -> Float[Tensor,
 def gram(jacobian: Tensor) -> Float[Tensor, "sample output sample output"]:
     """J J^T of a Jacobian ``(sample, output, ...)``."""
     rows = jacobian.shape[:2]
-    flat = jacobian.flatten(0, 1).flatten(1)
+    flat = jacobian.reshape(rows.numel(), -1)
     return (flat @ flat.T).reshape(*rows, *rows)
 
 

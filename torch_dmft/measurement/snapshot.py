@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Layer
-from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.memory import require_memory
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.capture import Taps, Use, capture
 from torch_dmft.measurement.gradients import Layouts, find_layouts, gradients
+from torch_dmft.measurement.moment import LayerSnapshot, Snapshot, squeeze_outputs
 from torch_dmft.measurement.normal_form import (
     Layout,
     Stream,
@@ -26,76 +26,52 @@ from torch_dmft.measurement.normal_form import (
     positions,
     vocabulary,
 )
+from torch_dmft.measurement.outputs import Example, count, output_rows
 from torch_dmft.measurement.products import bias_ntk, gram, owner_jacobian, weight_ntk
+from torch_dmft.measurement.self_check import contradiction, squares, wrong
 from torch_dmft.measurement.subject import Subject
+from torch_dmft.measurement.watched import Known, measure_watched
 
 
-@dataclass(frozen=True, eq=False)
-class LayerSnapshot:
-    """The kernels of one weight at one moment; definitions in ``torch_dmft.measurement.normal_form``.
-
-    Attributes:
-        name: module path.
-        forward: Phi, ``(sample, sample)``.
-        backward: G, ``(sample, sample)``, or ``(sample, output, sample, output)`` for several outputs.
-        ntk: what weight and bias add to the NTK, laid out like ``backward``.
-        stream: the fields they were computed from.
-    """
-
-    name: str
-    forward: Tensor
-    backward: Tensor
-    ntk: Tensor
-    stream: Stream
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """A network at one moment.
-
-    Attributes:
-        outputs: f, ``(sample, output)``.
-        layers: one per weight, in forward order.
-        ntk: K per unit of the base learning rate, ``(sample, sample)`` or ``(sample, output, sample, output)``: the sum
-            over the layers and over the gains and shifts of norm layers.
-        layouts: where each use has its samples; pass it to the next ``measure`` of the same network. None while it
-            cannot be told for certain.
-    """
-
-    outputs: Tensor
-    layers: tuple[LayerSnapshot, ...]
-    ntk: Tensor
-    layouts: Layouts | None
-
-
-def snapshot(subject: Subject, inputs: Tensor, *, layouts: Layouts | None = None) -> Snapshot:
-    """Measure a network on ``(sample, ...)`` inputs, leaving it exactly as it was.
+def snapshot(subject: Subject, inputs: Example, *, layouts: Layouts | Known | None = None) -> Snapshot:
+    """Measure a network on inputs with samples first, leaving it exactly as it was.
 
     Raises:
-        UnsupportedModelError: if a layer was not seen, or its samples cannot be told apart.
+        UnsupportedModelError: if a layer was not seen, its samples cannot be told apart, or the measurement contradicts an
+            ordinary backward pass.
         InsufficientMemoryError: if the estimate exceeds what is free.
     """
+    known, found = (layouts, None) if isinstance(layouts, Known) else (None, layouts)
+    if not (subject.is_chain or subject.is_sampled):
+        return measure_watched(subject, inputs, known)
     with undisturbed(subject.run):
         with capture(subject) as taps:
-            outputs = subject.run(inputs)
-        return measure(taps, output_rows(outputs, len(inputs)), layouts=layouts)
+            outputs = output_rows(subject.run(inputs), count(inputs))
+        taken = measure(taps, outputs, layouts=found, retain_graph=found is None)
+        if found is None:
+            _check(subject, outputs, taken)
+    return taken
 
 
-def output_rows(outputs: Tensor, samples: int) -> Float[Tensor, "sample output"]:
-    """A model's output as ``(sample, output)``.
+def _check(subject: Subject, outputs: Tensor, taken: Snapshot) -> None:
+    """Hold the NTK shares of layers against an ordinary backward pass.
 
     Raises:
-        InvalidInputError: if it has another shape.
+        UnsupportedModelError: if they differ; with the layers.
     """
-    if outputs.ndim == 1:
-        outputs = outputs.unsqueeze(1)
-    if outputs.ndim != 2 or len(outputs) != samples:
-        raise InvalidInputError(
-            "The model must return one row of outputs per sample.",
-            got=f"shape {tuple(outputs.shape)} for {samples} samples",
-            remedy="wrap it in a module that selects or pools its output to (sample, output)",
-        )
-    return outputs
+    rates = subject.rates
+    trained = {name: value for name, value in subject.model.named_parameters() if rates.get(name, 0.0)}
+    backward = {name: rates[name] * square for name, square in squares(outputs, trained).items()}
+    known = {layer.path: (layer.weight, layer.bias) for layer in subject.architecture.layers}
+    given = {layer.name: layer.ntk for layer in taken.layers}
+    of_layers = {
+        path: torch.stack([backward[n] for n in names if n in backward]).sum()
+        for path, names in known.items()
+        if any(n in backward for n in names)
+    }
+    off = wrong({path: given[path] for path in of_layers}, of_layers, outputs)
+    if off:
+        raise contradiction({path: (path, factor) for path, factor in off.items()})
 
 
 def returns_one_number(model: nn.Module, inputs: Tensor) -> bool:
@@ -152,11 +128,6 @@ def measure(
     ntks += [_owner_ntk(subject, path, uses[path]) for path in owners]
     total = squeeze_outputs(reduce(torch.add, ntks))
     return Snapshot(outputs.detach(), tuple(layers), total, layouts if certain else None)
-
-
-def squeeze_outputs(kernel: Float[Tensor, "sample output sample output"]) -> Tensor:
-    """``(sample, sample)`` for one output, unchanged for several."""
-    return kernel[:, 0, :, 0] if kernel.shape[1] == 1 else kernel
 
 
 @dataclass(frozen=True, eq=False)

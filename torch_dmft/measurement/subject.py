@@ -8,7 +8,9 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Wrapper, describe
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
+from torch_dmft.measurement.outputs import Example, Runs, Selection
+from torch_dmft.measurement.passes import look_at
 from torch_dmft.parameterization import Plan, parameter_rules
 
 
@@ -50,6 +52,21 @@ class Subject:
     def _multipliers(self) -> dict[str, float]:
         return self.plan.multipliers
 
+    @property
+    def is_chain(self) -> bool:
+        """Whether the network is known to be a plain chain, of which nothing has to be found out."""
+        return self.architecture.is_chain
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether weights are sampled while the network runs, so that only its modules know what they multiply with."""
+        return any(getattr(module, "keeps_what_it_reveals", False) for module in self.model.modules())
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Learning rates of all parameters per unit of eta; 0 if frozen."""
+        return {rule.name: self.rate(rule.name) for rule in self.plan.rules}
+
     def rate(self, name: str) -> float:
         """Learning rate of a parameter per unit of eta; 0 if it is frozen."""
         trained = self.model.get_parameter(name).requires_grad and name not in self.frozen
@@ -86,6 +103,35 @@ def subject_of(plan_or_model: Plan | nn.Module, inputs: Tensor, *, run: nn.Modul
     inner = model
     while isinstance(inner, Wrapper):
         inner = inner.model
-    architecture = describe(inner, inputs)
-    rules = parameter_rules(architecture, inner, scheme="standard")
-    return Subject(Plan(inner, architecture, rules, scheme="standard", gamma0=architecture.width**-0.5), model)
+    try:
+        architecture = describe(inner, inputs)
+    except UnsupportedModelError:
+        return watched_subject(inner, inputs, run=model)
+    return Subject(_as_it_is(inner, architecture), model)
+
+
+def watched_subject(
+    model: nn.Module, inputs: Example, *, run: nn.Module | None = None, outputs: Selection | None = None
+) -> Subject:
+    """The subject that any module stands for, of which nothing is known but what is seen when it runs.
+
+    It is in the standard parameterization, with gamma0 = 1/sqrt(N) for N the fan-in of the last product that the outputs
+    depend on.
+
+    Args:
+        model: the module.
+        inputs: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
+        run: the module whose outputs are recorded, given the inputs as one argument; default ``model``.
+        outputs: which of the model's outputs is f; see ``torch_dmft.measurement.outputs.select``.
+
+    Raises:
+        UnsupportedModelError: if nothing is multiplied with a parameter, or parameters are complex.
+        InvalidInputError: if the model fails on the inputs.
+    """
+    run = Runs(model, outputs) if run is None else run
+    return Subject(_as_it_is(model, look_at(model, run, inputs)), run)
+
+
+def _as_it_is(model: nn.Module, architecture: Architecture) -> Plan:
+    rules = parameter_rules(architecture, model, scheme="standard")
+    return Plan(model, architecture, rules, scheme="standard", gamma0=architecture.width**-0.5)

@@ -1,0 +1,169 @@
+"""What a model is run on and what of its outputs is f: any arguments that ``forward`` takes, any structure that it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from torch_dmft.core.errors import InvalidInputError
+
+Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+"""A tensor is the one argument of ``forward``; a tuple or a list holds its arguments by position, a mapping by name."""
+
+Selection = str | int | Callable[[Any], Tensor]
+"""A key, an index or a function of what the model returns."""
+
+_USUAL = ("logits", "prediction_logits", "out", "output", "outputs")
+"""Names under which libraries return what the loss is taken of."""
+
+
+def arguments(inputs: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of ``forward`` by position and by name."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return tuple(inputs), {}
+
+
+def tensors(inputs: Any) -> list[Tensor]:
+    """Every tensor among the inputs."""
+    return [leaf for leaf in tree_leaves(plain(inputs)) if isinstance(leaf, Tensor)]
+
+
+def plain(inputs: Any) -> Any:
+    """Inputs as plain dictionaries, for mappings of libraries (``BatchEncoding``)."""
+    return {key: plain(value) for key, value in inputs.items()} if isinstance(inputs, Mapping) else inputs
+
+
+def count(inputs: Example) -> int:
+    """P: how many samples the inputs hold, the length of their first tensor."""
+    leaves = [leaf for leaf in tensors(inputs) if leaf.ndim]
+    return len(leaves[0]) if leaves else 0
+
+
+def rows(inputs: Example, chosen: Tensor | list[int]) -> Any:
+    """The inputs of some samples alone: tensors that have one row per sample are cut, all else is handed on."""
+    samples = count(inputs)
+    index = torch.as_tensor(chosen)
+
+    def cut(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == samples:
+            return leaf[index.to(leaf.device)]
+        return leaf
+
+    return tree_map(cut, plain(inputs))
+
+
+def moved(inputs: Example, device: torch.device) -> Any:
+    """The inputs on another device."""
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, plain(inputs))
+
+
+def copied(inputs: Example) -> Any:
+    """The inputs as they are now, apart from all graphs."""
+    with torch.inference_mode(False):
+        return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, plain(inputs))
+
+
+def select(returned: Any, outputs: Selection | None) -> Tensor:
+    """The outputs f among what a model returned.
+
+    Args:
+        returned: a tensor, a tuple or a mapping.
+        outputs: a key, an index or a function; None for the tensor itself, the first entry of a tuple, and of a mapping the
+            entry that is called ``"logits"`` (or as libraries usually call it) or that is alone.
+
+    Raises:
+        InvalidInputError: if nothing is found there.
+    """
+    if callable(outputs):
+        found: Any = outputs(returned)
+    elif outputs is not None:
+        try:
+            found = returned[outputs]
+        except (KeyError, IndexError, TypeError) as error:
+            raise InvalidInputError(
+                f"The model returns nothing under {outputs!r}.",
+                got=_shown(returned),
+                remedy="another key or index as outputs",
+            ) from error
+    elif isinstance(returned, Mapping):
+        floats = {
+            key: value for key, value in returned.items() if isinstance(value, Tensor) and value.is_floating_point()
+        }
+        key = next((name for name in _USUAL if name in floats), None)
+        if key is None and len(floats) != 1:
+            raise InvalidInputError(
+                "It is not known which of the model's outputs is f.",
+                got=_shown(returned),
+                remedy="outputs=, one of these keys",
+            )
+        found = floats[key] if key is not None else next(iter(floats.values()))
+    elif isinstance(returned, tuple | list) and returned:
+        found = returned[0]
+    else:
+        found = returned
+    if not isinstance(found, Tensor):
+        raise InvalidInputError(
+            "The outputs must be a tensor.",
+            got=_shown(found),
+            remedy="outputs=, a key, an index or a function of what the model returns",
+        )
+    if not found.is_floating_point():
+        raise InvalidInputError(
+            "The outputs must be real floating-point numbers.",
+            got=str(found.dtype),
+            remedy="outputs=, another part of them",
+        )
+    return found
+
+
+def _shown(returned: Any) -> str:
+    if isinstance(returned, Tensor):
+        return f"a tensor of shape {tuple(returned.shape)}"
+    if isinstance(returned, Mapping):
+        return f"a mapping with the keys {', '.join(map(str, returned))}"
+    if isinstance(returned, tuple | list):
+        return f"{type(returned).__name__} of {len(returned)}: {', '.join(type(one).__name__ for one in returned)}"
+    return type(returned).__name__
+
+
+class Runs(nn.Module):
+    """A model that takes any inputs as one argument and returns its outputs as one tensor.
+
+    Attributes:
+        model: the model.
+    """
+
+    def __init__(self, model: nn.Module, outputs: Selection | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._outputs = outputs
+
+    def forward(self, inputs: Example) -> Tensor:
+        """The outputs f on these inputs."""
+        args, kwargs = arguments(inputs)
+        return select(self.model(*args, **kwargs), self._outputs)
+
+
+def output_rows(outputs: Tensor, samples: int) -> Float[Tensor, "sample output"]:
+    """A model's output as ``(sample, output)``.
+
+    Raises:
+        InvalidInputError: if it has another shape.
+    """
+    if outputs.ndim == 1:
+        outputs = outputs.unsqueeze(1)
+    if outputs.ndim != 2 or len(outputs) != samples:
+        raise InvalidInputError(
+            "The model must return one row of outputs per sample.",
+            got=f"shape {tuple(outputs.shape)} for {samples} samples",
+            remedy="wrap it in a module that selects or pools its output to (sample, output)",
+        )
+    return outputs

@@ -1,0 +1,196 @@
+"""Which rows inside the network belong to which sample: measured by running samples apart.
+
+A sample that the model is given apart from the others (in two copies, as operators take other ways for a batch of one) leaves
+tensors of its own inside. Where these are one part of the tensors of the whole batch, cut along one axis, the place of that
+part is the sample's, and a batch can be measured at once. Where they are not (experts that take the tokens routed to them,
+packed rows), every sample is measured by itself, which is exact and takes longer. If the outputs themselves differ, samples
+interact, and there are no kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.measurement.forms import Entrywise, Opaque, Product, parts
+from torch_dmft.measurement.uses import Pass, Slot, Use
+
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+"""By how much numbers of one sample may differ between batches of different size, in units of the largest."""
+
+_APART = 8
+"""Most samples that are run apart to find where samples are."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the samples of a tensor are: on ``axis``, in ``before`` blocks of one run of rows for every sample.
+
+    Attributes:
+        axis: the axis.
+        before: blocks; 1 where the rows of one sample stand together, as many as a sample has rows where samples alternate.
+    """
+
+    axis: int
+    before: int
+
+
+Where = Rows | None
+"""None for one tensor that all samples share."""
+
+Owners = Mapping[tuple[int, Slot | None], Where]
+"""Where samples are in every tensor that is needed: (number of the use, argument or None for its output)."""
+
+
+def split(tensor: Tensor, where: Where, samples: int) -> Tensor:
+    """``(sample, *shape of one sample alone)``; ``(1, *shape)`` if all samples share it."""
+    if where is None:
+        return tensor.unsqueeze(0)
+    return parted(tensor, where, samples).flatten(where.axis + 1, where.axis + 2)
+
+
+def parted(tensor: Tensor, where: Rows, samples: int) -> Tensor:
+    """A view ``(sample, ..., before, after, ...)`` of a tensor."""
+    return tensor.unflatten(where.axis, (where.before, samples, -1)).movedim(where.axis + 1, 0)
+
+
+def chosen(samples: int) -> list[int]:
+    """The samples that are run apart."""
+    if samples <= _APART:
+        return list(range(samples))
+    return sorted({round(i * (samples - 1) / (_APART - 1)) for i in range(_APART)})
+
+
+def copies(samples: int) -> int:
+    """How many copies of one sample are run: a number that tells them from the batch."""
+    return 3 if samples == 2 else 2
+
+
+def find_owners(whole: Pass, alone: Mapping[int, Pass], touched: Callable[[int], list[Tensor | None]]) -> Owners | None:
+    """Where the samples of every tensor are.
+
+    Args:
+        whole: all samples together.
+        alone: some samples apart, in ``copies`` each, by their numbers.
+        touched: for a sample, the gradients of its outputs by the outputs of all uses; asked where values do not tell.
+
+    Returns:
+        None if they are not in one place each; samples then have to be measured apart.
+
+    Raises:
+        UnsupportedModelError: if the outputs of a sample depend on the others.
+    """
+    samples = len(whole.outputs)
+    signatures = [_signature(one) for one in (whole, *alone.values())]
+    aligned = all(signature == signatures[0] for signature in signatures)
+    wrong = [mu for mu, one in alone.items() if not close(whole.outputs[mu].detach(), one.outputs[0].detach())]
+    if wrong:
+        raise UnsupportedModelError(
+            "The outputs of one sample depend on the others:", [_first_mixed(whole, alone, samples, aligned=aligned)]
+        )
+    if not aligned:
+        return None
+    owners: dict[tuple[int, Slot | None], Where] = {}
+    gradients: list[Tensor | None] | None = None
+    for number, use in enumerate(whole.uses):
+        for slot in _needed(use):
+            tensor = _tensor(use, slot)
+            others = {mu: _tensor(one.uses[number], slot) for mu, one in alone.items()}
+            candidates = _candidates(tensor, others, samples)
+            if slot is None and len(candidates) > 1 and use.edge is not None:
+                gradients = touched(0) if gradients is None else gradients
+                candidates = [where for where in candidates if _holds(gradients[number], where, samples)]
+            if slot is None and use.meets_data and None in candidates:
+                return None  # one tensor made of data, but the same for all
+            if not candidates:
+                return None
+            owners[number, slot] = candidates[0]
+    return owners
+
+
+def _signature(one: Pass) -> list[tuple[str, str, tuple[Slot, ...]]]:
+    return [(use.operator, use.path, tuple(use.weights)) for use in one.uses]
+
+
+def _needed(use: Use) -> list[Slot | None]:
+    """Output and arguments of which the samples must be known."""
+    needed: dict[Slot | None, None] = {None: None}
+    for part in parts(use):
+        if isinstance(part, Product):
+            needed[part.data] = None
+        if isinstance(part, Entrywise) and part.by_slot is not None:
+            needed[part.by_slot] = None
+        if not isinstance(part, Product):
+            needed[part.slot] = None
+        if isinstance(part, Opaque):
+            needed[part.slot] = None
+    return list(needed)
+
+
+def _tensor(use: Use, slot: Slot | None) -> Tensor:
+    return (use.output if slot is None else use.argument(slot)).detach()
+
+
+def close(joint: Tensor, alone: Tensor) -> bool:
+    """Whether two tensors are the same up to rounding."""
+    if joint.shape != alone.shape:
+        return False
+    if not joint.is_floating_point():
+        return bool(torch.equal(joint, alone))
+    if not joint.numel():
+        return True
+    scale = float(joint.abs().max())
+    return float((joint - alone).abs().max()) <= TOLERANCES.get(joint.dtype, 1e-3) * scale
+
+
+def _candidates(tensor: Tensor, alone: Mapping[int, Tensor], samples: int) -> list[Where]:
+    """Every place at which the samples could be: by the shape of one alone, and by its numbers."""
+    shape, many = next(iter(alone.values())).shape, copies(samples)
+    if any(one.shape != shape for one in alone.values()) or len(shape) != tensor.ndim:
+        return []
+    if shape == tensor.shape:
+        return [None] if all(close(tensor, one) for one in alone.values()) else []
+    differ = [axis for axis in range(len(shape)) if shape[axis] != tensor.shape[axis]]
+    if len(differ) != 1:
+        return []
+    axis, rows = differ[0], shape[differ[0]] // many
+    if (rows * many, rows * samples) != (shape[axis], tensor.shape[axis]):
+        return []
+    blocks = [1, *(before for before in range(2, rows + 1) if rows % before == 0)]
+    fits = partial(_fits, tensor, alone, samples)
+    return [where for where in (Rows(axis, before) for before in blocks) if fits(where)]
+
+
+def _fits(tensor: Tensor, alone: Mapping[int, Tensor], samples: int, where: Rows) -> bool:
+    whole = split(tensor, where, samples)
+    return all(close(whole[mu], split(one, where, copies(samples))[0]) for mu, one in alone.items())
+
+
+def _holds(gradient: Tensor | None, where: Where, samples: int) -> bool:
+    """Whether the gradient of sample 0 stays within its part."""
+    if gradient is None or where is None:
+        return True
+    return not split(gradient, where, samples)[1:].any()
+
+
+def _first_mixed(whole: Pass, alone: Mapping[int, Pass], samples: int, *, aligned: bool) -> Place:
+    """The first place at which a sample alone is another than in company."""
+    reason = "sample {} is another alone than among the {} samples of the probe"
+    remedy = (
+        "a model whose samples interact (batch statistics in eval mode, attention across the batch) has no kernels; "
+        "if only outputs differ, check that the output selected has samples on its first axis"
+    )
+    one = next(iter(alone))
+    path = "(output)"
+    if aligned:
+        for number, use in enumerate(whole.uses):
+            others = {mu: _tensor(apart.uses[number], None) for mu, apart in alone.items()}
+            if use.meets_data and not _candidates(_tensor(use, None), others, samples):
+                path = use.path or "(model)"
+                break
+    return Place(path, reason.format(one, samples), remedy)

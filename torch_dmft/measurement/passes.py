@@ -1,0 +1,116 @@
+"""One forward pass of any network, watched; and what the network is made of, as far as one pass tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from torch_dmft.architecture import Architecture
+from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.core.undisturbed import undisturbed
+from torch_dmft.measurement.anatomy import anatomy
+from torch_dmft.measurement.forms import Product, parts
+from torch_dmft.measurement.gather import gradients_of
+from torch_dmft.measurement.outputs import Example, copied, count, output_rows, tensors
+from torch_dmft.measurement.uses import Pass, watching
+
+
+def look_at(model: nn.Module, run: nn.Module, inputs: Example) -> Architecture:
+    """What a model is made of, by one watched pass.
+
+    Raises:
+        UnsupportedModelError: if it multiplies nothing with a parameter, or computes with complex ones.
+        InvalidInputError: if it fails on the inputs.
+    """
+    _refuse_complex(model)
+    with prepared(model, run), all_graded(model):
+        taken = watched_pass(model, run, inputs)
+        gradients = gradients_of(taken.outputs.sum(), taken.uses)
+        products: list[Product] = []
+        last: Product | None = None
+        for use, gradient in zip(taken.uses, gradients, strict=True):
+            for part in parts(use):
+                if isinstance(part, Product):
+                    products.append(part)
+                    last = part if gradient is not None else last
+    if last is None:
+        raise UnsupportedModelError(
+            "There is nothing to measure:",
+            [Place("(model)", "the outputs depend on no product with a parameter", "a model with a weight")],
+        )
+    return anatomy(model, products, last, taken.outputs.shape[1])
+
+
+def watched_pass(model: nn.Module, run: nn.Module, inputs: Example, *, attached: bool = False) -> Pass:
+    """Run a network once and see every use of its parameters.
+
+    Args:
+        model: whose parameters are followed.
+        run: maps the inputs to the outputs.
+        inputs: they are copied.
+        attached: whether gradients are to flow into the inputs, so that they pass through frozen layers.
+    """
+    taken = _pass(model, run, inputs, attached=attached)
+    if any(use.operator in _RECURRENT for use in taken.uses):  # one operator for a whole network: do it step by step
+        with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+            return _pass(model, run, inputs, attached=attached)
+    return taken
+
+
+_RECURRENT = frozenset({"mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"})
+
+
+def _pass(model: nn.Module, run: nn.Module, inputs: Example, *, attached: bool) -> Pass:
+    given = copied(inputs)
+    leaves = tensors(given)
+    if attached:
+        given = _attached(given)
+        leaves = tensors(given)
+    with watching(model, leaves) as watch:
+        outputs = output_rows(run(given), count(given))
+        found = watch.finish()
+    return Pass(outputs, found)
+
+
+def _attached(given: Example) -> Example:
+    def grow(leaf: object) -> object:
+        is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.requires_grad_() * 1 if is_float and isinstance(leaf, Tensor) else leaf
+
+    found: Example = tree_map(grow, given)
+    return found
+
+
+@contextmanager
+def prepared(model: nn.Module, run: nn.Module) -> Iterator[None]:
+    """Leave the network as it was, and let nothing of it run compiled."""
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(run))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def all_graded(model: nn.Module) -> Iterator[None]:
+    """Let frozen parameters have gradients too, so that gradients reach the outputs of frozen layers."""
+    frozen = [one for one in model.parameters() if not one.requires_grad and one.is_floating_point()]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _refuse_complex(model: nn.Module) -> None:
+    complex_ones = [name for name, parameter in model.named_parameters() if parameter.is_complex()]
+    if complex_ones:
+        raise UnsupportedModelError(
+            "Complex parameters cannot be measured:",
+            [Place(name, "it is complex", "never; write it as two real parameters") for name in complex_ones],
+        )

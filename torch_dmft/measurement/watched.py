@@ -1,0 +1,207 @@
+"""Measuring any module: it is watched while it runs, and what was seen is checked against an ordinary backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.core.memory import require_memory
+from torch_dmft.core.torch_private import ConvBase, padding_twice
+from torch_dmft.measurement.anatomy import Names
+from torch_dmft.measurement.gather import Flow, gather, gradients_of
+from torch_dmft.measurement.moment import LayerSnapshot, Snapshot, squeeze_outputs
+from torch_dmft.measurement.normal_form import backward_gram, forward_gram
+from torch_dmft.measurement.outputs import Example, rows
+from torch_dmft.measurement.ownership import Owners, chosen, close, copies, find_owners
+from torch_dmft.measurement.passes import all_graded, prepared, watched_pass
+from torch_dmft.measurement.products import gram
+from torch_dmft.measurement.self_check import contradiction, squares, wrong
+from torch_dmft.measurement.shares import Shares, shares, stream
+from torch_dmft.measurement.subject import Subject
+from torch_dmft.measurement.uses import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What the first measurement of a network found out, for those that follow.
+
+    Attributes:
+        owners: where the samples are; None if they are measured one by one.
+        by_samples: parameters of which uses are not seen; their gradients are taken sample by sample.
+        notes: what is not known of this network, in words.
+    """
+
+    owners: Owners | None
+    by_samples: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def measure_watched(subject: Subject, inputs: Example, known: Known | None = None) -> Snapshot:
+    """Measure a network of any kind, leaving it exactly as it was.
+
+    Args:
+        subject: the network; its architecture names the layers that are listed.
+        inputs: what its ``run`` is given, samples first.
+        known: from an earlier measurement of the same network on the same probe; None for the first, which finds out where
+            samples are and checks itself.
+
+    Raises:
+        UnsupportedModelError: if samples interact, the outputs are random, or the check fails; with the place.
+        InsufficientMemoryError: if gradients that have to be written out do not fit.
+    """
+    with prepared(subject.model, subject.run):
+        try:
+            with all_graded(subject.model):
+                return _measured(subject, inputs, known, attached=False)
+        except RuntimeError as error:
+            frozen = any(not parameter.requires_grad for parameter in subject.model.parameters())
+            if not frozen or "inplace operation" not in str(error):
+                raise
+            # What a frozen weight read may be overwritten, but not while everything has gradients.
+            return _measured(subject, inputs, known, attached=True)
+
+
+def _measured(subject: Subject, inputs: Example, known: Known | None, *, attached: bool) -> Snapshot:
+    model, run, rates = subject.model, subject.run, subject.rates
+    _refuse_unplanned(model, rates)
+    parameters: dict[str, Tensor] = {n: value for n, value in model.named_parameters() if rates.get(n, 0.0)}
+    whole = watched_pass(model, run, inputs, attached=attached)
+    samples, outputs = whole.outputs.shape
+    first = known is None
+    if known is None:
+        known = _find_out(subject, inputs, whole, attached=attached)
+    taken = [whole]
+    if known.owners is None:
+        taken = [watched_pass(model, run, rows(inputs, [mu]), attached=attached) for mu in range(samples)]
+    gathered = [gather(one, known.owners, parameters.keys()) for one in taken]
+    of_products = {n: v for n, v in parameters.items() if n not in known.by_samples}
+    found = shares(gathered, of_products)
+    ntk = found.ntk | _by_samples(whole, {name: parameters[name] for name in known.by_samples})
+    if first:
+        known, ntk = _checked(subject, whole, known, found, ntk, parameters)
+    layers, total = _layers(subject, found, ntk, samples, outputs)
+    return Snapshot(whole.outputs.detach(), layers, squeeze_outputs(total), known, known.notes)
+
+
+def _find_out(subject: Subject, inputs: Example, whole: Pass, *, attached: bool) -> Known:
+    model, run, samples = subject.model, subject.run, len(whole.outputs)
+    again = watched_pass(model, run, inputs, attached=attached)
+    _refuse_random(whole, again)
+    del again
+    apart = {mu: rows(inputs, [mu] * copies(samples)) for mu in chosen(samples)}
+    alone = {mu: watched_pass(model, run, given, attached=attached) for mu, given in apart.items()}
+
+    def touched(mu: int) -> list[Tensor | None]:
+        weights = torch.arange(1, whole.outputs.shape[1] + 1).to(whole.outputs)  # a plain sum may be constant
+        return gradients_of(whole.outputs[mu] @ weights, whole.uses)
+
+    return Known(find_owners(whole, alone, touched))
+
+
+def _refuse_random(one: Pass, other: Pass) -> None:
+    if close(one.outputs.detach(), other.outputs.detach()):
+        return
+    pairs = zip(one.uses, other.uses, strict=False)
+    path = next(
+        (a.path for a, b in pairs if a.output.shape != b.output.shape or not torch.equal(a.output, b.output)), "(model)"
+    )
+    raise UnsupportedModelError(
+        "The model gives other outputs when it is run again in evaluation mode:",
+        [
+            Place(
+                path or "(model)",
+                "random numbers, or a state that changes, come in before this place",
+                "switch them off",
+            )
+        ],
+    )
+
+
+def _by_samples(whole: Pass, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Shares of parameters whose uses are not seen: one backward pass for every sample and output."""
+    if not parameters:
+        return {}
+    outputs = whole.outputs
+    require_memory(
+        outputs.numel() * sum(value.numel() for value in parameters.values()) * 8,
+        outputs.device,
+        what=f"Gradients of {', '.join(parameters)} sample by sample",
+        remedy="a probe with fewer samples",
+    )
+    found: dict[str, list[Tensor]] = {name: [] for name in parameters}
+    for number in outputs.flatten():
+        gradients = torch.autograd.grad(number, list(parameters.values()), retain_graph=True, allow_unused=True)
+        for (name, value), gradient in zip(parameters.items(), gradients, strict=True):
+            found[name].append(torch.zeros_like(value) if gradient is None else gradient)
+    return {name: gram(torch.stack(rows_).unflatten(0, outputs.shape)) for name, rows_ in found.items()}
+
+
+def _checked(
+    subject: Subject, whole: Pass, known: Known, found: Shares, ntk: dict[str, Tensor], parameters: dict[str, Tensor]
+) -> tuple[Known, dict[str, Tensor]]:
+    """Hold the shares against a backward pass; parameters whose uses were not all seen are taken sample by sample."""
+    backward = squares(whole.outputs, parameters)
+    dtype = torch.promote_types(whole.outputs.dtype, torch.float16)
+    off = wrong(ntk, backward, whole.outputs, dtype=dtype)
+    if not off:
+        return known, ntk
+    multiplied = {name: flow.product.use.path for flows in found.flows for flow in flows for name in flow.product.names}
+    misread = {name: (multiplied[name], factor) for name, factor in off.items() if name in multiplied}
+    if misread:
+        raise contradiction(misread)
+    note = f"uses of {', '.join(off)} that could not be followed: their shares of the NTK are taken sample by sample"
+    known = replace(known, by_samples=frozenset(off), notes=(*known.notes, note))
+    return known, ntk | _by_samples(whole, {name: parameters[name] for name in off})
+
+
+def _layers(
+    subject: Subject, found: Shares, ntk: dict[str, Tensor], samples: int, outputs: int
+) -> tuple[tuple[LayerSnapshot, ...], Tensor]:
+    """The layers of the architecture with their kernels, and the NTK."""
+    rates = subject.rates
+    shares_left = {name: rates[name] * share for name, share in ntk.items()}
+    like = next(flow.gradients for flows in found.flows for flow in flows)
+    total = sum(shares_left.values(), start=like.new_zeros(samples, outputs, samples, outputs))
+    names = Names.of(subject.model)
+    named = names.layers(flow.product for flows in found.flows for flow in flows)
+    layers = []
+    for layer in subject.architecture.layers:
+        own = [[f for f in flows if named[names.key(f.product)] == layer.path] for flows in found.flows]
+        some = next((flow for flows in own for flow in flows), None)
+        border = () if some is None else _border(subject.model, some)
+        through = stream(layer, subject.gamma0, own, samples, outputs, border)
+        members = {layer.weight, layer.bias} | (set() if some is None else set(some.product.names))
+        share = torch.zeros_like(total)
+        for name in sorted(name for name in members if name in shares_left):
+            share = share + shares_left.pop(name)
+        layers.append(
+            LayerSnapshot(
+                name=layer.path,
+                forward=forward_gram(through, through),
+                backward=squeeze_outputs(backward_gram(through, through)),
+                ntk=squeeze_outputs(share),
+                stream=through,
+            )
+        )
+    return tuple(layers), total
+
+
+def _border(model: nn.Module, flow: Flow) -> Sequence[int]:
+    """What a convolution module has put around its input by copying (circular, reflected)."""
+    module = model.get_submodule(flow.product.use.path)
+    if flow.product.kind == "conv" and isinstance(module, ConvBase) and module.padding_mode != "zeros":
+        return padding_twice(module)
+    return ()
+
+
+def _refuse_unplanned(model: nn.Module, rates: Mapping[str, float]) -> None:
+    added = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in rates]
+    if added:
+        raise UnsupportedModelError(
+            "The model has parameters that its plan does not know:",
+            [Place(name, "it was added after the model was wrapped", "wrap the model as it is now") for name in added],
+        )

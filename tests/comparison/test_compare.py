@@ -9,6 +9,7 @@ from tests.trajectories import filled, two_layers
 from torch_dmft.comparison import compare, movement, target_alignment, target_alignments
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.prints import data_print
 from torch_dmft.core.training import Training
 
 THEORY, STATIC = "theory (N=inf)", "static NTK (N=inf)"
@@ -177,10 +178,13 @@ def test_the_verdict_says_when_noise_hides_the_difference():
 
 
 def test_other_inputs_are_refused():
-    other = two_layers(origin=THEORY)
-    first = replace(other.layers[0], forward=Kernel(1.1 * other.layers[0].forward.array))
-    with pytest.raises(InvalidInputError, match=r"inputs differ.*weight '0' at step 0, that differ by 0.09"):
-        compare(two_layers(), replace(other, layers=(first, *other.layers[1:])))
+    mine, other = (
+        replace(two_layers(origin=origin), probe_print=data_print(3, torch.arange(6.0).reshape(3, 2) + shift))
+        for origin, shift in (("network (N=256)", 0.0), (THEORY, 0.01))
+    )
+    with pytest.raises(InvalidInputError, match="the inputs of the probe differ"):
+        compare(mine, other)
+    compare(mine, replace(other, probe_print=mine.probe_print))
 
 
 def test_a_prediction_in_the_place_of_the_measured_run_is_refused():

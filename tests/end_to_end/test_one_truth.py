@@ -384,11 +384,6 @@ def test_momentum_that_begins_anew_is_found_out() -> None:
         recorder.problem()
 
 
-def unfreeze(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> Callable[[int], Any]:
-    model[2].weight.requires_grad_(False)
-    return lambda step: model[2].weight.requires_grad_(step >= 10)
-
-
 def cut(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> Callable[[int], Any]:
     def change(step: int) -> None:
         for group in optimizer.param_groups:
@@ -404,7 +399,7 @@ def without_biases(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> Ca
     return lambda step: None
 
 
-@pytest.mark.parametrize("habit", [unfreeze, cut, without_biases])
+@pytest.mark.parametrize("habit", [cut, without_biases])
 def test_habits_are_predicted_as_they_are(habit: Any) -> None:
     model = chain()
     plan = dmft.parameterize(model, INPUTS, generator=torch.Generator().manual_seed(0))

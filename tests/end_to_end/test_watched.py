@@ -404,9 +404,8 @@ def test_one_subset_made_anew_every_epoch_is_one_training_set() -> None:
 
 
 def resumed(run: Run, **settings: Any) -> Run:
-    later = Run(**settings)
-    if not settings:
-        later.recorder = dmft.Recorder(later.plan, run.recorder.probe, every=4)
+    later = Run()
+    later.recorder = dmft.Recorder(later.plan, run.recorder.probe, every=4, **settings)
     later.model.load_state_dict(run.model.state_dict())
     later.optimizer.load_state_dict(run.optimizer.state_dict())
     later.recorder.load_state_dict(run.recorder.state_dict())
@@ -502,3 +501,196 @@ def test_augmentation_is_left_as_it_is_and_refused_by_name() -> None:
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
     with pytest.raises((UnsupportedProblemError, InvalidInputError), match="on the rows noted"):
         run.recorder.problem()
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [(nn.ReLU, "behind weight 0 is tanh, gain 1 and relu, gain 1.4"), (nn.Tanh, "")],
+)
+def test_another_network_is_not_compared(layers: Any, told: str) -> None:
+    run = Run()
+    run.train(4)
+    measured = run.recorder.trajectory()
+    other = nn.Sequential(*[layers() if isinstance(layer, nn.Tanh) else layer for layer in chain()])
+    plan = dmft.parameterize(other, INPUTS)
+    problem = dmft.Problem.like(plan, run.recorder.probe, lr=0.1, steps=4, momentum=0.5)
+    theory = dmft.solve(problem, solvers.StaticNTK(), record=measured.steps)
+    with pytest.raises(InvalidInputError, match=told) if told else contextlib.nullcontext():
+        dmft.compare(measured, theory)
+
+
+class Thrice(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * self.inner(x)
+
+
+def test_a_wrapper_around_the_model_is_measured_and_not_predicted() -> None:
+    run = Run()
+    outer = Thrice(run.model)
+    run.recorder = dmft.Recorder(run.plan, dmft.Probe(INPUTS, TARGETS), model=outer)
+    with run.recorder.attach(run.optimizer):
+        for _ in range(3):
+            run.optimizer.zero_grad()
+            nn.functional.mse_loss(outer(INPUTS), TARGETS).backward()
+            run.optimizer.step()
+    assert len(run.recorder.trajectory().steps) == 4
+    with pytest.raises(UnsupportedProblemError, match="must be the plan's model"):
+        run.recorder.problem()
+
+
+def test_a_weight_that_joins_later_is_said() -> None:
+    run = Run(before_attach=lambda plan: plan.model.get_parameter("2.weight").requires_grad_(False))
+    run.train(8, lambda step: run.model[2].weight.requires_grad_(step >= 3))
+    with pytest.raises(UnsupportedProblemError, match="trained in some steps only"):
+        run.recorder.problem()
+
+
+def test_momenta_that_are_reset() -> None:
+    run = Run()
+
+    def reset(step: int) -> None:
+        if step == 6:
+            for state in run.optimizer.state.values():
+                state["momentum_buffer"].zero_()
+
+    run.train(12, reset)
+    refused(run, "momenta or other states of optimizers that were changed between steps")
+
+
+def test_a_step_hook_from_before_that_edits_weights() -> None:
+    run = Run()
+    run.optimizer.register_step_post_hook(lambda *_: scale(run.model[2].weight, 0.99))
+    run.train(6)
+    refused(run, "changed between steps")
+
+
+class Dropping(SGD):
+    def _init_group(self, group: Any, params: Any, grads: Any, momenta: Any) -> Any:
+        return super()._init_group(group, params, grads, momenta)  # type: ignore[misc]
+
+
+def test_a_subclass_that_changes_more_than_its_name_is_another_optimizer() -> None:
+    run = Run()
+    run.optimizer = Dropping(run.plan.param_groups(0.1), momentum=0.5)
+    run.train(4)
+    assert run.recorder.training.optimizer == "Dropping"
+    refused(run, "optimizer")
+
+
+def test_a_loss_and_a_training_set_that_drift() -> None:
+    factor, targets = [1.0], TARGETS.clone()
+    drifting, moving = Run(loss=lambda f, y: factor[0] * nn.functional.mse_loss(f, y)), Run(data=(INPUTS, targets))
+    with drifting.recorder.attach(drifting.optimizer), moving.recorder.attach(moving.optimizer):
+        for _ in range(12):
+            for run, scaled, wanted in ((drifting, factor[0], TARGETS), (moving, 1.0, targets)):
+                run.optimizer.zero_grad()
+                (scaled * nn.functional.mse_loss(run.model(INPUTS), wanted)).backward()
+                run.optimizer.step()
+            factor[0] *= 0.9
+            targets *= 0.95
+    for run, what in ((drifting, "a loss"), (moving, "a training set")):
+        with pytest.raises(UnsupportedProblemError, match=f"{what} that changes during the run"):
+            run.recorder.problem()
+
+
+def test_a_run_that_is_resumed_at_another_richness_is_refused() -> None:
+    run, later = Run(), Run()
+    run.train(4)
+    later.plan.undo()
+    plan = dmft.parameterize(later.model, INPUTS, gamma0=3.0)
+    recorder = dmft.Recorder(plan, run.recorder.probe, every=4)
+    with pytest.raises(InvalidInputError, match=r"another plan .*3\.0"):
+        recorder.load_state_dict(run.recorder.state_dict())
+
+
+def test_weights_of_the_rows_in_the_loss_are_told_apart() -> None:
+    def weighted(seed: int) -> Any:
+        weights = torch.rand(16, 1, generator=torch.Generator().manual_seed(seed))
+        return lambda f, y: (weights * (f - y) ** 2).mean()
+
+    runs = [Run(loss=weighted(seed)) for seed in range(2)]
+    for seed, run in enumerate(runs):
+        with run.recorder.attach(run.optimizer):
+            for _ in range(4):
+                run.optimizer.zero_grad()
+                weighted(seed)(run.model(INPUTS), TARGETS).backward()
+                run.optimizer.step()
+    measured = [run.recorder.trajectory() for run in runs]
+    theory = dmft.solve(runs[0].recorder.problem(), solvers.FiniteWidth(16, 4), record=measured[0].steps)
+    dmft.compare(measured[0], theory)
+    with pytest.raises(InvalidInputError, match="loss: network"):
+        dmft.compare(measured[1], theory)
+
+
+class Counting(nn.Module):
+    """A loss that divides by a running mean, as some do."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(()))
+
+    def forward(self, f: Tensor, y: Tensor) -> Tensor:
+        loss = (f - y).square().mean()
+        self.mean.mul_(0.9).add_(0.1 * loss.detach())
+        return loss / self.mean
+
+
+def test_a_loss_that_counts_its_calls_is_left_alone() -> None:
+    def fit(watched: bool) -> nn.Module:
+        run, loss = Run(), Counting()
+        recorder = dmft.Recorder(run.plan, dmft.Probe(INPUTS, TARGETS), loss=loss)
+        with recorder.attach(run.optimizer) if watched else contextlib.nullcontext():
+            for _ in range(8):
+                run.optimizer.zero_grad()
+                loss(run.model(INPUTS), TARGETS).backward()
+                run.optimizer.step()
+        return run.model
+
+    for mine, theirs in zip(fit(True).parameters(), fit(False).parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+class Dicts(Dataset[Any]):
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {"x": INPUTS[row], "y": TARGETS[row]}
+
+
+def test_items_that_are_no_pairs_do_not_stop_training() -> None:
+    run = Run()
+    with run.recorder.attach(run.optimizer):
+        for batch in run.recorder.batches(DataLoader(Dicts(), batch_size=4)):
+            run.optimizer.zero_grad()
+            nn.functional.mse_loss(run.model(batch["x"]), batch["y"]).backward()
+            run.optimizer.step()
+    with pytest.raises(InvalidInputError, match="must be pairs"):
+        run.recorder.problem()
+
+
+def test_a_step_is_recorded_once() -> None:
+    run = Run()
+    run.train(4)
+    with pytest.raises(InvalidInputError, match="was recorded already"):
+        run.recorder.record()
+
+
+def test_skipped_rows_are_forgotten() -> None:
+    run = Run()
+    with run.recorder.attach(run.optimizer):
+        for step in range(6):
+            run.recorder.batch([0, 1, 2])
+            if step % 2:
+                run.recorder.forget()
+                continue
+            run.optimizer.zero_grad()
+            run.backward([0, 1, 2])
+            run.optimizer.step()
+    assert [rows.tolist() for rows in run.recorder.problem().batches or ()] == [[0, 1, 2]] * 3

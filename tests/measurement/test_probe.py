@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import torch_dmft as dmft
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.measurement import Probe
 
@@ -55,3 +56,14 @@ def test_token_ids_are_inputs_too() -> None:
 def test_refusals(arguments: tuple[Tensor, ...], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         Probe(*arguments)
+
+
+def test_a_probe_and_a_problem_are_one_line() -> None:
+    inputs, targets = torch.randn(5, 3), torch.randn(5, 1)
+    shown = repr(Probe(inputs, targets, train=torch.arange(5) < 4))
+    assert shown == "Probe(inputs (5, 3), targets (5, 1), 4 rows trained on)"
+    problem = dmft.Problem.mlp(inputs, targets, depth=2, lr=0.1, steps=7)
+    assert "\n" not in repr(problem)
+    assert repr(problem).startswith(
+        "Problem(chain of depth 2, 5 training rows of 5, 1 outputs, gamma0=1, SGD, lr=0.1, steps=7"
+    )

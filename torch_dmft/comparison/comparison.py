@@ -15,7 +15,6 @@ from torch_dmft.comparison.deviation import Deviations
 from torch_dmft.comparison.deviation import deviations as deviations_from
 from torch_dmft.comparison.divergence import last_sane
 from torch_dmft.comparison.match import common_steps, distinct_origins, refuse_mismatch, refuse_swapped
-from torch_dmft.comparison.metrics import relative_error
 from torch_dmft.comparison.verdict import verdict
 from torch_dmft.comparison.yardstick import Widths, narrowest, widths_of
 from torch_dmft.core.errors import InvalidInputError
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 _SEED = 7_461_220_925_113
 """Of the networks of equal width."""
-_OTHER_DATA = 1e-2
-"""Relative difference of the inputs' kernels at step 0 that rounding, in bfloat16 too, does not make."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -194,8 +191,6 @@ def compare(
         refuse_mismatch(runs[0], prediction)
     steps = common_steps(runs)
     at_common = tuple(run.at_steps(steps) for run in runs)
-    for prediction in at_common[1:]:
-        _refuse_other_inputs(at_common[0], prediction)
     return Comparison(
         measured=at_common[0],
         predictions=at_common[1:],
@@ -217,22 +212,6 @@ def _networks_like(measured: Trajectory, problem: Problem, steps: Tensor, replic
     # A user's networks start from seeds such as 0; one of them must not be among those that it is judged by.
     networks = solvers.FiniteWidth(width, replicas, generator=torch.Generator().manual_seed(_SEED))
     return solve(problem, networks, record=steps)
-
-
-def _refuse_other_inputs(measured: Trajectory, predicted: Trajectory) -> None:
-    """Refuse runs whose first weights see other inputs: before any training their kernel is the data's alone."""
-    if int(measured.steps[0]) or not measured.layers:
-        return
-    kernels = [run.layers[0].forward.equal_time[0] for run in (measured, predicted)]
-    if not all(bool(kernel.isfinite().all()) for kernel in kernels):
-        return
-    error = relative_error(*kernels)
-    if error > _OTHER_DATA:
-        raise InvalidInputError(
-            f"{measured.origin!r} and {predicted.origin!r} are not runs of one problem: their inputs differ.",
-            got=f"kernels of the inputs, Phi of weight {measured.layers[0].name!r} at step 0, that differ by {error:.2g}",
-            remedy="solve the run itself: theory = solve(recorder.problem(), record=measured.steps)",
-        )
 
 
 def _report() -> Any:

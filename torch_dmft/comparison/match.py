@@ -85,6 +85,9 @@ def _differences(measured: Trajectory, predicted: Trajectory) -> Iterator[str]:
         yield "the targets differ"
     if not prints_agree(measured.probe_print, predicted.probe_print):
         yield "the inputs of the probe differ"
+    for weight, functions in enumerate(zip(measured.network, predicted.network, strict=False)):
+        if functions[0] != functions[1]:
+            yield f"behind weight {weight} is {functions[0]} and {functions[1]}"
     if measured.metadata.get("centered") and predicted.replicas:
         yield "the network is centered (its outputs are those minus their start), and the networks of equal width are not"
     last = int(torch.minimum(measured.steps[-1], predicted.steps[-1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def loss_name(loss: Loss) -> str:
     return repr(loss) if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", type(loss).__name__)
 
 
-def loss_print(loss: Loss, outputs: int, *, classes: bool) -> tuple[float, ...]:
+def loss_print(loss: Loss, outputs: int, *, classes: bool, rows: int = 0) -> tuple[float, ...]:
     """What a loss makes of a fixed set of outputs and targets: its value and the first two moments of its gradient.
 
     Two losses with one print are the same, whatever they are called; no print, ``()``, tells nothing.
@@ -37,11 +38,18 @@ def loss_print(loss: Loss, outputs: int, *, classes: bool) -> tuple[float, ...]:
         loss: the loss.
         outputs: C.
         classes: whether targets are class numbers.
+        rows: of the training set: a loss that takes no other number of rows (weights of its own) is printed on so many.
     """
-    row = torch.arange(_ROWS, dtype=torch.float64, device="cpu")[:, None]
+    own = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # it may count its calls
+    return _printed(own, outputs, _ROWS, classes=classes) or _printed(own, outputs, rows, classes=classes)
+
+
+def _printed(loss: Loss, outputs: int, rows: int, *, classes: bool) -> tuple[float, ...]:
+    """The print of a loss on so many rows, () if it cannot be called."""
+    row = torch.arange(rows, dtype=torch.float64, device="cpu")[:, None]
     column = torch.arange(outputs, dtype=torch.float64, device="cpu")
     f = (torch.sin(1.3 * row + 0.7 * column) * 0.9).requires_grad_()
-    y = torch.arange(_ROWS, device="cpu") % outputs if classes else 0.5 + 0.4 * torch.cos(0.9 * row + 0.4 * column)
+    y = torch.arange(rows, device="cpu") % outputs if classes else 0.5 + 0.4 * torch.cos(0.9 * row + 0.4 * column)
     for dtype in (torch.float64, torch.float32):  # a loss with tensors of its own takes their dtype
         with suppress(Exception), warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
             warnings.simplefilter("ignore")

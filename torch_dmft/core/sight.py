@@ -84,15 +84,27 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
 def kind_of(optimizer: Optimizer) -> str:
     """``"SGD"``, ``"Adam"`` or ``"AdamW"`` if that is what its steps are, else the name of its class.
 
-    Subclasses count as the class of torch.optim whose ``step`` they inherit.
+    Subclasses that add no method but ``__init__`` count as the class of torch.optim that they inherit.
     """
     step = getattr(type(optimizer).step, "__wrapped__", type(optimizer).step)
     for base in (SGD, Adam):
-        if isinstance(optimizer, base) and step is getattr(base.step, "__wrapped__", base.step):
+        if (
+            isinstance(optimizer, base)
+            and step is getattr(base.step, "__wrapped__", base.step)
+            and _is_plain(optimizer)
+        ):
             if base is SGD:
                 return "SGD"
             return "AdamW" if optimizer.param_groups[0].get("decoupled_weight_decay") else "Adam"
     return type(optimizer).__name__
+
+
+def _is_plain(optimizer: Optimizer) -> bool:
+    """Whether no class outside of torch adds a method to an optimizer."""
+    others = [kind for kind in type(optimizer).__mro__ if kind.__module__.split(".")[0] not in ("torch", "builtins")]
+    return not any(
+        callable(value) and not name.startswith("__") for kind in others for name, value in vars(kind).items()
+    )
 
 
 def require_whole_plan(plan: Scaled) -> None:

@@ -17,6 +17,8 @@ from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvBase
 from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeBase
 from torch.nn.modules.dropout import _DropoutNd as DropoutBase
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 __all__ = [
     "BatchNormBase",
@@ -27,7 +29,9 @@ __all__ = [
     "has_backward_hooks",
     "is_compiled",
     "multiply_all_",
+    "operator_name",
     "padding_twice",
+    "put_first",
     "storage_key",
     "without_hooks",
     "writes_to",
@@ -61,6 +65,16 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
     finally:
         for attributes, name, kept in hooks:
             attributes[name] = kept
+
+
+def put_first(optimizer: Optimizer, handle: RemovableHandle) -> None:
+    """Let a post hook of an optimizer's steps be called before those that were registered earlier."""
+    optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
+
+
+def operator_name(operator: Any) -> str:
+    """What an operator of torch is called, without the name of its overload: ``"aten::mm"``."""
+    return operator._schema.name
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -130,8 +130,8 @@ class Training:
         notes = [f"{name} is trained, and was frozen when the plan was made" for name in sight.unplanned]
         notes += [f"{name} was stepped by a gradient from before it was frozen" for name in sight.stale]
         notes += [f"{name} is stepped by two optimizers" for name in sight.shared]
-        if sight.joined and any(is_ever(numbers.get("momentum", 0.0)) for numbers in every.values()):
-            notes.append("parameters with momentum that were trained in some steps only")
+        if sight.joined:
+            notes.append("parameters that were trained in some steps only, so that the parts of the NTK changed")
         numbers = {**NUMBERS.get(sight.optimizer, {}), **base}
         others["notes"] = (*others.get("notes", ()), *notes)
         return cls(

@@ -99,6 +99,7 @@ class Trajectory:
         stderr: the standard error of every number above in the same layout, or None if the method has none.
         replicas: the independent networks of finite width whose mean this is, at equal times and without fields, if it
             is a prediction for that width; else empty. Covariances over initialisations are theirs.
+        network: activation and gain behind every weight but the readout, such as ``"relu, gain 1.4"``; () if not known.
         probe_print: size and projection of the inputs of the rows; two probes with one print are the same.
         curvature: ``(time,)``, the largest eigenvalue of K times the curvature of the loss by the outputs, on the training
             rows; see ``edge``.
@@ -116,6 +117,7 @@ class Trajectory:
     targets: Tensor | None = None
     stderr: Trajectory | None = None
     replicas: tuple[Trajectory, ...] = ()
+    network: tuple[str, ...] = ()
     probe_print: Print = ()
     curvature: Tensor | None = None
     metadata: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -17,12 +19,13 @@ from torch_dmft.measurement.subject import Subject
 
 TOLERANCE = 0.03
 """Relative difference of gradients that are the same: training in bfloat16 rounds them by a percent."""
+_GOLDEN = (math.sqrt(5) - 1) / 2
 _APART = 16
 """Steps between two checks at recorded steps."""
 
 
 def is_due(step: int, *, last: int, recorded: bool) -> bool:
-    """Whether gradients are looked at before a step: 0 to 4, then twice an octave (6, 8, 12, 16, ...), and when it is recorded.
+    """Whether gradients are looked at before a step: 0 to 4, then about twice an octave, and when it is recorded.
 
     A check costs one pass over the rows of the step. At recorded steps, which cost more, there is one in 16 steps at most.
 
@@ -31,7 +34,8 @@ def is_due(step: int, *, last: int, recorded: bool) -> bool:
         last: the step of the last check.
         recorded: whether the network is measured before this step.
     """
-    return step % (1 << max(0, step.bit_length() - 2)) == 0 or (recorded and step - last >= _APART)
+    # Multiples of the golden ratio fall everywhere, so that the steps share no period with what a loop does.
+    return step < 5 or math.modf(step * _GOLDEN)[0] < 3 / step or (recorded and step - last >= _APART)
 
 
 def gradient_error(
@@ -63,6 +67,7 @@ def gradient_error(
     random = bool(subject.architecture.train_differs) and any(module.training for module in subject.model.modules())
     if not waiting or random:
         return None
+    loss = copy.deepcopy(loss) if isinstance(loss, torch.nn.Module) else loss  # it may keep counts
     modes = [(module, module.training) for module in subject.run.modules()]
     device = next(iter(waiting.values())).device
     # Leaves of their own: hooks on the gradients of the parameters do not see them.

@@ -28,6 +28,8 @@ from torch_dmft.parameterization.start import starts_of
 
 _TRAINED = 30.0
 """Mean square of the outputs, in units of its expectation for random readout weights, that these have once in ten million."""
+_SMALL = 0.2
+"""Gradients smaller than this part of the largest one count as that large: what is left of them is rounding in bfloat16."""
 _KINDS = 16
 """Kinds of batches (how many make a step, and of how many rows) whose first step is checked."""
 
@@ -71,8 +73,9 @@ class Observer:
         self._steepest = 0.0
         self._checked = 0  # the last step at which gradients were checked
         self._kinds: set[tuple[int, int]] = set()
-        self._weights, self._gradients = Untouched(), Untouched()
+        self._weights, self._gradients, self._states = Untouched(), Untouched(), Untouched()
         self._notes: dict[str, None] = {}
+        self._glances: dict[str, Print] = {}  # of the loss and of the training set, at the first check
         self._is_told = False  # the training set, afterwards, with nothing to hold it against
         self._own_rows: TrainingSet | None = None  # the training rows of the probe
         self._print_before: Print = ()  # of the training set of the run that a checkpoint goes on with
@@ -119,6 +122,7 @@ class Observer:
             named.update(self.subject.model.named_parameters())
             if is_steady:
                 self._weights.seen_again(named)
+                self._states.seen_again(_states(named, optimizers))
 
         def begins() -> None:
             assert self._sight is not None  # they met
@@ -134,6 +138,7 @@ class Observer:
         def ends() -> None:
             if is_steady:
                 self._weights.left(named)
+                self._states.left(_states(named, optimizers))
             after_step()
 
         # Noise may go into the weights, and a lazily sampled network grows when it is looked at.
@@ -154,6 +159,10 @@ class Observer:
     def note_rows(self, rows: Tensor | Sequence[int]) -> None:
         """The rows of the training set that the next step sees, see ``Recorder.batch``."""
         self._rows.note(rows)
+
+    def forget(self) -> None:
+        """Drop the rows noted since the last step, see ``Recorder.forget``."""
+        self._rows.forget()
 
     def batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """The batches of a loader, see ``Recorder.batches``."""
@@ -192,13 +201,27 @@ class Observer:
         if data is None or (rows is not None and int(rows.max()) >= len(data)):
             return  # rows of a training set that is not known
         self._checked = step
-        difference = gradient_error(self.subject, optimizers, self._loss, *data.rows(rows))
+        try:
+            inputs, given = data.rows(rows)
+        except Exception:  # items that are no fixed pairs of numbers; training goes on
+            return
+        self._look_again(data)
+        difference = gradient_error(self.subject, optimizers, self._loss, inputs, given)
         if difference is None:
             return
         error, size = difference
         self._steepest = max(self._steepest, size)
-        if size > 1e-3 * self._steepest:  # smaller ones are rounded to something else
-            self._errors[step] = error / size
+        self._errors[step] = error / max(size, _SMALL * self._steepest) if self._steepest else 0.0
+
+    def _look_again(self, data: TrainingSet) -> None:
+        """Note a loss or a training set that is no longer what it was."""
+        classes = self._probe.targets is not None and not self._probe.targets.is_floating_point()
+        for what, now in (
+            ("a loss", loss_print(self._loss, self.subject.architecture.outputs, classes=classes, rows=len(data))),
+            ("a training set", data.glance()),
+        ):
+            if not prints_agree(self._glances.setdefault(what, now), now):
+                self._note(f"{what} that changes during the run")
 
     def check_start(self, outputs: Tensor, forward: float) -> None:
         """Note a network whose outputs at step 0 are not those of a random readout: it was trained before.
@@ -261,7 +284,9 @@ class Observer:
             scheme=self.subject.plan.scheme,
             starts=self._starts,
             loss=loss_name(self._loss) if targets is not None else "",
-            loss_print=loss_print(self._loss, outputs, classes=classes) if targets is not None else (),
+            loss_print=loss_print(self._loss, outputs, classes=classes, rows=0 if data is None else len(data))
+            if targets is not None
+            else (),
             data_print=data.print if data is not None and knows_data and (self.data is not None or not doubt) else (),
             batches=all_rows(batches, len(data)) if data is not None and knows_data else batches,
             batches_known=not doubt,
@@ -275,6 +300,8 @@ class Observer:
         yield from self._notes
         if self._weights.changed:
             yield f"weights that were changed between steps ({_listed(self._weights.changed)})"
+        if self._states.changed:
+            yield f"momenta or other states of optimizers that were changed between steps ({_listed(self._states.changed)})"
         if self._gradients.changed:
             yield f"optimizers that step by gradients of different backward passes ({_listed(self._gradients.changed)})"
         if doubt:
@@ -335,7 +362,11 @@ class Observer:
             "steepest": self._steepest,
             "weights": self._weights.state_dict(),
             "gradients": self._gradients.state_dict(),
+            "states": self._states.state_dict(),
             "notes": list(self._notes),
+            "plan": [self.subject.gamma0, self.subject.plan.scheme, *self.subject.plan.functions],
+            "probe_print": self._probe.print,
+            "loss_print": self._glances.get("a loss", ()),
             "data_print": self.data.print if self.data is not None else self._print_before,
         }
 
@@ -345,6 +376,14 @@ class Observer:
         Raises:
             InvalidInputError: if the training set is another.
         """
+        plan = [self.subject.gamma0, self.subject.plan.scheme, *self.subject.plan.functions]
+        if state["plan"] != plan or not prints_agree(state["probe_print"], self._probe.print):
+            raise InvalidInputError(
+                "The checkpoint is of a run of another plan or on another probe.",
+                got=f"{state['plan']} and {plan}" if state["plan"] != plan else "other inputs of the probe",
+                remedy="build plan, probe and recorder as they were before loading",
+            )
+        self._glances = {"a loss": tuple(state["loss_print"])} if state["loss_print"] else {}
         before: Print = tuple(state["data_print"])
         if self.data is not None and not prints_agree(before, self.data.print):
             raise InvalidInputError(
@@ -358,6 +397,7 @@ class Observer:
         self._rows.load_state_dict(state["rows"])
         self._weights.load_state_dict(state["weights"])
         self._gradients.load_state_dict(state["gradients"])
+        self._states.load_state_dict(state["states"])
         if state["sight"] is not None:
             self._sight = Sight.saved(self.subject.plan, state["sight"])
 
@@ -365,6 +405,17 @@ class Observer:
     def frozen(self) -> frozenset[str]:
         """Names of the parameters that are not trained, as far as was seen."""
         return frozenset() if self._sight is None else frozenset(self._sight.frozen)
+
+
+def _states(named: Mapping[str, Tensor], optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """What optimizers remember of the parameters: momenta, moments."""
+    return {
+        f"{kind} of {name}": value
+        for name, parameter in named.items()
+        for optimizer in optimizers
+        for kind, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _waiting(named: Mapping[str, Tensor], *optimizers: Optimizer) -> dict[str, Tensor]:

@@ -30,7 +30,12 @@ class Probe:
     targets: Tensor | None = None
     train: Tensor | None = None
 
-    def __post_init__(self) -> None:
+    def __repr__(self) -> str:
+        """One line."""
+        targets = "no targets" if self.targets is None else f"targets {tuple(self.targets.shape)}"
+        return f"Probe(inputs {tuple(self.inputs.shape)}, {targets}, {int(self.train_rows.sum())} rows trained on)"
+
+    def __post_init__ -> None:
         """Refuse data that would give undefined kernels, and bring targets and train into one form."""
         for name in ("inputs", "targets", "train"):
             value = getattr(self, name)

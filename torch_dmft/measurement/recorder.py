@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -194,8 +195,20 @@ class Recorder:
         """
         yield from self._observer.batches(loader)
 
+    def forget(self) -> None:
+        """The batches noted since the last step are not trained on: their step was skipped, or their gradients dropped."""
+        self._observer.forget()
+
     def record(self) -> Record:
-        """Measure now, as step ``recorder.step``, and keep the result."""
+        """Measure now, as step ``recorder.step``, and keep the result.
+
+        Raises:
+            InvalidInputError: if this step was recorded already.
+        """
+        if self.records and self.records[-1].step == self.step:
+            raise InvalidInputError(
+                f"Step {self.step} was recorded already.", remedy="recorder.look() measures and keeps nothing"
+            )
         started = time.perf_counter()
         require_whole_plan(self.subject.plan)
         record = self.keep(self.look())
@@ -302,6 +315,7 @@ class Recorder:
             training=training,
             train=self.probe.train_rows,
             targets=None if targets is None else targets.cpu(),
+            network=subject.plan.functions,
             probe_print=self.probe.print,
             curvature=None if targets is None else curvatures(outputs, ntk, self.probe.train_rows, self._loss_on_train),
             metadata={
@@ -376,7 +390,8 @@ class Recorder:
             targets = self.probe.targets[self.probe.train_rows.to(self.probe.targets.device)].to(outputs.device)
             targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
             self._targets = as_the_loss_takes_them(self._loss, shown.detach(), targets)
-        return self._loss(shown, self._targets)
+        loss = copy.deepcopy(self._loss) if isinstance(self._loss, nn.Module) else self._loss  # it may count its calls
+        return loss(shown, self._targets)
 
     def _readout_size(self, record: Record) -> float:
         """The mean diagonal of the readout's Phi."""

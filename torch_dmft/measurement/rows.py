@@ -146,7 +146,15 @@ class TrainingSet:
         try:
             columns = self.rows(printed_rows(len(self)))
             return data_print(len(self), *columns) if self.is_fixed else ()
-        except InvalidInputError:
+        except Exception:  # items that are no pairs, of several lengths, or without a length
+            return ()
+
+    def glance(self) -> Print:
+        """A print of a few rows as they are now, to see whether they change; empty where they are no fixed pairs."""
+        rows = printed_rows(len(self))
+        try:
+            return data_print(len(self), *self.rows(rows[:: max(1, len(rows) // 8)])) if self.is_fixed else ()
+        except Exception:
             return ()
 
     @cached_property

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from torch_dmft.core.torch_private import put_first
+
 
 @contextmanager
 def step_hooks(
@@ -73,7 +75,9 @@ def step_hooks(
     with ExitStack() as stack:
         for number, optimizer in enumerate(optimizers):
             handles[number] = optimizer.register_step_pre_hook(partial(before, number))
-            stack.callback(optimizer.register_step_post_hook(partial(after, number)).remove)
+            handle = optimizer.register_step_post_hook(partial(after, number))
+            put_first(optimizer, handle)  # the weights as the step left them, before other hooks
+            stack.callback(handle.remove)
         stack.callback(lambda: [handle.remove() for handle in handles.values()])
         yield
 

@@ -95,7 +95,10 @@ def _entries(tensor: Tensor) -> Tensor:
     """Some entries of a tensor: a view where its memory is contiguous."""
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a tensor spread over processes
     flat = local.detach().flatten()
-    return flat[:: max(1, len(flat) // _ENTRIES) | 1]  # an odd stride does not stay in one column
+    stride, columns = max(1, len(flat) // _ENTRIES), local.shape[-1] if local.ndim else 1
+    if stride > columns:  # to another column each time, by the golden ratio
+        stride += round(columns * 0.618) - stride % columns
+    return flat[:: max(1, stride)]
 
 
 def _only(names: Mapping[str, int], lengths: Mapping[str, int], entries: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
-from torch_dmft.core.torch_private import storage_key, writes_to
+from torch_dmft.core.torch_private import operator_name, storage_key, writes_to
 from torch_dmft.measurement.views import are_apart, geometry
 
 DATA = frozenset({"\0data"})
@@ -152,7 +152,7 @@ class Watch(TorchDispatchMode):
         """Run one operator and note what it is to the parameters."""
         kwargs = kwargs or {}
         self._settle()
-        name = func._schema.name.removeprefix("aten::")
+        name = operator_name(func).removeprefix("aten::")
         if name == "lift_fresh":
             self._labels.pop(storage_key(args[0]), None)
             return func(*args, **kwargs)

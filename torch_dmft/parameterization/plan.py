@@ -68,6 +68,15 @@ class Plan:
         """The SGD learning rate of every parameter in units of the base rate, by parameter name."""
         return {rule.name: rule.lr for rule in self.rules}
 
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Activation and gain behind every weight but the readout, such as ``"relu, gain 1.4"``; () where gains are not set."""
+        if self.scheme == "standard":
+            return ()
+        gains = {rule.name: rule.gain for rule in self.rules}
+        layers = [layer for layer in self.architecture.layers if layer is not self.architecture.readout]
+        return tuple(function_of(layer.activation or "linear", gains[layer.weight]) for layer in layers)
+
     def rule(self, name: str) -> ParameterRule:
         """The rule of the parameter with this name.
 
@@ -197,3 +206,8 @@ def _called(architecture: Architecture) -> str:
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
+
+
+def function_of(activation: str, gain: float) -> str:
+    """An activation and a gain in words, which are equal for equal functions: gains of frozen weights scatter by their draw."""
+    return f"{activation}, gain {gain:.2g}"

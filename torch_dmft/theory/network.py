@@ -12,6 +12,7 @@ from torch import nn
 from torch_dmft.architecture import Architecture, Role
 from torch_dmft.architecture.widen import widened
 from torch_dmft.parameterization import Plan
+from torch_dmft.parameterization.plan import function_of
 from torch_dmft.theory.chain import Chain, chain_of
 from torch_dmft.theory.coverage import refuse_unsupported, refuse_unwidenable
 
@@ -37,6 +38,11 @@ class ChainNetwork:
     def outputs(self) -> int:
         """C."""
         return self.chain.outputs
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Activation and gain of every hidden layer, as ``Plan.functions`` tells them."""
+        return tuple(function_of(layer.activation, layer.gain) for layer in self.chain.hidden)
 
     @property
     def shown(self) -> Architecture | None:
@@ -98,6 +104,11 @@ class ModelNetwork:
     def outputs(self) -> int:
         """C."""
         return self.plan.architecture.outputs
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Activation and gain behind every weight but the readout."""
+        return self.plan.functions
 
     @property
     def shown(self) -> Architecture | None:

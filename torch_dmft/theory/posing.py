@@ -16,6 +16,7 @@ from torch_dmft.measurement.rows import TrainingSet, row_places
 from torch_dmft.measurement.snapshot import returns_one_number
 from torch_dmft.measurement.subject import Subject
 from torch_dmft.parameterization import Plan
+from torch_dmft.parameterization.centered import Centered
 from torch_dmft.parameterization.start import starts_of
 from torch_dmft.theory.checks import require_list
 from torch_dmft.theory.coverage import refuse_unsupported
@@ -76,6 +77,12 @@ def problem_of_run(
     """A run that was recorded, as a question; see ``Recorder.problem``."""
     plan = subject.plan
     _require_plan_and_probe(plan, probe)
+    if subject.run is not plan.model and not isinstance(subject.run, Centered):
+        raise UnsupportedProblemError(
+            "The recorded module must be the plan's model, which is what theory knows.",
+            got=f"{type(subject.run).__name__} around it",
+            remedy="wrap the whole module with parameterize, or record plan.model; measuring goes on with any",
+        )
     require_optimizer(training)
     if training.notes:
         raise UnsupportedProblemError(

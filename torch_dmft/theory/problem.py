@@ -56,6 +56,14 @@ class Problem:
     network: Network
     probe: Tensor | None = None
 
+    def __repr__(self) -> str:
+        """One line."""
+        network = type(self.network).__name__ if self.chain is None else f"chain of depth {self.chain.depth}"
+        return (
+            f"Problem({network}, {self.train_samples} training rows of {self.samples}, {self.outputs} outputs, "
+            f"gamma0={self.gamma0:g}, {self.training.optimizer}, lr={self.training.rate}, steps={self.steps})"
+        )
+
     def __post_init__(self) -> None:
         """Refuse problems that no solver can solve."""
         check_problem(self)
@@ -71,7 +79,7 @@ class Problem:
         if not self.training.loss_print:
             facts["loss"] = loss_name(self.loss)
             classes = not self.targets.is_floating_point()
-            facts["loss_print"] = loss_print(self.loss, self.outputs, classes=classes)
+            facts["loss_print"] = loss_print(self.loss, self.outputs, classes=classes, rows=self.train_samples)
         object.__setattr__(self, "training", replace(self.training, **facts))
 
     @property

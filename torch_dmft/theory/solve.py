@@ -86,6 +86,7 @@ def _marked(answer: Trajectory, problem: Problem) -> Trajectory:
     return replace(
         answer,
         training=replace(answer.training, data_print=problem.training.data_print),
+        network=problem.network.functions,
         probe_print=data_print(len(problem.kept), problem.inputs[rows]),
         replicas=tuple(_marked(replica, problem) for replica in answer.replicas),
     )

@@ -35,7 +35,7 @@ class Probe:
         targets = "no targets" if self.targets is None else f"targets {tuple(self.targets.shape)}"
         return f"Probe(inputs {tuple(self.inputs.shape)}, {targets}, {int(self.train_rows.sum())} rows trained on)"
 
-    def __post_init__ -> None:
+    def __post_init__(self) -> None:
         """Refuse data that would give undefined kernels, and bring targets and train into one form."""
         for name in ("inputs", "targets", "train"):
             value = getattr(self, name)

@@ -327,5 +327,6 @@ def test_errors(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> 
         raise InsufficientMemoryError(what, remedy=remedy)
 
     monkeypatch.setattr("torch_dmft.measurement.two_time.require_memory", nothing_left)
+    recorder.step = 1
     with pytest.raises(InsufficientMemoryError, match="log_spaced"):
         recorder.record()

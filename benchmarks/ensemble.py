@@ -396,4 +396,4 @@ that gives the kernels for next to nothing. Networks take every step, as trainin
 {table(["method", "size", "error", "CPU time", "times the engine"], rows)}
 
 Errors are against {reference}. That reference differs from antithetic ensembles extrapolated to infinite width by at most
-{percent(worst(check["difference"]))}, of which their own sampling explains {percent(worst(check["stderr"]))}."""
+{percent(worst(check["difference"]))}; their own sampling explains {percent(worst(check["stderr"]))}."""

@@ -138,7 +138,10 @@ def _network(*layers, **options):
 @pytest.mark.parametrize(
     ("layers", "places"),
     [
-        ([nn.GroupNorm(2, 16)], {"1": "GroupNorm is not covered by the theory yet, and a GroupNorm cannot be built at another width yet"}),
+        (
+            [nn.GroupNorm(2, 16)],
+            {"1": "GroupNorm is not covered by the theory yet, and a GroupNorm cannot be built at another width yet"},
+        ),
         ([nn.Tanh(), nn.Dropout(0.5)], {"2": "draws random numbers in train mode"}),
         (
             [nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.5)],

@@ -74,7 +74,7 @@ def test_what_argparse_refuses_names_the_option(capsys, arguments, name):
         ("--device cuda:99", "Remedy: --device cpu."),
         ("--device abacus", "Remedy: --device cpu."),
         ("--data synthetic --neurons 20", "must be larger"),
-        ("--networks 5", "19 or more"),
+        ("--networks 5", "at least 19"),
         ("--networks 40 --gamma0 0.1", "centered model"),
         ("--widths 0,8", "Every width must be at least 1."),
         ("--steps 0", "steps must be at least 1."),

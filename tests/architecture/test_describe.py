@@ -264,9 +264,9 @@ def test_roles_can_be_overruled() -> None:
     architecture = describe(model, torch.randn(5, 3), roles={"2": "input"})
     assert architecture.layers[1].role is Role.INPUT
     assert describe(model, torch.randn(5, 3), roles={"2.weight": Role.INPUT}) == architecture
-    with pytest.raises(InvalidInputError, match="no layer"):
+    with pytest.raises(InvalidInputError, match="must name layers"):
         describe(model, torch.randn(5, 3), roles={"1": "input"})
-    with pytest.raises(InvalidInputError, match="no role"):
+    with pytest.raises(InvalidInputError, match="must be one of four"):
         describe(model, torch.randn(5, 3), roles={"2": "vector"})
 
 

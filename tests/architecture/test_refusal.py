@@ -143,7 +143,7 @@ def test_a_gate_of_one_neuron_is_no_readout() -> None:
             h = self.stem(x)
             return self.head(h * torch.sigmoid(self.gate(h)))
 
-    with pytest.raises(UnsupportedModelError, match=r"gate: its output is no width"):
+    with pytest.raises(UnsupportedModelError, match=r"gate: its output is not a width"):
         describe(Gate(), torch.randn(5, 3))
 
 

@@ -220,7 +220,7 @@ def test_the_seed_decides(pose: Callable[..., Problem], make_generator: Callable
 def test_refuses_what_it_cannot_do(pose: Callable[..., Problem]) -> None:
     with pytest.raises(UnsupportedProblemError, match="relu"):
         solve(pose(activation="relu"), AlternatingMonteCarlo())
-    with pytest.raises(InvalidInputError, match="even number"):
+    with pytest.raises(InvalidInputError, match="must be even"):
         solve(pose(), AlternatingMonteCarlo(neurons=7))
     with pytest.raises(ConvergenceError, match="more iterations"):
         solve(pose(gamma0=2.0), AlternatingMonteCarlo(neurons=100, iterations=2))

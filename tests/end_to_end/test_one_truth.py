@@ -189,6 +189,7 @@ def test_a_layer_added_after_wrapping_is_seen_at_attach_and_at_every_record() ->
     optimizer = SGD(plan.param_groups(0.1))
     with recorder.attach(optimizer):
         model.add_module("extra", nn.Linear(1, 1))
+        recorder.step = 1
         with pytest.raises(InvalidInputError, match=r"new: extra\.bias, extra\.weight"):
             recorder.record()
     with pytest.raises(InvalidInputError, match="changed after it was wrapped"), recorder.attach(optimizer):

@@ -53,20 +53,23 @@ def measure_watched(subject: Subject, inputs: Example, known: Known | None = Non
         UnsupportedModelError: if samples interact, the outputs are random, or the check fails; with the place.
         InsufficientMemoryError: if gradients that have to be written out do not fit.
     """
+    rates = subject.rates  # before frozen parameters are given gradients
     with prepared(subject.model, subject.run):
         try:
             with all_graded(subject.model):
-                return _measured(subject, inputs, known, attached=False)
+                return _measured(subject, rates, inputs, known, attached=False)
         except RuntimeError as error:
             frozen = any(not parameter.requires_grad for parameter in subject.model.parameters())
             if not frozen or "inplace operation" not in str(error):
                 raise
             # What a frozen weight read may be overwritten, but not while everything has gradients.
-            return _measured(subject, inputs, known, attached=True)
+            return _measured(subject, rates, inputs, known, attached=True)
 
 
-def _measured(subject: Subject, inputs: Example, known: Known | None, *, attached: bool) -> Snapshot:
-    model, run, rates = subject.model, subject.run, subject.rates
+def _measured(
+    subject: Subject, rates: Mapping[str, float], inputs: Example, known: Known | None, *, attached: bool
+) -> Snapshot:
+    model, run = subject.model, subject.run
     _refuse_unplanned(model, rates)
     parameters: dict[str, Tensor] = {n: value for n, value in model.named_parameters() if rates.get(n, 0.0)}
     whole = watched_pass(model, run, inputs, attached=attached)
@@ -83,7 +86,7 @@ def _measured(subject: Subject, inputs: Example, known: Known | None, *, attache
     ntk = found.ntk | _by_samples(whole, {name: parameters[name] for name in known.by_samples})
     if first:
         known, ntk = _checked(subject, whole, known, found, ntk, parameters)
-    layers, total = _layers(subject, found, ntk, samples, outputs)
+    layers, total = _layers(subject, rates, found, ntk, samples, outputs)
     return Snapshot(whole.outputs.detach(), layers, squeeze_outputs(total), known, known.notes)
 
 
@@ -159,10 +162,14 @@ def _checked(
 
 
 def _layers(
-    subject: Subject, found: Shares, ntk: dict[str, Tensor], samples: int, outputs: int
+    subject: Subject,
+    rates: Mapping[str, float],
+    found: Shares,
+    ntk: dict[str, Tensor],
+    samples: int,
+    outputs: int,
 ) -> tuple[tuple[LayerSnapshot, ...], Tensor]:
     """The layers of the architecture with their kernels, and the NTK."""
-    rates = subject.rates
     shares_left = {name: rates[name] * share for name, share in ntk.items()}
     like = next(flow.gradients for flows in found.flows for flow in flows)
     total = sum(shares_left.values(), start=like.new_zeros(samples, outputs, samples, outputs))

@@ -135,11 +135,10 @@ class Observer:
             if len(optimizers) > 1:
                 self._gradients.left(_waiting(named, *optimizers))
 
-        def ends() -> None:
+        def stepping_is_done() -> None:
             if is_steady:
                 self._weights.left(named)
                 self._states.left(_states(named, optimizers))
-            after_step()
 
         # Noise may go into the weights, and a lazily sampled network grows when it is looked at.
         is_steady = not self._temperature and not self._is_lazy
@@ -151,7 +150,8 @@ class Observer:
             arrives=arrives,
             begins=begins,
             joins=lambda optimizer: self._gradients.seen_again(_waiting(named, optimizer)),
-            ends=ends,
+            stepping_is_done=stepping_is_done,
+            ends=after_step,
             uneven=lambda: self._note("optimizers that step at different times"),
         ):
             yield

@@ -19,6 +19,7 @@ def step_hooks(
     arrives: Callable[[], None],
     begins: Callable[[], None],
     joins: Callable[[Optimizer], None],
+    stepping_is_done: Callable[[], None],
     ends: Callable[[], None],
     uneven: Callable[[], None],
 ) -> Iterator[None]:
@@ -31,7 +32,8 @@ def step_hooks(
         arrives: a step was asked for.
         begins: its gradients are there; after the first call of its closure, if it has one.
         joins: a further optimizer takes part in the step.
-        ends: the step is over.
+        stepping_is_done: the weights are as the step left them, before any other hook.
+        ends: the step is over, and other hooks were called.
         uneven: an optimizer steps a second time before the others stepped once.
     """
     begun: set[int] = set()
@@ -65,6 +67,10 @@ def step_hooks(
 
         return (args[0], observed, *args[2:]), {name: value for name, value in settings.items() if name != "closure"}
 
+    def stepped(number: int, *_: Any) -> None:
+        if len(ended | {number}) == len(optimizers):
+            stepping_is_done()
+
     def after(number: int, *_: Any) -> None:
         handles[number].remove()
         handles[number] = optimizers[number].register_step_pre_hook(partial(before, number))
@@ -75,9 +81,10 @@ def step_hooks(
     with ExitStack() as stack:
         for number, optimizer in enumerate(optimizers):
             handles[number] = optimizer.register_step_pre_hook(partial(before, number))
-            handle = optimizer.register_step_post_hook(partial(after, number))
-            put_first(optimizer, handle)  # the weights as the step left them, before other hooks
-            stack.callback(handle.remove)
+            first = optimizer.register_step_post_hook(partial(stepped, number))
+            put_first(optimizer, first)  # other hooks may change the weights
+            stack.callback(first.remove)
+            stack.callback(optimizer.register_step_post_hook(partial(after, number)).remove)
         stack.callback(lambda: [handle.remove() for handle in handles.values()])
         yield
 

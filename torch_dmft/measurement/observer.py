@@ -195,7 +195,13 @@ class Observer:
         self._kinds.add(kind)
         known = self._sight is not None and self._sight.optimizer in NUMBERS
         due = is_due(step, last=self._checked, recorded=self._schedule(step))
-        if not known or self._temperature or not (is_new or due) or (rows is None and self._rows.noted):
+        if (
+            not known
+            or self._is_lazy
+            or self._temperature
+            or not (is_new or due)
+            or (rows is None and self._rows.noted)
+        ):
             return
         data = self._training_rows()
         if data is None or (rows is not None and int(rows.max()) >= len(data)):

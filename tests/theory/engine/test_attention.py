@@ -67,7 +67,6 @@ def test_limit_is_that_of_wide_networks(case) -> None:
     assert (limit.mean["losses"].diff() < 0).all()
 
 
-@pytest.mark.xfail(reason="NaN since measuring watches operators: not yet understood", strict=False)
 def test_a_factorys_twin_is_trained_by_a_loop_of_ones_own(case) -> None:
     """Twins of an encoder that a function of the width builds, trained and recorded as any model is."""
     problem, limit, sharpness = case

@@ -19,8 +19,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Restored, also after an exception: the training flag of every module, every buffer bit for bit, plain attributes with
     what they hold (counters, lists, generators), and the random states of python, numpy, and torch on the CPU and on the
     devices the model is on. The flags are set directly, because ``Module.train`` may be overridden with side effects. A
-    module that samples itself lazily says so with a true attribute ``keeps_what_it_reveals``: its buffers, and the attributes of the
-    whole model, are not put back, since an entry once revealed must stay what it was.
+    module that samples itself lazily says so with a true attribute ``keeps_what_it_reveals``: its buffers, and the attributes
+    of the whole model, are not put back, since an entry once revealed must stay what it was.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.measurement.zoo import ZOO, Entry
-from torch_dmft.measurement import forms, ownership
+from torch_dmft.core.errors import UnsupportedModelError
+from torch_dmft.measurement import forms, ownership, snapshot, watched
 from torch_dmft.measurement.moment import Snapshot
 from torch_dmft.measurement.outputs import count, rows
-from torch_dmft.measurement.subject import Subject, watched_subject
+from torch_dmft.measurement.subject import Subject, subject_of, watched_subject
 from torch_dmft.measurement.watched import Known, measure_watched
 
 
@@ -182,3 +183,35 @@ def test_a_wrong_guess_of_samples_is_refused(
     monkeypatch.setattr(ownership, "_holds", lambda *_: True)
     with pytest.raises((ValueError, RuntimeError)):
         measure_watched(subject, inputs)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_what_is_frozen_is_no_part_of_the_ntk_and_a_wrong_total_is_refused(
+    frozen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)
+    ).double()
+    inputs = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model.get_parameter(f"3.{frozen}").requires_grad_(False)
+    subject = subject_of(model, inputs)
+    taken = measure_watched(subject, inputs)
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    jacobian = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (inputs,)))(trained)
+    ntk = sum(part.reshape(5, -1) @ part.reshape(5, -1).T for part in jacobian.values())
+    torch.testing.assert_close(taken.ntk, ntk)
+
+    layers = watched._layers
+    monkeypatch.setattr(watched, "_layers", lambda *given: (layers(*given)[0], 1.01 * layers(*given)[1]))
+    with pytest.raises(UnsupportedModelError, match="contradicts"):
+        measure_watched(subject, inputs)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_network_that_is_frozen_as_a_whole_has_features_and_no_ntk(norm: bool) -> None:
+    layers = [nn.Linear(4, 8), nn.Tanh(), *[nn.LayerNorm(8)] * norm, nn.Linear(8, 1)]
+    model = nn.Sequential(*layers).requires_grad_(False)
+    inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    taken = snapshot(subject_of(model, inputs), inputs)
+    assert not taken.ntk.any()
+    assert float(taken.layers[0].backward.trace()) > 0

@@ -31,7 +31,7 @@ def probe_vector(outputs: Tensor) -> Tensor:
 def squares(outputs: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """|d(v.f)/d theta|^2 for every parameter, by one backward pass; the graph is kept."""
     scalar = (probe_vector(outputs) * outputs).sum()
-    if not scalar.requires_grad:
+    if not scalar.requires_grad or not parameters:
         return {name: scalar.new_zeros((), dtype=torch.float64) for name in parameters}
     found = torch.autograd.grad(scalar, list(parameters.values()), retain_graph=True, allow_unused=True)
     blank = scalar.detach().new_zeros(1)
@@ -60,6 +60,8 @@ def wrong(
         dtype: in which the network computes; default that of the outputs.
     """
     dtype = outputs.dtype if dtype is None else dtype
+    if not backward:
+        return {}
     names = list(backward)
     given = torch.stack(
         [form(shares[n], outputs) if n in shares else outputs.new_zeros((), dtype=torch.float64) for n in names]

@@ -87,6 +87,8 @@ def _measured(
     if first:
         known, ntk = _checked(subject, whole, known, found, ntk, parameters)
     layers, total = _layers(subject, rates, found, ntk, samples, outputs)
+    if first:
+        _check_total(total, whole.outputs, rates, parameters)
     return Snapshot(whole.outputs.detach(), layers, squeeze_outputs(total), known, known.notes)
 
 
@@ -159,6 +161,22 @@ def _checked(
     note = f"uses of {', '.join(off)} that could not be followed: their shares of the NTK are taken sample by sample"
     known = replace(known, by_samples=frozenset(off), notes=(*known.notes, note))
     return known, ntk | _by_samples(whole, {name: parameters[name] for name in off})
+
+
+def _check_total(total: Tensor, outputs: Tensor, rates: Mapping[str, float], parameters: Mapping[str, Tensor]) -> None:
+    """Hold the whole NTK against a backward pass: nothing is in it but what is trained, each at its rate.
+
+    Raises:
+        UnsupportedModelError: if it differs.
+    """
+    backward = squares(outputs, parameters)
+    expected = sum(
+        (rates[name] * square for name, square in backward.items()), outputs.new_zeros((), dtype=torch.float64)
+    )
+    dtype = torch.promote_types(outputs.dtype, torch.float16)
+    off = wrong({"the NTK": total}, {"the NTK": expected}, outputs, dtype=dtype)
+    if off:
+        raise contradiction({"the NTK": ("(model)", off["the NTK"])})
 
 
 def _layers(

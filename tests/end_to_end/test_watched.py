@@ -694,3 +694,13 @@ def test_skipped_rows_are_forgotten() -> None:
             run.backward([0, 1, 2])
             run.optimizer.step()
     assert [rows.tolist() for rows in run.recorder.problem().batches or ()] == [[0, 1, 2]] * 3
+
+
+def test_rows_that_noise_hides_are_said_to_be_assumed() -> None:
+    run = Run(temperature=1e-8)
+    run.train(4)
+    problem = run.recorder.problem()
+    assert problem.training.assumptions == ("rows beside noise",)
+    noted = Run(temperature=1e-8)
+    noted.train(4, lambda _: noted.recorder.batch(range(16)))
+    assert noted.recorder.problem().training.assumptions == ()

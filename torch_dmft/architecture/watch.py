@@ -22,7 +22,7 @@ from torch_dmft.architecture.steps import Steps
 from torch_dmft.architecture.trace import CONSTANT, Trace, Value, ancestry
 from torch_dmft.core.errors import InvalidInputError, Place
 from torch_dmft.core.torch_private import NormBase
-from torch_dmft.core.undisturbed import undisturbed
+from torch_dmft.core.undisturbed import all_graded, undisturbed
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -100,19 +100,6 @@ def _module_paths(model: nn.Module, running: list[str], trace: Trace | None = No
             hook.remove()
 
 
-@contextmanager
-def _everything_has_gradients(model: nn.Module) -> Iterator[None]:
-    """Let frozen parameters have gradients too, so that tensors made out of sight of the trace are detected."""
-    frozen = [one for one in model.parameters() if not one.requires_grad and one.is_floating_point()]
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-
-
 def _numpy_random() -> Any:
     """The random numbers of numpy, where it is in use."""
     return getattr(sys.modules.get("numpy"), "random", None)
@@ -172,7 +159,7 @@ def watch(
         trace.samples = next((len(leaf) for leaf in inputs if leaf.ndim), 0)
         try:
             with (
-                _everything_has_gradients(model),
+                all_graded(model),
                 _module_paths(model, trace.running, trace),
                 _Mode(trace.running, steps, trace),
             ):

@@ -56,6 +56,7 @@ def _diverged(comparison: Comparison, diverged: list[int | None]) -> Iterator[st
 _ASSUMPTIONS = {
     "batches": "for other batches of that size than the network saw, which nobody noted",
     "data": "for the training set that was given, which the recorder did not see",
+    "rows beside noise": "for all training rows in every step, which the recorder cannot check beside Langevin noise",
     "start": "for Gaussian weights, which the network did not start from",
 }
 

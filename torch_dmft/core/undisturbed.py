@@ -55,3 +55,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(value)
                     if getattr(module, name) is not buffer:
                         setattr(module, name, buffer)
+
+
+@contextmanager
+def all_graded(model: nn.Module) -> Iterator[None]:
+    """Let frozen parameters have gradients too, so that gradients reach whatever is computed from them."""
+    frozen = [one for one in model.parameters() if not one.requires_grad and one.is_floating_point()]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

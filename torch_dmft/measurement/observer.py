@@ -299,7 +299,7 @@ class Observer:
             doubt=doubt,
             temperature=self._temperature,
             notes=tuple(self._all_notes(doubt if off and noted and self.data is not None else "")),
-            assumptions=("data",) if self._is_told else (),
+            assumptions=("data",) * self._is_told + ("rows beside noise",) * (self._temperature > 0 and not noted),
         )
 
     def _all_notes(self, doubt: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from torch_dmft.architecture import Architecture
 from torch_dmft.core.errors import Place, UnsupportedModelError
-from torch_dmft.core.undisturbed import undisturbed
+from torch_dmft.core.undisturbed import all_graded, undisturbed
 from torch_dmft.measurement.anatomy import anatomy
 from torch_dmft.measurement.forms import Product, parts
 from torch_dmft.measurement.gather import gradients_of
@@ -92,19 +92,6 @@ def prepared(model: nn.Module, run: nn.Module) -> Iterator[None]:
         stack.enter_context(undisturbed(run))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
-
-
-@contextmanager
-def all_graded(model: nn.Module) -> Iterator[None]:
-    """Let frozen parameters have gradients too, so that gradients reach the outputs of frozen layers."""
-    frozen = [one for one in model.parameters() if not one.requires_grad and one.is_floating_point()]
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
 
 
 def _refuse_complex(model: nn.Module) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.memory import require_memory
 from torch_dmft.core.torch_private import ConvBase, padding_twice
+from torch_dmft.core.undisturbed import all_graded
 from torch_dmft.measurement.anatomy import Names
 from torch_dmft.measurement.gather import Flow, gather, gradients_of
 from torch_dmft.measurement.moment import LayerSnapshot, Snapshot, squeeze_outputs
 from torch_dmft.measurement.normal_form import backward_gram, forward_gram
 from torch_dmft.measurement.outputs import Example, rows
 from torch_dmft.measurement.ownership import Owners, chosen, close, copies, find_owners
-from torch_dmft.measurement.passes import all_graded, prepared, watched_pass
+from torch_dmft.measurement.passes import prepared, watched_pass
 from torch_dmft.measurement.products import gram
 from torch_dmft.measurement.self_check import contradiction, squares, wrong
 from torch_dmft.measurement.shares import Shares, shares, stream

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.loss import Loss, loss_name, loss_print
@@ -17,8 +16,9 @@ from torch_dmft.core.prints import Print, prints_agree
 from torch_dmft.core.sight import NUMBERS, Sight
 from torch_dmft.core.training import Training
 from torch_dmft.measurement.gradient_check import TOLERANCE, gradient_error, is_due
+from torch_dmft.measurement.known_rows import KnownRows
 from torch_dmft.measurement.probe import Probe
-from torch_dmft.measurement.rows import RowsSeen, TrainingSet, all_rows, indexed
+from torch_dmft.measurement.rows import TrainingSet, all_rows
 from torch_dmft.measurement.schedule import Schedule
 from torch_dmft.measurement.step_hooks import step_hooks
 from torch_dmft.measurement.subject import Subject
@@ -62,12 +62,11 @@ class Observer:
         schedule: Schedule,
     ) -> None:
         self.subject = subject
-        self.data = data
+        self.rows = KnownRows(probe, data)
         self._probe, self._loss, self._temperature = probe, loss, temperature
         self._schedule = schedule
         self._is_lazy = any(getattr(module, "keeps_what_it_reveals", False) for module in subject.model.modules())
         self._sight: Sight | None = None
-        self._rows = RowsSeen()
         self._starts: dict[str, str] = {}
         self._errors: dict[int, float] = {}  # relative errors of the gradients, at the steps at which they were checked
         self._steepest = 0.0
@@ -76,9 +75,6 @@ class Observer:
         self._weights, self._gradients, self._states = Untouched(), Untouched(), Untouched()
         self._notes: dict[str, None] = {}
         self._glances: dict[str, Print] = {}  # of the loss and of the training set, at the first check
-        self._is_told = False  # the training set, afterwards, with nothing to hold it against
-        self._own_rows: TrainingSet | None = None  # the training rows of the probe
-        self._print_before: Print = ()  # of the training set of the run that a checkpoint goes on with
 
     @property
     def has_seen(self) -> bool:
@@ -130,8 +126,8 @@ class Observer:
             self._sight.look(named)
             if step and any(map(_begins_anew, optimizers)):
                 self._note("momentum that begins anew in the middle of the run")
-            kind = self._rows.waiting
-            self._check_gradients(step, optimizers, self._rows.step(), kind)
+            waiting = self.rows.waiting
+            self._check_gradients(step, optimizers, self.rows.step(), waiting)
             if len(optimizers) > 1:
                 self._gradients.left(_waiting(named, *optimizers))
 
@@ -156,35 +152,6 @@ class Observer:
         ):
             yield
 
-    def note_rows(self, rows: Tensor | Sequence[int]) -> None:
-        """The rows of the training set that the next step sees, see ``Recorder.batch``."""
-        self._rows.note(rows)
-
-    def forget(self) -> None:
-        """Drop the rows noted since the last step, see ``Recorder.forget``."""
-        self._rows.forget()
-
-    def batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
-        """The batches of a loader, see ``Recorder.batches``."""
-        numbered = indexed(loader)
-        if self.data is None or self.data.dataset is not loader.dataset:
-            new = TrainingSet(loader.dataset)
-            if self._rows.noted and not self._continues(new):
-                self._note("batches of more than one training set")
-            self.data = new
-        for rows, batch in numbered:
-            self._rows.note(rows)
-            try:
-                yield batch
-            except GeneratorExit:  # the loop was left before this batch was trained on
-                self._rows.forget()
-                raise
-
-    def _continues(self, new: TrainingSet) -> bool:
-        """Whether row numbers mean the same in another training set as in the one before."""
-        before = self.data.print if self.data is not None else self._print_before
-        return bool(before) and bool(new.print) and prints_agree(before, new.print)
-
     def _note(self, text: str) -> None:
         self._notes[text] = None
 
@@ -195,15 +162,9 @@ class Observer:
         self._kinds.add(kind)
         known = self._sight is not None and self._sight.optimizer in NUMBERS
         due = is_due(step, last=self._checked, recorded=self._schedule(step))
-        if (
-            not known
-            or self._is_lazy
-            or self._temperature
-            or not (is_new or due)
-            or (rows is None and self._rows.noted)
-        ):
+        if not known or self._is_lazy or self._temperature or not (is_new or due) or (rows is None and self.rows.noted):
             return
-        data = self._training_rows()
+        data = self.rows.training_set
         if data is None or (rows is not None and int(rows.max()) >= len(data)):
             return  # rows of a training set that is not known
         self._checked = step
@@ -263,21 +224,22 @@ class Observer:
             raise NotRecordedError(
                 "No optimizer was seen yet.", remedy="train inside `with recorder.attach(optimizer):`"
             )
-        noted, targets, data = self._rows.noted, self._probe.targets, self._training_rows()
-        batches = self._rows.batches if noted else None
+        noted, targets, data = self.rows.noted, self._probe.targets, self.rows.training_set
+        batches, is_probe = self.rows.batches if noted else None, self.rows.data is None
         off = {step: error for step, error in self._errors.items() if error > TOLERANCE}
         # Rows that were noted without a training set are of the probe's rows, if their gradients were.
-        knows_data = data is not None and (self.data is not None or not noted or bool(self._errors))
+        knows_data = data is not None and (not is_probe or not noted or bool(self._errors))
         cannot_be = (
-            targets is None or self._temperature > 0 or (noted and bool(self.subject.architecture.train_differs))
+            self._is_lazy
+            or targets is None
+            or self._temperature > 0
+            or (noted and bool(self.subject.architecture.train_differs))
         )
-        is_checked = bool(self._errors) or cannot_be or not self._sight.steps or (noted and self._is_told)
+        is_checked = bool(self._errors) or cannot_be or not self._sight.steps or (noted and self.rows.is_told)
         doubt = ""
         if off:
             step, error = next(iter(off.items()))
-            where = ("the rows noted" if noted else "all training rows") + (
-                " of the probe" if self.data is None else ""
-            )
+            where = ("the rows noted" if noted else "all training rows") + (" of the probe" if is_probe else "")
             doubt = f"at step {step} the gradients were not those of {loss_name(self._loss)} on {where} (off by {error:.0%})"
         elif noted and batches is None:
             doubt = "some steps were not noted"
@@ -293,17 +255,19 @@ class Observer:
             loss_print=loss_print(self._loss, outputs, classes=classes, rows=0 if data is None else len(data))
             if targets is not None
             else (),
-            data_print=data.print if data is not None and knows_data and (self.data is not None or not doubt) else (),
+            data_print=data.print if data is not None and knows_data and not (is_probe and doubt) else (),
             batches=all_rows(batches, len(data)) if data is not None and knows_data else batches,
             batches_known=not doubt,
             doubt=doubt,
             temperature=self._temperature,
-            notes=tuple(self._all_notes(doubt if off and noted and self.data is not None else "")),
-            assumptions=("data",) * self._is_told + ("rows beside noise",) * (self._temperature > 0 and not noted),
+            notes=tuple(self._all_notes(doubt if off and noted and not is_probe else "")),
+            assumptions=("data",) * self.rows.is_told + ("rows beside noise",) * (self._temperature > 0 and not noted),
         )
 
     def _all_notes(self, doubt: str) -> Iterator[str]:
         yield from self._notes
+        if self.rows.is_mixed:
+            yield "batches of more than one training set"
         if self._weights.changed:
             yield f"weights that were changed between steps ({_listed(self._weights.changed)})"
         if self._states.changed:
@@ -313,56 +277,20 @@ class Observer:
         if doubt:
             yield doubt
 
-    def _training_rows(self) -> TrainingSet | None:
-        """The training set: the one that is known, else the training rows of the probe."""
-        if self.data is not None:
-            return self.data
-        targets, train = self._probe.targets, self._probe.train_rows
-        if targets is None or self._print_before:
-            return None
-        if self._own_rows is None:
-            inputs = self._probe.inputs[train.to(self._probe.inputs.device)]
-            self._own_rows = TrainingSet((inputs, targets[train.to(targets.device)]))
-        return self._own_rows
-
     def tell(self, data: TrainingSet) -> None:
         """Take a training set that was not known while the network was trained.
 
         Raises:
             InvalidInputError: if it differs from what is known of the training set.
         """
-        before = self.data.print if self.data is not None else self._print_before
-        if not prints_agree(before, data.print):
-            raise InvalidInputError(
-                "`data` must be the training set of the run.",
-                got=f"{len(data)} rows that differ from the {before[0]:.0f} that were trained on",
-                remedy="the rows that were trained on, in their order",
-            )
-        if self.data is not None:
-            return
-        own = self._training_rows()
-        if own is not None and own.print != data.print:  # gradients were compared with those of other rows
-            self._errors = {}
-        self._is_told = not before and not self._errors
-        self.data = data
-
-    def require_data(self) -> None:
-        """Refuse to go on from a checkpoint of a run whose training set is not known here.
-
-        Raises:
-            InvalidInputError: if the run had a training set of its own, and this recorder was given none or another.
-        """
-        if self.data is None and self._print_before:
-            raise InvalidInputError(
-                "The run that was resumed has a training set of its own, which its checkpoint does not hold.",
-                remedy="Recorder(..., data=(inputs, targets)), or recorder.problem(data=(inputs, targets))",
-            )
+        if not self.rows.tell(data, checked=bool(self._errors)):
+            self._errors = {}  # gradients were compared with those of other rows
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen, as plain containers."""
         return {
             "sight": None if self._sight is None else self._sight.state_dict(),
-            "rows": self._rows.state_dict(),
+            "rows": self.rows.state_dict(),
             "starts": dict(self._starts),
             "errors": dict(self._errors),
             "steepest": self._steepest,
@@ -373,7 +301,6 @@ class Observer:
             "plan": [self.subject.gamma0, self.subject.plan.scheme, *self.subject.plan.functions],
             "probe_print": self._probe.print,
             "loss_print": self._glances.get("a loss", ()),
-            "data_print": self.data.print if self.data is not None else self._print_before,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -389,18 +316,10 @@ class Observer:
                 got=f"{state['plan']} and {plan}" if state["plan"] != plan else "other inputs of the probe",
                 remedy="build plan, probe and recorder as they were before loading",
             )
+        self.rows.load_state_dict(state["rows"])
         self._glances = {"a loss": tuple(state["loss_print"])} if state["loss_print"] else {}
-        before: Print = tuple(state["data_print"])
-        if self.data is not None and not prints_agree(before, self.data.print):
-            raise InvalidInputError(
-                "The checkpoint is of a run on another training set.",
-                got=f"{len(self.data)} rows" + (f" instead of {before[0]:.0f}" if before[0] != len(self.data) else ""),
-                remedy="build the recorder with the data of that run before loading",
-            )
-        self._print_before = before
         self._starts, self._notes = dict(state["starts"]), dict.fromkeys(state["notes"])
         self._errors, self._steepest = dict(state["errors"]), state["steepest"]
-        self._rows.load_state_dict(state["rows"])
         self._weights.load_state_dict(state["weights"])
         self._gradients.load_state_dict(state["gradients"])
         self._states.load_state_dict(state["states"])

@@ -179,7 +179,7 @@ class Recorder:
         Args:
             rows: ``(row,)`` integers. Several calls before one step add up, as gradients do.
         """
-        self._observer.note_rows(rows)
+        self._observer.rows.note(rows)
 
     def batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """The batches of a loader, one epoch of them, whose rows are noted as they pass; shuffling and workers included.
@@ -193,11 +193,11 @@ class Recorder:
             >>> for images, labels in recorder.batches(loader):  # doctest: +SKIP
             ...     loss(model(images), labels).backward()
         """
-        yield from self._observer.batches(loader)
+        yield from self._observer.rows.of_loader(loader)
 
     def forget(self) -> None:
         """The batches noted since the last step are not trained on: their step was skipped, or their gradients dropped."""
-        self._observer.forget()
+        self._observer.rows.forget()
 
     def record(self) -> Record:
         """Measure now, as step ``recorder.step``, and keep the result.
@@ -271,13 +271,13 @@ class Recorder:
 
         if data is not None:
             self._observer.tell(TrainingSet(data))
-        self._observer.require_data()
+        self._observer.rows.require_data()
         return problem_of_run(
             self.subject,
             self.training,
             self.probe,
             self._loss,
-            self._observer.data,
+            self._observer.rows.data,
             batches=batches,
             assume_gaussian=assume_gaussian,
             generator=generator,

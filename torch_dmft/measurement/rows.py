@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -223,7 +223,7 @@ class RowsSeen:
         """Everything noted."""
         return {"noted": self.noted, "steps": list(self._steps)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what was noted elsewhere."""
         self.noted, self._steps, self._waiting = state["noted"], list(state["steps"]), []
 

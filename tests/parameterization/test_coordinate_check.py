@@ -114,5 +114,5 @@ def test_other_layers_at_other_widths_are_refused(regression) -> None:
     def factory(width: int) -> nn.Module:
         return mlp(width) if width < 32 else normed(width)
 
-    with pytest.raises(InvalidInputError, match="other layers"):
+    with pytest.raises(InvalidInputError, match="the same layers at every width"):
         coordinate_check(factory, *regression, widths=(16, 32))

@@ -165,7 +165,7 @@ def test_who_has_no_theory_of_it_says_so(optimizer: str) -> None:
     [
         ({"optimizer": "Adam"}, "one of sgd, adam, adamw"),
         ({"momentum": 0.9}, "its betas"),
-        ({"temperature": 0.1}, "Langevin noise"),
+        ({"temperature": 0.1}, "temperature=0.0"),
         ({"weight_decay": 0.1}, "adamw"),
     ],
 )

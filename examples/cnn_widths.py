@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dmft.Comparison]:
     probe = dmft.Probe(inputs, targets)
 
     torch.manual_seed(0)
-    runs, plans = [], []
+    runs = []
     for width in sorted(int(width) for width in options.widths.split(",")):
         plan = dmft.parameterize(network(width), inputs, gamma0=options.gamma0)
         model = dmft.centered(plan.model)
@@ -58,9 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dmft.Comparison]:
                 nn.functional.mse_loss(model(inputs), targets).backward()
                 optimizer.step()
         runs.append(recorder.trajectory())
-        plans.append(plan)
 
-    comparisons = [dmft.compare(run, runs[-1], plan=plan) for run, plan in zip(runs[:-1], plans[:-1], strict=True)]
+    comparisons = [dmft.compare(run, runs[-1]) for run in runs[:-1]]
     for comparison in comparisons:
         Console().print(comparison)
     for comparison in comparisons:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> dmft.Comparison:
     problem = recorder.problem()
     theory = dmft.solve(problem, dmft.solvers.InfiniteWidth(options.neurons), record=measured.steps)
     static = dmft.solve(problem, dmft.solvers.StaticNTK(), record=measured.steps)
-    comparison = dmft.compare(measured, theory, static, problem=problem, replicas=20, plan=plan)
+    comparison = dmft.compare(measured, theory, static, problem=problem, replicas=20)
     print(comparison)
     return comparison
 

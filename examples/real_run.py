@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> dmft.Comparison:
         progress=True,
     )
     print(f"The theory took {time.perf_counter() - started:.0f} s.")
-    comparison = dmft.compare(measured, theory, plan=plan)
+    comparison = dmft.compare(measured, theory)
     print(comparison)
     if options.logdir:
         comparison.write_tensorboard(options.logdir, plan=plan)

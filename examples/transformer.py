@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[dmft.Comparison, Tenso
 
     problem = recorder.problem()
     theory = dmft.solve(problem, dmft.solvers.InfiniteWidth(options.neurons, replicas=2), record=measured.steps)
-    comparison = dmft.compare(measured, theory, plan=plan)
+    comparison = dmft.compare(measured, theory)
     Console().print(comparison)
     with torch.no_grad():
         weights = model.attention.scores(model.norm1(model.embed(inputs))).softmax(-1)

@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(capsys, tmp_
 def swapped(folder: Path) -> list[str]:
     """A prediction's file, then a network's."""
     theory = two_layers(origin="theory (N=inf)")
-    replace(theory, metadata={"solver": "InfiniteWidth"}).save(folder / "theory.npz")
+    replace(theory, solver="InfiniteWidth").save(folder / "theory.npz")
     return [str(folder / "theory.npz"), str(folder / "a.npz")]
 
 

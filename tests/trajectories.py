@@ -30,7 +30,7 @@ def two_layers(
     Args:
         samples: P.
         steps: recorded steps.
-        width: goes into the metadata and the fields.
+        width: of the readout's inputs, and of the fields.
         richness: how far the kernels move; 0 is the lazy limit.
         noise: standard deviation of what is added to every kernel entry, relative to 1.
         origin: of the trajectory.
@@ -83,7 +83,7 @@ def two_layers(
         training=Training.sgd(0.1, max(steps)),
         train=train,
         targets=y,
-        metadata={"width": width},
+        width=width,
     )
     return run if stderr is None else replace(run, stderr=filled(run, stderr))
 

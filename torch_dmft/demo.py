@@ -74,7 +74,7 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
 
     console.print("[bold]4. Compare[/bold]")
     judge = problem if settings.networks else None
-    comparison = compare(measured, theory, static, problem=judge, replicas=settings.networks, plan=plan)
+    comparison = compare(measured, theory, static, problem=judge, replicas=settings.networks)
     console.print(comparison)
     drawn = {"overview": overview(comparison)}
     if settings.widths:

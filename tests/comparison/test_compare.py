@@ -146,7 +146,7 @@ def test_another_training_is_refused_by_value(changes, told):
     fields = {name: value for name, value in changes.items() if name not in numbers}
     other = replace(plain, **fields).with_numbers(**numbers)
     measured = replace(two_layers(), training=other)
-    theory = replace(two_layers(origin=THEORY), training=plain, metadata={"solver": "InfiniteWidth"})
+    theory = replace(two_layers(origin=THEORY), training=plain, solver="InfiniteWidth")
     if "notes" not in changes:
         compare(measured, replace(theory, training=other))
     with pytest.raises(InvalidInputError, match=told):
@@ -188,8 +188,8 @@ def test_other_inputs_are_refused():
 
 
 def test_a_prediction_in_the_place_of_the_measured_run_is_refused():
-    theory = replace(two_layers(origin=THEORY), metadata={"solver": "InfiniteWidth"})
-    static = replace(two_layers(origin=STATIC, richness=0), metadata={"solver": "StaticNTK"})
+    theory = replace(two_layers(origin=THEORY), solver="InfiniteWidth")
+    static = replace(two_layers(origin=STATIC, richness=0), solver="StaticNTK")
     with pytest.raises(InvalidInputError, match=r"measured run must come first.*'theory .N=inf.*network .N=256"):
         compare(theory, two_layers())
     with pytest.raises(InvalidInputError, match="measured run must come first"):

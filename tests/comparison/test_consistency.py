@@ -65,7 +65,7 @@ def networks(data, count, *, gamma0=1.0, lr=0.1, width=N, scaled=None, factor=1.
             training=replace(THEIRS, steps=STEPS),
             train=torch.ones(P, dtype=torch.bool),
             targets=y,
-            metadata={"width": width},
+            width=width,
         )
 
     return [run(e) for e in range(count)]

@@ -31,7 +31,7 @@ def test_equal_runs_have_no_gap():
 
 
 def test_a_run_without_width_has_no_gap():
-    run = replace(two_layers(), metadata={})
+    run = replace(two_layers(), width=None)
     with pytest.raises(NotRecordedError, match="Recorder"):
         gap(compare(run, THEORY))
 

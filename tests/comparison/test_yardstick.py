@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import pytest
 import torch
 from torch import nn
 
@@ -11,7 +10,6 @@ import torch_dmft as dmft
 from tests.trajectories import two_layers
 from torch_dmft.comparison import compare
 from torch_dmft.comparison.yardstick import narrowest
-from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.kernel import Kernel
 
 
@@ -35,12 +33,12 @@ def convolutional(seed: int, generator: torch.Generator):
             optimizer.zero_grad()
             nn.functional.mse_loss(model(inputs), targets).backward()
             optimizer.step()
-    return recorder.trajectory(), plan
+    return recorder.trajectory()
 
 
 def test_a_convolutional_network_is_measured_by_its_channels(generator):
-    (measured, plan), (other, _) = (convolutional(seed, generator) for seed in range(2))
-    comparison = compare(measured, other, plan=plan)
+    measured, other = (convolutional(seed, generator) for seed in range(2))
+    comparison = compare(measured, other)
     assert comparison.widths == (16, 8, None)
     assert measured.origin == "network (8 channels)"
     assert comparison.narrowest == 8
@@ -58,32 +56,28 @@ def test_a_convolutional_network_is_measured_by_its_channels(generator):
         assert all(width in line.split() for width in row)
 
 
-def test_without_a_plan_the_readout_is_named_as_what_it_is(generator):
-    (measured, _), (other, _) = (convolutional(seed, generator) for seed in range(2))
+def test_where_the_widths_are_not_known_the_readout_is_named_as_what_it_is(generator):
+    measured, other = (convolutional(seed, generator) for seed in range(2))
+    unknown = tuple(replace(layer, width=None) for layer in measured.layers)
+    measured = replace(measured, layers=unknown)
     assert "N = 128, the inputs of the readout" in compare(measured, other).verdict
 
 
 def test_a_narrow_layer_elsewhere_is_told():
     run = two_layers()
     off = replace(run.layers[1], forward=Kernel(1.5 * run.layers[1].forward.array))
-    measured = replace(run, layers=(run.layers[0], off, run.layers[2]))
-    comparison = replace(compare(measured, two_layers(origin="theory (N=inf)")), widths=(576, 4, None))
+    widths = (576, 4, None)
+    layers = zip((run.layers[0], off, run.layers[2]), widths, strict=True)
+    measured = replace(run, layers=tuple(replace(layer, width=width) for layer, width in layers))
+    comparison = compare(measured, two_layers(origin="theory (N=inf)"))
     assert "12 / sqrt(N) with N = 576, the narrowest layer that it is an average over" in comparison.verdict
     assert "the narrowest layer of all does, 2 with N = 4: 1 / sqrt(4)" in comparison.verdict
     assert narrowest((576, 4, None), "forward", 1) == 576
     assert narrowest((576, 4, None), "backward", 0) == 4
 
 
-def test_the_plan_of_another_model_is_refused(generator):
-    measured, _ = convolutional(0, generator)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
-    plan = dmft.parameterize(model, torch.ones(2, 4), generator=generator)
-    with pytest.raises(InvalidInputError, match="plan of the measured network"):
-        compare(measured, measured, plan=plan)
-
-
 def test_a_run_of_unknown_width_has_no_yardstick():
-    run = replace(two_layers(noise=0.02), metadata={})
+    run = replace(two_layers(noise=0.02), width=None)
     comparison = compare(run, two_layers(origin="theory (N=inf)"))
     assert comparison.narrowest is None
     assert "sqrt(N)" not in str(comparison)

@@ -14,7 +14,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from tests.measurement.cases import mlp
 from torch_dmft.core.errors import InsufficientMemoryError, InvalidInputError, NotRecordedError
-from torch_dmft.measurement import Probe, Record, Recorder, snapshot, subject_of
+from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.measurement import Probe, Recorder, snapshot, subject_of
 from torch_dmft.parameterization import centered, parameterize
 
 P, STEPS = 6, 5
@@ -94,7 +95,7 @@ def test_measuring_ignores_autocast_and_grad_modes(generator: torch.Generator) -
         record = recorder.record()
         assert torch.is_autocast_enabled("cpu")
         assert not torch.is_grad_enabled()
-    assert torch.equal(record.ntk, expected.ntk)
+    assert torch.equal(record.ntk.array[0], expected.ntk)
 
 
 def test_records_are_taken_before_the_update_of_their_step(generator: torch.Generator) -> None:
@@ -120,8 +121,8 @@ def test_records_are_taken_before_the_update_of_their_step(generator: torch.Gene
     assert measured.lr == pytest.approx(0.3, rel=1e-12)
     assert measured.origin == "network (N=12)"
     assert torch.equal(measured.train, train_rows)
-    assert measured.metadata["width"] == 12
-    assert measured.metadata["scheme"] == "mean_field"
+    assert measured.width == 12
+    assert measured.training.scheme == "mean_field"
     assert measured.metadata["seconds"] > 0
     taken = snapshot(subject_of(plan, inputs), inputs)
     assert not torch.equal(measured.layers[1].forward.array[-1], taken.layers[1].forward)  # one more update came after
@@ -167,7 +168,7 @@ def test_two_time_kernels(outputs: int, generator: torch.Generator) -> None:
     recorder = Recorder(model, Probe(*data), two_time=True)
     features, fields = [], []
 
-    def keep(step: int, record: Record) -> None:
+    def keep(step: int, record: Trajectory) -> None:
         layer = snapshot(recorder.subject, data[0]).layers[1].stream
         features.append(layer.inputs[0][:, 0])
         fields.append(layer.gradient_fields())
@@ -193,7 +194,7 @@ def test_centered_model(generator: torch.Generator) -> None:
     assert not record.outputs.any()
     whole = Recorder(plan, Probe(inputs, targets)).record()
     assert whole.outputs.any()
-    assert torch.equal(record.ntk, whole.ntk)
+    assert record.ntk == whole.ntk
     assert [layer.name for layer in Recorder(centered(plan.model), Probe(inputs)).record().layers] == ["0", "2", "4"]
     with pytest.raises(InvalidInputError, match="must hold"):
         Recorder(plan, Probe(inputs, targets), model=mlp().double())
@@ -203,7 +204,7 @@ def test_callbacks_see_every_record(generator: torch.Generator) -> None:
     data = vectors(generator)
     model = mlp().double()
     optimizer = SGD(model.parameters(), lr=0.1)
-    seen: list[tuple[int, Record]] = []
+    seen: list[tuple[int, Trajectory]] = []
     recorder = Recorder(model, Probe(*data), schedule=[1, 3], callbacks=[lambda *event: seen.append(event)])
     with recorder.attach(optimizer):
         train(model, optimizer, data)
@@ -216,7 +217,7 @@ def test_nothing_is_left_attached_after_an_exception(generator: torch.Generator)
     model = mlp().double().train()
     optimizer = SGD(model.parameters(), lr=0.1)
 
-    def fail(step: int, record: Record) -> None:
+    def fail(step: int, record: Trajectory) -> None:
         if step == 2:
             raise KeyboardInterrupt
 
@@ -302,9 +303,9 @@ def test_default_losses(generator: torch.Generator) -> None:
     trajectory.record()
     assert float(trajectory.trajectory().losses[0]) == pytest.approx(float(loss), rel=1e-6)
     assert torch.equal(trajectory.trajectory().targets, nn.functional.one_hot(classes).float())
-    assert math.isnan(Recorder(model, Probe(inputs)).record().loss)
+    assert math.isnan(Recorder(model, Probe(inputs)).record().losses.item())
     doubled = Recorder(model, Probe(inputs, classes), loss=lambda f, y: 2 * nn.functional.cross_entropy(f, y))
-    assert doubled.record().loss == pytest.approx(2 * float(loss), rel=1e-6)
+    assert doubled.record().losses.item() == pytest.approx(2 * float(loss), rel=1e-6)
 
 
 def test_errors(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,11 +56,11 @@ def predicted() -> Trajectory:
 
 
 def test_live_numbers_are_those_of_the_comparison_afterwards(predicted, tmp_path):
-    model, plan, recorder, optimizer = network()
+    model, _, recorder, optimizer = network()
     with LiveComparison(tmp_path / "live", recorder, predicted), recorder.attach(optimizer):
         train(model, optimizer, STEPS)
     measured = recorder.trajectory()
-    compare(measured, predicted, plan=plan).write_tensorboard(tmp_path / "after")
+    compare(measured, predicted).write_tensorboard(tmp_path / "after")
     assert sorted(path.name for path in (tmp_path / "live").iterdir()) == ["comparison", measured.origin, THEORY]
     for origin in (measured.origin, THEORY):
         ours, theirs = (read(tmp_path / folder / origin) for folder in ("live", "after"))
@@ -117,6 +117,17 @@ def test_another_problem_is_refused_at_the_start_and_only_told_when_it_comes_lat
     ):
         train(model, optimizer, 2)
     assert recorder.step == 2
+
+
+def test_training_otherwise_is_compared_no_longer(predicted, tmp_path):
+    model, _, recorder, optimizer = network()
+    with LiveComparison(tmp_path, recorder, predicted), recorder.attach(optimizer):
+        train(model, optimizer, 2)
+        optimizer.param_groups[0]["lr"] *= 2
+        with pytest.warns(UserWarning, match=r"From step 4 on theory .*learning rate"):
+            train(model, optimizer, 3)
+    assert curve(read(tmp_path / THEORY), "Phi alignment/1")[0] == [0, 1, 2, 3]
+    assert curve(read(tmp_path / recorder.trajectory().origin), "loss")[0] == [0, 1, 2, 3, 4, 5]
 
 
 def test_training_is_the_same_with_a_comparison(predicted, tmp_path):

@@ -174,7 +174,7 @@ def test_noise_gets_the_field_theory_where_it_is_small_and_smooth():
 
 def test_the_answer_says_which_and_why():
     answer = solve(_mlp(activation="linear"))
-    assert answer.metadata["solver"] == "DeepLinear"
+    assert answer.solver == "DeepLinear"
     assert "linear" in answer.metadata["chosen because"]
 
 

@@ -54,6 +54,11 @@ class Layer:
     in_axis: int | None = None
     out_axis: int | None = None
 
+    @property
+    def width(self) -> int | None:
+        """How many features it makes, None if they are no width."""
+        return None if self.out_axis is None else self.out_features
+
 
 @dataclass(frozen=True)
 class Vector:

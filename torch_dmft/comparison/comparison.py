@@ -16,7 +16,7 @@ from torch_dmft.comparison.deviation import deviations as deviations_from
 from torch_dmft.comparison.divergence import last_sane
 from torch_dmft.comparison.match import common_steps, distinct_origins, refuse_mismatch, refuse_swapped
 from torch_dmft.comparison.verdict import verdict
-from torch_dmft.comparison.yardstick import Widths, narrowest, widths_of
+from torch_dmft.comparison.yardstick import narrowest
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.page import Page
 from torch_dmft.core.trajectory import Trajectory
@@ -40,14 +40,12 @@ class Comparison:
         predictions: the predictions, at the common steps.
         deviations: how far the measured run is from each prediction, in the same order.
         recorded: how many steps each had before, the measured run first.
-        widths: how many features each weight of the measured network makes; empty if no plan was given.
     """
 
     measured: Trajectory
     predictions: tuple[Trajectory, ...]
     deviations: tuple[Deviations, ...]
     recorded: tuple[int, ...]
-    widths: Widths = ()
 
     @property
     def steps(self) -> Tensor:
@@ -70,8 +68,14 @@ class Comparison:
         return next((run.targets for run in self.runs if run.targets is not None), None)
 
     @property
+    def widths(self) -> tuple[int | None, ...]:
+        """How many features each weight of the measured network makes, None where they are no width; () if nobody knows."""
+        widths = tuple(layer.width for layer in self.measured.layers)
+        return widths if any(width is not None for width in widths) else ()
+
+    @property
     def narrowest(self) -> int | None:
-        """The narrowest width of the measured network; the readout's fan-in if no plan was given, None if unknown."""
+        """The narrowest width of the measured network; the readout's fan-in if no other is known, None if none is."""
         return self.yardstick("ntk")
 
     def yardstick(self, kernel: str, position: int = 0) -> int | None:
@@ -82,12 +86,12 @@ class Comparison:
             position: l, of the weight.
 
         Returns:
-            The narrowest width that the kernel is an average over; without a plan the readout's fan-in; None if unknown.
+            The narrowest width that the kernel is an average over; the readout's fan-in where the widths are not known; None if
+            that is not known either.
         """
         if self.widths:
             return narrowest(self.widths, kernel, position)
-        width = self.measured.metadata.get("width")
-        return width if isinstance(width, int) and width > 0 else None
+        return self.measured.width
 
     @property
     def verdict(self) -> str:
@@ -142,7 +146,6 @@ def compare(
     *others: Trajectory,
     problem: Problem | None = None,
     replicas: int = 64,
-    plan: Plan | None = None,
 ) -> Comparison:
     """Set a measured run beside its prediction, and beside further predictions such as the static NTK.
 
@@ -160,8 +163,6 @@ def compare(
         *others: more predictions, shown beside it. A ``FiniteWidth`` answer among them judges as one made here does.
         problem: what the measured network was trained on; costs ``replicas`` trainings.
         replicas: how many networks of the same width; 19 or more, and more see smaller faults.
-        plan: of the measured model. Deviations are then held against the narrowest width or number of channels that matters
-            for each kernel; without it, against the readout's fan-in, which is too many where images are flattened.
 
     Returns:
         The comparison; ``print`` shows the verdict and a table, ``details()`` the rest.
@@ -181,7 +182,6 @@ def compare(
                 remedy="recorder.trajectory() for the network, solve(problem) for a prediction",
             )
     refuse_swapped(measured, predicted, *others)
-    widths = () if plan is None else widths_of(plan, measured)
     predictions = [predicted, *others]
     if problem is not None:
         steps = common_steps([measured, *predictions])
@@ -196,17 +196,16 @@ def compare(
         predictions=at_common[1:],
         deviations=tuple(deviations_from(at_common[0], prediction) for prediction in at_common[1:]),
         recorded=tuple(len(run.steps) for run in runs),
-        widths=widths,
     )
 
 
 def _networks_like(measured: Trajectory, problem: Problem, steps: Tensor, replicas: int) -> Trajectory:
     """What networks of the measured one's width do."""
-    width, centered = measured.metadata.get("width"), measured.metadata.get("centered")
-    if not isinstance(width, int) or centered:
+    width = measured.width
+    if width is None or measured.centered:
         raise InvalidInputError(
             "Only a network as it is, of one known width, can be judged by others of that width.",
-            got=f"{measured.origin!r}, {'centered' if centered else f'width {width}'}",
+            got=f"{measured.origin!r}, {'centered' if measured.centered else f'width {width}'}",
             remedy="a Recorder's run of plan.model, or compare without problem",
         )
     # A user's networks start from seeds such as 0; one of them must not be among those that it is judged by.

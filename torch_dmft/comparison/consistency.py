@@ -167,8 +167,7 @@ def consistency(measured: Trajectory, predicted: Trajectory) -> Consistency | No
     Returns:
         The scores, or None if the prediction has no replicas, or networks do not differ at all.
     """
-    width = predicted.metadata.get("width")
-    if not predicted.replicas or not isinstance(width, int):
+    if not predicted.replicas or predicted.width is None:
         return None
     rows = _rows([measured, *predicted.replicas])
     starts = {key: _standardised(values[:, 0]) for key, values in rows.items()}
@@ -182,7 +181,7 @@ def consistency(measured: Trajectory, predicted: Trajectory) -> Consistency | No
         return None
     together = torch.stack(known).mean(0)
     return Consistency(
-        width=width,
+        width=predicted.width,
         replicas=len(predicted.replicas),
         p=_rank([*known, together]),
         start=_scores(start, measured),

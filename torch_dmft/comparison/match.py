@@ -47,8 +47,8 @@ def refuse_swapped(measured: Trajectory, *predictions: Trajectory) -> None:
     Raises:
         InvalidInputError: naming both.
     """
-    network = next((run for run in predictions if "solver" not in run.metadata), None)
-    if "solver" in measured.metadata and network is not None:
+    network = next((run for run in predictions if not run.solver), None)
+    if measured.solver and network is not None:
         raise InvalidInputError(
             "The measured run must come first, and predictions after it.",
             got=f"the prediction {measured.origin!r}, then {network.origin!r}, which no solver made",
@@ -88,10 +88,10 @@ def _differences(measured: Trajectory, predicted: Trajectory) -> Iterator[str]:
     for weight, functions in enumerate(zip(measured.network, predicted.network, strict=False)):
         if functions[0] != functions[1]:
             yield f"behind weight {weight} is {functions[0]} and {functions[1]}"
-    if measured.metadata.get("centered") and predicted.replicas:
+    if measured.centered and predicted.replicas:
         yield "the network is centered (its outputs are those minus their start), and the networks of equal width are not"
     last = int(torch.minimum(measured.steps[-1], predicted.steps[-1]))
-    names = ("network", "theory") if "solver" in predicted.metadata else (measured.origin, predicted.origin)
+    names = ("network", "theory") if predicted.solver else (measured.origin, predicted.origin)
     yield from measured.training.differences(predicted.training, names=names, until=last)
     if len(measured.layers) != len(predicted.layers):
         weights = [", ".join(layer.name for layer in run.layers) or "none" for run in (measured, predicted)]

@@ -41,7 +41,9 @@ def summary(comparison: Comparison) -> Page:
     """The verdict, and the kernels at the end beside the first prediction."""
     deviations = comparison.deviations[0]
     yardstick = _YARDSTICK if comparison.narrowest is not None else ""
-    return Page((comparison.verdict, _first(comparison), f"{_WORDS}{yardstick} {_losses(comparison, deviations)}"))
+    notes = "".join(f" Note on {run.origin}: {note}." for run in comparison.runs for note in run.notes)
+    words = f"{_WORDS}{yardstick} {_losses(comparison, deviations)}{notes}"
+    return Page((comparison.verdict, _first(comparison), words))
 
 
 def details(comparison: Comparison) -> Page:

@@ -136,8 +136,8 @@ def _explained(comparison: Comparison, judged: Consistency) -> str:
         f"{origin} is not consistent with width N = {judged.width} ({rank}): {name} is {worst.ratio:.2g} times as far off as a "
         f"typical network's (z = {worst.z:.1f}, where 0 is typical and 3 is farther off than nearly all of them)."
     )
-    width = comparison.measured.metadata.get("width")
-    if isinstance(width, int) and width != judged.width:
+    width = comparison.measured.width
+    if width is not None and width != judged.width:
         return f"{sentence} The measured network has N = {width}."
     if not judged.starts_wrong:
         suspect = None if judged.learned is None else judged.learned.suspect

@@ -37,8 +37,8 @@ def gap(comparison: Comparison) -> Gap:
     Raises:
         NotRecordedError: if the measured run does not know its width.
     """
-    width = comparison.measured.metadata.get("width")
-    if not isinstance(width, int):
+    width = comparison.measured.width
+    if width is None:
         raise NotRecordedError("The width of the measured run is not known.", remedy="measure it with a Recorder")
     deviations = comparison.deviations[0]
     forward = torch.stack([layer.forward.relative_error for layer in deviations.layers[1:]])

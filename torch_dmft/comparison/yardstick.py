@@ -9,41 +9,6 @@ does not matter. While a network learns, every kernel also gets a share of what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.core.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    from torch_dmft.parameterization import Plan
-
-Widths = tuple[int | None, ...]
-"""Of weights l = 0..L: how many features each of them makes, None where they are no width."""
-
-
-def widths_of(plan: Plan, run: Trajectory) -> Widths:
-    """The widths of a measured network.
-
-    Args:
-        plan: of the measured model.
-        run: the measured run.
-
-    Raises:
-        InvalidInputError: if the plan is of another model.
-    """
-    names = [layer.path for layer in plan.architecture.layers], [layer.name for layer in run.layers]
-    if names[0] != names[1]:
-        raise InvalidInputError(
-            "`plan` must be the plan of the measured network.",
-            got=f"weights {', '.join(names[0])} in the plan and {', '.join(names[1])} in the run",
-            remedy="the plan that the recorder was made with, recorder.subject.plan",
-        )
-    return made_by(plan)
-
-
-def made_by(plan: Plan) -> Widths:
-    """How many features each weight of a plan's model makes."""
-    return tuple(None if layer.out_axis is None else layer.out_features for layer in plan.architecture.layers)
 
 
 def narrowest(widths: Sequence[int | None], kernel: str = "ntk", position: int = 0) -> int | None:

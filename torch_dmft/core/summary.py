@@ -42,6 +42,7 @@ def summary(run: Trajectory) -> Page:
         sentences.append(f"Mean of {_count(len(run.replicas), 'network')}.")
     elif run.stderr is not None:
         sentences.append("With standard errors.")
+    sentences += [f"Note: {note}." for note in run.notes]
     return Page((" ".join(sentences), _moved(run)))
 
 

@@ -68,6 +68,8 @@ class LayerKernels:
             the readout.
         ntk: what the parameters of this module (weight and bias) add to the NTK, per unit of the base learning rate.
         fields: fields of single neurons at a handful of recorded times, if they were kept.
+        width: how many features (neurons, channels) the weight makes, if they are many by choice; None for the data's and the
+            outputs' own numbers, and for infinitely many.
     """
 
     name: str
@@ -75,6 +77,7 @@ class LayerKernels:
     backward: Kernel
     ntk: Kernel
     fields: Fields | None = None
+    width: int | None = None
 
     def __repr__(self) -> str:
         return f"<LayerKernels {self.name!r}: Phi {self.forward!r}, G {self.backward!r}>"
@@ -103,7 +106,11 @@ class Trajectory:
         probe_print: size and projection of the inputs of the rows; two probes with one print are the same.
         curvature: ``(time,)``, the largest eigenvalue of K times the curvature of the loss by the outputs, on the training
             rows; see ``edge``.
-        metadata: plain facts of the run (width or neurons, gamma0, solver, seconds, ...), saved with it.
+        solver: the method that predicted the run; "" for a measured one.
+        width: N, the fan-in of the readout; None at infinite width.
+        centered: whether the outputs are f - f_0, those minus their start.
+        notes: what of the network was measured otherwise than usual, or not at all, in words.
+        metadata: plain facts of the run (neurons, seconds, ...), saved with it, that nothing depends on.
     """
 
     steps: Tensor
@@ -120,6 +127,10 @@ class Trajectory:
     network: tuple[str, ...] = ()
     probe_print: Print = ()
     curvature: Tensor | None = None
+    solver: str = ""
+    width: int | None = None
+    centered: bool = False
+    notes: tuple[str, ...] = ()
     metadata: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -310,7 +321,7 @@ class Trajectory:
 
 
 FORMAT = serial.FileFormat(
-    "torch_dmft trajectory", schema=4, root=Trajectory, parts=(LayerKernels, Kernel, Fields, Training)
+    "torch_dmft trajectory", schema=5, root=Trajectory, parts=(LayerKernels, Kernel, Fields, Training)
 )
 """Files of trajectories. The schema is raised whenever a file written now could not be read by the code before."""
 
@@ -319,7 +330,7 @@ def combine(runs: Sequence[Trajectory], reduce: Callable[[Sequence[Tensor]], Ten
     """A trajectory in which every number is a function of the corresponding numbers of all runs.
 
     Args:
-        runs: runs of one problem in one layout; everything but numbers (steps, origin, names) is taken from the first.
+        runs: runs of one problem in one layout; everything but numbers (steps, origin, names, widths) is taken from the first.
         reduce: one array per run, ``(time, ...)``, to one array of that shape.
 
     Returns:
@@ -336,6 +347,7 @@ def combine(runs: Sequence[Trajectory], reduce: Callable[[Sequence[Tensor]], Ten
             forward=kernel([part.forward for part in parts]),
             backward=kernel([part.backward for part in parts]),
             ntk=kernel([part.ntk for part in parts]),
+            width=parts[0].width,
         )
         for parts in zip(*(run.layers for run in runs), strict=True)
     )

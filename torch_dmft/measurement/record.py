@@ -1,53 +1,106 @@
-"""Record: a snapshot reduced to what is kept of a training run."""
+"""Record: the trajectory of one step, and how the records of a run become its trajectory."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from torch import Tensor
+import torch
 
-from torch_dmft.measurement.snapshot import Snapshot
-
-
-@dataclass(frozen=True, eq=False)
-class LayerRecord:
-    """The kernels of one weight at one step, on the CPU.
-
-    Attributes:
-        name: module path.
-        forward: Phi, ``(sample, sample)``.
-        backward: G, ``(sample, sample)`` or ``(sample, output, sample, output)``.
-        ntk: its part of the NTK, laid out like ``backward``.
-    """
-
-    name: str
-    forward: Tensor
-    backward: Tensor
-    ntk: Tensor
+from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.training import Training
+from torch_dmft.core.trajectory import LayerKernels, Trajectory
+from torch_dmft.measurement.moment import Snapshot
+from torch_dmft.measurement.probe import Probe
+from torch_dmft.measurement.subject import Subject
+from torch_dmft.parameterization.centered import Centered
 
 
-@dataclass(frozen=True, eq=False)
-class Record:
-    """Everything recorded at one step, on the CPU; what a recorder's callbacks are given.
+def record_of(subject: Subject, probe: Probe, taken: Snapshot, step: int, loss: float) -> Trajectory:
+    """What is kept of a snapshot: a trajectory of one time, on the CPU, that knows nothing of how the network was trained.
 
-    Attributes:
+    Args:
+        subject: the network.
+        probe: what it was measured on.
+        taken: the snapshot.
         step: optimizer steps done.
-        outputs: f, ``(sample, output)``.
-        loss: the loss on the training rows; NaN without targets.
-        layers: one per weight, in forward order.
-        ntk: K, ``(sample, sample)`` or ``(sample, output, sample, output)``.
+        loss: on the training rows; NaN without targets.
     """
+    kept = {
+        "step": step,
+        "outputs": taken.outputs.cpu(),
+        "loss": loss,
+        "ntk": taken.ntk.cpu(),
+        "notes": taken.notes,
+        "layers": [
+            {"name": each.name, **{kernel: getattr(each, kernel).cpu() for kernel in _KERNELS}} for each in taken.layers
+        ],
+    }
+    return restored(subject, probe, kept)
 
-    step: int
-    outputs: Tensor
-    loss: float
-    layers: tuple[LayerRecord, ...]
-    ntk: Tensor
+
+def plain(record: Trajectory) -> dict[str, Any]:
+    """A record as plain containers of tensors."""
+    return {
+        "step": int(record.steps[0]),
+        "outputs": record.outputs[0],
+        "loss": float(record.losses[0]),
+        "ntk": record.ntk.array[0],
+        "notes": record.notes,
+        "layers": [
+            {"name": layer.name, **{kernel: getattr(layer, kernel).array[0] for kernel in _KERNELS}}
+            for layer in record.layers
+        ],
+    }
 
 
-def reduce_snapshot(snapshot: Snapshot, step: int, loss: float) -> Record:
-    """The part of a snapshot that is kept, moved to the CPU."""
-    layers = tuple(
-        LayerRecord(layer.name, layer.forward.cpu(), layer.backward.cpu(), layer.ntk.cpu()) for layer in snapshot.layers
+def restored(subject: Subject, probe: Probe, kept: Mapping[str, Any]) -> Trajectory:
+    """The record that ``plain`` was made of."""
+    outputs, plan = kept["outputs"], subject.plan
+    targets = probe.target_values(outputs.shape[1])
+    widths = {} if plan.is_limit else {layer.path: layer.width for layer in plan.architecture.layers}
+    layers = []
+    for each in kept["layers"]:
+        forward, backward, ntk = (Kernel(each[kernel][None]) for kernel in _KERNELS)
+        layers.append(LayerKernels(each["name"], forward, backward, ntk, width=widths.get(each["name"])))
+    return Trajectory(
+        steps=torch.tensor([kept["step"]], device=outputs.device),
+        outputs=outputs[None],
+        losses=outputs.new_tensor([kept["loss"]]),
+        layers=tuple(layers),
+        ntk=Kernel(kept["ntk"][None]),
+        origin=plan.origin,
+        training=Training.unseen(kept["step"], plan),
+        train=probe.train_rows,
+        targets=None if targets is None else targets.cpu(),
+        network=plan.functions,
+        probe_print=probe.print,
+        width=None if plan.is_limit else subject.width,
+        centered=isinstance(subject.run, Centered),
+        notes=tuple(kept["notes"]),
     )
-    return Record(step, snapshot.outputs.cpu(), loss, layers, snapshot.ntk.cpu())
+
+
+def joined(records: Sequence[Trajectory]) -> Trajectory:
+    """The trajectory of all records, one after the other; what does not depend on time is that of the first."""
+
+    def stacked(kernels: Iterable[Kernel]) -> Kernel:
+        return Kernel(torch.cat([kernel.array for kernel in kernels]))
+
+    first, layers = records[0], []
+    for every in zip(*(record.layers for record in records), strict=True):
+        forward, backward, ntk = (stacked(getattr(layer, kernel) for layer in every) for kernel in _KERNELS)
+        layers.append(replace(every[0], forward=forward, backward=backward, ntk=ntk))
+    return replace(
+        first,
+        steps=torch.cat([record.steps for record in records]),
+        outputs=torch.cat([record.outputs for record in records]),
+        losses=torch.cat([record.losses for record in records]),
+        layers=tuple(layers),
+        ntk=stacked(record.ntk for record in records),
+        notes=tuple(dict.fromkeys(note for record in records for note in record.notes)),
+    )
+
+
+_KERNELS = ("forward", "backward", "ntk")

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
-from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.sight import require_whole_plan, unwrapped
@@ -27,7 +26,7 @@ from torch_dmft.measurement.fields import FieldMemory
 from torch_dmft.measurement.gradients import Layouts
 from torch_dmft.measurement.observer import Observer
 from torch_dmft.measurement.probe import Probe
-from torch_dmft.measurement.record import LayerRecord, Record, reduce_snapshot
+from torch_dmft.measurement.record import joined, plain, record_of, restored
 from torch_dmft.measurement.rows import TrainingSet
 from torch_dmft.measurement.schedule import Schedule, at_steps
 from torch_dmft.measurement.schedule import every as every_steps
@@ -35,12 +34,11 @@ from torch_dmft.measurement.snapshot import Snapshot, returns_one_number, snapsh
 from torch_dmft.measurement.subject import subject_of
 from torch_dmft.measurement.two_time import TwoTimeMemory
 from torch_dmft.parameterization import Plan
-from torch_dmft.parameterization.centered import Centered
 
 if TYPE_CHECKING:
     from torch_dmft.theory import Problem
 
-Callback = Callable[[int, Record], None]
+Callback = Callable[[int, Trajectory], None]
 
 
 class Recorder:
@@ -71,7 +69,8 @@ class Recorder:
         model: the module whose outputs are recorded, if it is not the plan's model but a wrapper:
             ``centered(plan.model)``.
         temperature: T of the Langevin noise that the loop brings into the gradients; they are not checked then.
-        callbacks: called with ``(step, record)`` after each record, outside the protection described above.
+        callbacks: called with ``(step, record)`` after each record, the trajectory of this one step, outside the protection
+            described above.
 
     Raises:
         InvalidInputError: if both ``every`` and ``schedule`` are given, or the arguments do not fit.
@@ -111,7 +110,7 @@ class Recorder:
         self.schedule: Schedule = schedule if callable(schedule) else at_steps(schedule)
         self.callbacks = tuple(callbacks)
         self.step = 0
-        self.records: list[Record] = []
+        self.records: list[Trajectory] = []
         self.subject = subject_of(plan_or_model, probe.inputs, run=model)
         self._loss = default_loss(probe.targets) if loss is None else loss
         training_set = None if data is None else TrainingSet(data)
@@ -165,11 +164,11 @@ class Recorder:
         self._attached = True
         with ExitStack() as stack:
             stack.callback(setattr, self, "_attached", False)
-            recorded = bool(self.records) and self.records[-1].step == self.step
+            recorded = bool(self.records) and int(self.records[-1].steps) == self.step
             if not recorded and (self.step == 0 or self.schedule(self.step)):
                 self.record()
             if self.step == 0 and self.records:
-                self._observer.check_start(self.records[0].outputs, self._readout_size(self.records[0]))
+                self._observer.check_start(self.records[0].outputs[0], self._readout_size(self.records[0]))
             stack.enter_context(self._observer.watching(stepping, stepped))
             yield self
 
@@ -199,13 +198,13 @@ class Recorder:
         """The batches noted since the last step are not trained on: their step was skipped, or their gradients dropped."""
         self._observer.rows.forget()
 
-    def record(self) -> Record:
+    def record(self) -> Trajectory:
         """Measure now, as step ``recorder.step``, and keep the result.
 
         Raises:
             InvalidInputError: if this step was recorded already.
         """
-        if self.records and self.records[-1].step == self.step:
+        if self.records and int(self.records[-1].steps) == self.step:
             raise InvalidInputError(
                 f"Step {self.step} was recorded already.", remedy="recorder.look() measures and keeps nothing"
             )
@@ -222,10 +221,10 @@ class Recorder:
         device = next(self.subject.run.parameters()).device
         return snapshot(self.subject, self.probe.inputs.to(device), layouts=self._layouts)
 
-    def keep(self, taken: Snapshot) -> Record:
+    def keep(self, taken: Snapshot) -> Trajectory:
         """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""
         self._layouts = taken.layouts
-        record = reduce_snapshot(taken, self.step, self._loss_of(taken.outputs))
+        record = record_of(self.subject, self.probe, taken, self.step, self._loss_of(taken.outputs))
         self.records.append(record)
         if self._fields is not None:
             self._fields.add(self.step, [layer.stream for layer in taken.layers])
@@ -240,7 +239,7 @@ class Recorder:
         Raises:
             NotRecordedError: if no optimizer was attached yet.
         """
-        outputs = self.records[0].outputs.shape[1] if self.records else self.subject.architecture.readout.out_features
+        outputs = self.records[0].outputs.shape[2] if self.records else self.subject.architecture.readout.out_features
         return self._observer.training(outputs)
 
     def problem(
@@ -299,32 +298,20 @@ class Recorder:
             raise NotRecordedError(
                 "Nothing was recorded yet.", remedy="train inside `with recorder.attach(optimizer):`"
             )
-        records, subject = self.records, self.subject
-        layers = tuple(self._layer(index) for index in range(len(subject.architecture.layers)))
-        outputs = torch.stack([record.outputs for record in records])
-        targets = self.probe.target_values(outputs.shape[2])
-        training = self.training if self._observer.has_seen else Training.unseen(records[-1].step, subject.plan)
-        ntk = _stack(record.ntk for record in records)
-        return Trajectory(
-            steps=torch.tensor([record.step for record in records], device=outputs.device),
-            outputs=outputs,
-            losses=outputs.new_tensor([record.loss for record in records]),
-            layers=layers,
-            ntk=ntk,
-            origin=subject.plan.origin if origin is None else origin,
-            training=training,
-            train=self.probe.train_rows,
-            targets=None if targets is None else targets.cpu(),
-            network=subject.plan.functions,
-            probe_print=self.probe.print,
-            curvature=None if targets is None else curvatures(outputs, ntk, self.probe.train_rows, self._loss_on_train),
-            metadata={
-                "width": subject.width,
-                "gamma0": subject.gamma0,
-                "scheme": subject.plan.scheme,
-                "centered": isinstance(subject.run, Centered),
-                "seconds": self._seconds,
-            },
+        run, plan = joined(self.records), self.subject.plan
+        unseen = Training.unseen(int(run.steps[-1]), plan)
+        curvature = (
+            None
+            if run.targets is None
+            else curvatures(run.outputs, run.ntk, self.probe.train_rows, self._loss_on_train)
+        )
+        return replace(
+            run,
+            layers=tuple(self._completed(layer, index) for index, layer in enumerate(run.layers)),
+            origin=plan.origin if origin is None else origin,
+            training=self.training if self._observer.has_seen else unseen,
+            curvature=curvature,
+            metadata={"seconds": self._seconds},
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -333,7 +320,7 @@ class Recorder:
             "step": self.step,
             "observer": self._observer.state_dict(),
             "seconds": self._seconds,
-            "records": [asdict(record) for record in self.records],
+            "records": [plain(record) for record in self.records],
             "fields": None if self._fields is None else self._fields.state_dict(),
             "two_time": [memory.state_dict() for memory in self._two_time],
         }
@@ -354,10 +341,7 @@ class Recorder:
             )
         self._observer.load_state_dict(state["observer"])
         self.step, self._seconds = state["step"], state["seconds"]
-        self.records = [
-            Record(**{**record, "layers": tuple(LayerRecord(**layer) for layer in record["layers"])})
-            for record in state["records"]
-        ]
+        self.records = [restored(self.subject, self.probe, record) for record in state["records"]]
         if self._fields is not None and state["fields"] is not None:
             self._fields.load_state_dict(state["fields"])
         for memory, layer, saved in zip(
@@ -365,14 +349,12 @@ class Recorder:
         ):
             memory.load_state_dict(saved, layer, self.subject.gamma0)
 
-    def _layer(self, index: int) -> LayerKernels:
-        kept = [record.layers[index] for record in self.records]
+    def _completed(self, layer: LayerKernels, index: int) -> LayerKernels:
+        """The kernels of a weight with its fields and, if they are kept, between two times."""
         if self._two_time:
             forward, backward = self._two_time[index].kernels()
-        else:
-            forward, backward = _stack(layer.forward for layer in kept), _stack(layer.backward for layer in kept)
-        fields = None if self._fields is None else self._fields.fields(index)
-        return LayerKernels(kept[0].name, forward, backward, _stack(layer.ntk for layer in kept), fields)
+            layer = replace(layer, forward=forward, backward=backward)
+        return layer if self._fields is None else replace(layer, fields=self._fields.fields(index))
 
     def _loss_of(self, outputs: Tensor) -> float:
         if self.probe.targets is None:
@@ -393,11 +375,6 @@ class Recorder:
         loss = copy.deepcopy(self._loss) if isinstance(self._loss, nn.Module) else self._loss  # it may count its calls
         return loss(shown, self._targets)
 
-    def _readout_size(self, record: Record) -> float:
+    def _readout_size(self, record: Trajectory) -> float:
         """The mean diagonal of the readout's Phi."""
-        readout = self.subject.architecture.readout
-        return next(layer.forward for layer in record.layers if layer.name == readout.path).diagonal().mean().item()
-
-
-def _stack(arrays: Iterable[Tensor]) -> Kernel:
-    return Kernel(torch.stack(list(arrays)))
+        return record.layer(self.subject.architecture.readout.path).forward.matrix().diagonal().mean().item()

@@ -32,6 +32,7 @@ class Plan:
         scheme: "mean_field", "ntk" or "standard".
         gamma0: the richness that enters theory: 1/sqrt(width) for the schemes "ntk" and "standard".
         optimizers: names that ``param_groups`` takes; an infinite-width twin stands for SGD alone.
+        is_limit: whether the model is an infinite-width twin, whose neurons are samples and no width.
         origin: what legends call this model: ``"network (N=512)"``, ``"network (32 channels)"`` if the readout reads flattened
             images of so many, or ``"theory (N=inf)"`` for an infinite-width twin.
     """
@@ -47,6 +48,7 @@ class Plan:
         initial: Mapping[str, Tensor] | None = None,
         origin: str | None = None,
         optimizers: tuple[str, ...] = tuple(OPTIMIZERS),
+        is_limit: bool = False,
     ) -> None:
         """Put a plan together; ``initial`` holds copies of the tensors that ``undo`` brings back, None if it cannot."""
         self.model = model
@@ -56,6 +58,7 @@ class Plan:
         self.gamma0 = gamma0
         self.origin = _called(architecture) if origin is None else origin
         self.optimizers = optimizers
+        self.is_limit = is_limit
         self._initial = initial
 
     @property

@@ -9,21 +9,16 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-import torch
-
 from torch_dmft.comparison.deviation import deviations
 from torch_dmft.comparison.match import refuse_mismatch
 from torch_dmft.comparison.scatter import scatter
-from torch_dmft.comparison.yardstick import made_by
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.core.kernel import Kernel
-from torch_dmft.core.trajectory import LayerKernels, Trajectory
+from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
-from torch_dmft.measurement.record import Record
 from torch_dmft.report.events import EventLog, run_directory
 from torch_dmft.report.interrupt import interrupts_wait
 from torch_dmft.report.layout import layout
-from torch_dmft.report.scalars import band_scalars, description, deviation_scalars, records, scalars, width_scalars
+from torch_dmft.report.scalars import band_scalars, description, deviation_scalars, scalars, width_scalars
 
 
 class LiveScalars:
@@ -47,11 +42,10 @@ class LiveScalars:
         self.recorder = recorder
         self._log: EventLog | None = None
 
-    def __call__(self, step: int, record: Record) -> None:
+    def __call__(self, step: int, record: Trajectory) -> None:
         """Write the scalars of one record."""
-        targets = self.recorder.probe.target_values(record.outputs.shape[1])
-        values = scalars(record, self.recorder.records[0], targets)
-        values |= band_scalars(values, None)
+        values = scalars(record, 0, self.recorder.records[0], record.targets)
+        values |= band_scalars(values)
         with interrupts_wait():
             if self._log is None:
                 names = [layer.name for layer in record.layers]
@@ -92,8 +86,8 @@ class LiveComparison(LiveScalars):
             steps before too.
 
     Raises:
-        InvalidInputError: from the first record on, if a trajectory is about other data or another network. A file that is, is
-            warned of and left alone: it does not end the training.
+        InvalidInputError: at the first record, if a trajectory is about other data, another network or another training. Of a
+            file that is, and of training that departs from the prediction's later, a warning is given; training goes on.
 
     Example:
         >>> with LiveComparison("runs/a", recorder, theory), recorder.attach(optimizer):  # doctest: +SKIP
@@ -107,7 +101,7 @@ class LiveComparison(LiveScalars):
         self._given = [one for one in predictions if isinstance(one, Trajectory)]
         self._live: list[_LivePrediction] = []
 
-    def __call__(self, step: int, record: Record) -> None:
+    def __call__(self, step: int, record: Trajectory) -> None:
         """Write one record, and the predictions at all recorded steps that were not written yet."""
         super().__call__(step, record)
         if not self._live and not (self._root / "comparison").exists():
@@ -128,9 +122,16 @@ class LiveComparison(LiveScalars):
                 self._live.append(_LivePrediction(self._root, self.recorder, Trajectory.load(path)))
             except InvalidInputError as error:
                 warnings.warn(f"The prediction in {path} is not compared. {error}", stacklevel=2)
-        for prediction in self._live:
-            with interrupts_wait():
-                prediction.write()
+        for prediction in tuple(self._live):
+            try:
+                with interrupts_wait():
+                    prediction.write()
+            except InvalidInputError as error:
+                self._live.remove(prediction)
+                prediction.log.close()
+                warnings.warn(
+                    f"From step {step} on {prediction.predicted.origin} is compared no longer. {error}", stacklevel=2
+                )
 
     def close(self) -> None:
         """Close the log files."""
@@ -141,58 +142,47 @@ class LiveComparison(LiveScalars):
 
 
 class _LivePrediction:
-    """A prediction beside a recorder: writes what was recorded since it last wrote."""
+    """A prediction beside a recorder: writes what was recorded since it last wrote.
+
+    Raises:
+        InvalidInputError: if it is about other data, another network, or one that is trained otherwise.
+    """
 
     def __init__(self, logdir: Path, recorder: Recorder, predicted: Trajectory) -> None:
         self.recorder = recorder
         self.scatter = scatter(predicted)
         self.predicted = replace(predicted, replicas=())
         self.positions = {step: at for at, step in enumerate(predicted.steps.tolist())}
-        self.targets = recorder.probe.target_values(predicted.outputs.shape[2])
-        self.widths = made_by(recorder.subject.plan)
+        self.widths = [layer.width for layer in recorder.records[0].layers]
         self.written = 0
-        first = recorder.records[0]
-        if first.step in self.positions:
-            refuse_mismatch(*self._pair(first))
-        self.predicted_records = list(records(self.predicted))
-        self.spreads = None if self.predicted.stderr is None else list(records(self.predicted.stderr))
+        self._checked = -1
+        self._check()
         names = [layer.name for layer in predicted.layers]
-        self.log = EventLog(
-            run_directory(logdir, predicted.origin), partial(description, names=names), start=first.step
-        )
+        start = int(recorder.records[0].steps)
+        self.log = EventLog(run_directory(logdir, predicted.origin), partial(description, names=names), start=start)
 
     def write(self) -> None:
         """Write the steps that are new, and bring them to the disk."""
+        if self.recorder.step >= 2 * self._checked:
+            self._check()
         for record in self.recorder.records[self.written :]:
-            at = self.positions.get(record.step)
+            step = int(record.steps)
+            at = self.positions.get(step)
             if at is not None:
-                values = scalars(self.predicted_records[at], self.predicted_records[0], self.targets)
-                values |= band_scalars(values, None if self.spreads is None else self.spreads[at])
-                off = deviations(*self._pair(record))
+                values = scalars(self.predicted, at, self.predicted, record.targets)
+                values |= band_scalars(values, self.predicted.stderr, at)
+                off = deviations(record, self.predicted.at_steps(record.steps))
                 values |= deviation_scalars(off, 0)
                 units = {key: errors[at].item() for key, errors in self.scatter.items()}
                 values |= width_scalars(off, 0, self.widths, units)
-                self.log.scalars(values, record.step)
+                self.log.scalars(values, step)
         self.written = len(self.recorder.records)
         self.log.flush()
 
-    def _pair(self, record: Record) -> tuple[Trajectory, Trajectory]:
-        """The network and the prediction at one step."""
-        predicted = self.predicted.at_steps(torch.tensor([record.step]))
-        layers = tuple(
-            LayerKernels(layer.name, Kernel(layer.forward[None]), Kernel(layer.backward[None]), Kernel(layer.ntk[None]))
-            for layer in record.layers
-        )
-        measured = replace(
-            predicted,
-            outputs=record.outputs[None],
-            losses=record.outputs.new_tensor([record.loss]),
-            layers=layers,
-            ntk=Kernel(record.ntk[None]),
-            train=self.recorder.probe.train_rows,
-            targets=self.targets,
-            origin=self.recorder.subject.plan.origin,
-            stderr=None,
-            metadata={},
-        )
-        return measured, predicted
+    def _check(self) -> None:
+        """Refuse a prediction of another run; whenever the training is twice as long as when this was last asked."""
+        known = [record for record in self.recorder.records if int(record.steps) in self.positions]
+        if known:
+            measured = replace(known[-1], training=self.recorder.training)
+            refuse_mismatch(measured, self.predicted.at_steps(measured.steps))
+            self._checked = max(self.recorder.step, 1)

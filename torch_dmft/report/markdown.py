@@ -29,6 +29,10 @@ def runs_table(comparison: Comparison) -> Grid:
         "learning rate": [run.lr for run in runs],
         "steps": [run.training.steps for run in runs],
         "recorded steps": list(comparison.recorded),
+        "solver": [run.solver or None for run in runs],
+        "width": [run.width for run in runs],
+        "gamma0": [run.training.gamma0 for run in runs],
+        "scheme": [run.training.scheme for run in runs],
     }
     for key in dict.fromkeys(key for run in runs for key in run.metadata):
         facts[key] = [run.metadata.get(key) for run in runs]

@@ -7,14 +7,13 @@ l alone, ``"Phi moved/1"``: models with other names share charts, and the descri
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from torch_dmft.comparison import Deviations, relative_error, target_alignment
 from torch_dmft.comparison.yardstick import narrowest
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.measurement.record import LayerRecord, Record
 
 KINDS = {"Phi": "forward", "G": "backward", "NTK": "ntk"}
 LOWER, UPPER = "band lower", "band upper"
@@ -65,12 +64,13 @@ def description(tag: str, names: Sequence[str]) -> str:
     return where + " ".join(text for text in (_QUANTITIES.get(what, ""), _KERNELS.get(kind, "")) if text)
 
 
-def scalars(record: Record, first: Record, targets: Tensor | None = None) -> dict[str, float]:
+def scalars(run: Trajectory, time: int, first: Trajectory, targets: Tensor | None = None) -> dict[str, float]:
     """The plotted numbers of one step, by tag.
 
     Args:
-        record: the step.
-        first: the first recorded step of the same run, from which kernels move.
+        run: a run.
+        time: position of the step.
+        first: the same run, or its first record: kernels move from its first step.
         targets: ``(sample, output)`` or ``(sample,)`` floats, or ``(sample,)`` integer classes; None leaves out target
             alignments.
 
@@ -78,17 +78,20 @@ def scalars(record: Record, first: Record, targets: Tensor | None = None) -> dic
         ``loss`` and its logarithm; per weight l and kernel ``Phi trace/l`` (the mean diagonal entry), ``Phi moved/l``
         (|K - K(0)| / |K(0)|), the same for G and NTK, and ``Phi on targets/l``; for the whole NTK ``.../all``.
     """
-    values = {"loss": record.loss}
-    if record.loss > 0:
-        values["loss, log10"] = math.log10(record.loss)
-    values |= {"NTK trace/all": _mean_diagonal(record.ntk), "NTK moved/all": relative_error(record.ntk, first.ntk)}
-    for position, (layer, start) in enumerate(zip(record.layers, first.layers, strict=True)):
+    loss = run.losses[time].item()
+    values = {"loss": loss}
+    if loss > 0:
+        values["loss, log10"] = math.log10(loss)
+    kernels = [("NTK", "all", run.ntk, first.ntk)]
+    for position, (layer, start) in enumerate(zip(run.layers, first.layers, strict=True)):
         for kind, attribute in KINDS.items():
-            kernel = getattr(layer, attribute)
-            values[f"{kind} trace/{position}"] = _mean_diagonal(kernel)
-            values[f"{kind} moved/{position}"] = relative_error(kernel, getattr(start, attribute))
+            kernels.append((kind, str(position), getattr(layer, attribute), getattr(start, attribute)))
         if targets is not None:
-            values[f"Phi on targets/{position}"] = target_alignment(layer.forward, targets)
+            values[f"Phi on targets/{position}"] = target_alignment(layer.forward.equal_time[time], targets)
+    for kind, place, kernel, beginning in kernels:
+        now = kernel.equal_time[time]
+        values[f"{kind} trace/{place}"] = _mean_diagonal(now)
+        values[f"{kind} moved/{place}"] = relative_error(now, beginning.equal_time[0])
     return values
 
 
@@ -139,35 +142,26 @@ def width_scalars(
     return values
 
 
-def band_scalars(values: Mapping[str, float], stderr: Record | None) -> dict[str, float]:
+def band_scalars(values: Mapping[str, float], stderr: Trajectory | None = None, time: int = 0) -> dict[str, float]:
     """The ends of the bands of one step, by tag; a run without standard errors has bands of no width.
 
     Args:
         values: what ``scalars`` returned.
-        stderr: the standard errors of the step, laid out like it. Those of the entries of a diagonal count as equal
-            signs of one error: an upper bound of the trace's.
+        stderr: the standard errors of the run. Those of the entries of a diagonal count as equal signs of one error: an
+            upper bound of the trace's.
+        time: position of the step.
     """
-    spread = {} if stderr is None else {"loss": stderr.loss, "NTK trace/all": _mean_diagonal(stderr.ntk)}
-    for position, layer in enumerate(() if stderr is None else stderr.layers):
-        for kind, attribute in KINDS.items():
-            spread[f"{kind} trace/{position}"] = _mean_diagonal(getattr(layer, attribute))
+    spread = {}
+    if stderr is not None:
+        spread = {"loss": stderr.losses[time].item(), "NTK trace/all": _mean_diagonal(stderr.ntk.equal_time[time])}
+        for position, layer in enumerate(stderr.layers):
+            for kind, attribute in KINDS.items():
+                spread[f"{kind} trace/{position}"] = _mean_diagonal(getattr(layer, attribute).equal_time[time])
     ends = {}
     for tag in (tag for tag in values if tag == "loss" or " trace/" in tag):
         ends[f"{LOWER}/{tag}"] = values[tag] - WIDTHS * spread.get(tag, 0.0)
         ends[f"{UPPER}/{tag}"] = values[tag] + WIDTHS * spread.get(tag, 0.0)
     return ends
-
-
-def records(run: Trajectory) -> Iterator[Record]:
-    """A run step by step, as a recorder's callbacks see it."""
-    kernels = [[layer.forward.equal_time, layer.backward.equal_time, layer.ntk.equal_time] for layer in run.layers]
-    ntk = run.ntk.equal_time
-    for time, (step, loss) in enumerate(zip(run.steps.tolist(), run.losses.tolist(), strict=True)):
-        layers = tuple(
-            LayerRecord(layer.name, *(kernel[time] for kernel in three))
-            for layer, three in zip(run.layers, kernels, strict=True)
-        )
-        yield Record(step, run.outputs[time], loss, layers, ntk[time])
 
 
 def _mean_diagonal(kernel: Tensor) -> float:

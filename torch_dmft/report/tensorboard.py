@@ -26,7 +26,6 @@ from torch_dmft.report.scalars import (
     band_scalars,
     description,
     deviation_scalars,
-    records,
     scalars,
     width_scalars,
 )
@@ -95,17 +94,15 @@ def _names(run: Trajectory) -> list[str]:
 
 
 def _write_run(log: EventLog, run: Trajectory, comparison: Comparison, deviations: Deviations | None) -> None:
-    steps = list(records(run))
     typical = {} if deviations is None else scatter(run)
     widths = comparison.widths or (comparison.narrowest,) * (len(run.layers) - 1)
-    spreads = [None] * len(steps) if run.stderr is None else list(records(run.stderr))
-    for time, (record, spread) in enumerate(zip(steps, spreads, strict=True)):
-        values = scalars(record, steps[0], comparison.targets)
-        values |= band_scalars(values, spread)
+    for time, step in enumerate(run.steps.tolist()):
+        values = scalars(run, time, run, comparison.targets)
+        values |= band_scalars(values, run.stderr, time)
         if deviations is not None:
             units = {key: errors[time].item() for key, errors in typical.items()}
             values |= deviation_scalars(deviations, time) | width_scalars(deviations, time, widths, units)
-        log.scalars(values, record.step)
+        log.scalars(values, step)
     for position, layer in enumerate(run.layers):
         if layer.fields is not None:
             for step, preactivation in zip(layer.fields.steps.tolist(), layer.fields.preactivation, strict=True):

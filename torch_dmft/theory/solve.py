@@ -70,8 +70,10 @@ def solve(
     started = time.perf_counter()
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
     _require_finite(trajectory, problem)
-    facts |= {"solver": type(solver).__name__, "gamma0": problem.gamma0, "seconds": time.perf_counter() - started}
-    answer = replace(_marked(trajectory, problem), metadata={**facts, **trajectory.metadata})
+    facts["seconds"] = time.perf_counter() - started
+    answer = replace(
+        _marked(trajectory, problem), solver=type(solver).__name__, metadata={**facts, **trajectory.metadata}
+    )
     if len(answer.steps) and bool(answer.train.any()):
         mine = problem.kept[(problem.kept < problem.train_samples)]
         curvature = curvatures(answer.outputs, answer.ntk, answer.train, lambda f: problem.loss_on(f, mine))

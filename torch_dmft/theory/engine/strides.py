@@ -144,7 +144,7 @@ def train_in_strides(
     here, outputs = strider.look(0), []
 
     def keep(state: _State) -> None:
-        if not recorder.records or recorder.records[-1].step < state.step:
+        if not recorder.records or int(recorder.records[-1].steps) < state.step:
             recorder.step = state.step
             recorder.keep(state.taken)
 

@@ -143,7 +143,16 @@ def infinite_width(
     architecture = replace(architecture, layers=tuple(_renamed(layer) for layer in architecture.layers))
     twin_rules = _rules(wide, architecture, gamma0, gains)
     origin = "theory (N=inf)" if law == "limit" else f"lazily sampled network (N={architecture.width})"
-    return Plan(wide, architecture, twin_rules, scheme="mean_field", gamma0=gamma0, origin=origin, optimizers=("sgd",))
+    return Plan(
+        wide,
+        architecture,
+        twin_rules,
+        scheme="mean_field",
+        gamma0=gamma0,
+        origin=origin,
+        optimizers=("sgd",),
+        is_limit=law == "limit",
+    )
 
 
 def _built(factory: Callable[[int], nn.Module], width: int, like: Tensor) -> nn.Module:

@@ -103,9 +103,9 @@ class FiniteWidth:
             run = train_and_record(posed, plan, record, two_time=two_time, steps=steps, noise=noise)
             networks.learn(plan)
             runs.append(renamed(run, problem))
-        facts = {"width": self.width, "replicas": self.replicas, "dense": networks.are_dense}
+        facts = {"replicas": self.replicas, "dense": networks.are_dense}
         answer = average(runs, origin=origin, metadata=facts)
-        return replace(answer, replicas=tuple(_equal_times(run) for run in runs))
+        return replace(answer, width=self.width, replicas=tuple(_equal_times(run) for run in runs))
 
 
 class _Networks(Iterator[Plan]):

@@ -113,7 +113,7 @@ class WideEnsemble:
             for _ in track(range(self.pairs), f"pairs of networks of width {plan.width}", progress=progress):
                 pairs.append(_train_pair(posed, plan, record, generator, which, two_time=two_time))
             widths.append(plan.width)
-            estimates.append(average(pairs, origin=plan.origin, metadata={"width": plan.width}))
+            estimates.append(average(pairs, origin=plan.origin, metadata={}))
         answer = extrapolate(widths, estimates)
         facts: dict[str, str | int | float | bool | None] = {
             "widths": ", ".join(map(str, widths)),
@@ -143,7 +143,9 @@ def extrapolate(widths: Sequence[int], estimates: Sequence[Trajectory]) -> Traje
     residual = combine(both, lambda values: _fit(values, coefficients, design)[2])
     degrees = len(n) - 2
     facts = {"chi_squared": _mean_of_all(residual) / degrees if degrees else float("nan"), "degrees": degrees}
-    return replace(limit, stderr=stderr, origin="wide-network reference (N to inf)", metadata=facts)
+    layers = tuple(replace(layer, width=None) for layer in limit.layers)
+    origin = "wide-network reference (N to inf)"
+    return replace(limit, layers=layers, width=None, stderr=stderr, origin=origin, metadata=facts)
 
 
 def _fit(

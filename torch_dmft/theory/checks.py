@@ -10,7 +10,9 @@ from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_number, require_whole
+from torch_dmft.core.series import series
 from torch_dmft.core.sight import NUMBERS
+from torch_dmft.core.training import Training
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -308,3 +310,34 @@ def check_loss(problem: Problem) -> None:
             got=f"{gradient if gradient is None else gradient.flatten().tolist()[:8]}",
             remedy="a loss that is differentiable there, such as nn.MSELoss()",
         )
+
+
+def checked_training(
+    lr: float | Sequence[float] | Tensor,
+    steps: int,
+    gamma0: float,
+    momentum: float,
+    weight_decay: float,
+    batches: Sequence[Tensor] | None,
+    *,
+    temperature: float,
+    optimizer: str,
+    **numbers: float | bool,
+) -> Training:
+    """The training with these settings.
+
+    Raises:
+        InvalidInputError: for one that is out of range.
+    """
+    check_training(lr, steps, gamma0, momentum, weight_decay, temperature=temperature, optimizer=optimizer, **numbers)
+    name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[optimizer]
+    given = {"weight_decay": weight_decay, **numbers} | ({"momentum": momentum} if name == "SGD" else {})
+    settings = {**NUMBERS[name], **{key: float(value) for key, value in given.items()}, "lr": series(lr)}
+    return Training(
+        steps=steps,
+        numbers=settings,
+        optimizer=name,
+        gamma0=gamma0,
+        batches=None if batches is None else require_list("batches", batches),
+        temperature=temperature,
+    )

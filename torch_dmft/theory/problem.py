@@ -14,8 +14,6 @@ from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.prints import data_print, printed_rows
-from torch_dmft.core.series import series
-from torch_dmft.core.sight import NUMBERS
 from torch_dmft.core.training import Training
 from torch_dmft.measurement import Probe
 from torch_dmft.parameterization import Plan
@@ -25,7 +23,7 @@ from torch_dmft.theory.checks import (
     check_loss,
     check_problem,
     check_targets,
-    check_training,
+    checked_training,
     count_outputs,
     require_list,
 )
@@ -339,7 +337,7 @@ class Problem:
                 )
             rows = torch.cat([inputs, test_inputs.to(inputs)])
         rows, outputs = rows.flatten(1), count_outputs(targets)
-        training = _training(
+        training = checked_training(
             lr, steps, gamma0, momentum, weight_decay, batches, temperature=temperature, optimizer=optimizer, **numbers
         )
         return cls(
@@ -397,34 +395,7 @@ class Problem:
         """
         from torch_dmft.theory.posing import problem_like  # it makes problems
 
-        training = _training(
+        training = checked_training(
             lr, steps, 1.0, momentum, weight_decay, batches, temperature=temperature, optimizer=optimizer, **numbers
         )
         return problem_like(plan, probe, training, loss, assume_gaussian=assume_gaussian)
-
-
-def _training(
-    lr: float | Sequence[float] | Tensor,
-    steps: int,
-    gamma0: float,
-    momentum: float,
-    weight_decay: float,
-    batches: Sequence[Tensor] | None,
-    *,
-    temperature: float,
-    optimizer: str,
-    **numbers: float | bool,
-) -> Training:
-    """The training with these settings."""
-    check_training(lr, steps, gamma0, momentum, weight_decay, temperature=temperature, optimizer=optimizer, **numbers)
-    name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[optimizer]
-    given = {"weight_decay": weight_decay, **numbers} | ({"momentum": momentum} if name == "SGD" else {})
-    settings = {**NUMBERS[name], **{key: float(value) for key, value in given.items()}, "lr": series(lr)}
-    return Training(
-        steps=steps,
-        numbers=settings,
-        optimizer=name,
-        gamma0=gamma0,
-        batches=None if batches is None else require_list("batches", batches),
-        temperature=temperature,
-    )

@@ -704,3 +704,82 @@ def test_rows_that_noise_hides_are_said_to_be_assumed() -> None:
     noted = Run(temperature=1e-8)
     noted.train(4, lambda _: noted.recorder.batch(range(16)))
     assert noted.recorder.problem().training.assumptions == ()
+
+
+def test_a_network_that_was_trained_before_its_recorder() -> None:
+    """Without biases nothing but the weights tells; another draw in their place is as good as theirs."""
+
+    def bias_free(train: int, redraw: bool = False) -> dmft.Recorder:
+        model = chain(64, bias=False)
+        plan = dmft.parameterize(model, INPUTS, generator=torch.Generator().manual_seed(0))
+        if redraw:
+            other = dmft.parameterize(chain(64, bias=False), INPUTS, generator=torch.Generator().manual_seed(1))
+            model.load_state_dict(other.model.state_dict())
+        optimizer = SGD(plan.param_groups(0.1))
+
+        def steps(count: int) -> None:
+            for _ in range(count):
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(INPUTS), TARGETS).backward()
+                optimizer.step()
+
+        steps(train)
+        recorder = dmft.Recorder(plan, dmft.Probe(INPUTS, TARGETS))
+        with recorder.attach(optimizer):
+            steps(3)
+        return recorder
+
+    for recorder in (bias_free(0), bias_free(0, redraw=True)):
+        assert recorder.training.starts == {}
+        recorder.problem()
+    late = bias_free(2)
+    assert set(late.training.starts) == {"0.weight", "2.weight", "4.weight"}
+    with pytest.raises(UnsupportedProblemError, match="changed since the model was wrapped"):
+        late.problem()
+    theory = dmft.solve(bias_free(0).problem(), solvers.StaticNTK(), record=[0, 1, 2, 3])
+    with pytest.raises(InvalidInputError, match=r"start of 2\.weight: network numbers that were changed"):
+        dmft.compare(late.trajectory(), theory)
+
+
+class Gated(nn.Module):
+    """A chain with what a forward pass may depend on beside parameters, and with what it may not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chain = chain()
+        self.gate = 1.0
+        self.act = torch.tanh
+        self.calls, self.last = 0, 0.0
+        self.register_buffer("shift", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        h = self.act(self.chain[0](x)) * self.gate
+        out = self.chain[4](self.chain[3](self.chain[2](h)) + self.shift)
+        self.last = float(out.detach().mean())
+        return out
+
+
+@pytest.mark.parametrize("changed", ["gate", "act", "shift", "chain.3", ""])
+def test_a_forward_pass_that_changes(changed: str) -> None:
+    model = Gated()
+    probe = dmft.Probe(INPUTS, TARGETS)
+    recorder = dmft.Recorder(model, probe, every=4)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with recorder.attach(optimizer):
+        for step in range(12):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(INPUTS), TARGETS).backward()
+            optimizer.step()
+            if changed == "gate":
+                model.gate *= 0.9
+            elif changed == "act" and step == 6:
+                model.act = torch.sin
+            elif changed == "shift":
+                model.shift += 0.01
+            elif changed == "chain.3" and step == 6:
+                model.chain[3] = nn.Sigmoid()
+    notes = [note for note in recorder.trajectory().training.notes if "forward pass" in note]
+    assert [note for note in notes if changed in note] == (notes if changed else [])
+    assert bool(notes) == bool(changed)
+    assert model.calls >= 12

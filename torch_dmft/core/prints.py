@@ -13,6 +13,8 @@ Print = tuple[float, ...]
 
 _ROWS = 256
 """Rows of a data set that its print looks at."""
+_ENTRIES = 64
+"""Entries that are looked at of a tensor."""
 
 
 def printed_rows(count: int) -> Tensor:
@@ -47,3 +49,13 @@ def prints_agree(mine: Sequence[float], theirs: Sequence[float]) -> bool:
     return len(mine) == len(theirs) and all(
         math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-5) for a, b in zip(mine, theirs, strict=True)
     )
+
+
+def some_entries(tensor: Tensor) -> Tensor:
+    """A few entries of a tensor, evenly spaced: a view where its memory is contiguous."""
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a tensor spread over processes
+    flat = local.detach().flatten()
+    stride, columns = max(1, len(flat) // _ENTRIES), local.shape[-1] if local.ndim else 1
+    if stride > columns:  # to another column each time, by the golden ratio
+        stride += round(columns * 0.618) - stride % columns
+    return flat[:: max(1, stride)]

@@ -15,6 +15,7 @@ from torch_dmft.core.loss import Loss, loss_name, loss_print
 from torch_dmft.core.prints import Print, prints_agree
 from torch_dmft.core.sight import NUMBERS, Sight
 from torch_dmft.core.training import Training
+from torch_dmft.measurement.function_watch import FunctionWatch
 from torch_dmft.measurement.gradient_check import TOLERANCE, gradient_error, is_due
 from torch_dmft.measurement.known_rows import KnownRows
 from torch_dmft.measurement.probe import Probe
@@ -39,8 +40,8 @@ class Observer:
 
     Before every step it looks at the optimizers and notes the rows of the step. What it is told or takes for granted it holds
     against what happens: between two steps nobody changes a weight; the gradients that an optimizer is given are those of the
-    loss on the rows of the step (at some steps, ``is_due``); the network was not trained before. What does not hold becomes
-    a note or a doubt of the ``Training``.
+    loss on the rows of the step (at some steps, ``is_due``); the forward pass stays what it is; the network was not trained
+    before. What does not hold becomes a note or a doubt of the ``Training``.
 
     Args:
         subject: the network.
@@ -74,6 +75,7 @@ class Observer:
         self._kinds: set[tuple[int, int]] = set()
         self._weights, self._gradients, self._states = Untouched(), Untouched(), Untouched()
         self._notes: dict[str, None] = {}
+        self._function: FunctionWatch | None = None
         self._glances: dict[str, Print] = {}  # of the loss and of the training set, at the first check
 
     @property
@@ -128,6 +130,8 @@ class Observer:
                 self._note("momentum that begins anew in the middle of the run")
             waiting = self.rows.waiting
             self._check_gradients(step, optimizers, self.rows.step(), waiting)
+            if is_due(step, last=step, recorded=False):
+                self._check_function()
             if len(optimizers) > 1:
                 self._gradients.left(_waiting(named, *optimizers))
 
@@ -139,6 +143,7 @@ class Observer:
         # Noise may go into the weights, and a lazily sampled network grows when it is looked at.
         is_steady = not self._temperature and not self._is_lazy
         arrives()
+        self._check_function()
         if is_steady:
             self._weights.left(named)
         with step_hooks(
@@ -151,9 +156,21 @@ class Observer:
             uneven=lambda: self._note("optimizers that step at different times"),
         ):
             yield
+            self._check_function()
 
     def _note(self, text: str) -> None:
         self._notes[text] = None
+
+    def _check_function(self) -> None:
+        """Note a forward pass that is no longer what it was."""
+        if self._is_lazy:
+            return
+        model = self.subject.run
+        if self._function is None:
+            self._function = FunctionWatch(model)
+        changed = self._function.changed(model, self._probe.inputs[:2].to(next(model.parameters()).device))
+        if changed:
+            self._note(f"a forward pass that changes during the run ({_listed(changed)})")
 
     def _check_gradients(self, step: int, optimizers: tuple[Optimizer, ...], rows: Tensor | None, waiting: int) -> None:
         """Hold the gradients that wait for the optimizers against those of the loss."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ENTRIES = 64
-"""Entries looked at of every tensor."""
+from torch_dmft.core.prints import some_entries
+
 _PENDING = 256
 """Comparisons that wait on their device before they are read."""
 
@@ -70,7 +70,7 @@ class Untouched:
         for name, tensor in tensors.items():
             at, view = self._views.get(name, (0, None))
             if view is None or at != tensor.data_ptr() or not tensor.is_contiguous():
-                at, view = tensor.data_ptr(), _entries(tensor)
+                at, view = tensor.data_ptr(), some_entries(tensor)
                 self._views[name] = at, view
             views[name] = view
         lengths = {name: len(view) for name, view in views.items()}
@@ -89,16 +89,6 @@ class Untouched:
         """Take over what was remembered elsewhere."""
         self._before, self._entries = dict(state["before"]), state["entries"]
         self._changed = dict.fromkeys(state["changed"])
-
-
-def _entries(tensor: Tensor) -> Tensor:
-    """Some entries of a tensor: a view where its memory is contiguous."""
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a tensor spread over processes
-    flat = local.detach().flatten()
-    stride, columns = max(1, len(flat) // _ENTRIES), local.shape[-1] if local.ndim else 1
-    if stride > columns:  # to another column each time, by the golden ratio
-        stride += round(columns * 0.618) - stride % columns
-    return flat[:: max(1, stride)]
 
 
 def _only(names: Mapping[str, int], lengths: Mapping[str, int], entries: Tensor) -> Tensor:

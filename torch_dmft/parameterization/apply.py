@@ -11,6 +11,7 @@ from torch_dmft.architecture import Role, describe
 from torch_dmft.architecture.describe import Roles
 from torch_dmft.architecture.watch import Example
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.prints import some_entries
 from torch_dmft.parameterization.plan import Plan
 from torch_dmft.parameterization.rules import ParameterRule, parameter_rules
 from torch_dmft.parameterization.scheme import SCHEMES, effective_gamma0
@@ -61,7 +62,8 @@ def parameterize(
         for rule in rules:
             _initialise(model.get_parameter(rule.name), rule, init, generator)
     gamma0 = effective_gamma0(scheme, gamma0, architecture.width)
-    return Plan(model, architecture, rules, scheme=scheme, gamma0=gamma0, initial=initial)
+    drawn = {name: some_entries(parameter).clone() for name, parameter in model.named_parameters()}
+    return Plan(model, architecture, rules, scheme=scheme, gamma0=gamma0, initial=initial, drawn=drawn)
 
 
 @torch.no_grad()

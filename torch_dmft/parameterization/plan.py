@@ -33,6 +33,7 @@ class Plan:
         gamma0: the richness that enters theory: 1/sqrt(width) for the schemes "ntk" and "standard".
         optimizers: names that ``param_groups`` takes; an infinite-width twin stands for SGD alone.
         is_limit: whether the model is an infinite-width twin, whose neurons are samples and no width.
+        drawn: a few entries of every parameter as they were when the plan was made, by name; {} if nothing was drawn.
         origin: what legends call this model: ``"network (N=512)"``, ``"network (32 channels)"`` if the readout reads flattened
             images of so many, or ``"theory (N=inf)"`` for an infinite-width twin.
     """
@@ -49,6 +50,7 @@ class Plan:
         origin: str | None = None,
         optimizers: tuple[str, ...] = tuple(OPTIMIZERS),
         is_limit: bool = False,
+        drawn: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Put a plan together; ``initial`` holds copies of the tensors that ``undo`` brings back, None if it cannot."""
         self.model = model
@@ -59,6 +61,7 @@ class Plan:
         self.origin = _called(architecture) if origin is None else origin
         self.optimizers = optimizers
         self.is_limit = is_limit
+        self.drawn = dict(drawn or {})
         self._initial = initial
 
     @property
@@ -148,6 +151,7 @@ class Plan:
             "scheme": self.scheme,
             "gamma0": self.gamma0,
             "rules": [{**asdict(rule), "role": rule.role.value} for rule in self.rules],
+            "drawn": {name: entries.tolist() for name, entries in self.drawn.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -181,6 +185,10 @@ class Plan:
                 remedy="wrap the model of this width anew; gamma0 and the base learning rate carry over",
             )
         self.rules, self.scheme, self.gamma0 = rules, state["scheme"], state["gamma0"]
+        self.drawn = {
+            name: torch.tensor(entries, dtype=torch.float64, device="cpu")
+            for name, entries in state.get("drawn", {}).items()
+        }
 
     def __repr__(self) -> str:
         count = len(self.rules)

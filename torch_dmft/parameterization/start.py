@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from torch_dmft.architecture import Role
+from torch_dmft.core.prints import some_entries
 from torch_dmft.parameterization.plan import Plan
 from torch_dmft.parameterization.rules import ParameterRule
 
@@ -14,6 +16,8 @@ _SIGMAS = 6.0
 """Standard errors beyond which a statistic is not that of Gaussian numbers; some hundred weights are looked at in a model."""
 _ROWS = 256
 """Rows whose angles are looked at; an orthogonal matrix shows itself in any of them."""
+_FEW = 12
+"""Entries that do not tell whether two weights resemble each other."""
 _MATRICES = (Role.INPUT, Role.HIDDEN, Role.READOUT)
 _KEPT = 1e-4
 """Relative change of the size of a parameter that keeps its own start, above which it was changed after it was wrapped."""
@@ -25,7 +29,8 @@ def starts_of(plan: Plan, *, untrained: bool) -> dict[str, str]:
     Zeros are ``"zero"``. Of other weights the size, mean, fourth moment and the angles between rows and between columns are
     compared with those of Gaussian numbers N(0, std^2), std that of the plan, each within six standard errors. Of biases it
     is the mean (uniform numbers, as torch draws them, are as good as Gaussian ones), gains and shifts of norm layers are one
-    and zero, output biases zero. An infinite-width twin starts as the theory has it.
+    and zero, output biases zero. A weight that resembles what it was when it was wrapped, and is not the
+    same, was trained or changed since. An infinite-width twin starts as the theory has it.
 
     Args:
         plan: the model as it is now.
@@ -45,7 +50,9 @@ def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -
     """What a parameter is if not as theory starts it."""
     if rule.role in _MATRICES:
         shape = _weight(value)
-        return _size(value, rule) if shape is None and untrained else shape
+        if shape is None and untrained:
+            return _size(value, rule) or _changed(plan.drawn.get(rule.name), plan.model.get_parameter(rule.name))
+        return shape
     size = float(value.square().mean().sqrt())
     if rule.role is Role.OUTPUT_BIAS:
         return f"numbers of size {size:.3g} instead of zero" if size and untrained else None
@@ -92,6 +99,17 @@ def _size(weight: Tensor, rule: ParameterRule) -> str | None:
     # The logarithm of the size scatters by 1 / sqrt(2 n).
     off = ratio > 0 and abs(math.log(ratio)) > _SIGMAS / math.sqrt(2 * weight.numel())
     return f"numbers {ratio:.3g} times as large as the plan has them" if off else None
+
+
+def _changed(before: Tensor | None, weight: Tensor) -> str | None:
+    """What a weight is that changed since it was wrapped, if it still resembles what it was."""
+    now = some_entries(weight).cpu()
+    if before is None or len(before) != len(now) or len(now) < _FEW:
+        return None
+    before = before.cpu().to(now.dtype)
+    cosine = float(torch.nn.functional.cosine_similarity(now.double(), before.double(), dim=0))
+    resembles = cosine > min(0.9, _SIGMAS / math.sqrt(len(now)))  # of independent numbers it is 0 +- 1 / sqrt(n)
+    return "numbers that were changed since the model was wrapped" if resembles and not now.equal(before) else None
 
 
 def _bias(bias: Tensor, size: float) -> str | None:

@@ -21,6 +21,7 @@ FIELDS = {
     "algorithm1": {"algorithm1", "engine", "ratio", "algorithm1_times", "engine_times"},
     "large": {"estimate", "stderr", "peak", "cpu", "wall", "rank"},
     "recorder": {"mlp", "cnn"},
+    "record": {"mlp", "cnn", "vit"},
     "agreement": set(PROBLEMS),
     "limits": set(LIMITS),
 }

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.measurement.products import slides_cheaply
 from torch_dmft.measurement.uses import Slot, Use
 from torch_dmft.measurement.views import geometry
 
@@ -126,6 +128,31 @@ class Product:
         if self.kind == "embedding":
             return self.input_vectors(x)[:, :, None, None], flat
         return self._rows(x), flat
+
+    def slides(self, x: Tensor, g: Tensor) -> bool:
+        """Whether ``products.sliding_ntk`` is the way to the gradients of a convolution.
+
+        Args:
+            x: as the operator was given it, per sample.
+            g: df/d(output), ``(sample, output, ...)``.
+        """
+        if self.kind != "conv" or self._is_transposed or any(one != 1 for one in self.use.args[3]):
+            return False
+        dims, groups, shape = self._dims, self._groups, self.weight.shape
+        is_one = math.prod(x.shape[1 : -dims - 1]) == math.prod(g.shape[2 : -dims - 1]) == 1  # image per sample
+        count, features = math.prod(g.shape[-dims:]), math.prod(shape[1:])
+        return is_one and slides_cheaply(len(g), g.shape[1], count, features, shape[0] // groups)
+
+    def sliding(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs with their border, ``(sample, channel, pixel...)``, and gradients, ``(sample, output, neuron, pixel...)``."""
+        dims = self._dims
+        padded = F.pad(x, [p for one in reversed(self.use.args[4]) for p in (one, one)])
+        return padded.reshape(len(x), *padded.shape[-dims - 1 :]), g.reshape(*g.shape[:2], *g.shape[-dims - 1 :])
+
+    @property
+    def kernel(self) -> dict[str, Any]:
+        """Taps, dilation and groups of a convolution."""
+        return {"taps": self.weight.shape[2:], "dilation": self.use.args[5], "groups": self._groups}
 
     def gradient(self, x: Tensor, g: Tensor) -> Tensor:
         """The gradient by ``matrix()``, written out: ``(sample, output, *matrix)``."""

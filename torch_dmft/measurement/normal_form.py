@@ -153,7 +153,7 @@ def forward_gram(left: Stream, right: Stream) -> Float[Tensor, "sample sample"]:
     features = 1 if left.layer.kind == "embedding" else left.layer.in_features
     samples = len(left.gradients[0])
     grams: list[Tensor] = [
-        (x.flatten(1) @ y.flatten(1).T / (x.shape[1] * features)).expand(samples, samples)
+        (_inner_products(x, y) / (x.shape[1] * features)).expand(samples, samples)
         for x, y in zip(left.inputs, right.inputs, strict=True)
     ]
     return _mean(grams)
@@ -164,10 +164,17 @@ def backward_gram(left: Stream, right: Stream) -> Float[Tensor, "sample output s
     rows = left.gradients[0].shape[:2]
     features = 1 if left.layer.role is Role.READOUT else left.layer.out_features
     grams: list[Tensor] = [
-        x.flatten(0, 1).flatten(1) @ y.flatten(0, 1).flatten(1).T * (x.shape[2] / features)
+        _inner_products(x.flatten(0, 1), y.flatten(0, 1)) * (x.shape[2] / features)
         for x, y in zip(left.gradients, right.gradients, strict=True)
     ]
     return (_mean(grams) * (left.gradient_scale * right.gradient_scale)).reshape(*rows, *rows)
+
+
+def _inner_products(x: Float[Tensor, "row position feature"], y: Float[Tensor, "other position feature"]) -> Tensor:
+    """The sums over positions and features, ``(row, other)``; features that lie apart in memory are not moved together."""
+    if all(one.stride(2) > one.stride(1) for one in (x, y)):
+        x, y = x.mT, y.mT
+    return x.flatten(1) @ y.flatten(1).T
 
 
 def _side_by_side(fields: list[Tensor]) -> Tensor:

@@ -12,6 +12,10 @@ per-sample gradients themselves; the operation counts decide, and the latter are
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,15 +38,57 @@ def weight_ntk(
     x = x.expand(samples, -1, -1, -1)
     total = g.new_zeros(samples * outputs, samples * outputs)
     for x_group, g_group in zip(x.unbind(2), g.chunk(x.shape[2], dim=3), strict=True):
-        features, neurons = x_group.shape[-1], g_group.shape[-1]
-        by_positions = (samples * count) ** 2 * (features + outputs**2 * (neurons + 2))
-        by_gradients = samples * outputs * features * neurons * (count + samples * outputs)
-        fits = (samples * outputs * count) ** 2 <= _BLOCK
-        if fits and by_positions <= by_gradients:
+        if _is_cheaper_by_positions(samples, outputs, count, x_group.shape[-1], g_group.shape[-1]):
             total += _by_positions(x_group, g_group)
         else:
             total += _by_gradients(x_group, g_group)
     return total.reshape(samples, outputs, samples, outputs)
+
+
+def sliding_ntk(
+    uses: Sequence[tuple[Tensor, Tensor]], *, taps: Sequence[int], dilation: Sequence[int], groups: int
+) -> Float[Tensor, "sample output sample output"]:
+    """``weight_ntk`` of a convolution that moves by one pixel, without writing out what lies under its kernel.
+
+    The gradient by one tap of the kernel is a product of g with the inputs, shifted; in memory a shift is an offset.
+
+    Args:
+        uses: for each use the inputs with their border, ``(sample, channel, pixel...)``, and df_c/dh,
+            ``(sample, output, neuron, pixel...)``.
+        taps: sizes of the kernel.
+        dilation: distances of its taps.
+        groups: of channels that do not meet.
+    """
+    dims, (samples, outputs, neurons) = len(taps), uses[0][1].shape[:3]
+    rows, total = samples * outputs, uses[0][1].new_zeros(samples * outputs, samples * outputs)
+    block = max(1, _BLOCK * groups // (rows * uses[0][0].shape[1]))
+    flat = []
+    for x, g in uses:
+        sizes, wide = g.shape[-dims:], x.shape[-dims:]
+        missing = [w - n for n, w in zip(sizes, wide, strict=True)]
+        missing[0] = 0  # the first axis needs no border: nothing comes behind it
+        padded = nn.functional.pad(g, [p for one in reversed(missing) for p in (0, one)]).flatten(-dims)
+        steps = [math.prod(wide[axis + 1 :]) for axis in range(dims)]
+        length = 1 + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
+        flat.append((x.flatten(2), padded[..., :length], steps, length))
+    for tap in itertools.product(*map(range, taps)):
+        for group, start in itertools.product(range(groups), range(0, neurons // groups, block)):
+            some = slice(
+                group * neurons // groups + start, group * neurons // groups + min(start + block, neurons // groups)
+            )
+            parts = []
+            for x, g, steps, length in flat:
+                offset = sum(i * d * step for i, d, step in zip(tap, dilation, steps, strict=True))
+                meets = x.chunk(groups, 1)[group][..., offset : offset + length].expand(samples, -1, -1)
+                parts.append(g[:, :, some].flatten(1, 2) @ meets.mT)
+            jacobian = (parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)).reshape(rows, -1)
+            total += jacobian @ jacobian.T
+    return total.reshape(samples, outputs, samples, outputs)
+
+
+def slides_cheaply(samples: int, outputs: int, count: int, features: int, neurons: int) -> bool:
+    """Whether gradients are better written out than avoided, for so many output positions and features under a kernel."""
+    return not _is_cheaper_by_positions(samples, outputs, count, features, neurons)
 
 
 def bias_ntk(g: Float[Tensor, "sample output position neuron"]) -> Float[Tensor, "sample output sample output"]:
@@ -80,6 +126,12 @@ def owner_jacobian(
     if shared:
         return vmap(pull_back, in_dims=(None, 0))(inputs[0], gradients)
     return vmap(pull_back)(inputs, gradients)
+
+
+def _is_cheaper_by_positions(samples: int, outputs: int, count: int, features: int, neurons: int) -> bool:
+    by_positions = (samples * count) ** 2 * (features + outputs**2 * (neurons + 2))
+    by_gradients = samples * outputs * features * neurons * (count + samples * outputs)
+    return (samples * outputs * count) ** 2 <= _BLOCK and by_positions <= by_gradients
 
 
 def _by_positions(x: Tensor, g: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch_dmft.core.memory import require_memory
 from torch_dmft.core.torch_private import storage_key
 from torch_dmft.measurement.gather import Flow, Gathered, pull_to_parameters
 from torch_dmft.measurement.normal_form import Stream
-from torch_dmft.measurement.products import gram, weight_ntk
+from torch_dmft.measurement.products import gram, sliding_ntk, weight_ntk
 from torch_dmft.measurement.views import are_apart
 
 Key = tuple[object, ...]
@@ -103,6 +103,10 @@ def _products(passes: list[list[Flow]]) -> Tensor:
     totals = []
     for key in keys:
         here = [[flow for flow in flows if flow.product.geometry() == key] for flows in passes]
+        if len(here) == 1 and all(flow.product.slides(flow.inputs, flow.gradients) for flow in here[0]):
+            slid = [flow.product.sliding(flow.inputs, flow.gradients) for flow in here[0]]
+            totals.append(sliding_ntk(slid, **here[0][0].product.kernel))
+            continue
         pairs = [[flow.product.factors(flow.inputs, flow.gradients) for flow in flows] for flows in here]
         product = next(flow.product for flows in here for flow in flows)
         like = next(pair for pair in pairs if pair)

@@ -1,0 +1,68 @@
+"""Gradients of convolutions by offsets in memory, against autograd sample by sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torch_dmft.measurement import products
+from torch_dmft.measurement.products import slides_cheaply, sliding_ntk
+
+CONVOLUTIONS = {
+    "1d": (nn.Conv1d(3, 4, 3, padding=1), (9,)),
+    "2d": (nn.Conv2d(3, 4, 3, padding=1), (6, 5)),
+    "2d, oblong, no border": (nn.Conv2d(3, 4, (2, 3)), (5, 7)),
+    "2d, dilated": (nn.Conv2d(3, 4, 3, padding=(2, 1), dilation=(2, 1)), (6, 5)),
+    "2d, groups": (nn.Conv2d(4, 6, 3, padding=1, groups=2), (4, 5)),
+    "3d": (nn.Conv3d(2, 3, (3, 2, 2), padding=(1, 0, 1)), (3, 4, 3)),
+    "one pixel": (nn.Conv2d(3, 4, 1), (4, 4)),
+}
+SAMPLES, OUTPUTS = 3, 2
+
+
+def brute_force(conv: nn.Module, inputs: list[Tensor], readouts: list[Tensor]) -> Tensor:
+    """J J^T of f_c = sum over uses of v_c . conv(x), row by row."""
+    rows = []
+    for mu in range(SAMPLES):
+        for c in range(OUTPUTS):
+            f = sum((conv(x[mu : mu + 1])[0] * v[mu, c]).sum() for x, v in zip(inputs, readouts, strict=True))
+            rows.append(torch.autograd.grad(f, conv.weight)[0].flatten())
+    jacobian = torch.stack(rows)
+    return (jacobian @ jacobian.T).reshape(SAMPLES, OUTPUTS, SAMPLES, OUTPUTS)
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("block", [2**24, 8], ids=["whole", "neuron by neuron"])
+def test_gradients_by_offsets_are_those_of_autograd(
+    name: str, uses: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_BLOCK", block)
+    conv, pixels = CONVOLUTIONS[name]
+    conv = conv.double()
+    inputs, readouts, pairs = [], [], []
+    for use in range(uses):  # of another size each
+        size = (pixels[0] + use, *pixels[1:])
+        x = torch.randn(SAMPLES, conv.in_channels, *size, dtype=torch.float64)
+        v = torch.randn(SAMPLES, OUTPUTS, *conv(x).shape[1:], dtype=torch.float64)
+        padded = nn.functional.pad(x, [p for one in reversed(conv.padding) for p in (one, one)])
+        inputs.append(x)
+        readouts.append(v)
+        pairs.append((padded, v))
+    found = sliding_ntk(pairs, taps=conv.kernel_size, dilation=conv.dilation, groups=conv.groups)
+    torch.testing.assert_close(found, brute_force(conv, inputs, readouts), rtol=1e-10, atol=1e-10)
+
+
+def test_inputs_that_all_samples_share() -> None:
+    conv = nn.Conv2d(2, 3, 3).double()
+    x = torch.randn(1, 2, 5, 5, dtype=torch.float64)
+    v = torch.randn(SAMPLES, OUTPUTS, 3, 3, 3, dtype=torch.float64)
+    found = sliding_ntk([(x, v)], taps=(3, 3), dilation=(1, 1), groups=1)
+    expected = brute_force(conv, [x.expand(SAMPLES, -1, -1, -1)], [v])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_many_positions_are_better_summed_first() -> None:
+    assert slides_cheaply(32, 1, 1024, 9 * 64, 64)
+    assert not slides_cheaply(32, 1, 4, 9 * 64, 64)

@@ -783,3 +783,26 @@ def test_a_forward_pass_that_changes(changed: str) -> None:
     assert [note for note in notes if changed in note] == (notes if changed else [])
     assert bool(notes) == bool(changed)
     assert model.calls >= 12
+
+
+def test_one_row_of_the_training_set_that_is_written_to() -> None:
+    """A print looks at some rows; tensors know that any was written to."""
+    inputs = torch.randn(1000, 6, generator=torch.Generator().manual_seed(4))
+    targets = torch.randn(1000, 1, generator=torch.Generator().manual_seed(5))
+
+    def train(touch: bool) -> dmft.Recorder:
+        model = chain()
+        plan = dmft.parameterize(model, inputs, generator=torch.Generator().manual_seed(0))
+        optimizer = SGD(plan.param_groups(0.1))
+        recorder = dmft.Recorder(plan, dmft.Probe(INPUTS, TARGETS), data=(inputs, targets))
+        with recorder.attach(optimizer):
+            for step in range(6):
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(inputs), targets).backward()
+                optimizer.step()
+                if touch and step == 2:
+                    inputs[513] += 0.01
+        return recorder
+
+    assert not train(False).training.notes
+    assert "a training set that changes during the run" in train(True).training.notes

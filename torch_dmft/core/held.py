@@ -15,8 +15,8 @@ _WITHOUT_STATE = (
     *(str, bytes, int, float, complex, bool, type(None), type, torch.dtype, torch.device),
     *(FunctionType, BuiltinFunctionType, MethodType, ModuleType, nn.Parameter, nn.Module),
 )
-_OF_MODULES = frozenset({"_parameters", "_buffers", "_modules", "training"})
-"""Attributes of modules that somebody else takes care of."""
+_OF_MODULES = frozenset(vars(nn.Module()))
+"""Attributes that every module has: its mode, parameters and buffers are somebody else's care, and running it adds no hooks."""
 
 
 class Held:

@@ -24,6 +24,13 @@ def default_loss(targets: Tensor | None) -> Loss:
     return nn.CrossEntropyLoss() if classes else nn.MSELoss()
 
 
+def aside(loss: Loss) -> Loss:
+    """A loss to be called beside the training: a copy, as it may count its calls; those of torch count nothing."""
+    if not isinstance(loss, nn.Module) or type(loss).__module__ == "torch.nn.modules.loss":
+        return loss
+    return copy.deepcopy(loss)
+
+
 def loss_name(loss: Loss) -> str:
     """The name of a loss in errors."""
     return repr(loss) if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", type(loss).__name__)
@@ -40,7 +47,7 @@ def loss_print(loss: Loss, outputs: int, *, classes: bool, rows: int = 0) -> tup
         classes: whether targets are class numbers.
         rows: of the training set: a loss that takes no other number of rows (weights of its own) is printed on so many.
     """
-    own = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # it may count its calls
+    own = aside(loss)
     return _printed(own, outputs, _ROWS, classes=classes) or _printed(own, outputs, rows, classes=classes)
 
 

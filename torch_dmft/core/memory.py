@@ -41,13 +41,13 @@ def require_memory(needed: int, device: torch.device, *, what: str, remedy: str)
 
 
 def _was_plenty(needed: int, device: torch.device) -> bool:
-    """Whether the request is small against what was free a moment ago, as reading control groups is slow."""
+    """Whether the request is small against what was free a moment ago, as finding that out is slow."""
     if device.type == "cuda" or needed > _TRIFLE:
         return False
     now = time.monotonic()
     if now - _looked[0] > 1.0:
-        _looked[:] = now, float(control_group_free(_PROCESS_GROUPS, _GROUPS) or math.inf)
-    return needed * 16 < min(_looked[1], psutil.virtual_memory().available)
+        _looked[:] = now, float(free_memory(device))
+    return needed * 16 < _looked[1]
 
 
 def free_memory(device: torch.device) -> int:

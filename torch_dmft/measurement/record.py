@@ -17,7 +17,9 @@ from torch_dmft.measurement.subject import Subject
 from torch_dmft.parameterization.centered import Centered
 
 
-def record_of(subject: Subject, probe: Probe, taken: Snapshot, step: int, loss: float) -> Trajectory:
+def record_of(
+    subject: Subject, probe: Probe, taken: Snapshot, step: int, loss: float, *, like: Trajectory | None = None
+) -> Trajectory:
     """What is kept of a snapshot: a trajectory of one time, on the CPU, that knows nothing of how the network was trained.
 
     Args:
@@ -26,6 +28,7 @@ def record_of(subject: Subject, probe: Probe, taken: Snapshot, step: int, loss: 
         taken: the snapshot.
         step: optimizer steps done.
         loss: on the training rows; NaN without targets.
+        like: an earlier record of the run, with all that does not depend on time.
     """
     kept = {
         "step": step,
@@ -37,7 +40,7 @@ def record_of(subject: Subject, probe: Probe, taken: Snapshot, step: int, loss: 
             {"name": each.name, **{kernel: getattr(each, kernel).cpu() for kernel in _KERNELS}} for each in taken.layers
         ],
     }
-    return restored(subject, probe, kept)
+    return restored(subject, probe, kept, like=like)
 
 
 def plain(record: Trajectory) -> dict[str, Any]:
@@ -55,31 +58,49 @@ def plain(record: Trajectory) -> dict[str, Any]:
     }
 
 
-def restored(subject: Subject, probe: Probe, kept: Mapping[str, Any]) -> Trajectory:
+def restored(subject: Subject, probe: Probe, kept: Mapping[str, Any], *, like: Trajectory | None = None) -> Trajectory:
     """The record that ``plain`` was made of."""
-    outputs, plan = kept["outputs"], subject.plan
-    targets = probe.target_values(outputs.shape[1])
-    widths = {} if plan.is_limit else {layer.path: layer.width for layer in plan.architecture.layers}
+    outputs = kept["outputs"]
+    like = _blank(subject, probe, outputs.shape[1]) if like is None else like
+    widths = {layer.name: layer.width for layer in like.layers} or _widths(subject)
     layers = []
     for each in kept["layers"]:
         forward, backward, ntk = (Kernel(each[kernel][None]) for kernel in _KERNELS)
         layers.append(LayerKernels(each["name"], forward, backward, ntk, width=widths.get(each["name"])))
-    return Trajectory(
+    return replace(
+        like,
         steps=torch.tensor([kept["step"]], device=outputs.device),
         outputs=outputs[None],
         losses=outputs.new_tensor([kept["loss"]]),
         layers=tuple(layers),
         ntk=Kernel(kept["ntk"][None]),
+        training=replace(like.training, steps=kept["step"]),
+        notes=tuple(kept["notes"]),
+    )
+
+
+def _blank(subject: Subject, probe: Probe, outputs: int) -> Trajectory:
+    """What a run is before anything of it is recorded."""
+    plan, targets = subject.plan, probe.target_values(outputs)
+    return Trajectory(
+        steps=torch.zeros(0, dtype=torch.int64),
+        outputs=torch.zeros(0, len(probe), outputs),
+        losses=torch.zeros(0),
+        layers=(),
+        ntk=Kernel(torch.zeros(0, len(probe), len(probe))),
         origin=plan.origin,
-        training=Training.unseen(kept["step"], plan),
+        training=Training.unseen(0, plan),
         train=probe.train_rows,
         targets=None if targets is None else targets.cpu(),
         network=plan.functions,
         probe_print=probe.print,
         width=None if plan.is_limit else subject.width,
         centered=isinstance(subject.run, Centered),
-        notes=tuple(kept["notes"]),
     )
+
+
+def _widths(subject: Subject) -> dict[str, int | None]:
+    return {} if subject.plan.is_limit else {layer.path: layer.width for layer in subject.architecture.layers}
 
 
 def joined(records: Sequence[Trajectory]) -> Trajectory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
-from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss
+from torch_dmft.core.loss import Loss, as_the_loss_takes_them, aside, default_loss
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.sight import require_whole_plan, unwrapped
 from torch_dmft.core.stability import curvatures
@@ -224,7 +223,8 @@ class Recorder:
     def keep(self, taken: Snapshot) -> Trajectory:
         """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""
         self._layouts = taken.layouts
-        record = record_of(self.subject, self.probe, taken, self.step, self._loss_of(taken.outputs))
+        like = self.records[0] if self.records else None
+        record = record_of(self.subject, self.probe, taken, self.step, self._loss_of(taken.outputs), like=like)
         self.records.append(record)
         if self._fields is not None:
             self._fields.add(self.step, [layer.stream for layer in taken.layers])
@@ -372,8 +372,7 @@ class Recorder:
             targets = self.probe.targets[self.probe.train_rows.to(self.probe.targets.device)].to(outputs.device)
             targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
             self._targets = as_the_loss_takes_them(self._loss, shown.detach(), targets)
-        loss = copy.deepcopy(self._loss) if isinstance(self._loss, nn.Module) else self._loss  # it may count its calls
-        return loss(shown, self._targets)
+        return aside(self._loss)(shown, self._targets)
 
     def _readout_size(self, record: Trajectory) -> float:
         """The mean diagonal of the readout's Phi."""

@@ -150,8 +150,14 @@ class TrainingSet:
             return ()
 
     def glance(self) -> Print:
-        """A print of a few rows as they are now, to see whether they change; empty where they are no fixed pairs."""
+        """A print of a few rows as they are now, to see whether they change; empty where they are no fixed pairs.
+
+        Of tensors it looks at up to 256 rows and at how often they were written to, of items at eight.
+        """
         rows = printed_rows(len(self))
+        if isinstance(self.dataset, TensorDataset):  # whose tensors count how often they were written to
+            written = [float(part._version) for part in self.dataset.tensors if not part.is_inference()]
+            return (*data_print(len(self), *self.rows(rows)), *written)
         try:
             return data_print(len(self), *self.rows(rows[:: max(1, len(rows) // 8)])) if self.is_fixed else ()
         except Exception:

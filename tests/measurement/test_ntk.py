@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import psutil
 import pytest
 import torch
@@ -120,6 +122,7 @@ def test_too_large_is_refused_with_the_number(generator: torch.Generator, monkey
         available = 1000
 
     monkeypatch.setattr(psutil, "virtual_memory", Full)
+    monkeypatch.setattr("torch_dmft.core.memory._looked", [-math.inf, math.inf])  # nobody looked yet
     for method in ("layerwise", "jacobian"):
         with pytest.raises(InsufficientMemoryError, match="GiB free"):
             empirical_ntk(model, inputs, method=method)

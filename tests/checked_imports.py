@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from beartype import beartype
 from jaxtyping import jaxtyped
 
 _DECORATOR = "_checked_"
+FIRST, EVERY = 100, 25
+"""How many calls of a function are checked, and which of those that follow."""
 
 
 def check_imports_of(package: str) -> None:
@@ -85,16 +88,27 @@ def _decorator_at(statement: ast.stmt) -> ast.Name:
 
 
 def _checked(function_or_class: Any) -> Any:
-    return jaxtyped(function_or_class, typechecker=_beartype_on_first_call)
+    """The class, or the function, with checks: of a function its first calls, and one in so many of the later ones.
 
+    Checking takes more time than everything else that the tests do, and what passes a hundred times is seldom wrong later.
+    Calls are counted by the code, so that functions inside of others, which are made anew each time, are no exception.
+    """
+    if isinstance(function_or_class, type):
+        return jaxtyped(function_or_class, typechecker=beartype)
+    function, checked = function_or_class, None
+    calls = _CALLS.setdefault(function.__code__, [0])
 
-def _beartype_on_first_call(function: Callable[..., Any]) -> Callable[..., Any]:
-    checked: Callable[..., Any] | None = None
-
+    @wraps(function)
     def check(*args: Any, **kwargs: Any) -> Any:
         nonlocal checked
-        if checked is None:
-            checked = beartype(function)
+        calls[0] += 1
+        if calls[0] > FIRST and calls[0] % EVERY:
+            return function(*args, **kwargs)
+        if checked is None:  # of functions that no test calls no check is built
+            checked = jaxtyped(function, typechecker=beartype)
         return checked(*args, **kwargs)
 
     return check
+
+
+_CALLS: dict[CodeType, list[int]] = {}

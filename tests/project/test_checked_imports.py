@@ -11,7 +11,7 @@ import jaxtyping
 import pytest
 import torch
 
-from tests.checked_imports import check_imports_of
+from tests.checked_imports import EVERY, FIRST, check_imports_of
 
 MODULE = '''"""A docstring."""
 
@@ -123,3 +123,15 @@ def test_other_packages_and_their_bytecode_are_left_alone(module: ModuleType, tm
     assert written == {"checked"}
     assert not [path for path in tmp_path.glob("__pycache__/*") if "checked" in path.name]
     assert list(tmp_path.glob("__pycache__/bystander.*"))
+
+
+def test_later_calls_are_checked_now_and_then(module: ModuleType) -> None:
+    """Also of a function inside of another, which is a new one in each call."""
+    for call in (lambda: module.outer(1.5), lambda: module.unknown(None, 1.5)):
+        refused = 0
+        for _ in range(FIRST + 4 * EVERY):
+            try:
+                call()
+            except jaxtyping.TypeCheckError:
+                refused += 1
+        assert refused == FIRST + 4

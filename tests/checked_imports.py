@@ -96,7 +96,7 @@ def _checked(function_or_class: Any) -> Any:
     if isinstance(function_or_class, type):
         return jaxtyped(function_or_class, typechecker=beartype)
     function, checked = function_or_class, None
-    calls = _CALLS.setdefault(function.__code__, [0])
+    _, calls = _CALLS.setdefault(id(function.__code__), (function.__code__, [0]))
 
     @wraps(function)
     def check(*args: Any, **kwargs: Any) -> Any:
@@ -111,4 +111,4 @@ def _checked(function_or_class: Any) -> Any:
     return check
 
 
-_CALLS: dict[CodeType, list[int]] = {}
+_CALLS: dict[int, tuple[CodeType, list[int]]] = {}  # by identity: equal code in two places is counted twice

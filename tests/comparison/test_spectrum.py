@@ -72,3 +72,14 @@ def test_what_is_missing_is_named():
         ntk_spectrum(replace(two_layers(), targets=None))
     with pytest.raises(InvalidInputError, match="4 numbers for 6 rows"):
         ntk_spectrum(two_layers(), torch.ones(4))
+
+
+def test_classes_are_one_hot_targets(generator):
+    run = two_layers(outputs=3)
+    rows = int(run.train.sum())
+    classes = torch.arange(rows) % 3
+    found = ntk_spectrum(run, classes)
+    expected = ntk_spectrum(run, torch.nn.functional.one_hot(classes, 3).double())
+    torch.testing.assert_close(found.target_weights, expected.target_weights)
+    with pytest.raises(InvalidInputError, match="below the number of outputs, 3"):
+        ntk_spectrum(run, classes + 1)

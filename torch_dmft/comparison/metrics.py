@@ -109,7 +109,7 @@ def target_alignment(kernel: Kernel | Shaped[Tensor, "..."], targets: Shaped[Ten
                 remedy="pass kernel.per_sample().equal_time[index]",
             )
         kernel = kernel[0]
-    rows = _one_hot(targets).to("cpu", torch.float64).reshape(len(targets), -1)
+    rows = one_hot(targets).to("cpu", torch.float64).reshape(len(targets), -1)
     return alignment(kernel, rows @ rows.T)
 
 
@@ -131,8 +131,16 @@ def nonzero(norms: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
     return norms.masked_fill(norms == 0, 1.0)
 
 
-def _one_hot(targets: Tensor) -> Tensor:
-    """Classes as one column for each; anything else as it is."""
+def one_hot(targets: Tensor, classes: int = -1) -> Tensor:
+    """Classes as one column for each; anything else as it is.
+
+    Args:
+        targets: ``(row,)`` integers, or floats.
+        classes: how many there are; -1 for the largest + 1.
+
+    Raises:
+        InvalidInputError: if integers are no classes.
+    """
     if targets.is_floating_point() or targets.ndim != 1:
         return targets
     if int(targets.min()) < 0:
@@ -141,7 +149,13 @@ def _one_hot(targets: Tensor) -> Tensor:
             got=f"a smallest target of {int(targets.min())}",
             remedy="targets.float(), if they are numbers to be fitted",
         )
-    return torch.nn.functional.one_hot(targets.long())
+    if classes != -1 and int(targets.max()) >= classes:
+        raise InvalidInputError(
+            f"Classes must be below the number of outputs, {classes}.",
+            got=f"a largest target of {int(targets.max())}",
+            remedy="targets.float(), if they are numbers to be fitted",
+        )
+    return torch.nn.functional.one_hot(targets.long(), classes)
 
 
 def _entries(a: Kernel | Tensor, b: Kernel | Tensor) -> tuple[Tensor, Tensor]:

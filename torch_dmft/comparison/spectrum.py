@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from torch_dmft.comparison.metrics import one_hot
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.trajectory import Trajectory
 
@@ -47,7 +48,8 @@ def ntk_spectrum(trajectory: Trajectory, targets: Shaped[Tensor, "row ..."] | No
 
     Args:
         trajectory: any run, measured or predicted.
-        targets: of the training rows, ``(train,)`` or ``(train, output)``; None for those of the trajectory.
+        targets: of the training rows, floats ``(train,)`` or ``(train, output)`` or classes ``(train,)``; None for those of the
+            trajectory.
 
     Returns:
         The spectrum, in float64.
@@ -66,12 +68,12 @@ def ntk_spectrum(trajectory: Trajectory, targets: Shaped[Tensor, "row ..."] | No
     kernel = trajectory.ntk.equal_time.detach().to("cpu", torch.float64)
     kernel = kernel[:, train][:, :, :, train] if trajectory.ntk.has_outputs else kernel[:, train][:, :, train]
     size = kernel.shape[1 : 1 + (kernel.ndim - 1) // 2].numel()
-    y = targets.detach().to("cpu", torch.float64).flatten()
+    y = one_hot(targets, trajectory.outputs.shape[2]).detach().to("cpu", torch.float64).flatten()
     if len(y) != size:
         raise InvalidInputError(
             "Targets need one number per training row and output.",
             got=f"{len(y)} numbers for {size} rows of the kernel",
-            remedy="targets of the training rows, one-hot for classes",
+            remedy="targets of the training rows, one number for each output, or integer classes",
         )
     values, vectors = torch.linalg.eigh(kernel.reshape(-1, size, size))
     values, vectors = values.flip(1), vectors.flip(2)

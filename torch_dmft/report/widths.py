@@ -6,26 +6,25 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from torch_dmft.comparison.width import Gap, slope
+from torch_dmft.core.grid import Grid
+from torch_dmft.core.page import Page
 from torch_dmft.report.style import COLORS, new_figure, tidy
 
 _KINDS = {"forward": "Φ", "backward": "G", "ntk": "NTK"}
 _MARKERS = ("o", "s", "^")
 
 
-def gap_table(gaps: Sequence[Gap]) -> Table:
+def gap_table(gaps: Sequence[Gap]) -> Page:
     """One row per width, and the exponent of each kernel's gap in the last row."""
-    table = Table(title="One network's mean relative error against theory, by width")
-    for name in ("width", *_KINDS.values()):
-        table.add_column(name, justify="right")
-    for gap in gaps:
-        table.add_row(str(gap.width), *(f"{getattr(gap, kind):.3f}" for kind in _KINDS))
+    rows = [(str(gap.width), *(f"{getattr(gap, kind):.3g}" for kind in _KINDS)) for gap in gaps]
     if len(gaps) > 1:
-        table.add_section()
-        table.add_row("exponent", *(f"{slope(gaps, kind):.2f}" for kind in _KINDS))
-    return table
+        rows.append(("exponent", *(f"{slope(gaps, kind):.2f}" for kind in _KINDS)))
+    title = "One network's mean relative error against theory, by width"
+    return Page(
+        (Grid(title, ("width",), tuple(("", name) for name in _KINDS.values()), tuple(rows), (len(gaps) - 1,)),)
+    )
 
 
 def gap_figure(gaps: Sequence[Gap]) -> Figure:

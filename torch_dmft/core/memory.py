@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import psutil
@@ -19,14 +19,14 @@ _looked = [-math.inf, math.inf]
 """When control groups were last read for a small request, and what they allowed."""
 
 
-def require_memory(needed: int, device: torch.device, *, what: str, remedy: str) -> None:
+def require_memory(needed: int, device: torch.device, *, what: str, remedy: str | Callable[[], str]) -> None:
     """Check an estimate against the free memory.
 
     Args:
         needed: the bytes about to be allocated.
         device: where.
         what: what needs the memory, for the message.
-        remedy: how to need less.
+        remedy: how to need less, or what finds that out.
 
     Raises:
         InsufficientMemoryError: if more is needed than is free; the message has both numbers.
@@ -36,7 +36,9 @@ def require_memory(needed: int, device: torch.device, *, what: str, remedy: str)
     free = free_memory(device)
     if needed > free:
         raise InsufficientMemoryError(
-            f"{what} needs about {needed / 2**30:.1f} GiB of memory.", got=f"{free / 2**30:.1f} GiB free", remedy=remedy
+            f"{what} needs about {needed / 2**30:.1f} GiB of memory.",
+            got=f"{free / 2**30:.1f} GiB free",
+            remedy=remedy if isinstance(remedy, str) else remedy(),
         )
 
 

@@ -20,6 +20,7 @@ from torch_dmft.theory.chains.movement import feature_movement
 from torch_dmft.theory.cost import Cost
 from torch_dmft.theory.engine.posed import enough_neurons
 from torch_dmft.theory.engine.strides import check_strides
+from torch_dmft.theory.fitting import what_fits
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solver import Solver
 
@@ -96,7 +97,7 @@ def _ask(
     """Offers in the order of trust, and the errors of the solvers that refuse."""
     offers: list[_Offer] = []
     refused: dict[str, DMFTError] = {}
-    enough, strides = enough_neurons(problem), _strides(problem, record)
+    enough, strides, steps = enough_neurons(problem), _strides(problem, record), problem.recorded(record)
     candidates: Sequence[Solver] = (
         solvers.DeepLinear(),
         solvers.InfiniteWidth(neurons=max(8192, enough), strides=strides),
@@ -109,7 +110,7 @@ def _ask(
         try:
             solver.check(problem)
             cost = solver.estimate(problem, record, two_time=two_time)
-            cost.admit(problem)
+            cost.admit(problem, remedy=lambda fits=solver: what_fits(fits, problem, steps, two_time=two_time))  # type: ignore[misc]
             error = _movement(problem) if cost.error is None else cost.error
         except (UnsupportedProblemError, UnsupportedModelError, InsufficientMemoryError, ConvergenceError) as reason:
             refused.setdefault(_name(solver), reason)

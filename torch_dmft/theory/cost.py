@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,15 +59,16 @@ class Cost:
         ]
         return f"estimate{' at most' if self.most else ''}: {', '.join(part for part in parts if part)}"
 
-    def admit(self, problem: Problem) -> None:
+    def admit(self, problem: Problem, *, remedy: str | Callable[[], str] = "") -> None:
         """Let work begin only if the memory is there.
+
+        Args:
+            problem: what is going to be solved.
+            remedy: how to need less, or what finds that out.
 
         Raises:
             InsufficientMemoryError: if more is needed than is free where the problem's data are.
         """
-        remedy = (
-            "fewer recorded steps (record=...), two_time=False, fewer neurons, widths or replicas, or another solver"
-        )
         require_memory(self.memory, problem.inputs.device, what="This solution", remedy=remedy)
 
 

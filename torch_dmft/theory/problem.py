@@ -201,8 +201,12 @@ class Problem:
         if record is None:
             return torch.arange(self.steps + 1, device="cpu")
         try:
-            kept = [record] if isinstance(record, int) else list(record)
-            steps = torch.unique(torch.as_tensor(kept))
+            kept = [record] if isinstance(record, int) else record
+            if isinstance(kept, range) and len(kept):
+                kept = torch.arange(kept.start, kept.stop, kept.step)
+            steps = kept if isinstance(kept, Tensor) else torch.as_tensor(list(kept))
+            if steps.ndim != 1 or bool((steps[1:] <= steps[:-1]).any()):  # sorting millions takes a second
+                steps = torch.unique(steps)
         except (TypeError, ValueError, RuntimeError):
             steps = torch.zeros(0)
         if (

@@ -15,6 +15,7 @@ from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.stability import NEAR_THE_EDGE, curvatures
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.choose import choose
+from torch_dmft.theory.fitting import what_fits
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solver import Solver
 
@@ -66,7 +67,7 @@ def solve(
     cost = solver.estimate(problem, steps, two_time=two_time)
     if progress:
         print(f"{type(solver).__name__}, {cost}")
-    cost.admit(problem)
+    cost.admit(problem, remedy=lambda: what_fits(solver, problem, steps, two_time=two_time))
     started = time.perf_counter()
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
     _require_finite(trajectory, problem)

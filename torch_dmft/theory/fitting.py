@@ -1,0 +1,69 @@
+"""What would fit: for a solution that needs too much memory, the largest settings that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_dmft.core.errors import DMFTError
+from torch_dmft.core.memory import free_memory
+from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.solver import Solver
+
+_SETTINGS = {"neurons": 64, "width": 16, "replicas": 4}
+"""Settings of solvers that memory grows with, and the smallest value that is worth naming."""
+
+
+def what_fits(solver: Solver, problem: Problem, record: Tensor, *, two_time: bool) -> str:
+    """Every single change that makes a solution fit, with the largest number that does, as a remedy.
+
+    Args:
+        solver: the method.
+        problem: the question.
+        record: ``(time,)`` steps to keep.
+        two_time: whether kernels are kept at pairs of times.
+    """
+    free = free_memory(problem.inputs.device)
+
+    def fits(solver: Any = solver, problem: Problem = problem, count: int = len(record), **other: bool) -> bool:
+        some = record[torch.linspace(0, len(record) - 1, count).round().long()]
+        try:
+            return bool(solver.estimate(problem, some, two_time=other.get("two_time", two_time)).memory <= free)
+        except DMFTError:  # a setting of its own kind of size
+            return False
+
+    found = ["two_time=False"] if two_time and fits(two_time=False) else []
+    count = _largest(lambda n: fits(count=n), 1, len(record))
+    if count:
+        found.append(f"at most {count} recorded step{'s' * (count > 1)} (record=...)")
+    rows = _largest(lambda n: fits(problem=replace(problem, probe=problem.kept[:n])), 2, len(problem.kept))
+    if rows:
+        found.append(f"a probe of at most {rows} rows")
+    for name, least in _SETTINGS.items():
+        if hasattr(solver, name):
+            most = _largest(lambda n, name=name: fits(_with(solver, name, n)), least, getattr(solver, name))  # type: ignore[misc]
+            if most:
+                found.append(f"{name}={most} at most")
+    if found:
+        return f"{' or '.join(found)}; or another solver"
+    return "a smaller question in several ways at once (rows, outputs, recorded steps), or another solver"
+
+
+def _largest(fits: Callable[[int], bool], least: int, asked: int) -> int:
+    """The largest number from ``least`` to below ``asked`` that fits, 0 if not even the least does."""
+    if least >= asked or not fits(least):
+        return 0
+    low, high = least, asked
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _with(solver: Any, name: str, value: int) -> Any:
+    """A solver with another setting."""
+    return replace(solver, **{name: value})

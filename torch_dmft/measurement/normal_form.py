@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -133,6 +134,22 @@ class Stream:
     outputs: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...]
 
+    @cached_property
+    def input_products(self) -> tuple[Tensor, ...]:
+        """Of each use the inner products of x, summed over positions: ``(sample, sample)``, or ``(1, 1)`` if x is shared."""
+        return tuple(_inner_products(x, x) for x in self.inputs)
+
+    @cached_property
+    def gradient_products(self) -> tuple[Tensor, ...]:
+        """Of each use the inner products of df/dh, summed over positions: rows are pairs ``(sample, output)``."""
+        return tuple(_inner_products(g.flatten(0, 1), g.flatten(0, 1)) for g in self.gradients)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether each sample is one vector that is multiplied once, so that the NTK is a product of the two above."""
+        has_one = len(self.inputs) == 1 and self.inputs[0].shape[1] == self.gradients[0].shape[2] == 1
+        return has_one and self.layer.kind == "linear"
+
     @property
     def gradient_scale(self) -> float:
         """gamma0 n_out, or 1 at the readout: g = gradient_scale * A * df/dh."""
@@ -152,21 +169,25 @@ def forward_gram(left: Stream, right: Stream) -> Float[Tensor, "sample sample"]:
     """Phi between the rows of two streams of one layer (equal, or at two times)."""
     features = 1 if left.layer.kind == "embedding" else left.layer.in_features
     samples = len(left.gradients[0])
-    grams: list[Tensor] = [
-        (_inner_products(x, y) / (x.shape[1] * features)).expand(samples, samples)
-        for x, y in zip(left.inputs, right.inputs, strict=True)
-    ]
-    return _mean(grams)
+    products = left.input_products if left is right else map(_inner_products, left.inputs, right.inputs)
+    return _mean(
+        [
+            (product / (x.shape[1] * features)).expand(samples, samples)
+            for product, x in zip(products, left.inputs, strict=True)
+        ]
+    )
 
 
 def backward_gram(left: Stream, right: Stream) -> Float[Tensor, "sample output sample output"]:
     """G between the rows of two streams of one layer (equal, or at two times)."""
     rows = left.gradients[0].shape[:2]
     features = 1 if left.layer.role is Role.READOUT else left.layer.out_features
-    grams: list[Tensor] = [
-        _inner_products(x.flatten(0, 1), y.flatten(0, 1)) * (x.shape[2] / features)
-        for x, y in zip(left.gradients, right.gradients, strict=True)
-    ]
+    if left is right:
+        products = left.gradient_products
+    else:
+        pairs = zip(left.gradients, right.gradients, strict=True)
+        products = tuple(_inner_products(x.flatten(0, 1), y.flatten(0, 1)) for x, y in pairs)
+    grams = [product * (g.shape[2] / features) for product, g in zip(products, left.gradients, strict=True)]
     return (_mean(grams) * (left.gradient_scale * right.gradient_scale)).reshape(*rows, *rows)
 
 

@@ -113,7 +113,8 @@ def measure(
     }
     layers, ntks = [], []
     for layer in subject.architecture.layers:
-        stream, ntk = _stream(subject, layer, uses[layer.path]), _layer_ntk(subject, layer, uses[layer.path])
+        stream = _stream(subject, layer, uses[layer.path])
+        ntk = _layer_ntk(subject, layer, uses[layer.path], stream)
         ntks.append(ntk)
         layers.append(
             LayerSnapshot(
@@ -163,9 +164,15 @@ def _stream(subject: Subject, layer: Layer, uses: list[UseWithGradient]) -> Stre
 
 
 def _layer_ntk(
-    subject: Subject, layer: Layer, uses: list[UseWithGradient]
+    subject: Subject, layer: Layer, uses: list[UseWithGradient], stream: Stream
 ) -> Float[Tensor, "sample output sample output"]:
     """What weight and bias add to the NTK. Uses are further positions: their gradients add up first."""
+    if stream.is_plain:
+        pairs = stream.gradients[0].shape[:2]
+        by_bias = stream.gradient_products[0].reshape(*pairs, *pairs)
+        by_weight = by_bias * stream.input_products[0][:, None, :, None]
+        rates = subject.rate(layer.weight), 0.0 if layer.bias is None else subject.rate(layer.bias)
+        return rates[0] * by_weight + rates[1] * by_bias if rates[1] else rates[0] * by_weight
     module = subject.model.get_submodule(layer.path)
     tokens = vocabulary(layer, [one.use.inputs for one in uses])
     g = torch.cat([one.layer_gradient(layer) for one in uses], dim=2)

@@ -47,7 +47,12 @@ export function panel(title, caption, body, saves = {}) {
 
 /** What to do where there is nothing to show. */
 export function empty(title, ...lines) {
-  return h("div", { class: "empty" }, h("h2", {}, title), lines.map((line) => h("p", {}, line)));
+  return h(
+    "div",
+    { class: "empty" },
+    h("h2", {}, title),
+    lines.map((line) => h("p", {}, line)),
+  );
 }
 
 export function table(lines) {
@@ -58,8 +63,26 @@ export function table(lines) {
     h(
       "table",
       {},
-      h("thead", {}, h("tr", {}, head.map((cell) => h("th", {}, cell)))),
-      h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell) => h("td", {}, cell))))),
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          head.map((cell) => h("th", {}, cell)),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        rows.map((row) =>
+          h(
+            "tr",
+            {},
+            row.map((cell) => h("td", {}, cell)),
+          ),
+        ),
+      ),
     ),
   );
 }
@@ -117,6 +140,9 @@ export function short(value, digits = 3) {
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  const text = size >= 1e5 || size < 1e-3 ? value.toExponential(digits - 1).replace(/\.?0+e/, "e") : String(Number(value.toPrecision(digits)));
+  const text =
+    size >= 1e5 || size < 1e-3
+      ? value.toExponential(digits - 1).replace(/\.?0+e/, "e")
+      : String(Number(value.toPrecision(digits)));
   return text.replace("-", "−");
 }

@@ -58,11 +58,29 @@ function build() {
   shell.tabs = h("nav", { role: "tablist", "aria-label": "views" });
   shell.messages = h("div", { class: "messages", role: "status" });
   shell.content = h("main", {}, h("p", { class: "caption" }, "Loading …"));
-  shell.play = h("button", { type: "button", class: "play", "aria-label": "play", title: "play (space)", onclick: play }, "▶");
-  shell.slider = h("input", { type: "range", min: 0, max: 0, value: 0, "aria-label": "step", oninput: () => moveTo(Number(shell.slider.value)) });
+  shell.play = h(
+    "button",
+    { type: "button", class: "play", "aria-label": "play", title: "play (space)", onclick: play },
+    "▶",
+  );
+  shell.slider = h("input", {
+    type: "range",
+    min: 0,
+    max: 0,
+    value: 0,
+    "aria-label": "step",
+    oninput: () => moveTo(Number(shell.slider.value)),
+  });
   shell.step = h("output", {});
-  const theme = isFile || window.parent === window ? h("button", { type: "button", class: "save", title: "light or dark", onclick: toggleTheme }, "◐") : null;
-  const keys = h("span", { class: "keys", title: "← → a step · Home End · space plays · 1 to 5 views" }, "← → · space · 1–5");
+  const theme =
+    isFile || window.parent === window
+      ? h("button", { type: "button", class: "save", title: "light or dark", onclick: toggleTheme }, "◐")
+      : null;
+  const keys = h(
+    "span",
+    { class: "keys", title: "← → a step · Home End · space plays · 1 to 5 views" },
+    "← → · space · 1–5",
+  );
   document.body.replaceChildren(
     h("header", { class: "top" }, h("h1", {}, "DMFT"), shell.tabs, shell.chooser, theme),
     shell.messages,
@@ -84,11 +102,14 @@ async function refresh() {
   const name = listed.some((one) => one.name === run?.name) ? run.name : listed[0]?.name;
   if (name === undefined) {
     run = null;
-    shell.content.replaceChildren(empty(
-      "No records yet",
-      "The tab shows what comparison.write_tensorboard(logdir), LiveScalars and LiveComparison write. A run that trains appears here after its first record.",
-      "Logs of older versions of torch_dmft hold no records for this tab: load the trajectories and write them again, by torch-dmft compare network.npz theory.npz --logdir DIR.",
-    ));
+    shell.content.replaceChildren(
+      empty(
+        "No records yet",
+        "The tab shows what comparison.write_tensorboard(logdir), LiveScalars and LiveComparison write. " +
+          "A run that trains appears here after its first record.",
+        "From trajectories that were saved: torch-dmft compare network.npz theory.npz --logdir DIR.",
+      ),
+    );
     say(answer.problems);
     return;
   }
@@ -126,14 +147,39 @@ async function show(name) {
 function mount() {
   shell.tabs.replaceChildren(
     ...Object.keys(VIEWS).map((name) =>
-      h("button", { type: "button", role: "tab", "aria-selected": String(name === state.view), onclick: () => set({ view: name }) }, name),
+      h(
+        "button",
+        {
+          type: "button",
+          role: "tab",
+          "aria-selected": String(name === state.view),
+          onclick: () => set({ view: name }),
+        },
+        name,
+      ),
     ),
   );
   if (!run) return;
   shell.chooser.replaceChildren(
-    ...(listed.length > 1 ? [choice("Run", listed.map((one) => [one.name, one.label]), run.name, show)] : []),
+    ...(listed.length > 1
+      ? [
+          choice(
+            "Run",
+            listed.map((one) => [one.name, one.label]),
+            run.name,
+            show,
+          ),
+        ]
+      : []),
     ...(run.predictions.length > 1
-      ? [choice("Prediction", run.predictions.map((one, at) => [String(at), one.origin]), state.against, (at) => set({ against: Number(at) }))]
+      ? [
+          choice(
+            "Prediction",
+            run.predictions.map((one, at) => [String(at), one.origin]),
+            state.against,
+            (at) => set({ against: Number(at) }),
+          ),
+        ]
       : []),
   );
   const steps = run.steps;

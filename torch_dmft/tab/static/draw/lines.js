@@ -7,11 +7,23 @@ import { csv, css, h, savePng, saveText, short } from "../dom.js";
  * A chart of lines.
  *
  * @param {object} options
- *   lines: [{label, x, y, color, dash, width, fill, stepped, points, quiet, band: [lower, upper]}], quiet ones without a
- *   place in the legend; xLabel; log: whether y is logarithmic; logX; height; onClick(x); limits: [low, high] of y;
+ *   lines: [{label, x, y, color, dash, width, fill, stepped, points, quiet, band: [lower, upper]}], quiet ones
+ *   without a place in the legend; xLabel; log: whether y is logarithmic; logX; height; onClick(x);
+ *   limits: [low, high] of y;
  *   marks: [{y, label}]; xTicks: where the x axis has numbers; legend: whether there is one.
  */
-export function lineChart({ lines, xLabel = "step", log = false, logX = false, height = 240, onClick, limits, marks = [], xTicks, legend = true }) {
+export function lineChart({
+  lines,
+  xLabel = "step",
+  log = false,
+  logX = false,
+  height = 240,
+  onClick,
+  limits,
+  marks = [],
+  xTicks,
+  legend = true,
+}) {
   const tables = lines.map((line) => [line.x, clean(line.y, log), ...(line.band ?? []).map((end) => clean(end, log))]);
   const data = uPlot.join(tables);
   const series = [{ label: xLabel, value: (_, value) => (value === null ? "–" : short(value, 6)) }];
@@ -39,7 +51,11 @@ export function lineChart({ lines, xLabel = "step", log = false, logX = false, h
   const line = h("div", { class: "mark", style: "display: none" });
   let mark = null;
   const axis = { stroke: css("--muted"), grid: { stroke: css("--grid"), width: 1 }, ticks: { stroke: css("--grid") } };
-  const decimal = { filter: decades, grid: { ...axis.grid, filter: decades }, ticks: { ...axis.ticks, filter: decades } };
+  const decimal = {
+    filter: decades,
+    grid: { ...axis.grid, filter: decades },
+    ticks: { ...axis.ticks, filter: decades },
+  };
   const tick = (_, values) => values.map((value) => (value === null ? "" : short(value)));
   let chart = null;
 
@@ -133,7 +149,13 @@ export function lineChart({ lines, xLabel = "step", log = false, logX = false, h
     savePng: (name, title) => savePng(`${name}.png`, title, [chart.ctx.canvas]),
     saveCsv: (name) => {
       const rows = data[0].map((x, at) => [x, ...data.slice(1).map((column) => column[at])]);
-      saveText(`${name}.csv`, csv(series.map((one) => one.label), rows));
+      saveText(
+        `${name}.csv`,
+        csv(
+          series.map((one) => one.label),
+          rows,
+        ),
+      );
     },
   };
 }

@@ -24,7 +24,15 @@ export function kernels(context) {
     { class: "controls" },
     toggle(Object.entries(KINDS), state.kind, (kind) => set({ kind })),
     choice("Weight", weights, weight, (value) => set({ weight: value })),
-    choice("Colours", [["shared", "one scale"], ["own", "a scale each"]], state.scale, (scale) => set({ scale })),
+    choice(
+      "Colours",
+      [
+        ["shared", "one scale"],
+        ["own", "a scale each"],
+      ],
+      state.scale,
+      (scale) => set({ scale }),
+    ),
   );
   const node = h(
     "div",
@@ -55,8 +63,12 @@ function matrices({ run, state, problem }, name, controls, watchers) {
     readout.textContent = row === null || !shown ? "\u00a0" : words(row, column);
   };
   const words = (row, column) => {
-    const sample = (at) =>
-      `sample ${rows[at]}${labels.length ? ` (${short(labels[at])}${train[at] === false ? ", not trained on" : ""})` : ""}`;
+    const sample = (at) => {
+      const facts = [labels.length ? short(labels[at]) : "", train[at] === false ? "not trained on" : ""].filter(
+        Boolean,
+      );
+      return `sample ${rows[at]}${facts.length ? ` (${facts.join(", ")})` : ""}`;
+    };
     const at = row * size + column;
     const parts = shown.map(({ title, values }) => `${title} ${values ? short(values[at], 4) : "not kept"}`);
     return `${sample(row)} × ${sample(column)}: ${parts.join(", ")}`;
@@ -108,7 +120,11 @@ function matrices({ run, state, problem }, name, controls, watchers) {
     caption.textContent = [`Step ${answer.step}`, ...numbers, `${some}, ${order}`].join(" · ");
   });
   if (size === 0) {
-    return panel("Kernels", null, h("div", {}, controls, empty("No kernels", "This run has curves only: see below, and Overview.")));
+    return panel(
+      "Kernels",
+      null,
+      h("div", {}, controls, empty("No kernels", "This run has curves only: see below, and Overview.")),
+    );
   }
   const title = `${KINDS[name.split("/")[0]]} of weight ${name.split("/")[1]}`;
   const table = () =>
@@ -116,11 +132,24 @@ function matrices({ run, state, problem }, name, controls, watchers) {
   return panel(
     "Network, theory, difference",
     NOTES[name.split("/")[0]],
-    h("div", {}, controls, caption, h("div", { class: `matrices of-${titles.length}` }, figures), readout,
-      theory ? null : h("p", { class: "caption" }, "No prediction stands beside this network: see Overview.")),
+    h(
+      "div",
+      {},
+      controls,
+      caption,
+      h("div", { class: `matrices of-${titles.length}` }, figures),
+      readout,
+      theory ? null : h("p", { class: "caption" }, "No prediction stands beside this network: see Overview."),
+    ),
     {
-      PNG: () => savePng(`kernel-${name.replace("/", "-")}.png`, `${title} · ${caption.textContent}`, maps.map((map) => map.canvas)),
-      CSV: () => shown && saveText(`kernel-${name.replace("/", "-")}.csv`, csv(["sample", "sample", ...titles], table())),
+      PNG: () =>
+        savePng(
+          `kernel-${name.replace("/", "-")}.png`,
+          `${title} · ${caption.textContent}`,
+          maps.map((map) => map.canvas),
+        ),
+      CSV: () =>
+        shown && saveText(`kernel-${name.replace("/", "-")}.csv`, csv(["sample", "sample", ...titles], table())),
     },
   );
 }
@@ -130,7 +159,16 @@ function classMarks(labels) {
   if (!labels.length) return null;
   const kinds = [...new Set(labels)].sort((a, b) => a - b);
   if (kinds.length <= 12) {
-    const colors = ["#0072B2", "#E69F00", ...PALETTE.filter((color) => color !== "#E69F00"), "#56B4E9", "#D55E00", "#F0E442", "#444444", "#BBBBBB"];
+    const colors = [
+      "#0072B2",
+      "#E69F00",
+      ...PALETTE.filter((color) => color !== "#E69F00"),
+      "#56B4E9",
+      "#D55E00",
+      "#F0E442",
+      "#444444",
+      "#BBBBBB",
+    ];
     return labels.map((label) => colors[kinds.indexOf(label) % colors.length]);
   }
   const [low, high] = range([labels]);
@@ -167,7 +205,10 @@ function course({ run, state, goTo }, weight, watchers) {
     "Over training",
     "Moved: |K(t) − K(0)| / |K(0)|. A click on the chart takes the slider there.",
     chart.node,
-    { PNG: () => chart.savePng("kernel-course", `${KINDS[state.kind]} of weight ${weight}`), CSV: () => chart.saveCsv("kernel-course") },
+    {
+      PNG: () => chart.savePng("kernel-course", `${KINDS[state.kind]} of weight ${weight}`),
+      CSV: () => chart.saveCsv("kernel-course"),
+    },
   );
 }
 
@@ -177,10 +218,13 @@ function twoTimes({ run, state, set, problem }, name) {
     return panel(
       "Between two times",
       null,
-      h("p", { class: "caption" },
+      h(
+        "p",
+        { class: "caption" },
         state.kind === "NTK"
           ? "The NTK is recorded at equal times. Φ and G can be recorded between two times."
-          : "Not recorded. Recorder(..., two_time=True) records Φ and G between all pairs of times."),
+          : "Not recorded. Recorder(..., two_time=True) records Φ and G between all pairs of times.",
+      ),
     );
   }
   const { rows, pairs } = holder.about;
@@ -188,13 +232,19 @@ function twoTimes({ run, state, set, problem }, name) {
   const valid = pairs && first < rows.length && second < rows.length;
   const samples = state.over === "pair" && valid ? `${first},${second}` : "trace";
   const pick = (at) =>
-    choice(at ? "and" : "samples", rows.map((row, i) => [String(i), `${row}`]), state.pair[at], (value) =>
-      set({ pair: state.pair.map((old, i) => (i === at ? Number(value) : old)) }));
+    choice(
+      at ? "and" : "samples",
+      rows.map((row, i) => [String(i), `${row}`]),
+      state.pair[at],
+      (value) => set({ pair: state.pair.map((old, i) => (i === at ? Number(value) : old)) }),
+    );
   const readout = h("p", { class: "readout" }, "\u00a0");
   const body = h("div", { class: `matrices of-3` });
   run.pair(name, samples).then(
     ({ times, matrices }) => {
-      const kept = run.members.map((member, at) => ({ member, times: times[at], values: matrices[at] })).filter((one) => one.values);
+      const kept = run.members
+        .map((member, at) => ({ member, times: times[at], values: matrices[at] }))
+        .filter((one) => one.values);
       const [low, high] = range(kept.map((one) => one.values));
       for (const { member, times: steps, values } of kept) {
         const map = heatmap({
@@ -203,7 +253,10 @@ function twoTimes({ run, state, set, problem }, name) {
           label: `${name} between two times of ${member.origin}`,
           onHover: (row, column) => {
             readout.textContent =
-              row === null ? "\u00a0" : `${member.origin}, steps ${steps[row]} and ${steps[column]}: ${short(values[row * steps.length + column], 4)}`;
+              row === null
+                ? "\u00a0"
+                : `${member.origin}, steps ${steps[row]} and ${steps[column]}: ` +
+                  short(values[row * steps.length + column], 4);
           },
         });
         body.append(h("figure", { class: "matrix" }, h("figcaption", {}, member.origin), map.node));
@@ -218,9 +271,16 @@ function twoTimes({ run, state, set, problem }, name) {
     h(
       "div",
       {},
-      h("div", { class: "controls" },
-        toggle([["trace", "mean over samples"], ...(pairs ? [["pair", "a pair of samples"]] : [])], state.over, (over) => set({ over })),
-        samples === "trace" ? null : [pick(0), pick(1)]),
+      h(
+        "div",
+        { class: "controls" },
+        toggle(
+          [["trace", "mean over samples"], ...(pairs ? [["pair", "a pair of samples"]] : [])],
+          state.over,
+          (over) => set({ over }),
+        ),
+        samples === "trace" ? null : [pick(0), pick(1)],
+      ),
       body,
       readout,
     ),

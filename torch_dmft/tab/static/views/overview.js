@@ -8,7 +8,13 @@ import { EDGE, KINDS, latest } from "../run.js";
 
 /** What the heatmaps can show: the name of the numbers, whose they are, and their colours. */
 const UNITS = {
-  alignment: { text: "alignment", name: "alignment", map: "viridis", top: 1, note: "1: same shape at any size. Dark is far off." },
+  alignment: {
+    text: "alignment",
+    name: "alignment",
+    map: "viridis",
+    top: 1,
+    note: "1: same shape at any size. Dark is far off.",
+  },
   width: {
     text: "what the width explains",
     name: "deviation",
@@ -21,10 +27,23 @@ const UNITS = {
     name: "error, root N",
     map: "far",
     bottom: 0,
-    note: "relative error times √N, N the narrowest width averaged over: a few for any random network. Dark is far off.",
+    note: "relative error × √N, N the narrowest width averaged over: a few for any network. Dark is far off.",
   },
-  error: { text: "relative error", name: "relative error", map: "far", bottom: 0, note: "|measured − predicted| / |predicted|." },
-  moved: { text: "movement", name: "moved", map: "viridis", bottom: 0, own: true, note: "|K(t) − K(0)| / |K(0)| of the network: 0 if nothing is learned." },
+  error: {
+    text: "relative error",
+    name: "relative error",
+    map: "far",
+    bottom: 0,
+    note: "|measured − predicted| / |predicted|.",
+  },
+  moved: {
+    text: "movement",
+    name: "moved",
+    map: "viridis",
+    bottom: 0,
+    own: true,
+    note: "|K(t) − K(0)| / |K(0)| of the network: 0 if nothing is learned.",
+  },
 };
 
 export function overview(context) {
@@ -49,7 +68,14 @@ function verdict(run) {
     "section",
     { class: "verdict" },
     h("p", { class: "headline" }, first),
-    others.length ? h("details", { open: others.length < 4 }, h("summary", {}, "More"), others.map((s) => h("p", {}, s))) : null,
+    others.length
+      ? h(
+          "details",
+          { open: others.length < 4 },
+          h("summary", {}, "More"),
+          others.map((s) => h("p", {}, s)),
+        )
+      : null,
   );
 }
 
@@ -60,7 +86,8 @@ function live(run) {
   if (!theory) {
     return [
       `${name} at step ${run.last}, without a prediction beside it.`,
-      "A prediction comes with comparison.write_tensorboard(logdir) after training, or with LiveComparison(logdir, recorder, theory) during it.",
+      "A prediction comes with comparison.write_tensorboard(logdir) after training, " +
+        "or with LiveComparison(logdir, recorder, theory) during it.",
     ];
   }
   let worst = null;
@@ -73,7 +100,8 @@ function live(run) {
   if (!worst) return [`${name} at step ${run.last}: ${theory.origin} has no common step with it yet.`];
   const where = `${KINDS[worst.kind]} of weight ${worst.l} (${worst.weight})`;
   return [
-    `So far, at step ${run.last}, ${name} is farthest from ${theory.origin} in ${where}: relative error ${short(worst.error, 2)}.`,
+    `So far, at step ${run.last}, ${name} is farthest from ${theory.origin} in ${where}: ` +
+      `relative error ${short(worst.error, 2)}.`,
     "The verdict comes with comparison.write_tensorboard(logdir), after training.",
   ];
 }
@@ -84,13 +112,20 @@ function tiles({ run, state }, watchers) {
   const shown = [
     ["loss", run.network, "loss"],
     ...(theory ? [[`loss, ${theory.origin}`, theory, "loss"]] : []),
-    ...(theory ? [["NTK alignment", theory, "NTK alignment/all", 5], ["relative error of Φ and G", theory, "relative error/all"]] : []),
+    ...(theory
+      ? [
+          ["NTK alignment", theory, "NTK alignment/all", 5],
+          ["relative error of Φ and G", theory, "relative error/all"],
+        ]
+      : []),
     ["NTK has moved", run.network, "NTK moved/all"],
     ["share of the largest stable rate", run.network, EDGE],
   ].filter(([, member, name]) => member.column(name));
   const values = shown.map(() => h("strong", {}));
   box.append(...shown.map(([text], at) => h("div", { class: "tile" }, values[at], h("span", {}, text))));
-  watchers.push((step) => shown.forEach(([, member, name, digits], at) => (values[at].textContent = short(member.at(name, step), digits))));
+  watchers.push((step) =>
+    shown.forEach(([, member, name, digits], at) => (values[at].textContent = short(member.at(name, step), digits))),
+  );
   return box;
 }
 
@@ -111,7 +146,14 @@ function lossPanel({ run, state, set, goTo }, watchers) {
   }
   const chart = lineChart({ lines, log: state.logLoss, onClick: goTo });
   watchers.push((step) => chart.mark(step));
-  const scale = toggle([[true, "log"], [false, "linear"]], state.logLoss, (value) => set({ logLoss: value }));
+  const scale = toggle(
+    [
+      [true, "log"],
+      [false, "linear"],
+    ],
+    state.logLoss,
+    (value) => set({ logLoss: value }),
+  );
   return panel(
     "Loss on the training rows",
     "Shaded: two standard errors of the prediction.",
@@ -142,17 +184,38 @@ function alignmentPanel(context, watchers) {
     );
   }
   const title = what.own ? "What the network learned" : `Network and ${member.origin}`;
-  const save = () => savePng(`${unit}.png`, `${title}: ${what.text}`, grids.map((one) => one.map.canvas));
+  const save = () =>
+    savePng(
+      `${unit}.png`,
+      `${title}: ${what.text}`,
+      grids.map((one) => one.map.canvas),
+    );
   const rows = () =>
-    member.steps.map((step, at) => [step, ...grids.flatMap((one) => one.names.map((name) => member.columns.get(name)?.[at]))]);
+    member.steps.map((step, at) => [
+      step,
+      ...grids.flatMap((one) => one.names.map((name) => member.columns.get(name)?.[at])),
+    ]);
   return panel(
     title,
     `Weights from the input (top) to the readout, steps from left to right. ${what.note}`,
     h(
       "div",
       {},
-      h("div", { class: "controls" }, choice("In units of", offered.map((id) => [id, UNITS[id].text]), unit, (value) => set({ unit: value }))),
-      h("div", { class: "three" }, grids.map((one) => one.node)),
+      h(
+        "div",
+        { class: "controls" },
+        choice(
+          "In units of",
+          offered.map((id) => [id, UNITS[id].text]),
+          unit,
+          (value) => set({ unit: value }),
+        ),
+      ),
+      h(
+        "div",
+        { class: "three" },
+        grids.map((one) => one.node),
+      ),
       readout,
     ),
     { PNG: save, CSV: () => saveText(`${unit}.csv`, csv(["step", ...grids.flatMap((one) => one.names)], rows())) },
@@ -190,7 +253,9 @@ function grid({ run, goTo, set }, member, what, kind, readout) {
         row === null
           ? "\u00a0"
           : `${KINDS[kind]}, weight ${labels[row]}, step ${member.steps[column]}: ` +
-            (Number.isNaN(values[row * count + column]) ? "given, not predicted" : short(values[row * count + column], 4));
+            (Number.isNaN(values[row * count + column])
+              ? "given, not predicted"
+              : short(values[row * count + column], 4));
     },
     onClick: (row, column) => {
       goTo(member.steps[column]);
@@ -218,6 +283,10 @@ function factsPanel(run) {
   return panel(
     "The run",
     null,
-    h("dl", { class: "facts" }, known.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, text(value))])),
+    h(
+      "dl",
+      { class: "facts" },
+      known.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, text(value))]),
+    ),
   );
 }

@@ -55,6 +55,7 @@ def test_it_prints_its_four_steps_and_the_way_to_tensorboard(demo):
     ):
         assert heading in printed
     assert f'tensorboard --logdir "{logdir}"' in printed
+    assert "in the DMFT tab of" in printed
     assert "nearest prediction first" in " ".join(printed.split())
 
 

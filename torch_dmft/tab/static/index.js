@@ -99,6 +99,7 @@ async function refresh() {
     return;
   }
   listed = answer.runs.map((one) => ({ ...one, label: labelOf(one) }));
+  listed.sort((a, b) => a.label.localeCompare(b.label, undefined, { numeric: true }));
   const name = listed.some((one) => one.name === run?.name) ? run.name : listed[0]?.name;
   if (name === undefined) {
     run = null;

@@ -57,6 +57,7 @@ export function lineChart({
     ticks: { ...axis.ticks, filter: decades },
   };
   const tick = (_, values) => values.map((value) => (value === null ? "" : short(value)));
+  const whole = (_, values) => values.map((value) => short(value, 12));
   let chart = null;
 
   function make() {
@@ -65,8 +66,8 @@ export function lineChart({
         width: Math.max(200, node.clientWidth),
         height,
         scales: {
-          x: { time: false, distr: logX ? 3 : 1 },
-          y: { distr: log ? 3 : 1, range: limits ? () => limits : undefined },
+          x: { time: false, distr: logX ? 3 : 1, range: logX ? roomy : undefined },
+          y: { distr: log ? 3 : 1, range: limits ? () => limits : log ? roomy : undefined },
         },
         axes: [
           {
@@ -75,7 +76,7 @@ export function lineChart({
             labelSize: 20,
             size: 34,
             values: tick,
-            ...(xTicks ? { splits: () => xTicks } : {}),
+            ...(xTicks ? { splits: () => xTicks, filter: () => xTicks, values: whole } : {}),
             ...(xLabel === "step" ? { incrs: WHOLE } : {}),
           },
           { ...axis, size: 62, values: tick, ...(log ? decimal : {}) },
@@ -160,6 +161,11 @@ export function lineChart({
   };
 }
 
+/** The ends of a logarithmic axis: those of the data, and a little more. */
+function roomy(u, low, high) {
+  return low > 0 ? [low / 1.3, high * 1.3] : [0.1, 1];
+}
+
 /** Distances of ticks between steps: 1, 2, 5, 10, ... */
 const WHOLE = Array.from({ length: 30 }, (_, at) => [1, 2, 5][at % 3] * 10 ** Math.floor(at / 3));
 
@@ -168,10 +174,12 @@ function clean(values, log) {
   return Array.from(values, (value) => (Number.isFinite(value) && (!log || value > 0) ? value : null));
 }
 
-/** Of the places on a logarithmic axis those that are powers of ten; all if there are few. */
+/** Of the places on a logarithmic axis those that are powers of ten; if there are few, those with one digit. */
 function decades(u, places) {
   const isPower = (value) => Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9;
-  return places.filter(isPower).length > 1 ? places.map((value) => (isPower(value) ? value : null)) : places;
+  const isShort = (value) => Math.abs(Number(value.toPrecision(1)) / value - 1) < 1e-9;
+  const isShown = places.filter(isPower).length > 1 ? isPower : isShort;
+  return places.map((value) => (isShown(value) ? value : null));
 }
 
 function faded(color) {

@@ -20,14 +20,14 @@ const UNITS = {
     name: "deviation",
     map: "far",
     bottom: 0,
-    note: "relative error, in units of a typical network's of this width: 1 is typical. Dark is far off.",
+    note: "Relative error in units of a typical network's of this width: 1 is typical. Dark is far off.",
   },
   root: {
     text: "error × √N",
     name: "error, root N",
     map: "far",
     bottom: 0,
-    note: "relative error × √N, N the narrowest width averaged over: a few for any network. Dark is far off.",
+    note: "Relative error × √N, N the narrowest width averaged over: a few for any network. Dark is far off.",
   },
   error: {
     text: "relative error",

@@ -275,6 +275,7 @@ def test_a_thousand_records_of_twelve_layers_open_and_move_fast(browser_page, co
         browser_page.locator(".caption", has_text="Step 999").wait_for()
         moves = browser_page.evaluate(move, 40)
         browser_page.close()
+    shutil.rmtree(tmp_path)  # hundreds of megabytes
     assert np.median(opened) < 2, opened
     assert np.median(moves) < 100, moves
 

@@ -86,8 +86,13 @@ def test_a_damaged_log_never_raises(make_log, tmp_path, data):
         (b'{"format": "torch_dmft records", "schema": 99}\n', "schema 99; this version of torch_dmft reads schema 1"),
         (b'{"format": "torch_dmft records", "schema": 1, "about": 3}\n', "must describe a run"),
         (b"[" * 100_000 + b"\n", "holds no records"),
+        (
+            b'{"format": "torch_dmft records", "schema": 1, "about": {"origin": "a", "kind": "theory", "weights": [], '
+            b'"rows": [], "facts": {"lr": 1e999}}}\n',
+            "does not describe a run of this schema",
+        ),
     ],
-    ids=["empty", "foreign", "pickle", "another schema", "no run", "deep"],
+    ids=["empty", "foreign", "pickle", "another schema", "no run", "deep", "a number JSON does not know"],
 )
 def test_other_files_are_told_from_records(tmp_path, content, told):
     (tmp_path / TEXT).write_bytes(content)

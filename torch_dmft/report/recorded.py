@@ -66,6 +66,7 @@ class Rows:
     def facts(self) -> dict[str, tuple | int]:
         """What ``About`` holds of them."""
         named = None if self.targets is None else labels(self.targets)[self.shown]
+        named = None if named is None or not bool(named.isfinite().all()) else named
         return {
             "rows": tuple(self.shown.tolist()),
             "labels": () if named is None else tuple(float(label) for label in named),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -106,6 +107,8 @@ class About:
             and about.kind in KINDS
             and isinstance(about.network, str | None)
             and isinstance(about.facts, dict)
+            and all(map(_is_fact, about.facts.values()))
+            and all(map(_is_fact, about.labels))
             and isinstance(about.samples, int)
             and isinstance(about.plan, tuple)
             and all(isinstance(line, tuple) and all(isinstance(cell, str) for cell in line) for line in about.plan)
@@ -122,6 +125,11 @@ class About:
             if size > most:
                 raise InvalidInputError(f"A run has at most {most} {what} here.", got=f"{size} {what}")
         return about
+
+
+def _is_fact(value: Any) -> bool:
+    """Whether a value can be sent to the page: JSON knows no numbers that are not finite."""
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, str | int | None)
 
 
 def _frozen(value: Any) -> Any:

@@ -59,12 +59,13 @@ class RecordLog:
         self._columns: tuple[str, ...] = ()
         self._upper = np.triu_indices(len(about.rows))
         self._suffix = f".{os.getpid()}.part" if start is None else ""
-        lines, frames = ([], []) if start is None else _kept(self.folder, about, start)
+        lines, frames = ([], iter(())) if start is None else _kept(self.folder, about, start)
         opening = {"format": FORMAT, "schema": SCHEMA, "key": self._key, "about": about.as_json()}
         with _whole(self._path(TEXT)) as text:
             text.write("".join(f"{line}\n" for line in [strict_json(opening), *lines]).encode())
         with _whole(self._path(KERNELS)) as kernels:
-            kernels.write(self._head(KERNELS, len(about.kernels)) + b"".join(frames))
+            kernels.write(self._head(KERNELS, len(about.kernels)))
+            kernels.writelines(frames)
         if self._suffix == "":
             (self.folder / PAIRS).unlink(missing_ok=True)
         self._text = self._path(TEXT).open("ab")
@@ -213,13 +214,13 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _kept(folder: Path, about: About, start: int) -> tuple[list[str], list[bytes]]:
+def _kept(folder: Path, about: About, start: int) -> tuple[list[str], Iterator[bytes]]:
     """Lines and frames of an earlier log before a step, if its layout is the same."""
     from torch_dmft.tab.reader import read
 
     earlier = read(folder) if (folder / TEXT).is_file() and start > 0 else None
     if earlier is None or earlier.about is None or not earlier.about.same_layout(about):
-        return [], []
+        return [], iter(())
     text = (folder / TEXT).read_text(encoding="utf-8", errors="replace").splitlines()[1:]
     lines = []
     for line in text:
@@ -229,7 +230,7 @@ def _kept(folder: Path, about: About, start: int) -> tuple[list[str], list[bytes
             continue
         if isinstance(value, dict) and value.get("step", -1) < start:
             lines.append(line)
-    return lines, [frame for step in earlier.frames if step < start and (frame := earlier.frame_bytes(step))]
+    return lines, (earlier.frame_bytes(step) for step in earlier.frames if step < start)
 
 
 @contextmanager

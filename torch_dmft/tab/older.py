@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider, RunTagFilter
+from tensorboard.errors import PublicError
 
 from torch_dmft.tab.about import About
 from torch_dmft.tab.reader import Records
@@ -31,7 +32,10 @@ def older_runs(provider: DataProvider | None) -> dict[str, Member]:
     """Runs by their name, whose numbers are read when they are asked for; none without a provider."""
     if provider is None:
         return {}
-    listed = provider.list_scalars(RequestContext(), experiment_id="", plugin_name="scalars")
+    try:
+        listed = provider.list_scalars(RequestContext(), experiment_id="", plugin_name="scalars")
+    except PublicError:  # such as a directory that does not exist yet
+        return {}
     ours = {name: tags for name, tags in listed.items() if _EVERY in tags}
     networks = {_parent(name): name for name, tags in ours.items() if _DEVIATION not in tags}
     return {

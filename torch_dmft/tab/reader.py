@@ -7,6 +7,7 @@ A file may be missing, truncated, foreign, older, damaged or still be written; w
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,6 +238,8 @@ def _numbers(values: Any) -> NDArray:
 def _density(value: Mapping[str, Any]) -> Density:
     heights = _numbers(value["density"])
     low, high = float(value["low"]), float(value["high"])
+    if not -math.inf < low < high < math.inf:
+        raise ValueError
     return Density(int(value["step"]), int(value["weight"]), str(value["field"]), low, high, heights)
 
 

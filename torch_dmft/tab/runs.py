@@ -18,7 +18,7 @@ MOST_FOLDERS = 20_000
 _MOST_READ = 64
 """Members whose numbers are kept in memory."""
 _FRESH = 1.0
-"""Seconds for which the list of folders is not looked up again."""
+"""Seconds for which the list of runs is not looked up again."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Library:
         self._members: dict[Path, Member] = {}
         self._read: dict[Path, tuple[tuple[int, ...], Records]] = {}
         self._folders: list[tuple[str, Path]] = []
+        self._without: dict[str, Member] = {}
         self._looked = -_FRESH
         self._lock = threading.Lock()
 
@@ -73,7 +74,7 @@ class Library:
         """Every run by its name, in order."""
         with self._lock:
             self._look()
-            members = {**self._older(), **{name: self._member(folder) for name, folder in self._folders}}
+            members = {**self._without, **{name: self._member(folder) for name, folder in self._folders}}
             known = {member.folder for member in members.values()}
             self._read = {folder: kept for folder, kept in self._read.items() if folder in known}
             return _grouped(members)
@@ -102,12 +103,13 @@ class Library:
         """Whether there is any run."""
         with self._lock:
             self._look()
-            return bool(self._folders) or bool(self._older())
+            return bool(self._folders) or bool(self._without)
 
     def _look(self) -> None:
-        """Look for folders with records, unless that was just done."""
+        """Look for runs, with and without records, unless that was just done."""
         if time.monotonic() - self._looked >= _FRESH:
             self._folders = list(self._walk())
+            self._without = dict(self._older())
             self._looked = time.monotonic()
 
     def _walk(self) -> Iterator[tuple[str, Path]]:

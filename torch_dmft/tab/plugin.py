@@ -34,7 +34,7 @@ class DMFTPlugin(TBPlugin):
 
     def is_active(self) -> bool:
         """Whether there is anything to show; TensorBoard asks when its page opens."""
-        active = self.library.has_any()
+        active = bool(self.library.runs())
         if active and not self._warmed:
             self._warmed = True
             self.library.warm()

@@ -65,19 +65,16 @@ class Library:
         self.problems: tuple[str, ...] = ()
         self._members: dict[Path, Member] = {}
         self._read: dict[Path, tuple[tuple[int, ...], Records]] = {}
-        self._folders: list[tuple[str, Path]] = []
-        self._without: dict[str, Member] = {}
+        self._runs: dict[str, Run] = {}
         self._looked = -_FRESH
         self._lock = threading.Lock()
 
     def runs(self) -> dict[str, Run]:
         """Every run by its name, in order."""
         with self._lock:
-            self._look()
-            members = {**self._without, **{name: self._member(folder) for name, folder in self._folders}}
-            known = {member.folder for member in members.values()}
-            self._read = {folder: kept for folder, kept in self._read.items() if folder in known}
-            return _grouped(members)
+            if time.monotonic() - self._looked >= _FRESH:
+                self._look()
+            return self._runs
 
     def records(self, member: Member) -> Records:
         """The records of a member of a run, read again if its files have changed."""
@@ -99,18 +96,14 @@ class Library:
 
         threading.Thread(target=read_first, daemon=True).start()
 
-    def has_any(self) -> bool:
-        """Whether there is any run."""
-        with self._lock:
-            self._look()
-            return bool(self._folders) or bool(self._without)
-
     def _look(self) -> None:
-        """Look for runs, with and without records, unless that was just done."""
-        if time.monotonic() - self._looked >= _FRESH:
-            self._folders = list(self._walk())
-            self._without = dict(self._older())
-            self._looked = time.monotonic()
+        """Look for runs, with and without records."""
+        members = {**self._older(), **{name: self._member(folder) for name, folder in self._walk()}}
+        known = {member.folder for member in members.values()}
+        self._members = {folder: member for folder, member in self._members.items() if folder in known}
+        self._read = {folder: kept for folder, kept in self._read.items() if folder in known}
+        self._runs = _grouped(members)
+        self._looked = time.monotonic()
 
     def _walk(self) -> Iterator[tuple[str, Path]]:
         """Folders with records, in order of their names; links are followed, each folder once."""

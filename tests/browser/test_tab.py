@@ -14,6 +14,8 @@ import pytest
 from tests.browser.server import tensorboard
 from torch_dmft.tab.about import About
 from torch_dmft.tab.log import TEXT, RecordLog
+from torch_dmft.tab.page import write_page
+from torch_dmft.tab.runs import Library
 
 pytestmark = pytest.mark.browser
 
@@ -232,6 +234,27 @@ def test_what_is_missing_or_damaged_is_told_and_what_to_do(make_log, browser_pag
         (tmp_path / "cut" / TEXT).write_text("foreign\n")
         frame.locator(".empty", has_text="holds no records of torch_dmft").wait_for(timeout=20_000)
         browser_page.close()
+
+
+def test_a_run_that_diverged_and_one_of_many_weights_are_drawn(browser_page, complaints, tmp_path):
+    about = About("network (N=8)", "network", ("0", "2"), (0, 1, 2), (0.0, 0.0, 1.0), samples=3)
+    with RecordLog(tmp_path / "logs" / "diverged", about) as log:
+        for step, loss in enumerate((1.0, 1e30, float("inf"), float("nan"))):
+            kernels = {name: np.full((3, 3), loss) for name in about.kernels}
+            values = {"loss": loss, "NTK moved/0": loss, "Phi moved/1": loss}
+            log.record(step, 0.1, values, kernels, ([loss] * 3, [float("nan")] * 3))
+    write_pair(tmp_path / "logs" / "deep", 64, weights=60)
+    write_page(Library({"": tmp_path / "logs"}), tmp_path / "report.html")
+    page = browser_page
+    page.goto((tmp_path / "report.html").as_uri())
+    for run in ("deep/network (N=64)", "diverged"):
+        page.get_by_label("Run", exact=True).select_option(run)
+        for view in VIEWS:
+            open_view(page, view)
+            page.keyboard.press("ArrowLeft")
+        open_view(page, "Overview")
+        keep(page, run.split("/")[0])
+    assert page.locator(".headline").inner_text() == "network (N=8) diverged: its loss is not finite at step 2."
 
 
 @pytest.mark.parametrize("load_fast", ["true", "false"], ids=["rust reader", "python reader"])

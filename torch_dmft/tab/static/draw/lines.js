@@ -166,6 +166,8 @@ function roomy(u, low, high) {
   return low > 0 ? [low / 1.3, high * 1.3] : [0.1, 1];
 }
 
+const MOST_DECADES = 8; // labels on a logarithmic axis
+
 /** Distances of ticks between steps: 1, 2, 5, 10, ... */
 const WHOLE = Array.from({ length: 30 }, (_, at) => [1, 2, 5][at % 3] * 10 ** Math.floor(at / 3));
 
@@ -174,11 +176,14 @@ function clean(values, log) {
   return Array.from(values, (value) => (Number.isFinite(value) && (!log || value > 0) ? value : null));
 }
 
-/** Of the places on a logarithmic axis those that are powers of ten; if there are few, those with one digit. */
+/** Of the places on a logarithmic axis powers of ten, not more than fit; if there are few, those with one digit. */
 function decades(u, places) {
-  const isPower = (value) => Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9;
+  const power = (value) => Math.round(Math.log10(value));
+  const isPower = (value) => Math.abs(value / 10 ** power(value) - 1) < 1e-9;
   const isShort = (value) => Math.abs(Number(value.toPrecision(1)) / value - 1) < 1e-9;
-  const isShown = places.filter(isPower).length > 1 ? isPower : isShort;
+  const count = places.filter(isPower).length;
+  const every = Math.ceil(count / MOST_DECADES);
+  const isShown = count > 1 ? (value) => isPower(value) && power(value) % every === 0 : isShort;
   return places.map((value) => (isShown(value) ? value : null));
 }
 

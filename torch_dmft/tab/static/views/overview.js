@@ -46,6 +46,8 @@ const UNITS = {
   },
 };
 
+const LINE = 14; // pixels that a name needs
+
 export function overview(context) {
   const { run, state, set } = context;
   const watchers = [];
@@ -83,6 +85,9 @@ function verdict(run) {
 function live(run) {
   const theory = run.predictions[0];
   const name = run.network.origin;
+  const losses = run.network.column("loss") ?? [];
+  const broken = losses.findIndex((loss) => !Number.isFinite(loss));
+  if (broken >= 0) return [`${name} diverged: its loss is not finite at step ${run.steps[broken]}.`];
   if (!theory) {
     return [
       `${name} at step ${run.last}, without a prediction beside it.`,
@@ -262,7 +267,8 @@ function grid({ run, goTo, set }, member, what, kind, readout) {
       set({ kind, weight: row < run.weights.length ? String(row) : "all" }, { quiet: true });
     },
   });
-  const ticks = labels.map((label) => h("span", { title: label }, label));
+  const every = Math.ceil((LINE * labels.length) / height); // of many weights, only some have room for their name
+  const ticks = labels.map((label, row) => h("span", { title: label }, row % every === 0 ? label : ""));
   const node = h(
     "figure",
     {},

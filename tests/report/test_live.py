@@ -168,7 +168,7 @@ def test_a_killed_run_leaves_the_comparison_readable(predicted, tmp_path):
 def test_a_full_disk_ends_the_records_and_not_the_training(tmp_path, monkeypatch):
     model, _, recorder, optimizer = network()
 
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **options: object) -> None:
         raise OSError("No space left on device")
 
     with LiveScalars(tmp_path, recorder), recorder.attach(optimizer):
@@ -177,4 +177,12 @@ def test_a_full_disk_ends_the_records_and_not_the_training(tmp_path, monkeypatch
         with pytest.warns(UserWarning, match="shows nothing from step 3 on: No space left"):
             train(model, optimizer, 2)
     assert read_records(tmp_path).steps.tolist() == [0, 1, 2]
+    monkeypatch.setattr("torch_dmft.report.recorded.RecordLog", full)
+    model, _, recorder, optimizer = network()
+    with (
+        pytest.warns(UserWarning, match="shows nothing from step 0 on"),
+        LiveScalars(tmp_path / "other", recorder),
+        recorder.attach(optimizer),
+    ):
+        train(model, optimizer, 1)
     assert curve(read(tmp_path), "loss")[0] == [0, 1, 2, 3, 4]

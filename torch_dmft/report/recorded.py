@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,7 +97,10 @@ class Rows:
         size = kernel.shape[: kernel.ndim // 2].numel()
         if not 0 < size <= _MOST_SPECTRUM or number % math.ceil(size**3 / _CHEAP) or not bool(kernel.isfinite().all()):
             return None
-        values, vectors = torch.linalg.eigh(kernel.reshape(size, size).double())
+        try:
+            values, vectors = torch.linalg.eigh(kernel.reshape(size, size).double())
+        except torch.linalg.LinAlgError:  # numbers of very different sizes, before a run diverges
+            return None
         values, vectors = values.flip(0)[:_EIGENVALUES], vectors.flip(1)[:, :_EIGENVALUES]
         y = None if self.targets is None else self.targets[self.train].double().flatten()
         if y is None or len(y) != size:
@@ -120,26 +124,32 @@ class LiveRecords:
 
     def __init__(self, folder: str | Path, about: About, first: Trajectory) -> None:
         self._rows, self._number = Rows.of(first.train, first.targets), 0
+        self._log: RecordLog | None = None
         whole = replace(about, **self._rows.facts())  # type: ignore[arg-type]
-        self._log: RecordLog | None = RecordLog(folder, whole, start=int(first.steps))
+        with self._ending(int(first.steps)):
+            self._log = RecordLog(folder, whole, start=int(first.steps))
 
     def write(self, run: Trajectory, time: int, values: Mapping[str, float]) -> None:
         """Write one time of a run with its plotted numbers."""
-        if self._log is None:
-            return
-        step = int(run.steps[time])
-        try:
-            spectrum = self._rows.spectrum(run, time, self._number)
-            self._log.record(step, math.nan, shown_values(values), self._rows.kernels(run, time), spectrum)
-        except OSError as error:
-            warnings.warn(f"The DMFT tab shows nothing from step {step} on: {error}.", stacklevel=2)
-            self._log = None
-        self._number += 1
+        if self._log is not None:
+            step, spectrum = int(run.steps[time]), self._rows.spectrum(run, time, self._number)
+            with self._ending(step):
+                self._log.record(step, math.nan, shown_values(values), self._rows.kernels(run, time), spectrum)
+            self._number += 1
 
     def close(self) -> None:
         """Close the files."""
         if self._log is not None:
             self._log.close()
+
+    @contextmanager
+    def _ending(self, step: int) -> Iterator[None]:
+        """Write nothing more after an error of the disk."""
+        try:
+            yield
+        except OSError as error:
+            warnings.warn(f"The DMFT tab shows nothing from step {step} on: {error}.", stacklevel=2)
+            self._log = None
 
 
 def network_about(plan: Plan, record: Trajectory) -> About:

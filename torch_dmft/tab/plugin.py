@@ -46,7 +46,7 @@ class DMFTPlugin(TBPlugin):
 
     @Request.application  # type: ignore[arg-type]
     def _static(self, request: Request) -> Response:
-        name = request.path.partition("/static/")[2]
+        name = request.path.partition(f"/{self.plugin_name}/static/")[2]
         path = static_files().get(name)
         if path is None:
             return Respond(request, "There is no such file.", "text/plain", code=404)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.browser.server import tensorboard
@@ -297,10 +298,13 @@ def test_a_thousand_records_of_twelve_layers_open_and_move_fast(browser_page, co
         open_view(browser_page, "Kernels")
         browser_page.locator(".caption", has_text="Step 999").wait_for()
         moves = browser_page.evaluate(move, 40)
+        (server,) = (child for child in psutil.Process().children() if address.rpartition(":")[2] in child.cmdline())
+        memory = server.memory_info().rss
         browser_page.close()
     shutil.rmtree(tmp_path)  # hundreds of megabytes
     assert np.median(opened) < 2, opened
     assert np.median(moves) < 100, moves
+    assert memory < 300 * 2**20
 
 
 def write_pair(folder: Path, width: int, *, records: int = 20, weights: int = 3, samples: int = 6) -> None:

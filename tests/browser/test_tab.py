@@ -142,7 +142,9 @@ def test_every_view_in_one_file(trained, browser_page, complaints, tmp_path):
     browser_page.goto((tmp_path / "report.html").as_uri())
     every_view_is_drawn(browser_page, browser_page, "file")
     open_view(browser_page, "Kernels")
-    browser_page.get_by_role("button", name="a pair of samples").click()
+    browser_page.locator(".matrix canvas.heatmap").first.click(position={"x": 60, "y": 300})
+    assert browser_page.get_by_role("button", name="a pair of samples").get_attribute("aria-pressed") == "true"
+    assert browser_page.get_by_label("samples", exact=True).input_value() == "5"
     browser_page.locator(".panel", has_text="Between two times").locator("canvas.heatmap").first.wait_for()
 
 

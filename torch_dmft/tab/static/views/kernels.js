@@ -49,7 +49,7 @@ function validWeight(run, state) {
   return Number(state.weight) < run.weights.length ? state.weight : "0";
 }
 
-function matrices({ run, state, problem }, name, controls, watchers) {
+function matrices({ run, state, set, problem }, name, controls, watchers) {
   const { rows, labels, train, samples } = run.network.about;
   const size = rows.length;
   const theory = run.predictions[state.against] ?? null;
@@ -73,9 +73,18 @@ function matrices({ run, state, problem }, name, controls, watchers) {
     const parts = shown.map(({ title, values }) => `${title} ${values ? short(values[at], 4) : "not kept"}`);
     return `${sample(row)} × ${sample(column)}: ${parts.join(", ")}`;
   };
+  const hasPairs = run.members.some((member) => member.about.pairs);
+  const choose = (row, column) => hasPairs && set({ pair: [row, column], over: "pair" }); // for the view of two times
   const titles = [run.network.origin, ...(theory ? [theory.origin, "difference"] : [])];
   const figures = titles.map((title, at) => {
-    const map = heatmap({ rows: size, columns: size, marks, onHover: hover, label: `${name} of ${title}` });
+    const map = heatmap({
+      rows: size,
+      columns: size,
+      marks,
+      onHover: hover,
+      onClick: choose,
+      label: `${name} of ${title}`,
+    });
     maps.push(map);
     const color = at === 0 ? run.network.color : at === 1 ? theory.color : null;
     const key = color ? h("i", { class: "key", style: `background:${css(color)}` }) : null;
@@ -267,7 +276,7 @@ function twoTimes({ run, state, set, problem }, name) {
   );
   return panel(
     "Between two times",
-    "K(t, s): steps t downwards and s to the right.",
+    "K(t, s): steps t downwards and s to the right. A click on a kernel above chooses its pair of samples.",
     h(
       "div",
       {},

@@ -52,7 +52,8 @@ def _answers(library: Library, name: str, run: Run, runs: int) -> Iterator[tuple
     about = run.members[0].about
     if about is not None:
         members = len(run.members)
-        steps = sorted({step for member in run.members for step in library.records(member).frames})
+        kept = [set(frames) for member in run.members if (frames := library.records(member).frames)]
+        steps = sorted(set.intersection(*kept) or set.union(*kept)) if kept else []
         each = len(about.kernels) * about.triangle * 4 * members * 4 // 3
         steps = _some(steps, max(2, KERNEL_BYTES // runs // max(1, each)))
         for member in whole["members"]:

@@ -70,9 +70,15 @@ export class Run {
     return count === 1 || !((kind === "Phi" && weight === 0) || (kind === "G" && weight === count - 1));
   }
 
-  /** A kernel of every member at the last step with kernels that is not after `step`: {step, matrices}. */
-  async kernel(name, step) {
-    const kept = this.network.kernelSteps;
+  /** Steps at which the network's kernels were kept, and those of a prediction if both have any in common. */
+  kernelSteps(prediction) {
+    const theirs = new Set(prediction?.kernelSteps);
+    const common = this.network.kernelSteps.filter((step) => theirs.has(step));
+    return common.length ? common : this.network.kernelSteps;
+  }
+
+  /** A kernel of every member at the last of some steps that is not after `step`: {step, matrices}. */
+  async kernel(name, step, kept) {
     const at = kept[Math.max(0, latest(kept, step))];
     if (at === undefined) return null;
     return this.memory.get(`${name}|${at}`, async () => {

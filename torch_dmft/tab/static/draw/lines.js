@@ -109,8 +109,9 @@ export function lineChart({
 
   /** Let the legend tell the numbers at the mark, as long as the pointer asks for none. */
   function tell() {
-    const at = mark === null ? -1 : data[0].findLastIndex((x) => x <= mark);
-    if (chart && at >= 0 && !chart.over.matches(":hover")) chart.setLegend({ idx: at });
+    if (!chart || mark === null || chart.over.matches(":hover")) return;
+    const isKnown = (y, at) => y !== null && y !== undefined && data[0][at] <= mark;
+    chart.setLegend({ idxs: data.map((column) => column.findLastIndex(isKnown)) });
   }
 
   function drawMarks(u) {

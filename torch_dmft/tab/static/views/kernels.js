@@ -73,6 +73,7 @@ function matrices({ run, state, set, problem }, name, controls, watchers) {
     const parts = shown.map(({ title, values }) => `${title} ${values ? short(values[at], 4) : "not kept"}`);
     return `${sample(row)} × ${sample(column)}: ${parts.join(", ")}`;
   };
+  const kept = run.kernelSteps(theory);
   const hasPairs = run.members.some((member) => member.about.pairs);
   const choose = (row, column) => hasPairs && set({ pair: [row, column], over: "pair" }); // for the view of two times
   const titles = [run.network.origin, ...(theory ? [theory.origin, "difference"] : [])];
@@ -95,7 +96,7 @@ function matrices({ run, state, set, problem }, name, controls, watchers) {
     const number = ++wanted;
     let answer;
     try {
-      answer = await run.kernel(name, step);
+      answer = await run.kernel(name, step, kept);
     } catch (error) {
       problem(error.message);
       return;
@@ -232,7 +233,7 @@ function twoTimes({ run, state, set, problem }, name) {
         { class: "caption" },
         state.kind === "NTK"
           ? "The NTK is recorded at equal times. Φ and G can be recorded between two times."
-          : "Not recorded. Recorder(..., two_time=True) records Φ and G between all pairs of times.",
+          : "Not here. Recorder(..., two_time=True) records Φ and G between times, and write_tensorboard shows them.",
       ),
     );
   }

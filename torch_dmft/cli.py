@@ -53,6 +53,14 @@ def _compare(measured: Path, predicted: list[Path], logdir: Path | None, *, deta
         console.print(f'Written. See it with: tensorboard --logdir "{logdir}"', soft_wrap=True, highlight=False)
 
 
+def _report(logdir: Path, output: Path) -> None:
+    from torch_dmft.tab.page import write_page
+    from torch_dmft.tab.runs import Library
+
+    write_page(Library({"": logdir}), output, title=f"{logdir.resolve().name} · torch_dmft")
+    print(f"Written: {output}, {output.stat().st_size / 1e6:.1f} MB. It opens in a browser, from disk.")
+
+
 def _widths(text: str) -> tuple[int, ...]:
     return tuple(int(width) for width in text.split(","))
 
@@ -101,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("predicted", type=Path, nargs="+", help="one or more predictions")
     compare.add_argument("--details", action="store_true", help="print every table")
     compare.add_argument("--logdir", type=Path, metavar="DIR", help="also write TensorBoard logs here")
+    report = commands.add_parser("report", help="write the page of TensorBoard's DMFT tab as one HTML file")
+    report.set_defaults(command=_report)
+    report.add_argument("logdir", type=Path, help="a folder of logs, such as runs/demo")
+    report.add_argument(
+        "-o", "--output", type=Path, default=Path("report.html"), help="the file (default: %(default)s)"
+    )
     return parser
 
 

@@ -93,7 +93,8 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
         trajectory.save(logdir / f"{name}.npz")
     console.print(
         f"Done in {time.perf_counter() - started:.0f} s. At a glance: {logdir / 'overview.png'}; the trajectories are in "
-        f'{logdir}/*.npz; everything else opens with\n\n    tensorboard --logdir "{logdir}"\n',
+        f'{logdir}/*.npz; everything else is in the DMFT tab of\n\n    tensorboard --logdir "{logdir}"\n\nand the same page '
+        f'as one file: torch-dmft report "{logdir}" -o report.html\n',
         soft_wrap=True,
         highlight=False,
     )

@@ -55,6 +55,7 @@ def test_it_prints_its_four_steps_and_the_way_to_tensorboard(demo):
     ):
         assert heading in printed
     assert f'tensorboard --logdir "{logdir}"' in printed
+    assert "in the DMFT tab of" in printed
     assert "nearest prediction first" in " ".join(printed.split())
 
 
@@ -94,7 +95,7 @@ def test_network_and_predictions_share_their_charts(demo):
 
 
 def test_the_network_was_logged_while_it_trained(demo):
-    files = sorted((demo[1] / NETWORK).iterdir())
+    files = sorted((demo[1] / NETWORK).glob("events*"))
     live, final = (EventAccumulator(str(file)).Reload() for file in files)
     assert len(live.Scalars("loss")) == 6
     assert set(live.Tags()["scalars"]) == set(final.Tags()["scalars"])

@@ -18,7 +18,8 @@ from torch_dmft.comparison import compare
 from torch_dmft.comparison.scatter import scatter
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
-from torch_dmft.report import LiveComparison
+from torch_dmft.report import LiveComparison, LiveScalars
+from torch_dmft.tab.reader import read as read_records
 
 THEORY = "theory (N=16)"
 INPUTS = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
@@ -158,3 +159,30 @@ def test_a_killed_run_leaves_the_comparison_readable(predicted, tmp_path):
     assert killed.returncode == -signal.SIGKILL
     assert curve(read(tmp_path / "logs" / THEORY), "Phi relative error/1")[0] == [0, 1, 2, 3]
     assert curve(read(tmp_path / "logs" / "network (N=16)"), "loss")[0] == [0, 1, 2, 3]
+    for origin in (THEORY, "network (N=16)"):
+        records = read_records(tmp_path / "logs" / origin)
+        assert records.steps.tolist() == sorted(records.frames) == [0, 1, 2, 3]
+        assert records.problems == ()
+
+
+def test_a_full_disk_ends_the_records_and_not_the_training(tmp_path, monkeypatch):
+    model, _, recorder, optimizer = network()
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError("No space left on device")
+
+    with LiveScalars(tmp_path, recorder), recorder.attach(optimizer):
+        train(model, optimizer, 2)
+        monkeypatch.setattr("torch_dmft.tab.log.RecordLog.record", full)
+        with pytest.warns(UserWarning, match="shows nothing from step 3 on: No space left"):
+            train(model, optimizer, 2)
+    assert read_records(tmp_path).steps.tolist() == [0, 1, 2]
+    monkeypatch.setattr("torch_dmft.report.recorded.RecordLog", full)
+    model, _, recorder, optimizer = network()
+    with (
+        pytest.warns(UserWarning, match="shows nothing from step 0 on"),
+        LiveScalars(tmp_path / "other", recorder),
+        recorder.attach(optimizer),
+    ):
+        train(model, optimizer, 1)
+    assert curve(read(tmp_path), "loss")[0] == [0, 1, 2, 3, 4]

@@ -100,7 +100,7 @@ def test_no_tag_holds_parentheses_and_the_description_names_the_weight(compariso
         assert len(every) > 3
         assert not [tag for tag in every if "(" in tag or ")" in tag]
     described = {}
-    for event in EventFileLoader(str(next((logs / ORIGINS[1]).iterdir()))).Load():
+    for event in EventFileLoader(str(next((logs / ORIGINS[1]).glob("events*")))).Load():
         described |= {
             v.tag: v.metadata.summary_description for v in event.summary.value if v.metadata.summary_description
         }

@@ -124,6 +124,22 @@ class Comparison:
         """
         _report().tensorboard.write_comparison(self, logdir, plan, hparams=hparams, progress=progress)
 
+    def write_html(
+        self,
+        path: str | Path,
+        *,
+        plan: Plan | None = None,
+        hparams: Mapping[str, str | int | float | bool] | None = None,
+    ) -> None:
+        """Write the page of TensorBoard's DMFT tab as one HTML file, which opens from disk and asks for nothing.
+
+        Args:
+            path: of the file; an existing one is replaced.
+            plan: the plan of the measured model, to show its table.
+            hparams: further settings to show, such as the seed.
+        """
+        _report().write_html(self, path, plan, hparams=hparams)
+
     def __repr__(self) -> str:
         predictions = ", ".join(repr(run.origin) for run in self.predictions)
         return f"<Comparison of {self.measured.origin!r} with {predictions}: {len(self.steps)} common steps>"

@@ -20,10 +20,11 @@ def verdict(comparison: Comparison) -> str:
 
     Phi of the first weight and G of the last are left out: they are given by the data and the outputs, not predicted.
     """
-    return " ".join(_sentences(comparison))
+    return " ".join(sentences(comparison))
 
 
-def _sentences(comparison: Comparison) -> Iterator[str]:
+def sentences(comparison: Comparison) -> Iterator[str]:
+    """The verdict, sentence by sentence."""
     diverged = [diverged_at(run) for run in comparison.runs]
     yield from _diverged(comparison, diverged)
     if 0 not in diverged[:2]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from torch_dmft.comparison import Comparison
@@ -11,11 +11,18 @@ from torch_dmft.comparison import Comparison
 
 def sample_order(comparison: Comparison) -> tuple[Int[Tensor, " sample"], str]:
     """Samples sorted by target, so that what the task makes alike is side by side; and what to call the axis."""
-    targets = comparison.targets
-    if targets is None:
-        return torch.arange(comparison.measured.outputs.shape[1]), "sample"
-    keys = targets[:, 0] if targets.shape[1] == 1 else targets.argmax(1)
-    return keys.argsort(stable=True), "sample, by target"
+    samples = comparison.measured.outputs.shape[1]
+    return by_target(comparison.targets, samples), "sample" if comparison.targets is None else "sample, by target"
+
+
+def by_target(targets: Float[Tensor, "sample output"] | None, samples: int) -> Int[Tensor, " sample"]:
+    """Samples sorted by target; as they are without targets."""
+    return torch.arange(samples) if targets is None else labels(targets).argsort(stable=True)
+
+
+def labels(targets: Float[Tensor, "sample output"]) -> Shaped[Tensor, " sample"]:
+    """One number for each sample: its target, or the class with the largest of several."""
+    return targets[:, 0] if targets.shape[1] == 1 else targets.argmax(1)
 
 
 def shown_weights(count: int, kernel: str, most: int = 8) -> list[int]:

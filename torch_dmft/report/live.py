@@ -18,6 +18,7 @@ from torch_dmft.measurement import Recorder
 from torch_dmft.report.events import EventLog, run_directory
 from torch_dmft.report.interrupt import interrupts_wait
 from torch_dmft.report.layout import layout
+from torch_dmft.report.recorded import LiveRecords, network_about, prediction_about
 from torch_dmft.report.scalars import band_scalars, description, deviation_scalars, scalars, width_scalars
 
 
@@ -25,8 +26,8 @@ class LiveScalars:
     """Writes loss, kernel traces and kernel movement after every record of a ``Recorder``, flushed at once.
 
     A run that is killed leaves complete logs up to its last record. The tags are those of
-    ``Comparison.write_tensorboard``, so a prediction written beside it shares its charts. Targets are those of the
-    recorder's probe, one-hot for classes.
+    ``Comparison.write_tensorboard``, so a prediction written beside it shares its charts; the DMFT tab shows the kernels too.
+    Targets are those of the recorder's probe, one-hot for classes.
 
     Args:
         logdir: directory of this run's logs.
@@ -41,6 +42,7 @@ class LiveScalars:
         self.logdir = Path(logdir)
         self.recorder = recorder
         self._log: EventLog | None = None
+        self._tab: LiveRecords | None = None
 
     def __call__(self, step: int, record: Trajectory) -> None:
         """Write the scalars of one record."""
@@ -51,14 +53,19 @@ class LiveScalars:
                 names = [layer.name for layer in record.layers]
                 # Points of an earlier run into the same directory, from this step on, are forgotten.
                 self._log = EventLog(self.logdir, partial(description, names=names), start=step)
+                self._tab = LiveRecords(self.logdir, network_about(self.recorder.subject.plan, record), record)
             self._log.scalars(values, step)
             self._log.flush()
+            assert self._tab is not None  # made with the log
+            self._tab.write(record, 0, values)
 
     def close(self) -> None:
         """Close the log file."""
         if self._log is not None:
             with interrupts_wait():
                 self._log.close()
+        if self._tab is not None:
+            self._tab.close()
 
     def __enter__(self) -> LiveScalars:
         self.recorder.callbacks = (*self.recorder.callbacks, self)
@@ -128,7 +135,7 @@ class LiveComparison(LiveScalars):
                     prediction.write()
             except InvalidInputError as error:
                 self._live.remove(prediction)
-                prediction.log.close()
+                prediction.close()
                 warnings.warn(
                     f"From step {step} on {prediction.predicted.origin} is compared no longer. {error}", stacklevel=2
                 )
@@ -138,7 +145,7 @@ class LiveComparison(LiveScalars):
         with ExitStack() as stack:
             stack.callback(super().close)
             for prediction in self._live:
-                stack.callback(prediction.log.close)
+                stack.callback(prediction.close)
 
 
 class _LivePrediction:
@@ -151,6 +158,8 @@ class _LivePrediction:
     def __init__(self, logdir: Path, recorder: Recorder, predicted: Trajectory) -> None:
         self.recorder = recorder
         self.scatter = scatter(predicted)
+        first = recorder.records[0]
+        about = prediction_about(predicted, first.origin)
         self.predicted = replace(predicted, replicas=())
         self.positions = {step: at for at, step in enumerate(predicted.steps.tolist())}
         self.widths = [layer.width for layer in recorder.records[0].layers]
@@ -158,8 +167,9 @@ class _LivePrediction:
         self._checked = -1
         self._check()
         names = [layer.name for layer in predicted.layers]
-        start = int(recorder.records[0].steps)
-        self.log = EventLog(run_directory(logdir, predicted.origin), partial(description, names=names), start=start)
+        folder = run_directory(logdir, predicted.origin)
+        self.log = EventLog(folder, partial(description, names=names), start=int(first.steps))
+        self.tab = LiveRecords(folder, about, first)
 
     def write(self) -> None:
         """Write the steps that are new, and bring them to the disk."""
@@ -176,8 +186,14 @@ class _LivePrediction:
                 units = {key: errors[at].item() for key, errors in self.scatter.items()}
                 values |= width_scalars(off, 0, self.widths, units)
                 self.log.scalars(values, step)
+                self.tab.write(self.predicted, at, values)
         self.written = len(self.recorder.records)
         self.log.flush()
+
+    def close(self) -> None:
+        """Close the log files."""
+        self.log.close()
+        self.tab.close()
 
     def _check(self) -> None:
         """Refuse a prediction of another run; whenever the training is twice as long as when this was last asked."""

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from torch_dmft.comparison import Deviations, relative_error, target_alignment
+from torch_dmft.comparison import Comparison, Deviations, relative_error, target_alignment
+from torch_dmft.comparison.scatter import scatter
 from torch_dmft.comparison.yardstick import narrowest
 from torch_dmft.core.trajectory import Trajectory
 
@@ -162,6 +163,27 @@ def band_scalars(values: Mapping[str, float], stderr: Trajectory | None = None, 
         ends[f"{LOWER}/{tag}"] = values[tag] - WIDTHS * spread.get(tag, 0.0)
         ends[f"{UPPER}/{tag}"] = values[tag] + WIDTHS * spread.get(tag, 0.0)
     return ends
+
+
+def run_scalars(comparison: Comparison, run: Trajectory, deviations: Deviations | None) -> list[dict[str, float]]:
+    """All plotted numbers of one run of a comparison, step by step.
+
+    Args:
+        comparison: the comparison.
+        run: one of its runs.
+        deviations: of the measured run from this one, if it is a prediction.
+    """
+    typical = {} if deviations is None else scatter(run)
+    widths = comparison.widths or (comparison.narrowest,) * (len(run.layers) - 1)
+    steps = []
+    for time in range(len(run.steps)):
+        values = scalars(run, time, run, comparison.targets)
+        values |= band_scalars(values, run.stderr, time)
+        if deviations is not None:
+            units = {key: errors[time].item() for key, errors in typical.items()}
+            values |= deviation_scalars(deviations, time) | width_scalars(deviations, time, widths, units)
+        steps.append(values)
+    return steps
 
 
 def _mean_diagonal(kernel: Tensor) -> float:

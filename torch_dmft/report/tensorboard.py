@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.tensorboard.summary import histogram, text
 
-from torch_dmft.comparison import Comparison, Deviations
-from torch_dmft.comparison.scatter import scatter
+from torch_dmft.comparison import Comparison
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.report.choice import sample_order, shown_weights
 from torch_dmft.report.events import EventLog, run_directory
@@ -21,14 +20,8 @@ from torch_dmft.report.hparams import Setting, write_hparams
 from torch_dmft.report.images import pixels, strip
 from torch_dmft.report.layout import layout
 from torch_dmft.report.markdown import comparison_text, plan_table
-from torch_dmft.report.scalars import (
-    KINDS,
-    band_scalars,
-    description,
-    deviation_scalars,
-    scalars,
-    width_scalars,
-)
+from torch_dmft.report.recorded import write_records
+from torch_dmft.report.scalars import KINDS, description, run_scalars
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
@@ -51,7 +44,7 @@ def write_comparison(
     each chart of the Scalars page shows them together; the Custom Scalars page has the same charts weight by weight, and
     the bands of the theory. A prediction's run also has the measured run's deviation from it. The run ``comparison`` holds
     kernel images (measured, each prediction, difference) with a slider over steps, densities of neurons, the report and the
-    facts of the runs as text, and a line of the HParams page.
+    facts of the runs as text, and a line of the HParams page. Beside the logs of every run stand its records for the DMFT tab.
 
     Args:
         comparison: what ``compare`` returned.
@@ -63,8 +56,10 @@ def write_comparison(
     with ExitStack() as stack:
         advance = _progress(stack, len(comparison.runs) + 3, progress)
         for run, deviations in zip(comparison.runs, (None, *comparison.deviations), strict=True):
-            with EventLog(run_directory(logdir, run.origin), partial(description, names=_names(run))) as log:
-                _write_run(log, run, comparison, deviations)
+            folder, values = run_directory(logdir, run.origin), run_scalars(comparison, run, deviations)
+            with EventLog(folder, partial(description, names=_names(run))) as log:
+                _write_run(log, run, values)
+            write_records(folder, comparison, run, values, plan, hparams)
             advance()
         log = stack.enter_context(EventLog(Path(logdir) / "comparison"))
         log.add(
@@ -93,16 +88,9 @@ def _names(run: Trajectory) -> list[str]:
     return [layer.name for layer in run.layers]
 
 
-def _write_run(log: EventLog, run: Trajectory, comparison: Comparison, deviations: Deviations | None) -> None:
-    typical = {} if deviations is None else scatter(run)
-    widths = comparison.widths or (comparison.narrowest,) * (len(run.layers) - 1)
-    for time, step in enumerate(run.steps.tolist()):
-        values = scalars(run, time, run, comparison.targets)
-        values |= band_scalars(values, run.stderr, time)
-        if deviations is not None:
-            units = {key: errors[time].item() for key, errors in typical.items()}
-            values |= deviation_scalars(deviations, time) | width_scalars(deviations, time, widths, units)
-        log.scalars(values, step)
+def _write_run(log: EventLog, run: Trajectory, values: Sequence[Mapping[str, float]]) -> None:
+    for step, numbers in zip(run.steps.tolist(), values, strict=True):
+        log.scalars(numbers, step)
     for position, layer in enumerate(run.layers):
         if layer.fields is not None:
             for step, preactivation in zip(layer.fields.steps.tolist(), layer.fields.preactivation, strict=True):

@@ -10,9 +10,13 @@ from tests.checked_imports import EVERY
 from torch_dmft.comparison.metrics import cosines
 
 
+def often() -> None:
+    """Other tests may have called it before, see ``checked_imports``."""
+    for _ in range(EVERY):
+        with contextlib.suppress(RuntimeError):
+            cosines(torch.ones(2, 3), torch.ones(4, 3))
+
+
 def test_a_wrong_shape_does_not_pass():
-    wrong = torch.ones(2, 3), torch.ones(4, 3)
     with pytest.raises(jaxtyping.TypeCheckError):
-        for _ in range(EVERY):  # other tests may have called it often, see checked_imports
-            with contextlib.suppress(RuntimeError):
-                cosines(*wrong)
+        often()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.measurement import products
-from torch_dmft.measurement.products import slides_cheaply, sliding_ntk
+from torch_dmft.measurement import empirical_ntk, products
+from torch_dmft.measurement.products import Slide, slides_cheaply, sliding_ntk
 
 CONVOLUTIONS = {
     "1d": (nn.Conv1d(3, 4, 3, padding=1), (9,)),
@@ -49,8 +49,8 @@ def test_gradients_by_offsets_are_those_of_autograd(
         padded = nn.functional.pad(x, [p for one in reversed(conv.padding) for p in (one, one)])
         inputs.append(x)
         readouts.append(v)
-        pairs.append((padded, v))
-    found = sliding_ntk(pairs, taps=conv.kernel_size, dilation=conv.dilation, groups=conv.groups)
+        pairs.append(Slide(padded, v, conv.dilation))
+    found = sliding_ntk(pairs, taps=conv.kernel_size, groups=conv.groups)
     torch.testing.assert_close(found, brute_force(conv, inputs, readouts), rtol=1e-10, atol=1e-10)
 
 
@@ -58,7 +58,7 @@ def test_inputs_that_all_samples_share() -> None:
     conv = nn.Conv2d(2, 3, 3).double()
     x = torch.randn(1, 2, 5, 5, dtype=torch.float64)
     v = torch.randn(SAMPLES, OUTPUTS, 3, 3, 3, dtype=torch.float64)
-    found = sliding_ntk([(x, v)], taps=(3, 3), dilation=(1, 1), groups=1)
+    found = sliding_ntk([Slide(x, v, (1, 1))], taps=(3, 3), groups=1)
     expected = brute_force(conv, [x.expand(SAMPLES, -1, -1, -1)], [v])
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
@@ -66,3 +66,36 @@ def test_inputs_that_all_samples_share() -> None:
 def test_many_positions_are_better_summed_first() -> None:
     assert slides_cheaply(32, 1, 1024, 9 * 64, 64)
     assert not slides_cheaply(32, 1, 4, 9 * 64, 64)
+
+
+class TwoDilations(nn.Module):
+    """One kernel at two dilations, as in switchable atrous convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.kernel, self.last = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        weight, bias = self.kernel.weight, self.kernel.bias
+        near = nn.functional.conv2d(h, weight, bias, padding=1)
+        far = nn.functional.conv2d(h, weight, bias, padding=2, dilation=2)
+        return self.last(torch.tanh(near + far).mean((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_kernel_at_two_dilations(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, inputs = TwoDilations().double(), torch.randn(4, 2, 12, 12, dtype=torch.float64)
+    found = empirical_ntk(model, inputs)
+    torch.testing.assert_close(found, empirical_ntk(model, inputs, method="jacobian"), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_convolutions_in_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, inputs = TwoDilations(), torch.randn(4, 2, 12, 12)
+    model.kernel.dilation = (1, 1)
+    expected = empirical_ntk(model, inputs)
+    found = empirical_ntk(model.to(dtype), inputs.to(dtype)).float()
+    assert float((found - expected).norm() / expected.norm()) < 0.03

@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
-from torch_dmft.measurement.products import slides_cheaply
+from torch_dmft.measurement.products import Slide, slides_cheaply
 from torch_dmft.measurement.uses import Slot, Use
 from torch_dmft.measurement.views import geometry
 
@@ -143,16 +143,17 @@ class Product:
         count, features = math.prod(g.shape[-dims:]), math.prod(shape[1:])
         return is_one and slides_cheaply(len(g), g.shape[1], count, features, shape[0] // groups)
 
-    def sliding(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs with their border, ``(sample, channel, pixel...)``, and gradients, ``(sample, output, neuron, pixel...)``."""
+    def slide(self, x: Tensor, g: Tensor) -> Slide:
+        """What ``products.sliding_ntk`` takes of this use."""
         dims = self._dims
         padded = F.pad(x, [p for one in reversed(self.use.args[4]) for p in (one, one)])
-        return padded.reshape(len(x), *padded.shape[-dims - 1 :]), g.reshape(*g.shape[:2], *g.shape[-dims - 1 :])
+        x, g = padded.reshape(len(x), *padded.shape[-dims - 1 :]), g.reshape(*g.shape[:2], *g.shape[-dims - 1 :])
+        return Slide(x, g, self.use.args[5])
 
     @property
     def kernel(self) -> dict[str, Any]:
-        """Taps, dilation and groups of a convolution."""
-        return {"taps": self.weight.shape[2:], "dilation": self.use.args[5], "groups": self._groups}
+        """Taps and groups of a convolution."""
+        return {"taps": self.weight.shape[2:], "groups": self._groups}
 
     def gradient(self, x: Tensor, g: Tensor) -> Tensor:
         """The gradient by ``matrix()``, written out: ``(sample, output, *matrix)``."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -45,41 +46,57 @@ def weight_ntk(
     return total.reshape(samples, outputs, samples, outputs)
 
 
+@dataclass(frozen=True, eq=False)
+class Slide:
+    """One use of a convolution that moves by one pixel.
+
+    Attributes:
+        x: inputs with their border, ``(sample, channel, pixel...)``, or one row that all samples share.
+        g: df_c/dh, ``(sample, output, neuron, pixel...)``.
+        dilation: distances of the kernel's taps.
+    """
+
+    x: Tensor
+    g: Tensor
+    dilation: Sequence[int]
+
+
 def sliding_ntk(
-    uses: Sequence[tuple[Tensor, Tensor]], *, taps: Sequence[int], dilation: Sequence[int], groups: int
+    uses: Sequence[Slide], *, taps: Sequence[int], groups: int
 ) -> Float[Tensor, "sample output sample output"]:
     """``weight_ntk`` of a convolution that moves by one pixel, without writing out what lies under its kernel.
 
     The gradient by one tap of the kernel is a product of g with the inputs, shifted; in memory a shift is an offset.
 
     Args:
-        uses: for each use the inputs with their border, ``(sample, channel, pixel...)``, and df_c/dh,
-            ``(sample, output, neuron, pixel...)``.
+        uses: of one kernel.
         taps: sizes of the kernel.
-        dilation: distances of its taps.
         groups: of channels that do not meet.
     """
-    dims, (samples, outputs, neurons) = len(taps), uses[0][1].shape[:3]
-    rows, total = samples * outputs, uses[0][1].new_zeros(samples * outputs, samples * outputs)
-    block = max(1, _BLOCK * groups // (rows * uses[0][0].shape[1]))
+    dims, (samples, outputs, neurons) = len(taps), uses[0].g.shape[:3]
+    rows, total = samples * outputs, uses[0].g.new_zeros(samples * outputs, samples * outputs)
+    block = max(1, _BLOCK * groups // (rows * uses[0].x.shape[1]))
     flat = []
-    for x, g in uses:
+    for use in uses:
+        x, g = use.x.to(use.g.dtype), use.g
         sizes, wide = g.shape[-dims:], x.shape[-dims:]
         missing = [w - n for n, w in zip(sizes, wide, strict=True)]
         missing[0] = 0  # the first axis needs no border: nothing comes behind it
         padded = nn.functional.pad(g, [p for one in reversed(missing) for p in (0, one)]).flatten(-dims)
         steps = [math.prod(wide[axis + 1 :]) for axis in range(dims)]
         length = 1 + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
-        flat.append((x.flatten(2), padded[..., :length], steps, length))
+        flat.append(
+            (x.flatten(2), padded[..., :length], [d * step for d, step in zip(use.dilation, steps, strict=True)])
+        )
     for tap in itertools.product(*map(range, taps)):
         for group, start in itertools.product(range(groups), range(0, neurons // groups, block)):
             some = slice(
                 group * neurons // groups + start, group * neurons // groups + min(start + block, neurons // groups)
             )
             parts = []
-            for x, g, steps, length in flat:
-                offset = sum(i * d * step for i, d, step in zip(tap, dilation, steps, strict=True))
-                meets = x.chunk(groups, 1)[group][..., offset : offset + length].expand(samples, -1, -1)
+            for x, g, steps in flat:
+                offset = sum(i * step for i, step in zip(tap, steps, strict=True))
+                meets = x.chunk(groups, 1)[group][..., offset : offset + g.shape[-1]].expand(samples, -1, -1)
                 parts.append(g[:, :, some].flatten(1, 2) @ meets.mT)
             jacobian = (parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)).reshape(rows, -1)
             total += jacobian @ jacobian.T

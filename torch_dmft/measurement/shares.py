@@ -104,8 +104,8 @@ def _products(passes: list[list[Flow]]) -> Tensor:
     for key in keys:
         here = [[flow for flow in flows if flow.product.geometry() == key] for flows in passes]
         if len(here) == 1 and all(flow.product.slides(flow.inputs, flow.gradients) for flow in here[0]):
-            slid = [flow.product.sliding(flow.inputs, flow.gradients) for flow in here[0]]
-            totals.append(sliding_ntk(slid, **here[0][0].product.kernel))
+            slides = [flow.product.slide(flow.inputs, flow.gradients) for flow in here[0]]
+            totals.append(sliding_ntk(slides, **here[0][0].product.kernel))
             continue
         pairs = [[flow.product.factors(flow.inputs, flow.gradients) for flow in flows] for flows in here]
         product = next(flow.product for flows in here for flow in flows)

@@ -16,6 +16,8 @@ _SIGMAS = 6.0
 """Standard errors beyond which a statistic is not that of Gaussian numbers; some hundred weights are looked at in a model."""
 _ROWS = 256
 """Rows whose angles are looked at; an orthogonal matrix shows itself in any of them."""
+_STORED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Precisions in which a checkpoint may have been stored since."""
 _FEW = 12
 """Entries that do not tell whether two weights resemble each other."""
 _MATRICES = (Role.INPUT, Role.HIDDEN, Role.READOUT)
@@ -109,7 +111,8 @@ def _changed(before: Tensor | None, weight: Tensor) -> str | None:
     before = before.cpu().to(now.dtype)
     cosine = float(torch.nn.functional.cosine_similarity(now.double(), before.double(), dim=0))
     resembles = cosine > min(0.9, _SIGMAS / math.sqrt(len(now)))  # of independent numbers it is 0 +- 1 / sqrt(n)
-    return "numbers that were changed since the model was wrapped" if resembles and not now.equal(before) else None
+    kept = any(now.equal(before.to(dtype).to(now.dtype)) for dtype in _STORED)
+    return "numbers that were changed since the model was wrapped" if resembles and not kept else None
 
 
 def _bias(bias: Tensor, size: float) -> str | None:

@@ -18,6 +18,7 @@ from torch_dmft.core.training import Training
 from torch_dmft.measurement.function_watch import FunctionWatch
 from torch_dmft.measurement.gradient_check import TOLERANCE, gradient_error, is_due
 from torch_dmft.measurement.known_rows import KnownRows
+from torch_dmft.measurement.outputs import moved
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.rows import TrainingSet, all_rows
 from torch_dmft.measurement.schedule import Schedule
@@ -168,7 +169,7 @@ class Observer:
         model = self.subject.run
         if self._function is None:
             self._function = FunctionWatch(model)
-        changed = self._function.changed(model, self._probe.inputs[:2].to(next(model.parameters()).device))
+        changed = self._function.changed(model, moved(self._probe.inputs, next(model.parameters()).device))
         if changed:
             self._note(f"a forward pass that changes during the run ({_listed(changed)})")
 

@@ -1,0 +1,1 @@
+"""Real models of every kind, and whether they are measured rightly: ``python -m tests.models``."""

@@ -114,12 +114,12 @@ def network(settings: Settings, inputs: Tensor, width: int) -> nn.Sequential:
 def wrap(settings: Settings, probe: Probe, width: int) -> Plan:
     """The network of one width in mean-field parameterization."""
     generator = torch.Generator().manual_seed(settings.seed)
-    model = network(settings, probe.inputs, width)
+    model = network(settings, probe.tensor, width)
     for module in model.modules():
         if isinstance(module, nn.Linear):  # as torch.nn draws them, but from the seed
             nn.init.uniform_(module.bias, -(module.in_features**-0.5), module.in_features**-0.5, generator=generator)
     model.to(settings.device)
-    return parameterize(model, probe.inputs, gamma0=settings.gamma0, generator=generator)
+    return parameterize(model, probe.tensor, gamma0=settings.gamma0, generator=generator)
 
 
 def train(settings: Settings, plan: Plan, probe: Probe, console: Console, logdir: Path | None = None) -> Trajectory:
@@ -137,7 +137,7 @@ def train(settings: Settings, plan: Plan, probe: Probe, console: Console, logdir
         for _ in track(range(settings.steps), plan.origin, console=console, disable=not console.is_terminal):
             with interrupts_wait():  # somewhere below a KeyboardInterrupt can get lost, and training goes on
                 optimizer.zero_grad()
-                loss(model(probe.inputs), probe.targets).backward()
+                loss(model(probe.tensor), probe.targets).backward()
                 optimizer.step()
     measured = recorder.trajectory()
     start, end = measured.losses[0].item(), measured.losses[-1].item()

@@ -7,7 +7,7 @@ import torch
 
 from tests.trajectories import two_layers
 from torch_dmft.comparison import compare
-from torch_dmft.comparison.divergence import diverged_at, last_sane, not_finite
+from torch_dmft.core.divergence import diverged_at, last_sane, not_finite
 from torch_dmft.core.kernel import Kernel
 
 THEORY, STATIC = "theory (N=inf)", "static NTK (N=inf)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ def by_name(name: str) -> Entry:
 
 def measured(entry: Entry, generator: torch.Generator, **sizes: int) -> tuple[Subject, Any, Snapshot]:
     model, inputs = entry.make(generator, **sizes)
-    subject = watched_subject(model, inputs, outputs=entry.outputs)
+    subject = replace(watched_subject(model, inputs, outputs=entry.outputs), batch_norm="run")
     return subject, inputs, measure_watched(subject, inputs)
 
 

@@ -303,6 +303,38 @@ def masked(generator: torch.Generator, samples: int) -> dict[str, Any]:
     return {"values": torch.randn(samples, T, 3, generator=generator, dtype=torch.float64), "mask": mask, "note": "x"}
 
 
+class Queries(nn.Module):
+    """Attention of learned seeds to the elements of a set."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.seeds = nn.Linear(3, width), nn.Parameter(torch.randn(1, 2, width))
+        self.pool, self.head = nn.MultiheadAttention(width, 2, batch_first=True), nn.Linear(2 * width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        return self.head(self.pool(self.seeds.expand(len(x), -1, -1), h, h)[0].flatten(1))
+
+
+class Fourier(nn.Module):
+    """A Fourier neural operator, its complex weights kept as two real ones."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lift, self.real, self.imag = (
+            nn.Linear(1, width),
+            *(nn.Parameter(torch.randn(width, width, 3) / width) for _ in range(2)),
+        )
+        self.mix, self.head = nn.Conv1d(width, width, 1), nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.lift(x).transpose(1, 2)
+        waves = torch.fft.rfft(h)[..., :3]
+        made = torch.einsum("sim,iom->som", waves, torch.complex(self.real, self.imag))
+        h = F.gelu(torch.fft.irfft(made, n=h.shape[-1]) + self.mix(h))
+        return self.head(h.mean(-1))
+
+
 def weight_norm(width: int) -> nn.Module:
     model = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2))
     nn.utils.parametrizations.weight_norm(model[2])
@@ -334,4 +366,6 @@ ZOO = [
     Entry("bag", Bag, tokens()),
     Entry("masked", Masked, masked),
     Entry("weight norm", weight_norm, vectors(3)),
+    Entry("queries", Queries, vectors(5, 3)),
+    Entry("fourier", Fourier, vectors(8, 1)),
 ]

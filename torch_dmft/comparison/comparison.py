@@ -13,10 +13,10 @@ from torch import Tensor
 from torch_dmft.comparison import table
 from torch_dmft.comparison.deviation import Deviations
 from torch_dmft.comparison.deviation import deviations as deviations_from
-from torch_dmft.comparison.divergence import last_sane
 from torch_dmft.comparison.match import common_steps, distinct_origins, refuse_mismatch, refuse_swapped
 from torch_dmft.comparison.verdict import verdict
 from torch_dmft.comparison.yardstick import narrowest
+from torch_dmft.core.divergence import last_sane
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.page import Page
 from torch_dmft.core.trajectory import Trajectory

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.comparison.consistency import Consistency, consistency
-from torch_dmft.comparison.divergence import diverged_at, last_sane
 from torch_dmft.comparison.metrics import cosines, nonzero, quotients
+from torch_dmft.core.divergence import diverged_at, last_sane
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 

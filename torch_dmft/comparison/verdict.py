@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch_dmft.comparison.consistency import Consistency
-from torch_dmft.comparison.divergence import diverged_at, not_finite
+from torch_dmft.core.divergence import diverged_at, not_finite
 from torch_dmft.core.stability import NEAR_THE_EDGE
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from torch_dmft.core.divergence import diverged_at, not_finite
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.kernel import movement
 from torch_dmft.core.page import Page
@@ -38,6 +39,13 @@ def summary(run: Trajectory) -> Page:
     ]
     if not math.isnan(last):
         sentences.append(f"Loss {first:.4g} at step {int(run.steps[0])}, {last:.4g} at step {int(run.steps[-1])}.")
+    at = diverged_at(run)
+    if at is not None and not any(note.startswith("diverged") for note in run.notes):
+        bad = not_finite(run, at)
+        what = (
+            f"{bad[0]} is not finite" if bad else "its outputs are far larger than at the start and its loss far worse"
+        )
+        sentences.append(f"It diverged: at step {int(run.steps[at])} {what}.")
     if run.replicas:
         sentences.append(f"Mean of {_count(len(run.replicas), 'network')}.")
     elif run.stderr is not None:

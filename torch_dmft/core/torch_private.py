@@ -26,6 +26,9 @@ __all__ = [
     "ConvTransposeBase",
     "DropoutBase",
     "NormBase",
+    "foreign_hooks",
+    "forward_unwrapped",
+    "gradient_hooks_off",
     "has_backward_hooks",
     "is_compiled",
     "multiply_all_",
@@ -65,6 +68,63 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
     finally:
         for attributes, name, kept in hooks:
             attributes[name] = kept
+
+
+def foreign_hooks(model: nn.Module) -> list[str]:
+    """Paths of the modules with hooks that are neither torch's own (``weight_norm``) nor this package's."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if any(_origin(hook) not in ("torch", "torch_dmft") for name in _HOOKS for hook in vars(module)[name].values())
+    ]
+
+
+def _origin(hook: Any) -> str:
+    """The package that a hook comes from."""
+    while hasattr(hook, "func"):
+        hook = hook.func
+    return str(getattr(hook, "__module__", None) or type(hook).__module__).split(".")[0]
+
+
+@contextmanager
+def forward_unwrapped(model: nn.Module) -> Iterator[None]:
+    """Run the body without the autocast that accelerate's ``prepare`` wraps around ``forward``: none outside reaches it."""
+    put_back: list[tuple[nn.Module, Any]] = []
+    for module in model.modules():
+        own = vars(module)
+        original, wrapped = own.get("_original_forward"), own.get("forward")
+        if original is not None and _is_around(wrapped, original):
+            put_back.append((module, wrapped))
+            own["forward"] = original
+    try:
+        yield
+    finally:
+        for module, wrapped in put_back:
+            vars(module)["forward"] = wrapped
+
+
+def _is_around(wrapped: Any, original: Any) -> bool:
+    """Whether a function is nothing but wrappers around another."""
+    innermost = getattr(original, "__func__", original)
+    for _ in range(8):
+        wrapped = getattr(wrapped, "__func__", wrapped)
+        if wrapped is innermost:
+            return True
+        wrapped = getattr(wrapped, "__wrapped__", getattr(wrapped, "model_forward", None))
+    return False
+
+
+@contextmanager
+def gradient_hooks_off(model: nn.Module) -> Iterator[None]:
+    """Run the body with no hook on the gradients of parameters, and put them back."""
+    hooked = [(parameter, parameter._backward_hooks) for parameter in model.parameters() if parameter._backward_hooks]
+    try:
+        for parameter, _ in hooked:
+            parameter._backward_hooks = None
+        yield
+    finally:
+        for parameter, hooks in hooked:
+            parameter._backward_hooks = hooks
 
 
 def put_first(optimizer: Optimizer, handle: RemovableHandle) -> None:

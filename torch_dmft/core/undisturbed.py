@@ -10,12 +10,14 @@ from torch import nn
 
 from torch_dmft.core.held import Held
 from torch_dmft.core.random_state import random_state_kept
+from torch_dmft.core.torch_private import forward_unwrapped, gradient_hooks_off
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run the body with ``model`` in eval mode, gradients on and autocast off, and undo every trace of it afterwards.
 
+    Autocast that accelerate has put into the forward pass is off as well, and hooks on gradients of parameters are not called.
     Restored, also after an exception: the training flag of every module, every buffer bit for bit, plain attributes with
     what they hold (counters, lists, generators), and the random states of python, numpy, and torch on the CPU and on the
     devices the model is on. The flags are set directly, because ``Module.train`` may be overridden with side effects. A
@@ -39,8 +41,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(random_state_kept(devices))
         for kind in {"cpu", *(device.type for device in accelerators)}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
         stack.enter_context(torch.inference_mode(False))  # also turns gradients on
+        stack.enter_context(forward_unwrapped(model))
+        stack.enter_context(gradient_hooks_off(model))
         try:
             for module, _ in modes:
                 module.training = False

@@ -3,6 +3,7 @@
 from torch_dmft.measurement.capture import capture
 from torch_dmft.measurement.ntk import empirical_ntk
 from torch_dmft.measurement.probe import Probe
+from torch_dmft.measurement.projection import Projection
 from torch_dmft.measurement.recorder import Recorder
 from torch_dmft.measurement.rows import Indexed
 from torch_dmft.measurement.schedule import Schedule, at_steps, every, log_spaced
@@ -12,6 +13,7 @@ from torch_dmft.measurement.subject import Subject, subject_of
 __all__ = [
     "Indexed",
     "Probe",
+    "Projection",
     "Recorder",
     "Schedule",
     "Snapshot",

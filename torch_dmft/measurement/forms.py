@@ -347,6 +347,9 @@ def _is_plain(use: Use) -> bool:
 def _product(use: Use, slot: Slot) -> Product | None:
     name, at = use.operator, slot[0]
     others = use.weights
+    # A Gram matrix of complex numbers, of weights made of real parameters, is another thing.
+    if slot in use.per_sample or use.argument(slot).is_complex():
+        return None
     if name in ("mm", "bmm", "addmm", "baddbmm") and _is_plain(use):
         left, right = (1, 2) if name in ("addmm", "baddbmm") else (0, 1)
         if at == right and (left, None) not in others:
@@ -374,7 +377,7 @@ def _product(use: Use, slot: Slot) -> Product | None:
 
 def _entrywise(use: Use, slot: Slot) -> Entrywise | None:
     name, at = use.operator, slot[0]
-    if not isinstance(use.args[0], Tensor):
+    if not isinstance(use.args[0], Tensor) or use.output.is_complex():
         return None
     if name in ("add", "add_", "sub", "sub_") and at < 2:
         factor = float(use.kwargs.get("alpha", 1)) * (-1 if name.startswith("sub") else 1) if at == 1 else 1.0

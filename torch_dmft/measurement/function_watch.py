@@ -68,7 +68,7 @@ class FunctionWatch:
 
 
 def _outputs(model: nn.Module, inputs: Any) -> Tensor:
-    with undisturbed(model), without_hooks(model), torch.no_grad():
+    with undisturbed(model), without_hooks(model):  # with gradients, of which a model may make its outputs
         return model(inputs).detach().double()
 
 

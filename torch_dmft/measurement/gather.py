@@ -117,6 +117,8 @@ def gather(taken: Pass, owners: Owners | None, trained: Set[str]) -> Gathered:
     by_output = [gradients_of(taken.outputs[:, c].sum(), taken.uses) for c in range(count)]
     for number, use in enumerate(taken.uses):
         places = Places(owners, number, samples)
+        if owners is not None:
+            use.per_sample |= {slot for slot in use.weights if owners.get((number, slot)) is not None}
         raw = [found[number] for found in by_output]
         if not use.meets_data:
             gathered.shared += [(part, places) for part in parts(use) if isinstance(part, Product)]

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them
 from torch_dmft.core.torch_private import without_hooks
 from torch_dmft.core.undisturbed import undisturbed
+from torch_dmft.measurement.functional import called_with
+from torch_dmft.measurement.outputs import Example, moved
 from torch_dmft.measurement.subject import Subject
 
 TOLERANCE = 0.03
@@ -40,7 +41,7 @@ def is_due(step: int, *, last: int, recorded: bool) -> bool:
 
 
 def gradient_error(
-    subject: Subject, optimizers: Sequence[Optimizer], loss: Loss, inputs: Tensor, targets: Tensor
+    subject: Subject, optimizers: Sequence[Optimizer], loss: Loss, inputs: Example, targets: Tensor
 ) -> tuple[float, float] | None:
     """By how much the gradients that wait for a step differ from those of the loss, and the size of the latter.
 
@@ -79,7 +80,7 @@ def gradient_error(
         for module, training in modes:
             module.training = training
         try:
-            outputs = functional_call(subject.run, parameters, (inputs.to(device),))
+            outputs = called_with(subject.run, parameters, moved(inputs, device))
             given = as_the_loss_takes_them(loss, outputs, _like(targets.to(device), outputs))
             slopes = torch.autograd.grad(
                 loss(outputs, given), list(leaves.values()), allow_unused=True, materialize_grads=True

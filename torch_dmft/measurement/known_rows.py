@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.prints import Print, prints_agree
+from torch_dmft.measurement.outputs import rows
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.rows import RowsSeen, TrainingSet, indexed
 
@@ -39,7 +40,7 @@ class KnownRows(RowsSeen):
         if targets is None or self._print_before:
             return None
         if self._of_probe is None:
-            inputs = self._probe.inputs[train.to(self._probe.inputs.device)]
+            inputs = rows(self._probe.inputs, train.nonzero().flatten())
             self._of_probe = TrainingSet((inputs, targets[train.to(targets.device)]))
         return self._of_probe
 
@@ -51,8 +52,8 @@ class KnownRows(RowsSeen):
             before = self._before
             self.is_mixed |= self.noted and not (before and new.print and prints_agree(before, new.print))
             self.data = new
-        for rows, batch in numbered:
-            self.note(rows)
+        for numbers, batch in numbered:
+            self.note(numbers)
             try:
                 yield batch
             except GeneratorExit:  # the loop was left before this batch was trained on

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -42,6 +43,7 @@ class Snapshot:
         layouts: where each use has its samples; pass it to the next ``measure`` of the same network. None while it
             cannot be told for certain.
         notes: what is not known of the network, in words.
+        precision: the lowest in which it multiplies.
     """
 
     outputs: Tensor
@@ -49,6 +51,7 @@ class Snapshot:
     ntk: Tensor
     layouts: Any
     notes: tuple[str, ...] = ()
+    precision: torch.dtype | None = None
 
 
 def squeeze_outputs(kernel: Float[Tensor, "sample output sample output"]) -> Tensor:

@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, jvp, vjp
+from torch.func import jacrev, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.memory import require_memory
 from torch_dmft.core.undisturbed import undisturbed
+from torch_dmft.measurement.batch_norm import Statistics, require_choice
+from torch_dmft.measurement.functional import called_with
+from torch_dmft.measurement.outputs import Example, Runs, Selection, count, output_rows
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.products import gram
-from torch_dmft.measurement.snapshot import output_rows, snapshot, squeeze_outputs
+from torch_dmft.measurement.projection import refuse_classes_of
+from torch_dmft.measurement.snapshot import snapshot, squeeze_outputs
 from torch_dmft.measurement.subject import subject_of
 
 if TYPE_CHECKING:
@@ -23,7 +27,13 @@ if TYPE_CHECKING:
 
 
 def empirical_ntk(
-    model: Plan | nn.Module, inputs: Tensor, targets: Tensor | None = None, *, method: str = "layerwise"
+    model: Plan | nn.Module,
+    inputs: Example,
+    targets: Tensor | None = None,
+    *,
+    method: str = "layerwise",
+    outputs: Selection | None = None,
+    batch_norm: str = "probe",
 ) -> Tensor:
     r"""The neural tangent kernel of a finite network in eval mode, per unit of the base learning rate.
 
@@ -34,33 +44,39 @@ def empirical_ntk(
 
     Args:
         model: a plan or a bare module; it is left exactly as it was.
-        inputs: ``(sample, ...)``.
+        inputs: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``, as in ``Probe``.
         targets: if given, the kernel is that of the one function y_mu . f(mu): with ``(sample,)`` integer classes of
             each sample's own class output, with ``(sample, output)`` floats of that combination of outputs.
-        method: ``"layerwise"`` multiplies Gram matrices of inputs and gradients layer by layer, the fastest; it needs a
-            model that ``describe`` understands. ``"jacobian"`` forms the full Jacobian with ``torch.func``, for any
-            model but a twin of ``infinite_width``; ``"vjp"`` goes row by row through one vector-Jacobian and one
+        method: ``"layerwise"`` multiplies Gram matrices of inputs and gradients layer by layer, the fastest.
+            ``"jacobian"`` forms the full Jacobian with ``torch.func``, for any model but a twin of ``infinite_width`` that
+            ``torch.func`` can follow; ``"vjp"`` goes row by row through one vector-Jacobian and one
             Jacobian-vector product, for the same models, and needs memory for one gradient only.
+        outputs: which of the model's outputs is f: a key, an index or a function of what it returns, as in ``Recorder``.
+        batch_norm: whose statistics BatchNorm has, ``"probe"`` (those of the inputs, as in train mode) or ``"run"``.
 
     Returns:
         ``(sample, sample)`` for one output or with targets, else ``(sample, output, sample, output)``.
 
     Raises:
-        UnsupportedModelError: if ``"layerwise"`` does not cover the model.
+        UnsupportedModelError: if ``"layerwise"`` does not cover the model, or samples interact.
         InsufficientMemoryError: if the estimate exceeds what is free.
         InvalidInputError: for an unknown method, a twin with another method than ``"layerwise"``, or outputs that are
             not ``(sample, output)``.
     """
+    refuse_classes_of(outputs, targets)
+    require_choice(batch_norm)
     match method:
         case "layerwise":
-            kernel = snapshot(subject_of(model, inputs), inputs).ntk
+            kernel = snapshot(subject_of(model, inputs, outputs=outputs, batch_norm=batch_norm), inputs).ntk
             if kernel.ndim == 2:
                 kernel = kernel[:, None, :, None]
         case "jacobian" | "vjp":
             module, multipliers = _trained(model)
             _refuse_lazily_sampled(module, method)
+            statistics = Statistics(module, module, batch_norm)
+            module, multipliers = Runs(module, outputs), {f"model.{name}": m for name, m in multipliers.items()}
             # The fused kernels of attention know neither forward derivatives nor batches of gradients.
-            with undisturbed(module), sdpa_kernel(SDPBackend.MATH):
+            with undisturbed(module), sdpa_kernel(SDPBackend.MATH), statistics.set(module, inputs):
                 kernel = (_jacobian if method == "jacobian" else _row_by_row)(module, multipliers, inputs)
         case _:
             raise InvalidInputError("Unknown method.", got=repr(method), remedy='"layerwise", "jacobian" or "vjp"')
@@ -92,11 +108,11 @@ def _refuse_lazily_sampled(module: nn.Module, method: str) -> None:
             )
 
 
-def _jacobian(module: nn.Module, multipliers: Mapping[str, float], inputs: Tensor) -> Tensor:
+def _jacobian(module: nn.Module, multipliers: Mapping[str, float], inputs: Example) -> Tensor:
     parameters = {name: value.detach() for name, value in module.named_parameters() if name in multipliers}
 
     def run(values: dict[str, Tensor]) -> Tensor:
-        return output_rows(functional_call(module, values, (inputs,)), len(inputs))
+        return output_rows(called_with(module, values, inputs), count(inputs))
 
     with torch.no_grad():
         outputs = run(parameters)
@@ -110,12 +126,12 @@ def _jacobian(module: nn.Module, multipliers: Mapping[str, float], inputs: Tenso
     return torch.stack([multipliers[name] * gram(block) for name, block in jacobian.items()]).sum(0)
 
 
-def _row_by_row(module: nn.Module, multipliers: Mapping[str, float], inputs: Tensor) -> Tensor:
+def _row_by_row(module: nn.Module, multipliers: Mapping[str, float], inputs: Example) -> Tensor:
     """K e_i = J M J^T e_i for every output i: one product with J^T, one with J."""
     parameters = {name: value.detach() for name, value in module.named_parameters() if name in multipliers}
 
     def run(values: dict[str, Tensor]) -> Tensor:
-        return output_rows(functional_call(module, values, (inputs,)), len(inputs))
+        return output_rows(called_with(module, values, inputs), count(inputs))
 
     outputs, pull_back = vjp(run, parameters)[:2]
     rows = []

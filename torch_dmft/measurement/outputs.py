@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
 
 from torch_dmft.core.errors import InvalidInputError
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-"""A tensor is the one argument of ``forward``; a tuple or a list holds its arguments by position, a mapping by name."""
+"""A tensor is the one argument of ``forward``; a tuple or a list holds its arguments by position, a mapping by name. Any
+structure of dictionaries, lists and tuples may be inside."""
 
 Selection = str | int | Callable[[Any], Tensor]
 """A key, an index or a function of what the model returns."""
@@ -28,7 +29,7 @@ def arguments(inputs: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (inputs,), {}
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    return tuple(inputs), {}
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
 
 
 def tensors(inputs: Any) -> list[Tensor]:
@@ -36,9 +37,19 @@ def tensors(inputs: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(plain(inputs)) if isinstance(leaf, Tensor)]
 
 
+def named_tensors(inputs: Any) -> list[tuple[str, Tensor]]:
+    """Every tensor among the inputs and where it is: ``"inputs"``, ``"inputs['mask']"``, ``"inputs[1]"``."""
+    leaves, _ = tree_flatten_with_path(plain(inputs))
+    return [(f"inputs{keystr(path)}", leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+
+
 def plain(inputs: Any) -> Any:
-    """Inputs as plain dictionaries, for mappings of libraries (``BatchEncoding``)."""
-    return {key: plain(value) for key, value in inputs.items()} if isinstance(inputs, Mapping) else inputs
+    """Inputs in plain dictionaries, also where libraries have mappings of their own (``BatchEncoding``)."""
+    if isinstance(inputs, Mapping):
+        return {key: plain(value) for key, value in inputs.items()}
+    if type(inputs) in (tuple, list):
+        return type(inputs)(plain(value) for value in inputs)
+    return inputs
 
 
 def count(inputs: Example) -> int:
@@ -139,11 +150,13 @@ class Runs(nn.Module):
 
     Attributes:
         model: the model.
+        selects: whether a part of its outputs, or a function of them, is chosen.
     """
 
     def __init__(self, model: nn.Module, outputs: Selection | None = None) -> None:
         super().__init__()
         self.model = model
+        self.selects = outputs is not None
         self._outputs = outputs
 
     def forward(self, inputs: Example) -> Tensor:
@@ -164,6 +177,23 @@ def output_rows(outputs: Tensor, samples: int) -> Float[Tensor, "sample output"]
         raise InvalidInputError(
             "The model must return one row of outputs per sample.",
             got=f"shape {tuple(outputs.shape)} for {samples} samples",
-            remedy="wrap it in a module that selects or pools its output to (sample, output)",
+            remedy=_to_rows(outputs, samples),
         )
     return outputs
+
+
+def _to_rows(outputs: Tensor, samples: int) -> str:
+    """What makes rows of outputs of another shape."""
+    if outputs.ndim > 2 and len(outputs) == samples:
+        if outputs.ndim > 3:
+            return "outputs=, a function of what the model returns: out.mean((2, 3)) of every channel, out.flatten(1) of all"
+        return (
+            "outputs=, a function of what the model returns: out[:, -1] of one place, out.mean(1) of the mean over places, "
+            "out.flatten(1) of all of them"
+        )
+    if outputs.ndim > 1 and outputs.shape[1] == samples:
+        return "outputs=, a function that puts the samples first: out.transpose(0, 1)"
+    return (
+        "outputs=, a key, an index or a function that gives (sample, output); the samples are the rows of the first tensor of "
+        "the inputs"
+    )

@@ -95,6 +95,8 @@ def find_owners(whole: Pass, alone: Mapping[int, Pass], touched: Callable[[int],
         )
     if not aligned:
         return None
+    for one in alone.values():
+        mark_per_sample(whole, one)
     owners: dict[tuple[int, Slot | None], Where] = {}
     gradients: list[Tensor | None] | None = None
     for number, use in enumerate(whole.uses):
@@ -111,6 +113,25 @@ def find_owners(whole: Pass, alone: Mapping[int, Pass], touched: Callable[[int],
                 return None
             owners[number, slot] = candidates[0]
     return owners
+
+
+def mark_per_sample(whole: Pass, alone: Pass) -> None:
+    """Note the weights that have a part for every sample: their shape changes with the number of samples.
+
+    Args:
+        whole: all samples together.
+        alone: some other number of samples, with the same operators.
+    """
+    for use, other in zip(whole.uses, alone.uses, strict=True):
+        for slot in use.weights:
+            if use.argument(slot).shape != other.argument(slot).shape:
+                use.per_sample.add(slot)
+                other.per_sample.add(slot)
+
+
+def are_alike(one: Pass, other: Pass) -> bool:
+    """Whether two passes ran the same operators with weights."""
+    return _signature(one) == _signature(other)
 
 
 def _signature(one: Pass) -> list[tuple[str, str, tuple[Slot, ...]]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -13,9 +16,11 @@ from torch_dmft.architecture import Architecture
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.undisturbed import all_graded, undisturbed
 from torch_dmft.measurement.anatomy import anatomy
+from torch_dmft.measurement.failures import outputs_on
 from torch_dmft.measurement.forms import Product, parts
 from torch_dmft.measurement.gather import gradients_of
-from torch_dmft.measurement.outputs import Example, copied, count, output_rows, tensors
+from torch_dmft.measurement.outputs import Example, copied, count, output_rows, rows, tensors
+from torch_dmft.measurement.ownership import are_alike, copies, mark_per_sample
 from torch_dmft.measurement.uses import Pass, watching
 
 
@@ -29,6 +34,10 @@ def look_at(model: nn.Module, run: nn.Module, inputs: Example) -> Architecture:
     _refuse_complex(model)
     with prepared(model, run), all_graded(model):
         taken = watched_pass(model, run, inputs)
+        if any(isinstance(part, Product) and part.weight.ndim > 2 for use in taken.uses for part in parts(use)):
+            few = watched_pass(model, run, rows(inputs, [0] * copies(len(taken.outputs))))
+            if are_alike(taken, few):
+                mark_per_sample(taken, few)
         gradients = gradients_of(taken.outputs.sum(), taken.uses)
         products: list[Product] = []
         last: Product | None = None
@@ -42,7 +51,44 @@ def look_at(model: nn.Module, run: nn.Module, inputs: Example) -> Architecture:
             "There is nothing to measure:",
             [Place("(model)", "the outputs depend on no product with a parameter", "a model with a weight")],
         )
-    return anatomy(model, products, last, taken.outputs.shape[1])
+    found = anatomy(model, products, last, taken.outputs.shape[1])
+    return replace(found, train_differs=_draws_in_train_mode(run, inputs))
+
+
+def _draws_in_train_mode(run: nn.Module, inputs: Example) -> tuple[Place, ...]:
+    """The network, if its forward pass in train mode is random (dropout); its gradients are then its own secret."""
+    devices = {tensor.device for tensor in run.parameters() if tensor.device.type == "cuda"}
+    outputs: list[Tensor] = []
+    with undisturbed(run):
+        for module in run.modules():
+            module.training = True
+        before, drawn = _states(devices), random.getstate()
+        for seed in range(_PASSES):
+            try:
+                outputs.append(run(copied(inputs)).detach())
+            except Exception as error:
+                reason = f"it fails on the inputs in train mode: {type(error).__name__}: {error}"
+                return (Place("(model)", reason, "let forward do the same in both modes"),)
+            if _states(devices) == before and random.getstate() == drawn:
+                return ()
+            # Numbers of python may decide what is run, or be a type checker's doing.
+            random.setstate(random.Random(seed).getstate())
+    # Statistics of a batch are the same in every pass.
+    if _is_one(outputs):
+        return ()
+    return (Place("(model)", "it draws random numbers in train mode", "set dropout and the like to 0"),)
+
+
+_PASSES = 4
+
+
+def _is_one(outputs: list[Tensor]) -> bool:
+    return all(torch.equal(one, outputs[0]) for one in outputs)
+
+
+def _states(devices: Iterable[torch.device]) -> list[object]:
+    states = [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    return [repr(np.random.get_state()), *(state.numpy().tobytes() for state in states)]  # noqa: NPY002
 
 
 def watched_pass(model: nn.Module, run: nn.Module, inputs: Example, *, attached: bool = False) -> Pass:
@@ -71,7 +117,7 @@ def _pass(model: nn.Module, run: nn.Module, inputs: Example, *, attached: bool) 
         given = _attached(given)
         leaves = tensors(given)
     with watching(model, leaves) as watch:
-        outputs = output_rows(run(given), count(given))
+        outputs = output_rows(outputs_on(run, given), count(given))
         found = watch.finish()
     return Pass(outputs, found)
 

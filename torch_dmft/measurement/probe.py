@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -10,62 +10,86 @@ from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.prints import Print, data_print, printed_rows
+from torch_dmft.measurement.outputs import Example, copied, count, moved, named_tensors, rows, tensors
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
     """The data points mu = 1..P at which outputs and kernels are recorded, training and test points together.
 
+    Everything is copied: data that change later do not change the probe.
+
     Attributes:
-        inputs: ``(sample, ...)``, whatever the model takes, samples first: vectors, images, token ids.
-        targets: ``(sample, output)`` or ``(sample,)`` floats, ``(sample,)`` integer classes, or None. Kept as they are
-            given; ``target_values`` has them as floats ``(sample, output)``.
+        inputs: whatever ``forward`` takes, samples first. A tensor ``(sample, ...)`` is its one argument (vectors, images,
+            token ids), a tuple holds its arguments by position, a mapping (a tokenizer's ``BatchEncoding`` too) by name. The
+            first tensor has one row per sample; others with as many rows are cut with it, all else is the same for all.
+        targets: ``(sample, output)`` or ``(sample,)`` floats, ``(sample,)`` integer classes, or None. Floats are kept in their
+            shape, classes as int64; ``target_values`` has both as floats ``(sample, output)``.
         train: ``(sample,)`` bool, the rows that the model is trained on; the loss is recorded on these. Default: all.
 
     Raises:
         InvalidInputError: for fewer than two samples, NaN or infinity, or lengths that do not fit.
+
+    Example:
+        >>> Probe(images, labels)  # doctest: +SKIP
+        >>> Probe({"input_ids": ids, "attention_mask": mask})  # doctest: +SKIP
     """
 
-    inputs: Tensor
+    inputs: Example
     targets: Tensor | None = None
     train: Tensor | None = None
 
     def __repr__(self) -> str:
         """One line."""
+        shapes = ", ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in named_tensors(self.inputs))
         targets = "no targets" if self.targets is None else f"targets {tuple(self.targets.shape)}"
-        return f"Probe(inputs {tuple(self.inputs.shape)}, {targets}, {int(self.train_rows.sum())} rows trained on)"
+        return f"Probe({shapes}, {targets}, {int(self.train_rows.sum())} rows trained on)"
 
     def __post_init__(self) -> None:
-        """Refuse data that would give undefined kernels, and bring targets and train into one form."""
-        for name in ("inputs", "targets", "train"):
+        """Refuse data that would give undefined kernels, copy it, and bring targets and train into one form."""
+        for name in ("targets", "train"):
             value = getattr(self, name)
-            if not isinstance(value, Tensor) and not (value is None and name != "inputs"):
+            if not isinstance(value, Tensor | None):
                 raise InvalidInputError(
                     f"The {name} of a probe are a tensor.", got=type(value).__name__, remedy="torch.as_tensor(...)"
                 )
-        if self.inputs.ndim == 0 or len(self.inputs) < 2:
-            raise InvalidInputError(
-                "A probe needs at least two samples: centered kernels and alignments are undefined for fewer.",
-                got=f"inputs of shape {tuple(self.inputs.shape)}",
-                remedy="inputs of shape (sample, ...) with two samples or more",
-            )
-        if self.inputs[0].numel() == 0:
-            raise InvalidInputError("The samples of a probe are empty.", got=f"shape {tuple(self.inputs.shape)}")
-        _require_finite("inputs", self.inputs)
+        object.__setattr__(self, "inputs", copied(self.inputs))
+        samples = _samples(self.inputs)
         if self.targets is not None:
-            _check_targets(self.targets, len(self.inputs))
-        train = torch.ones(len(self.inputs), dtype=torch.bool, device="cpu") if self.train is None else self.train
-        if train.dtype != torch.bool or train.shape != (len(self.inputs),) or not bool(train.any()):
+            _check_targets(self.targets, samples, len(named_tensors(self.inputs)))
+            targets = copied(self.targets)
+            object.__setattr__(self, "targets", targets if targets.is_floating_point() else targets.long())
+        train = torch.ones(samples, dtype=torch.bool, device="cpu") if self.train is None else self.train
+        if train.dtype != torch.bool or train.shape != (samples,) or not bool(train.any()):
             raise InvalidInputError(
                 "train is a bool mask with one entry per sample, at least one of them True.",
-                got=f"shape {tuple(train.shape)}, {train.dtype}, {len(self.inputs)} samples",
-                remedy="train=torch.arange(len(inputs)) < number_of_training_rows",
+                got=f"shape {tuple(train.shape)}, {train.dtype}, {samples} samples",
+                remedy="train=torch.arange(number_of_samples) < number_of_training_rows",
             )
-        object.__setattr__(self, "train", train.cpu())
+        object.__setattr__(self, "train", copied(train).cpu())
 
     def __len__(self) -> int:
         """P, the number of samples."""
-        return len(self.inputs)
+        return count(self.inputs)
+
+    def to(self, device: torch.device | str) -> Probe:
+        """The same probe on another device; ``train`` stays on the CPU."""
+        where = torch.device(device)
+        targets = None if self.targets is None else self.targets.to(where)
+        return replace(self, inputs=moved(self.inputs, where), targets=targets)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The inputs, where they are one tensor.
+
+        Raises:
+            InvalidInputError: if they are not.
+        """
+        if not isinstance(self.inputs, Tensor):
+            raise InvalidInputError(
+                "The inputs must be one tensor here.", got=type(self.inputs).__name__, remedy="Probe(tensor, targets)"
+            )
+        return self.inputs
 
     @property
     def train_rows(self) -> Tensor:
@@ -75,25 +99,55 @@ class Probe:
 
     @cached_property
     def print(self) -> Print:
-        """What tells these inputs from others."""
-        return data_print(len(self), self.inputs[printed_rows(len(self)).to(self.inputs.device)])
+        """What tells these inputs from others: of every tensor, and nothing of numbers and words beside them."""
+        return data_print(len(self), *tensors(rows(self.inputs, printed_rows(len(self)))))
 
     def target_values(self, outputs: int | None = None) -> Tensor | None:
         """The targets as floats: ``(sample, output)``, one-hot for integer classes, or None without targets.
 
         Args:
             outputs: number of classes; default the largest class + 1.
+
+        Raises:
+            InvalidInputError: if a class is larger than that.
         """
         if self.targets is None or self.targets.is_floating_point():
             return None if self.targets is None else self.targets.reshape(len(self), -1)
-        dtype = self.inputs.dtype if self.inputs.is_floating_point() else torch.get_default_dtype()
-        return nn.functional.one_hot(self.targets.long(), -1 if outputs is None else outputs).to(dtype)
+        if outputs is not None and int(self.targets.max()) >= outputs:
+            raise InvalidInputError(
+                "Every class needs an output.",
+                got=f"class {int(self.targets.max())} of a model with {outputs} outputs",
+                remedy="classes 0, 1, ..., outputs - 1; or outputs= that selects all of them",
+            )
+        dtype = next((x.dtype for x in tensors(self.inputs) if x.is_floating_point()), torch.get_default_dtype())
+        return nn.functional.one_hot(self.targets, -1 if outputs is None else outputs).to(dtype)
 
 
-def _check_targets(targets: Tensor, samples: int) -> None:
+def _samples(inputs: Example) -> int:
+    """P, of inputs that kernels can be measured on."""
+    named = [(name, leaf) for name, leaf in named_tensors(inputs) if leaf.ndim]
+    if not named or len(named[0][1]) < 2:
+        shown = [f"{name} of shape {tuple(leaf.shape)}" for name, leaf in named_tensors(inputs)]
+        raise InvalidInputError(
+            "A probe needs at least two samples: centered kernels and alignments are undefined for fewer.",
+            got=", ".join(shown) or f"{type(inputs).__name__} without a tensor",
+            remedy="a tensor (sample, ...) with two samples or more, a tuple of the arguments of forward, or a dictionary of "
+            "them; the first tensor has one row per sample",
+        )
+    for name, leaf in named:
+        if len(leaf) == len(named[0][1]) and leaf[0].numel() == 0:
+            raise InvalidInputError("The samples of a probe are empty.", got=f"{name} of shape {tuple(leaf.shape)}")
+        masks = leaf is not named[0][1]  # those that are added to scores hold -inf
+        _require_finite(name, torch.nan_to_num(leaf, nan=torch.nan) if masks and leaf.is_floating_point() else leaf)
+    return len(named[0][1])
+
+
+def _check_targets(targets: Tensor, samples: int, leaves: int) -> None:
     if targets.ndim == 0 or len(targets) != samples:
         raise InvalidInputError(
-            "A probe needs one target per sample.", got=f"targets {tuple(targets.shape)} for {samples} samples"
+            "A probe needs one target per sample.",
+            got=f"targets {tuple(targets.shape)} for {samples} samples",
+            remedy="the first tensor of the inputs is the one with a row for every sample" if leaves > 1 else None,
         )
     if targets.is_floating_point():
         if targets.ndim > 2:
@@ -110,7 +164,7 @@ def _check_targets(targets: Tensor, samples: int) -> None:
 
 
 def _require_finite(name: str, values: Tensor) -> None:
-    if not values.is_floating_point():
+    if not (values.is_floating_point() or values.is_complex()):
         return
     bad = (~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero()
     if len(bad):

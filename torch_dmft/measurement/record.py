@@ -14,7 +14,6 @@ from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.measurement.moment import Snapshot
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.subject import Subject
-from torch_dmft.parameterization.centered import Centered
 
 
 def record_of(
@@ -95,7 +94,7 @@ def _blank(subject: Subject, probe: Probe, outputs: int) -> Trajectory:
         network=plan.functions,
         probe_print=probe.print,
         width=None if plan.is_limit else subject.width,
-        centered=isinstance(subject.run, Centered),
+        centered=subject.is_centered,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,21 +14,25 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
-from torch_dmft.core.loss import Loss, as_the_loss_takes_them, aside, default_loss
+from torch_dmft.core.loss import Loss
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.sight import require_whole_plan, unwrapped
 from torch_dmft.core.stability import curvatures
 from torch_dmft.core.training import Training
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
+from torch_dmft.measurement.conditions import Conditions
 from torch_dmft.measurement.fields import FieldMemory
 from torch_dmft.measurement.gradients import Layouts
 from torch_dmft.measurement.observer import Observer
+from torch_dmft.measurement.outputs import Example, Selection, moved
 from torch_dmft.measurement.probe import Probe
+from torch_dmft.measurement.probe_loss import ProbeLoss
+from torch_dmft.measurement.projection import refuse_classes_of
 from torch_dmft.measurement.record import joined, plain, record_of, restored
 from torch_dmft.measurement.rows import TrainingSet
 from torch_dmft.measurement.schedule import Schedule, at_steps
 from torch_dmft.measurement.schedule import every as every_steps
-from torch_dmft.measurement.snapshot import Snapshot, returns_one_number, snapshot
+from torch_dmft.measurement.snapshot import Snapshot, snapshot
 from torch_dmft.measurement.subject import subject_of
 from torch_dmft.measurement.two_time import TwoTimeMemory
 from torch_dmft.parameterization import Plan
@@ -67,6 +70,13 @@ class Recorder:
             a data set of such pairs. ``batches(loader)`` brings its own.
         model: the module whose outputs are recorded, if it is not the plan's model but a wrapper:
             ``centered(plan.model)``.
+        outputs: which of what the model returns is f, ``(sample, output)``: a key, an index or a function of it. Default: the
+            tensor itself, the first entry of a tuple, ``logits`` of a mapping. Of outputs per token or pixel choose one place
+            (``lambda out: out.logits[:, -1]``), their mean (``lambda out: out.mean((2, 3))``) or all (``out.flatten(1)``); of a
+            large vocabulary, ``Projection(8)``.
+        batch_norm: whose statistics BatchNorm is measured with: ``"probe"``, the mean and variance over the probe, so that
+            outputs are those of train mode on the probe, or ``"run"``, the running averages of eval mode. Either are constants:
+            samples do not interact. Norms that stand in eval mode while the model trains keep their running averages.
         temperature: T of the Langevin noise that the loop brings into the gradients; they are not checked then.
         callbacks: called with ``(step, record)`` after each record, the trajectory of this one step, outside the protection
             described above.
@@ -91,8 +101,10 @@ class Recorder:
         two_time: bool = False,
         loss: Loss | None = None,
         fields: bool | Schedule | Iterable[int] = True,
-        data: tuple[Tensor, Tensor] | Dataset[Any] | None = None,
+        data: tuple[Example, Tensor] | Dataset[Any] | None = None,
         model: nn.Module | None = None,
+        outputs: Selection | None = None,
+        batch_norm: str = "probe",
         temperature: float = 0.0,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -110,17 +122,17 @@ class Recorder:
         self.callbacks = tuple(callbacks)
         self.step = 0
         self.records: list[Trajectory] = []
-        self.subject = subject_of(plan_or_model, probe.inputs, run=model)
-        self._loss = default_loss(probe.targets) if loss is None else loss
+        refuse_classes_of(outputs, probe.targets)
+        self.subject = subject_of(plan_or_model, probe.inputs, run=model, outputs=outputs, batch_norm=batch_norm)
+        self._loss = ProbeLoss(self.subject, probe, loss)
+        self._conditions = Conditions(self.subject)
         training_set = None if data is None else TrainingSet(data)
         self._observer = Observer(
-            self.subject, probe, self._loss, data=training_set, temperature=temperature, schedule=self.schedule
+            self.subject, probe, self._loss.loss, data=training_set, temperature=temperature, schedule=self.schedule
         )
         self._seconds = 0.0
         self._attached = False
         self._layouts: Layouts | None = None
-        self._squeezed: bool | None = None
-        self._targets: Tensor | None = None  # of the training rows, as the loss takes them
         chosen = None if isinstance(fields, bool) else fields if callable(fields) else at_steps(fields)
         is_chain = self.subject.architecture.is_chain
         self._fields = FieldMemory(chosen, is_chain=is_chain) if fields is not False else None
@@ -218,13 +230,14 @@ class Recorder:
     def look(self) -> Snapshot:
         """Measure now and keep nothing."""
         device = next(self.subject.run.parameters()).device
-        return snapshot(self.subject, self.probe.inputs.to(device), layouts=self._layouts)
+        return snapshot(self.subject, moved(self.probe.inputs, device), layouts=self._layouts)
 
     def keep(self, taken: Snapshot) -> Trajectory:
         """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""
         self._layouts = taken.layouts
         like = self.records[0] if self.records else None
-        record = record_of(self.subject, self.probe, taken, self.step, self._loss_of(taken.outputs), like=like)
+        record = record_of(self.subject, self.probe, taken, self.step, self._loss.number(taken.outputs), like=like)
+        record = self._conditions.seen(taken, record, like or record)
         self.records.append(record)
         if self._fields is not None:
             self._fields.add(self.step, [layer.stream for layer in taken.layers])
@@ -275,7 +288,7 @@ class Recorder:
             self.subject,
             self.training,
             self.probe,
-            self._loss,
+            self._loss.loss,
             self._observer.rows.data,
             batches=batches,
             assume_gaussian=assume_gaussian,
@@ -300,18 +313,14 @@ class Recorder:
             )
         run, plan = joined(self.records), self.subject.plan
         unseen = Training.unseen(int(run.steps[-1]), plan)
-        curvature = (
-            None
-            if run.targets is None
-            else curvatures(run.outputs, run.ntk, self.probe.train_rows, self._loss_on_train)
-        )
+        curvature = None if run.targets is None else curvatures(run.outputs, run.ntk, self.probe.train_rows, self._loss)
         return replace(
             run,
             layers=tuple(self._completed(layer, index) for index, layer in enumerate(run.layers)),
             origin=plan.origin if origin is None else origin,
             training=self.training if self._observer.has_seen else unseen,
             curvature=curvature,
-            metadata={"seconds": self._seconds},
+            metadata={"seconds": self._seconds, **self._conditions.facts},
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -320,6 +329,7 @@ class Recorder:
             "step": self.step,
             "observer": self._observer.state_dict(),
             "seconds": self._seconds,
+            "conditions": self._conditions.state_dict(),
             "records": [plain(record) for record in self.records],
             "fields": None if self._fields is None else self._fields.state_dict(),
             "two_time": [memory.state_dict() for memory in self._two_time],
@@ -341,6 +351,7 @@ class Recorder:
             )
         self._observer.load_state_dict(state["observer"])
         self.step, self._seconds = state["step"], state["seconds"]
+        self._conditions.load_state_dict(state["conditions"])
         self.records = [restored(self.subject, self.probe, record) for record in state["records"]]
         if self._fields is not None and state["fields"] is not None:
             self._fields.load_state_dict(state["fields"])
@@ -355,24 +366,6 @@ class Recorder:
             forward, backward = self._two_time[index].kernels()
             layer = replace(layer, forward=forward, backward=backward)
         return layer if self._fields is None else replace(layer, fields=self._fields.fields(index))
-
-    def _loss_of(self, outputs: Tensor) -> float:
-        if self.probe.targets is None:
-            return math.nan
-        with torch.no_grad():
-            return float(self._loss_on_train(outputs[self.probe.train_rows.to(outputs.device)]))
-
-    def _loss_on_train(self, outputs: Tensor) -> Tensor:
-        """The loss of outputs ``(train, output)`` of the training rows, in the shapes that the user's loop hands to it."""
-        if self._squeezed is None:
-            self._squeezed = returns_one_number(self.subject.run, self.probe.inputs)
-        shown = outputs.squeeze(1) if self._squeezed else outputs
-        if self._targets is None or self._targets.device != outputs.device:
-            assert self.probe.targets is not None  # asked for where there are targets
-            targets = self.probe.targets[self.probe.train_rows.to(self.probe.targets.device)].to(outputs.device)
-            targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
-            self._targets = as_the_loss_takes_them(self._loss, shown.detach(), targets)
-        return aside(self._loss)(shown, self._targets)
 
     def _readout_size(self, record: Trajectory) -> float:
         """The mean diagonal of the readout's Phi."""

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.prints import Print, data_print, printed_rows
 from torch_dmft.core.random_state import random_state_kept
+from torch_dmft.measurement.outputs import Example, count, plain, tensors
+from torch_dmft.measurement.outputs import rows as rows_of
 
-_BOTH = "(inputs, targets), two tensors with as many rows, or a torch.utils.data.Dataset of such pairs"
+_BOTH = "(inputs, targets) with as many rows, or a torch.utils.data.Dataset of such pairs"
 
 
 class Indexed(Dataset[tuple[int, Any]]):
@@ -84,27 +87,44 @@ def indexed(loader: DataLoader[Any]) -> DataLoader[Any]:
     return DataLoader(Indexed(loader.dataset), batch_sampler=loader.batch_sampler, collate_fn=collate, **settings)
 
 
+class _Pairs(Dataset[tuple[Any, Tensor]]):
+    """Inputs of any structure and targets, row by row."""
+
+    def __init__(self, inputs: Example, targets: Tensor) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, row: int) -> tuple[Any, Tensor]:
+        def of_row(leaf: Any) -> Any:
+            return leaf[row] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == len(self) else leaf
+
+        return tree_map(of_row, plain(self.inputs)), self.targets[row]
+
+
 class TrainingSet:
     """The rows that a network is trained on.
 
     Args:
-        data: ``(inputs, targets)``, or a data set of such pairs.
+        data: ``(inputs, targets)``, or a data set of such pairs. Inputs are whatever the model takes, as in ``Probe``.
 
     Raises:
         InvalidInputError: if it is neither.
     """
 
-    def __init__(self, data: tuple[Tensor, Tensor] | Sequence[Tensor] | Dataset[Any]) -> None:
+    def __init__(self, data: tuple[Example, Tensor] | Sequence[Any] | Dataset[Any]) -> None:
         if isinstance(data, Dataset):
             self.dataset: Dataset[Any] = data
-        elif isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-            if len(data[0]) != len(data[1]):
+        elif isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor) and tensors(data[0]):
+            inputs, targets = data
+            if count(inputs) != len(targets):
                 raise InvalidInputError(
                     "Every row of the training set needs its target.",
-                    got=f"{len(data[0])} inputs and {len(data[1])} targets",
+                    got=f"{count(inputs)} inputs and {len(targets)} targets",
                     remedy=_BOTH,
                 )
-            self.dataset = TensorDataset(*data)
+            self.dataset = TensorDataset(inputs, targets) if isinstance(inputs, Tensor) else _Pairs(inputs, targets)
         else:
             raise InvalidInputError(
                 "A training set is pairs of inputs and targets.", got=type(data).__name__, remedy=_BOTH
@@ -113,7 +133,7 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def rows(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rows(self, rows: Tensor | None = None) -> tuple[Any, Tensor]:
         """Inputs and targets of some rows, or of all.
 
         Raises:
@@ -126,6 +146,13 @@ class TrainingSet:
                 if rows is None
                 else (inputs[rows.to(inputs.device)], targets[rows.to(targets.device)])
             )
+        if isinstance(self.dataset, _Pairs):
+            pairs = self.dataset
+            return (
+                (pairs.inputs, pairs.targets)
+                if rows is None
+                else (rows_of(pairs.inputs, rows), pairs.targets[rows.to(pairs.targets.device)])
+            )
         wanted = range(len(self)) if rows is None else rows.tolist()
         with random_state_kept():  # items may be augmented
             items = [self.dataset[row] for row in wanted]
@@ -134,9 +161,11 @@ class TrainingSet:
                 "The items of the training set must be pairs.", got=type(items[0]).__name__, remedy=_BOTH
             )
         inputs, targets = default_collate(items)
-        if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
+        if not tensors(inputs) or not isinstance(targets, Tensor):
             raise InvalidInputError(
-                "Inputs and targets must be tensors or numbers.", got=type(inputs).__name__, remedy=_BOTH
+                "Inputs and targets must be tensors or numbers.",
+                got=type(targets if tensors(inputs) else inputs).__name__,
+                remedy=_BOTH,
             )
         return inputs, targets
 
@@ -144,8 +173,8 @@ class TrainingSet:
     def print(self) -> Print:
         """What tells this training set from others; empty if its items are no fixed pairs of numbers."""
         try:
-            columns = self.rows(printed_rows(len(self)))
-            return data_print(len(self), *columns) if self.is_fixed else ()
+            inputs, targets = self.rows(printed_rows(len(self)))
+            return data_print(len(self), *tensors(inputs), targets) if self.is_fixed else ()
         except Exception:  # items that are no pairs, of several lengths, or without a length
             return ()
 
@@ -159,19 +188,20 @@ class TrainingSet:
             written = [float(part._version) for part in self.dataset.tensors if not part.is_inference()]
             return (*data_print(len(self), *self.rows(rows)), *written)
         try:
-            return data_print(len(self), *self.rows(rows[:: max(1, len(rows) // 8)])) if self.is_fixed else ()
+            inputs, targets = self.rows(rows[:: max(1, len(rows) // 8)])
+            return data_print(len(self), *tensors(inputs), targets) if self.is_fixed else ()
         except Exception:
             return ()
 
     @cached_property
     def is_fixed(self) -> bool:
         """Whether a row is the same each time it is asked for; random augmentation is not."""
-        if isinstance(self.dataset, TensorDataset):
+        if isinstance(self.dataset, TensorDataset | _Pairs):
             return True
         some = torch.arange(min(8, len(self)), device="cpu")
         # The random numbers of one order go to other rows in the other.
-        first, second = self.rows(some)[0], self.rows(some.flip(0))[0].flip(0)
-        return torch.equal(first, second)
+        first, second = (tensors(self.rows(order)[0]) for order in (some, some.flip(0)))
+        return all(torch.equal(one, other.flip(0)) for one, other in zip(first, second, strict=True))
 
 
 class RowsSeen:

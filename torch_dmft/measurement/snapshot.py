@@ -13,6 +13,7 @@ from torch_dmft.architecture import Layer
 from torch_dmft.core.memory import require_memory
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.capture import Taps, Use, capture
+from torch_dmft.measurement.failures import outputs_on
 from torch_dmft.measurement.gradients import Layouts, find_layouts, gradients
 from torch_dmft.measurement.moment import LayerSnapshot, Snapshot, squeeze_outputs
 from torch_dmft.measurement.normal_form import (
@@ -26,7 +27,9 @@ from torch_dmft.measurement.normal_form import (
     positions,
     vocabulary,
 )
-from torch_dmft.measurement.outputs import Example, count, output_rows
+from torch_dmft.measurement.outputs import Example, count, moved, output_rows, rows
+from torch_dmft.measurement.ownership import close
+from torch_dmft.measurement.precision import precision_note, precision_of
 from torch_dmft.measurement.products import bias_ntk, gram, owner_jacobian, weight_ntk
 from torch_dmft.measurement.self_check import contradiction, squares, wrong
 from torch_dmft.measurement.subject import Subject
@@ -45,12 +48,20 @@ def snapshot(subject: Subject, inputs: Example, *, layouts: Layouts | Known | No
     if not (subject.is_chain or subject.is_sampled):
         return measure_watched(subject, inputs, known)
     with undisturbed(subject.run):
+        if found is None and not subject.is_sampled and not _is_steady(subject.run, inputs):
+            return measure_watched(subject, inputs)  # which finds the place
         with capture(subject) as taps:
-            outputs = output_rows(subject.run(inputs), count(inputs))
+            outputs = output_rows(outputs_on(subject.run, inputs), count(inputs))
         taken = measure(taps, outputs, layouts=found, retain_graph=found is None)
         if found is None:
             _check(subject, outputs, taken)
     return taken
+
+
+def _is_steady(run: nn.Module, inputs: Example) -> bool:
+    """Whether two passes give the same outputs, or at least none that are finite and differ."""
+    one, other = (output_rows(outputs_on(run, inputs), count(inputs)).detach() for _ in range(2))
+    return close(one, other) or not bool(one.isfinite().all())
 
 
 def _check(subject: Subject, outputs: Tensor, taken: Snapshot) -> None:
@@ -74,11 +85,11 @@ def _check(subject: Subject, outputs: Tensor, taken: Snapshot) -> None:
         raise contradiction({path: (path, factor) for path, factor in off.items()})
 
 
-def returns_one_number(model: nn.Module, inputs: Tensor) -> bool:
+def returns_one_number(model: nn.Module, inputs: Example) -> bool:
     """Whether a model returns ``(sample,)``, one number for each, rather than ``(sample, output)``."""
-    device = next(model.parameters()).device
-    with undisturbed(model), torch.no_grad():
-        return bool(model(inputs[:2].to(device)).ndim == 1)
+    some = moved(rows(inputs, [0, 1]), next(model.parameters()).device)
+    with undisturbed(model):  # with gradients, of which a model may make its outputs
+        return bool(model(some).ndim == 1)
 
 
 def measure(
@@ -128,7 +139,9 @@ def measure(
     owners = dict.fromkeys(vector.path for vector in subject.architecture.vectors)
     ntks += [_owner_ntk(subject, path, uses[path]) for path in owners]
     total = squeeze_outputs(reduce(torch.add, ntks))
-    return Snapshot(outputs.detach(), tuple(layers), total, layouts if certain else None)
+    precision = precision_of((use.output for use in taps.flat()), outputs.dtype)
+    said = precision_note(precision, subject.model)
+    return Snapshot(outputs.detach(), tuple(layers), total, layouts if certain else None, said, precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,5 +227,5 @@ def _require_memory(taps: Taps, layouts: Layouts, outputs: Tensor) -> None:
         entries * outputs.element_size(),
         outputs.device,
         what=f"Measuring {samples} samples and {count} outputs",
-        remedy="a probe with fewer samples, or a wrapper that returns fewer outputs",
+        remedy="a probe with fewer samples, or outputs= with fewer numbers, as torch_dmft.measurement.Projection(8) has",
     )

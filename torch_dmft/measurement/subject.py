@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Wrapper, describe
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
+from torch_dmft.measurement.batch_norm import require_choice
 from torch_dmft.measurement.outputs import Example, Runs, Selection
 from torch_dmft.measurement.passes import look_at
 from torch_dmft.parameterization import Plan, parameter_rules
+from torch_dmft.parameterization.centered import Centered
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,13 @@ class Subject:
         plan: the model in which the paths and parameter names of its architecture are found, and its scaling.
         run: the module that maps inputs to the recorded outputs; ``plan.model`` itself, or a wrapper around it.
         frozen: names of parameters that are not trained, beside those with ``requires_grad=False``.
+        batch_norm: whose statistics BatchNorm is measured with, ``"probe"`` or ``"run"``.
     """
 
     plan: Plan
     run: nn.Module
     frozen: frozenset[str] = frozenset()
+    batch_norm: str = "probe"
 
     @property
     def model(self) -> nn.Module:
@@ -55,7 +59,12 @@ class Subject:
     @property
     def is_chain(self) -> bool:
         """Whether the network is known to be a plain chain, of which nothing has to be found out."""
-        return self.architecture.is_chain
+        return self.architecture.is_chain and not (isinstance(self.run, Runs) and self.run.selects)
+
+    @property
+    def is_centered(self) -> bool:
+        """Whether the outputs are those of a model f - f_0."""
+        return isinstance(self.run.model if isinstance(self.run, Runs) else self.run, Centered)
 
     @property
     def is_sampled(self) -> bool:
@@ -73,7 +82,14 @@ class Subject:
         return self._multipliers[name] if trained else 0.0
 
 
-def subject_of(plan_or_model: Plan | nn.Module, inputs: Tensor, *, run: nn.Module | None = None) -> Subject:
+def subject_of(
+    plan_or_model: Plan | nn.Module,
+    inputs: Example,
+    *,
+    run: nn.Module | None = None,
+    outputs: Selection | None = None,
+    batch_norm: str = "probe",
+) -> Subject:
     """The subject that a plan or a bare model stands for; neither is touched.
 
     A bare model is taken as it is, in the standard parameterization: every learning-rate multiplier is 1 and
@@ -81,13 +97,14 @@ def subject_of(plan_or_model: Plan | nn.Module, inputs: Tensor, *, run: nn.Modul
     and the layers are those of f.
 
     Args:
-        plan_or_model: what ``parameterize`` or ``infinite_width`` returned, or any module that ``describe``
-            understands.
-        inputs: ``(sample, ...)`` example inputs, used for a bare model only.
+        plan_or_model: what ``parameterize`` or ``infinite_width`` returned, or any module.
+        inputs: what the model will be run on: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         run: the module whose outputs are recorded, if not the model itself: for example ``centered(plan.model)``.
+        outputs: which of the model's outputs is f; see ``torch_dmft.measurement.outputs.select``.
+        batch_norm: whose statistics BatchNorm is measured with, ``"probe"`` or ``"run"``.
 
     Raises:
-        InvalidInputError: if ``run`` does not hold the plan's model.
+        InvalidInputError: if ``run`` does not hold the plan's model, or a bare model fails on the inputs.
     """
     if not isinstance(plan_or_model, nn.Module):
         plan = plan_or_model
@@ -98,16 +115,19 @@ def subject_of(plan_or_model: Plan | nn.Module, inputs: Tensor, *, run: nn.Modul
                 got=type(run).__name__,
                 remedy="pass plan.model or a wrapper around it, such as centered(plan.model)",
             )
-        return Subject(plan, run)
+        is_plain = isinstance(inputs, Tensor) and outputs is None
+        return Subject(plan, run if is_plain else Runs(run, outputs), batch_norm=batch_norm)
     model = plan_or_model if run is None else run
+    require_choice(batch_norm)
     inner = model
     while isinstance(inner, Wrapper):
         inner = inner.model
-    try:
-        architecture = describe(inner, inputs)
-    except UnsupportedModelError:
-        return watched_subject(inner, inputs, run=model)
-    return Subject(_as_it_is(inner, architecture), model)
+    if isinstance(inputs, Tensor) and outputs is None:
+        try:
+            return Subject(_as_it_is(inner, describe(inner, inputs)), model, batch_norm=batch_norm)
+        except (UnsupportedModelError, InvalidInputError):  # if it fails on the inputs, the watched pass says why
+            pass
+    return replace(watched_subject(inner, inputs, run=Runs(model, outputs)), batch_norm=batch_norm)
 
 
 def watched_subject(

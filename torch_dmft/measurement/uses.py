@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class Use:
         edge: where in the graph the output was made; None if no gradient flows into it.
         meets_data: whether data was among the arguments.
         origins: where in the graph those weights were made that were overwritten.
+        per_sample: weights that have a part for every sample (learned queries, expanded and projected): they are no one matrix.
     """
 
     operator: str
@@ -65,6 +66,7 @@ class Use:
     edge: GradientEdge | None
     meets_data: bool
     origins: dict[Slot, GradientEdge]
+    per_sample: set[Slot] = field(default_factory=set)
 
     def argument(self, slot: Slot) -> Tensor:
         """The argument in a slot."""

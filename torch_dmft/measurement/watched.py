@@ -13,12 +13,15 @@ from torch_dmft.core.memory import require_memory
 from torch_dmft.core.torch_private import ConvBase, padding_twice
 from torch_dmft.core.undisturbed import all_graded
 from torch_dmft.measurement.anatomy import Names
+from torch_dmft.measurement.batch_norm import Statistics
+from torch_dmft.measurement.forms import Product, parts
 from torch_dmft.measurement.gather import Flow, gather, gradients_of
 from torch_dmft.measurement.moment import LayerSnapshot, Snapshot, squeeze_outputs
 from torch_dmft.measurement.normal_form import backward_gram, forward_gram
 from torch_dmft.measurement.outputs import Example, rows
 from torch_dmft.measurement.ownership import Owners, chosen, close, copies, find_owners
 from torch_dmft.measurement.passes import prepared, watched_pass
+from torch_dmft.measurement.precision import precision_note, precision_of
 from torch_dmft.measurement.products import gram
 from torch_dmft.measurement.self_check import contradiction, squares, wrong
 from torch_dmft.measurement.shares import Shares, shares, stream
@@ -55,16 +58,23 @@ def measure_watched(subject: Subject, inputs: Example, known: Known | None = Non
         InsufficientMemoryError: if gradients that have to be written out do not fit.
     """
     rates = subject.rates  # before frozen parameters are given gradients
-    with prepared(subject.model, subject.run):
-        try:
-            with all_graded(subject.model):
-                return _measured(subject, rates, inputs, known, attached=False)
-        except RuntimeError as error:
-            frozen = any(not parameter.requires_grad for parameter in subject.model.parameters())
-            if not frozen or "inplace operation" not in str(error):
-                raise
-            # What a frozen weight read may be overwritten, but not while everything has gradients.
-            return _measured(subject, rates, inputs, known, attached=True)
+    statistics = Statistics(subject.model, subject.run, subject.batch_norm)
+    with prepared(subject.model, subject.run), statistics.set(subject.run, inputs):
+        taken = _measured_somehow(subject, rates, inputs, known)
+    return replace(taken, notes=(*statistics.notes, *taken.notes))
+
+
+def _measured_somehow(subject: Subject, rates: Mapping[str, float], inputs: Example, known: Known | None) -> Snapshot:
+    """Measure with gradients for everything; where a frozen weight's memory is overwritten, with those of the trained alone."""
+    try:
+        with all_graded(subject.model):
+            return _measured(subject, rates, inputs, known, attached=False)
+    except RuntimeError as error:
+        frozen = any(not parameter.requires_grad for parameter in subject.model.parameters())
+        if not frozen or "inplace operation" not in str(error):
+            raise
+        # What a frozen weight read may be overwritten, but not while everything has gradients.
+        return _measured(subject, rates, inputs, known, attached=True)
 
 
 def _measured(
@@ -75,6 +85,7 @@ def _measured(
     parameters: dict[str, Tensor] = {n: value for n, value in model.named_parameters() if rates.get(n, 0.0)}
     whole = watched_pass(model, run, inputs, attached=attached)
     samples, outputs = whole.outputs.shape
+    _require_memory(whole, len(parameters))
     first = known is None
     if known is None:
         known = _find_out(subject, inputs, whole, attached=attached)
@@ -90,11 +101,32 @@ def _measured(
     layers, total = _layers(subject, rates, found, ntk, samples, outputs)
     if first:
         _check_total(total, whole.outputs, rates, parameters)
-    return Snapshot(whole.outputs.detach(), layers, squeeze_outputs(total), known, known.notes)
+    precision = precision_of((f.product.use.output for flows in found.flows for f in flows), whole.outputs.dtype)
+    said = (*known.notes, *precision_note(precision, model))
+    return Snapshot(whole.outputs.detach(), layers, squeeze_outputs(total), known, said, precision)
+
+
+def _require_memory(whole: Pass, parameters: int) -> None:
+    """Refuse kernels and gradients of more outputs than fit.
+
+    Raises:
+        InsufficientMemoryError: if the estimate exceeds what is free.
+    """
+    samples, outputs = whole.outputs.shape
+    layers = sum(isinstance(part, Product) for use in whole.uses for part in parts(use))
+    fields = sum(use.output.numel() * use.output.element_size() for use in whole.uses if use.meets_data)
+    kernels = (samples * outputs) ** 2 * whole.outputs.element_size() * (2 * layers + parameters + 1)
+    require_memory(
+        2 * outputs * fields + kernels,
+        whole.outputs.device,
+        what=f"Measuring {samples} samples and {outputs} outputs",
+        remedy="a probe with fewer samples, or outputs= with fewer numbers, as torch_dmft.measurement.Projection(8) has",
+    )
 
 
 def _find_out(subject: Subject, inputs: Example, whole: Pass, *, attached: bool) -> Known:
     model, run, samples = subject.model, subject.run, len(whole.outputs)
+    _refuse_unbounded(whole)
     again = watched_pass(model, run, inputs, attached=attached)
     _refuse_random(whole, again)
     del again
@@ -106,6 +138,16 @@ def _find_out(subject: Subject, inputs: Example, whole: Pass, *, attached: bool)
         return gradients_of(whole.outputs[mu] @ weights, whole.uses)
 
     return Known(find_owners(whole, alone, touched))
+
+
+def _refuse_unbounded(whole: Pass) -> None:
+    if bool(whole.outputs.isfinite().all()):
+        return
+    path = next((use.path for use in whole.uses if not bool(use.output.isfinite().all())), "(model)")
+    raise UnsupportedModelError(
+        "The outputs of the model are not finite, and nothing can be measured at first:",
+        [Place(path or "(model)", "NaN or infinity comes in here", "weights and inputs that give finite outputs")],
+    )
 
 
 def _refuse_random(one: Pass, other: Pass) -> None:

@@ -12,6 +12,7 @@ from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, default_loss
 from torch_dmft.core.training import Training
 from torch_dmft.measurement import Probe
+from torch_dmft.measurement.outputs import Runs
 from torch_dmft.measurement.rows import TrainingSet, row_places
 from torch_dmft.measurement.snapshot import returns_one_number
 from torch_dmft.measurement.subject import Subject
@@ -77,6 +78,12 @@ def problem_of_run(
     """A run that was recorded, as a question; see ``Recorder.problem``."""
     plan = subject.plan
     _require_plan_and_probe(plan, probe)
+    if isinstance(subject.run, Runs):
+        raise UnsupportedProblemError(
+            "Theory is about all outputs of the plan's model.",
+            got="a recorder with outputs=",
+            remedy="let the model itself return what is f, wrap that, and record without outputs=; measuring goes on with any",
+        )
     if subject.run is not plan.model and not isinstance(subject.run, Centered):
         raise UnsupportedProblemError(
             "The recorded module must be the plan's model, which is what theory knows.",
@@ -102,28 +109,33 @@ def _rows_of_probe(probe: Probe) -> tuple[Tensor, Tensor, Tensor | None]:
     train = probe.train_rows
     order = torch.cat([train.nonzero().flatten(), (~train).nonzero().flatten()])
     assert probe.targets is not None  # required
-    inputs, targets = probe.inputs[order.to(probe.inputs.device)], probe.targets[train.to(probe.targets.device)]
+    inputs, targets = probe.tensor[order.to(probe.tensor.device)], probe.targets[train.to(probe.targets.device)]
     in_order = bool((order == torch.arange(len(order), device=order.device)).all())
     return inputs, targets, None if in_order else torch.argsort(order).to(inputs.device)
 
 
 def _rows_of_data(probe: Probe, data: TrainingSet) -> tuple[Tensor, Tensor, Tensor]:
     """Training rows, then the rows of the probe that are not among them; their targets; where the probe's rows are."""
-    inputs, targets = (part.to(probe.inputs.device) for part in data.rows())
+    inputs, targets = data.rows()
+    if not isinstance(inputs, Tensor):
+        raise UnsupportedProblemError(
+            "Theory is about networks whose data are one tensor.", got=f"a training set of {type(inputs).__name__}"
+        )
+    inputs, targets = inputs.to(probe.tensor.device), targets.to(probe.tensor.device)
     if not data.is_fixed:
         raise InvalidInputError(
             "The training set gives another item each time it is asked (random augmentation), so its rows are not known.",
             got=type(data.dataset).__name__,
             remedy="train and predict on a fixed set: recorder.problem(data=(inputs, targets))",
         )
-    if inputs.shape[1:] != probe.inputs.shape[1:]:
+    if inputs.shape[1:] != probe.tensor.shape[1:]:
         raise InvalidInputError(
             "The rows of the training set and of the probe differ in shape.",
-            got=f"{tuple(inputs.shape[1:])} and {tuple(probe.inputs.shape[1:])}",
+            got=f"{tuple(inputs.shape[1:])} and {tuple(probe.tensor.shape[1:])}",
             remedy="a probe of rows as the model sees them in training",
         )
-    inputs = inputs.to(probe.inputs.dtype)
-    places = row_places(probe.inputs, probe.targets, inputs, targets)
+    inputs = inputs.to(probe.tensor.dtype)
+    places = row_places(probe.tensor, probe.targets, inputs, targets)
     wrong = [
         row
         for row, (place, train) in enumerate(zip(places, probe.train_rows.tolist(), strict=True))
@@ -138,7 +150,7 @@ def _rows_of_data(probe: Probe, data: TrainingSet) -> tuple[Tensor, Tensor, Tens
     extra = [row for row, place in enumerate(places) if place is None]
     numbers = {row: len(inputs) + number for number, row in enumerate(extra)}
     where = [numbers[row] if place is None else place for row, place in enumerate(places)]
-    everything = torch.cat([inputs, probe.inputs[torch.tensor(extra, dtype=torch.int64, device=inputs.device)]])
+    everything = torch.cat([inputs, probe.tensor[torch.tensor(extra, dtype=torch.int64, device=inputs.device)]])
     return everything, targets, torch.tensor(where, device=inputs.device)
 
 
@@ -235,5 +247,11 @@ def _require_plan_and_probe(plan: object, probe: object) -> None:
         raise InvalidInputError(
             "The probe has no targets, so there is nothing to train on.", remedy="Probe(inputs, targets)"
         )
-    if not probe.inputs.is_floating_point():
+    if not isinstance(probe.inputs, Tensor):
+        raise UnsupportedProblemError(
+            "Theory is about networks whose data are one tensor.",
+            got=f"inputs of type {type(probe.inputs).__name__}",
+            remedy="a model of one argument (sample, ...) and a probe of such a tensor; measuring goes on with any inputs",
+        )
+    if not probe.tensor.is_floating_point():
         refuse_unsupported(plan.model, plan.architecture)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from torch_dmft.core.trajectory import Trajectory
+if TYPE_CHECKING:
+    from torch_dmft.core.trajectory import Trajectory
 
 _EXPLODED = 30.0
 """Size of the outputs in units of what they should be, and of what they were, that no training needs."""
@@ -51,8 +53,24 @@ def _per_time(flags: Tensor) -> Tensor:
     return flags.flatten(1).all(1)
 
 
+def is_exploded(size: float, first: float, targets: float, loss: float, first_loss: float) -> bool:
+    """Whether outputs are far larger than they were and should be, together with a loss that is far worse.
+
+    Args:
+        size: root mean square of the outputs.
+        first: of the first outputs.
+        targets: of the targets; 1 where there are none.
+        loss: the loss, NaN where it is not known.
+        first_loss: the first loss.
+    """
+    return size > _EXPLODED * max(first, targets) and not loss <= _WORSE * first_loss
+
+
 def _exploded(run: Trajectory) -> Tensor:
-    sizes = run.outputs.detach().double().flatten(1).square().mean(1).sqrt().cpu()
+    sizes = run.outputs.detach().double().flatten(1).square().mean(1).sqrt().tolist()
     targets = 1.0 if run.targets is None else float(run.targets.double().square().mean().sqrt())
-    losses = run.losses.detach().double().cpu()
-    return (sizes > _EXPLODED * max(float(sizes[0]), targets)) & ~(losses <= _WORSE * losses[0])
+    losses = run.losses.detach().double().tolist()
+    return torch.tensor(
+        [is_exploded(size, sizes[0], targets, loss, losses[0]) for size, loss in zip(sizes, losses, strict=True)],
+        device="cpu",
+    )

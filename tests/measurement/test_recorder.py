@@ -299,13 +299,15 @@ def test_default_losses(generator: torch.Generator) -> None:
     inputs, classes = images(generator)
     model = noisy_model().eval()
     loss = nn.CrossEntropyLoss()(model(inputs), classes).detach()
-    trajectory = Recorder(model, Probe(inputs, classes))
+    trajectory = Recorder(model, Probe(inputs, classes), batch_norm="run")
     trajectory.record()
     assert float(trajectory.trajectory().losses[0]) == pytest.approx(float(loss), rel=1e-6)
     assert torch.equal(trajectory.trajectory().targets, nn.functional.one_hot(classes).float())
     assert math.isnan(Recorder(model, Probe(inputs)).record().losses.item())
-    doubled = Recorder(model, Probe(inputs, classes), loss=lambda f, y: 2 * nn.functional.cross_entropy(f, y))
-    assert doubled.record().losses.item() == pytest.approx(2 * float(loss), rel=1e-6)
+    twice = Recorder(
+        model, Probe(inputs, classes), batch_norm="run", loss=lambda f, y: 2 * nn.functional.cross_entropy(f, y)
+    )
+    assert twice.record().losses.item() == pytest.approx(2 * float(loss), rel=1e-6)
 
 
 def test_errors(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,8 @@ def test_several_outputs_and_unequal_widths(inputs: Tensor, generator: torch.Gen
 
 def test_convolution_averages_over_positions(generator: torch.Generator) -> None:
     model, images = Conv().double().eval(), torch.randn(3, 3, 7, 6, generator=generator, dtype=torch.float64)
-    taken = snapshot(subject_of(parameterize(model, images, GAMMA0, generator=generator), images), images)
+    plan = parameterize(model, images, GAMMA0, generator=generator)
+    taken = snapshot(subject_of(plan, images, batch_norm="run"), images)
     by_name = {layer.name: layer for layer in taken.layers}
     rows = images.flatten(2)
     assert close(by_name["stem"].forward, torch.einsum("mip,aip->ma", rows, rows) / (3 * 42))
@@ -217,12 +218,25 @@ def test_bypassed_hooks_are_an_error(inputs: Tensor) -> None:
     assert [place.path for place in caught.value.places] == ["0", "2", "4"]
 
 
-def test_batch_statistics_in_eval_mode_are_refused(inputs: Tensor) -> None:
-    model = nn.Sequential(
-        nn.Linear(D, N), nn.BatchNorm1d(N, track_running_stats=False), nn.Tanh(), nn.Linear(N, 1)
-    ).double()
-    with pytest.raises(UnsupportedModelError, match=r"depend on the others:\s+1: .* samples interact"):
+class Centering(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+def test_samples_that_interact_in_eval_mode_are_refused(inputs: Tensor) -> None:
+    model = nn.Sequential(nn.Linear(D, N), Centering(), nn.Tanh(), nn.Linear(N, 1)).double()
+    with pytest.raises(UnsupportedModelError, match=r"depend on the others:\s+\S+: .* samples interact"):
         snapshot(subject_of(model, inputs), inputs)
+
+
+def test_norms_without_averages_have_those_of_the_probe(inputs: Tensor) -> None:
+    norm = nn.BatchNorm1d(N, track_running_stats=False)
+    model = nn.Sequential(nn.Linear(D, N), norm, nn.Tanh(), nn.Linear(N, 1)).double()
+    for batch_norm in ("probe", "run"):
+        taken = snapshot(subject_of(model, inputs, batch_norm=batch_norm), inputs)
+        assert close(taken.outputs, model(inputs).detach())
+        assert any("without running averages" in note for note in taken.notes) == (batch_norm == "run")
+    assert norm.running_mean is None
 
 
 def test_half_precision_is_accumulated_in_float32(inputs: Tensor) -> None:

@@ -35,7 +35,7 @@ def empirical_ntk(
     outputs: Selection | None = None,
     batch_norm: str = "probe",
 ) -> Tensor:
-    r"""The neural tangent kernel of a finite network in eval mode, per unit of the base learning rate.
+    r"""The neural tangent kernel of a finite network without dropout, per unit of the base learning rate.
 
     .. math:: K_{\mu c, \alpha c'}
         = \sum_p m_p \sum_i \partial_{\theta_{pi}} f_c(\mu)\, \partial_{\theta_{pi}} f_{c'}(\alpha)

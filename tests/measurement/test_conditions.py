@@ -174,6 +174,19 @@ def test_nothing_of_the_norms_changes(name: str, batch_norm: str) -> None:
         assert torch.equal(value, runs[1][key]), key
 
 
+@pytest.mark.parametrize("name", ["images", "vectors"])
+def test_statistics_are_those_of_the_training_rows(name: str) -> None:
+    """Test rows in the probe change nothing of the others, and meet the same statistics."""
+    build, inputs = NORMED[name]
+    model, train = double(build()), torch.arange(P) < 4
+    fixed = with_statistics_of(model, inputs[:4])
+    record = dmft.Recorder(model, dmft.Probe(inputs, train=train)).record()
+    trained = copy.deepcopy(model).train()(inputs[:4])
+    torch.testing.assert_close(record.outputs[0][:4], trained.detach(), rtol=1e-10, atol=1e-12)
+    expected = brute_force(fixed, list(fixed.parameters()), inputs)
+    torch.testing.assert_close(record.ntk.array[0].reshape(expected.shape), expected, rtol=1e-9, atol=1e-12)
+
+
 def test_frozen_norms_keep_their_averages() -> None:
     model, inputs = double(Images()), drawn(P, 1, 5, 5)
     model(inputs * 2 + 1)

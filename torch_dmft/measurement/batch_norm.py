@@ -4,8 +4,8 @@ In train mode BatchNorm couples the samples of a batch, and in eval mode it has 
 1 before the first step and lag behind afterwards. Kernels need independent samples, so that statistics are constants, and a
 choice of them is needed:
 
-- ``"probe"``: mean and variance over the probe, as a batch of train mode has them. The outputs are then those of the network in
-  train mode on the probe. Derivatives by the statistics are left out.
+- ``"probe"``: mean and variance over the probe's training rows, as a batch of train mode has them. Their outputs are then those
+  of the network in train mode with these rows as the batch. Derivatives by the statistics are left out.
 - ``"run"``: the running averages, as in eval mode.
 
 Norms that stand in eval mode while the model is in train mode are frozen by the user, and keep their running averages.

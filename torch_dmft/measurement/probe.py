@@ -97,6 +97,12 @@ class Probe:
         assert self.train is not None  # set in __post_init__
         return self.train
 
+    @property
+    def batch_rows(self) -> tuple[int, ...] | None:
+        """Numbers of the training rows, as a batch of train mode; None if that is all rows, or too few for statistics."""
+        numbers = self.train_rows.nonzero().flatten().tolist()
+        return tuple(numbers) if 1 < len(numbers) < len(self) else None
+
     @cached_property
     def print(self) -> Print:
         """What tells these inputs from others: of every tensor, and nothing of numbers and words beside them."""

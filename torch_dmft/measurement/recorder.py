@@ -74,9 +74,9 @@ class Recorder:
             tensor itself, the first entry of a tuple, ``logits`` of a mapping. Of outputs per token or pixel choose one place
             (``lambda out: out.logits[:, -1]``), their mean (``lambda out: out.mean((2, 3))``) or all (``out.flatten(1)``); of a
             large vocabulary, ``Projection(8)``.
-        batch_norm: whose statistics BatchNorm is measured with: ``"probe"``, the mean and variance over the probe, so that
-            outputs are those of train mode on the probe, or ``"run"``, the running averages of eval mode. Either are constants:
-            samples do not interact. Norms that stand in eval mode while the model trains keep their running averages.
+        batch_norm: whose statistics BatchNorm is measured with: ``"probe"``, the mean and variance over the probe's training
+            rows, so that their outputs are those of train mode with these rows as the batch, or ``"run"``, the running averages
+            of eval mode. Both are constants: samples do not interact. Norms that stand in eval mode while the model trains keep their running averages.
         temperature: T of the Langevin noise that the loop brings into the gradients; they are not checked then.
         callbacks: called with ``(step, record)`` after each record, the trajectory of this one step, outside the protection
             described above.
@@ -124,6 +124,7 @@ class Recorder:
         self.records: list[Trajectory] = []
         refuse_classes_of(outputs, probe.targets)
         self.subject = subject_of(plan_or_model, probe.inputs, run=model, outputs=outputs, batch_norm=batch_norm)
+        self.subject = replace(self.subject, trained_rows=probe.batch_rows)
         self._loss = ProbeLoss(self.subject, probe, loss)
         self._conditions = Conditions(self.subject)
         training_set = None if data is None else TrainingSet(data)

@@ -25,12 +25,14 @@ class Subject:
         run: the module that maps inputs to the recorded outputs; ``plan.model`` itself, or a wrapper around it.
         frozen: names of parameters that are not trained, beside those with ``requires_grad=False``.
         batch_norm: whose statistics BatchNorm is measured with, ``"probe"`` or ``"run"``.
+        trained_rows: which of the inputs' rows are trained on, of which the statistics of the probe are taken; None: all.
     """
 
     plan: Plan
     run: nn.Module
     frozen: frozenset[str] = frozenset()
     batch_norm: str = "probe"
+    trained_rows: tuple[int, ...] | None = None
 
     @property
     def model(self) -> nn.Module:

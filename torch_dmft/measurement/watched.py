@@ -59,7 +59,8 @@ def measure_watched(subject: Subject, inputs: Example, known: Known | None = Non
     """
     rates = subject.rates  # before frozen parameters are given gradients
     statistics = Statistics(subject.model, subject.run, subject.batch_norm)
-    with prepared(subject.model, subject.run), statistics.set(subject.run, inputs):
+    batch = inputs if subject.trained_rows is None else rows(inputs, list(subject.trained_rows))
+    with prepared(subject.model, subject.run), statistics.set(subject.run, batch):
         taken = _measured_somehow(subject, rates, inputs, known)
     return replace(taken, notes=(*statistics.notes, *taken.notes))
 

@@ -192,7 +192,8 @@ def known_targets(problem: Problem) -> Tensor | None:
 
 def probe_of(problem: Problem) -> Probe:
     """The rows that are measured; the problem adds their targets afterwards."""
-    return Probe(problem.inputs[problem.kept])
+    train = problem.train[problem.kept].cpu()
+    return Probe(problem.inputs[problem.kept], train=train if bool(train.any()) else None)
 
 
 def lazy_layers(plan: Plan) -> list[LazyLayer]:

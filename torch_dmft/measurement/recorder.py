@@ -76,7 +76,8 @@ class Recorder:
             large vocabulary, ``Projection(8)``.
         batch_norm: whose statistics BatchNorm is measured with: ``"probe"``, the mean and variance over the probe's training
             rows, so that their outputs are those of train mode with these rows as the batch, or ``"run"``, the running averages
-            of eval mode. Both are constants: samples do not interact. Norms that stand in eval mode while the model trains keep their running averages.
+            of eval mode. Both are constants: samples do not interact. Norms that stand in eval mode while the model trains keep
+            their running averages.
         temperature: T of the Langevin noise that the loop brings into the gradients; they are not checked then.
         callbacks: called with ``(step, record)`` after each record, the trajectory of this one step, outside the protection
             described above.

@@ -25,6 +25,9 @@ from torch_dmft.measurement.products import Slide, slides_cheaply
 from torch_dmft.measurement.uses import Slot, Use
 from torch_dmft.measurement.views import geometry
 
+_FEW_GROUPS = 8
+"""Groups of a convolution up to which gradients are taken tap by tap; depthwise ones have hundreds."""
+
 
 @dataclass(frozen=True, eq=False)
 class Product:
@@ -137,6 +140,8 @@ class Product:
             g: df/d(output), ``(sample, output, ...)``.
         """
         if self.kind != "conv" or self._is_transposed or any(one != 1 for one in self.use.args[3]):
+            return False
+        if self._groups > _FEW_GROUPS:  # each is a product of its own for every tap
             return False
         dims, groups, shape = self._dims, self._groups, self.weight.shape
         is_one = math.prod(x.shape[1 : -dims - 1]) == math.prod(g.shape[2 : -dims - 1]) == 1  # image per sample

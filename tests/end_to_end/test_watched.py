@@ -857,24 +857,35 @@ def test_norms_of_weights_are_no_change(norm: Callable[[nn.Module], nn.Module]) 
     assert forward_notes(recorder) == []
 
 
-def test_one_row_of_the_training_set_that_is_written_to() -> None:
-    """A print looks at some rows; tensors know that any was written to."""
-    inputs = torch.randn(1000, 6, generator=torch.Generator().manual_seed(4))
-    targets = torch.randn(1000, 1, generator=torch.Generator().manual_seed(5))
+WRITES: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
+    "nothing": (lambda rows: None, False),
+    "one row": (lambda rows: rows[513].add_(0.01), True),
+    "other rows of the same memory": (lambda rows: rows._base[1000:].zero_(), False),
+    "the same numbers": (lambda rows: rows.copy_(rows.clone()), False),
+}
 
-    def train(touch: bool) -> dmft.Recorder:
-        model = chain()
-        plan = dmft.parameterize(model, inputs, generator=torch.Generator().manual_seed(0))
-        optimizer = SGD(plan.param_groups(0.1))
-        recorder = dmft.Recorder(plan, dmft.Probe(INPUTS, TARGETS), data=(inputs, targets))
-        with recorder.attach(optimizer):
-            for step in range(6):
-                optimizer.zero_grad()
-                nn.functional.mse_loss(model(inputs), targets).backward()
-                optimizer.step()
-                if touch and step == 2:
-                    inputs[513] += 0.01
-        return recorder
 
-    assert not train(False).training.notes
-    assert "a training set that changes during the run" in train(True).training.notes
+@pytest.mark.parametrize("last", [False, True], ids=["midway", "after the last check"])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_training_set_that_is_written_to(name: str, last: bool) -> None:
+    """A print looks at some rows; tensors know that any was written to, by how often is of no matter."""
+    write, told = WRITES[name]
+    whole = torch.empty(1200, 6)
+    for row, values in enumerate(torch.randn(1200, 6, generator=torch.Generator().manual_seed(4))):
+        whole[row] = values
+    for _ in range(20_000):
+        whole[0].add_(0)
+    inputs, targets = whole[:1000], torch.randn(1000, 1, generator=torch.Generator().manual_seed(5))
+    model = chain()
+    plan = dmft.parameterize(model, inputs, generator=torch.Generator().manual_seed(0))
+    optimizer = SGD(plan.param_groups(0.1))
+    recorder = dmft.Recorder(plan, dmft.Probe(INPUTS, TARGETS), data=(inputs, targets))
+    with recorder.attach(optimizer):
+        for step in range(6):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(inputs), targets).backward()
+            optimizer.step()
+            if step == (5 if last else 2):
+                write(inputs)
+    changed = "a training set that changes during the run" in recorder.training.notes
+    assert changed == told

@@ -131,6 +131,19 @@ def test_training_otherwise_is_compared_no_longer(predicted, tmp_path):
     assert curve(read(tmp_path / recorder.trajectory().origin), "loss")[0] == [0, 1, 2, 3, 4, 5]
 
 
+def test_training_otherwise_near_the_end_is_told_at_the_end(predicted, tmp_path):
+    model, _, recorder, optimizer = network()
+
+    def run():
+        with LiveComparison(tmp_path, recorder, predicted), recorder.attach(optimizer):
+            train(model, optimizer, 5)
+            optimizer.param_groups[0]["lr"] *= 2
+            train(model, optimizer, 1)
+
+    with pytest.warns(UserWarning, match=r"theory .* is of another training .*learning rate at step 5"):
+        run()
+
+
 def test_training_is_the_same_with_a_comparison(predicted, tmp_path):
     plain, _, _, optimizer = network()
     train(plain, optimizer, STEPS)

@@ -13,6 +13,7 @@ Print = tuple[float, ...]
 
 _ROWS = 256
 """Rows of a data set that its print looks at."""
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ENTRIES = 64
 """Entries that are looked at of a tensor."""
 
@@ -49,6 +50,14 @@ def prints_agree(mine: Sequence[float], theirs: Sequence[float]) -> bool:
     return len(mine) == len(theirs) and all(
         math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-5) for a, b in zip(mine, theirs, strict=True)
     )
+
+
+def checksum(tensor: Tensor) -> tuple[int, int]:
+    """Two sums of the bits of a tensor, the second weighted by rows: equal numbers in equal order have equal sums."""
+    values = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    bits = values.contiguous().view(_INTEGERS[values.element_size()]).reshape(len(values), -1).sum(1, dtype=torch.int64)
+    places = torch.arange(1, len(bits) + 1, device=bits.device)
+    return int(bits.sum()), int((bits * places).sum())  # integers wrap around, and so do not round
 
 
 def some_entries(tensor: Tensor) -> Tensor:

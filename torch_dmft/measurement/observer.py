@@ -158,6 +158,8 @@ class Observer:
         ):
             yield
             self._check_function()
+            if self.rows.training_set is not None and self._glances:
+                self._look_again(self.rows.training_set)
 
     def _note(self, text: str) -> None:
         self._notes[text] = None

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.core.prints import Print, data_print, printed_rows
+from torch_dmft.core.prints import Print, checksum, data_print, printed_rows
 from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.measurement.outputs import Example, count, plain, tensors
 from torch_dmft.measurement.outputs import rows as rows_of
@@ -130,6 +130,10 @@ class TrainingSet:
                 "A training set is pairs of inputs and targets.", got=type(data).__name__, remedy=_BOTH
             )
 
+        self._versions: tuple[int, ...] | None = None  # of its tensors, as of their sums
+        self._sums: tuple[tuple[int, int], ...] = ()
+        self._counted = 0
+
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
@@ -181,17 +185,25 @@ class TrainingSet:
     def glance(self) -> Print:
         """A print of a few rows as they are now, to see whether they change; empty where they are no fixed pairs.
 
-        Of tensors it looks at up to 256 rows and at how often they were written to, of items at eight.
+        Of tensors it looks at up to 256 rows, and at all of them where somebody wrote to the memory; of items at eight.
         """
         rows = printed_rows(len(self))
         if isinstance(self.dataset, TensorDataset):  # whose tensors count how often they were written to
-            written = [float(part._version) for part in self.dataset.tensors if not part.is_inference()]
-            return (*data_print(len(self), *self.rows(rows)), *written)
+            return (*data_print(len(self), *self.rows(rows)), float(self._edits(self.dataset.tensors)))
         try:
             inputs, targets = self.rows(rows[:: max(1, len(rows) // 8)])
             return data_print(len(self), *tensors(inputs), targets) if self.is_fixed else ()
         except Exception:
             return ()
+
+    def _edits(self, parts: Sequence[Tensor]) -> int:
+        """How often these tensors were found to hold other numbers than before, after somebody had written to them."""
+        versions = tuple(part._version for part in parts if not part.is_inference())
+        if versions != self._versions:
+            sums = tuple(checksum(part) for part in parts)
+            self._counted += bool(self._sums) and sums != self._sums
+            self._versions, self._sums = versions, sums
+        return self._counted
 
     @cached_property
     def is_fixed(self) -> bool:

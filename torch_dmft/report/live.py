@@ -145,7 +145,7 @@ class LiveComparison(LiveScalars):
         with ExitStack() as stack:
             stack.callback(super().close)
             for prediction in self._live:
-                stack.callback(prediction.close)
+                stack.callback(prediction.finish)
 
 
 class _LivePrediction:
@@ -195,8 +195,18 @@ class _LivePrediction:
         self.log.close()
         self.tab.close()
 
+    def finish(self) -> None:
+        """Close the log files, and look a last time at how the network was trained."""
+        self.close()
+        try:
+            self._check()
+        except InvalidInputError as error:
+            warnings.warn(
+                f"{self.predicted.origin} is of another training than it was at the end. {error}", stacklevel=4
+            )
+
     def _check(self) -> None:
-        """Refuse a prediction of another run; whenever the training is twice as long as when this was last asked."""
+        """Refuse a prediction of another run; asked whenever the training is twice as long as the last time, and at the end."""
         known = [record for record in self.recorder.records if int(record.steps) in self.positions]
         if known:
             measured = replace(known[-1], training=self.recorder.training)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
@@ -889,3 +890,16 @@ def test_a_training_set_that_is_written_to(name: str, last: bool) -> None:
                 write(inputs)
     changed = "a training set that changes during the run" in recorder.training.notes
     assert changed == told
+
+
+def test_a_weight_that_is_pruned_midway_is_refused_at_the_next_record() -> None:
+    """It has another name then; the step itself goes on."""
+    run = Run()
+
+    def prune(step: int) -> None:
+        if step == 1:
+            nn.utils.prune.random_unstructured(run.model[2], "weight", 0.5)
+
+    with pytest.raises(InvalidInputError, match="new: 2.weight_orig; gone: 2.weight"):
+        run.train(12, prune)
+    assert run.recorder.step == 4

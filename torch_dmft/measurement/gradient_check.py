@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_dmft.core.loss import Loss, as_the_loss_takes_them
+from torch_dmft.core.loss import Loss, as_the_loss_takes_them, aside
 from torch_dmft.core.torch_private import without_hooks
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.functional import called_with
@@ -67,9 +66,10 @@ def gradient_error(
     names = {name: p for name, p in subject.model.named_parameters() if p.requires_grad and p.grad is not None}
     waiting = {name: p for name, p in names.items() if id(p) in scales}
     random = bool(subject.architecture.train_differs) and any(module.training for module in subject.model.modules())
-    if not waiting or random:
+    planned = {rule.name for rule in subject.plan.rules}
+    if not waiting or random or not waiting.keys() <= planned:  # a model that was changed is refused at the next record
         return None
-    loss = copy.deepcopy(loss) if isinstance(loss, torch.nn.Module) else loss  # it may keep counts
+    loss = aside(loss)
     modes = [(module, module.training) for module in subject.run.modules()]
     device = next(iter(waiting.values())).device
     # Leaves of their own: hooks on the gradients of the parameters do not see them.

@@ -900,6 +900,6 @@ def test_a_weight_that_is_pruned_midway_is_refused_at_the_next_record() -> None:
         if step == 1:
             nn.utils.prune.random_unstructured(run.model[2], "weight", 0.5)
 
-    with pytest.raises(InvalidInputError, match="new: 2.weight_orig; gone: 2.weight"):
+    with pytest.raises(InvalidInputError, match=r"new: 2\.weight_orig; gone: 2\.weight"):
         run.train(12, prune)
     assert run.recorder.step == 4

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from tests.measurement.cases import mlp
-from torch_dmft.core.errors import InsufficientMemoryError, InvalidInputError, NotRecordedError
+from torch_dmft.core.errors import InsufficientMemoryError, InvalidInputError, NotRecordedError, UnsupportedModelError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder, snapshot, subject_of
 from torch_dmft.parameterization import centered, parameterize
@@ -333,3 +333,21 @@ def test_errors(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> 
     recorder.step = 1
     with pytest.raises(InsufficientMemoryError, match="log_spaced"):
         recorder.record()
+
+
+def test_a_look_may_check_the_measurement_anew(generator: torch.Generator) -> None:
+    """What is known from the first record is then not taken for granted."""
+    inputs, targets = vectors(generator)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 1)).double()
+    recorder = Recorder(model, Probe(inputs, targets))
+    recorder.record()
+    taken, checked = recorder.look(), recorder.look(check=True)
+    assert torch.equal(taken.ntk, checked.ntk)
+    module = model[0]
+
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(2 * x, module.weight, module.bias) * torch.rand(1, dtype=torch.float64)
+
+    module.forward = doubled
+    with pytest.raises(UnsupportedModelError):
+        recorder.look(check=True)

@@ -2,6 +2,7 @@
 
 from torch_dmft.measurement.capture import capture
 from torch_dmft.measurement.ntk import empirical_ntk
+from torch_dmft.measurement.ntk_operator import NTKOperator
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.projection import Projection
 from torch_dmft.measurement.recorder import Recorder
@@ -12,6 +13,7 @@ from torch_dmft.measurement.subject import Subject, subject_of
 
 __all__ = [
     "Indexed",
+    "NTKOperator",
     "Probe",
     "Projection",
     "Recorder",

@@ -71,8 +71,8 @@ def empirical_ntk(
             if kernel.ndim == 2:
                 kernel = kernel[:, None, :, None]
         case "jacobian" | "vjp":
-            module, multipliers = _trained(model)
-            _refuse_lazily_sampled(module, method)
+            module, multipliers = trained(model)
+            refuse_lazily_sampled(module, f"method={method!r}")
             statistics = Statistics(module, module, batch_norm)
             module, multipliers = Runs(module, outputs), {f"model.{name}": m for name, m in multipliers.items()}
             # The fused kernels of attention know neither forward derivatives nor batches of gradients.
@@ -88,7 +88,7 @@ def empirical_ntk(
     return torch.einsum("mcad,mc,ad->ma", kernel, weights, weights)
 
 
-def _trained(model: Plan | nn.Module) -> tuple[nn.Module, Mapping[str, float]]:
+def trained(model: Plan | nn.Module) -> tuple[nn.Module, Mapping[str, float]]:
     """The module to run, and the multiplier of each parameter that is trained."""
     module = model if isinstance(model, nn.Module) else model.model
     multipliers = {} if isinstance(model, nn.Module) else model.multipliers
@@ -97,14 +97,14 @@ def _trained(model: Plan | nn.Module) -> tuple[nn.Module, Mapping[str, float]]:
     }
 
 
-def _refuse_lazily_sampled(module: nn.Module, method: str) -> None:
+def refuse_lazily_sampled(module: nn.Module, what: str) -> None:
     """Refuse infinite-width twins, whose forward pass draws weights in place: ``torch.func`` cannot follow that."""
     for path, part in module.named_modules():
         if getattr(part, "keeps_what_it_reveals", False):
             raise InvalidInputError(
-                f"method={method!r} cannot be used with an infinite-width twin, whose weights are sampled while it runs.",
+                f"{what} cannot be used with an infinite-width twin, whose weights are sampled while it runs.",
                 got=f"{path or '(model)'}: {type(part).__name__}",
-                remedy='method="layerwise"',
+                remedy='empirical_ntk(..., method="layerwise")',
             )
 
 

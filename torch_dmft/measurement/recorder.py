@@ -229,10 +229,19 @@ class Recorder:
             callback(self.step, record)
         return record
 
-    def look(self) -> Snapshot:
-        """Measure now and keep nothing."""
+    def look(self, *, check: bool = False) -> Snapshot:
+        """Measure now and keep nothing.
+
+        Args:
+            check: find out anew where the samples are, and hold the measurement against an ordinary backward pass and
+                against samples that are run apart, as in the first record.
+
+        Raises:
+            UnsupportedModelError: if it does not agree, naming the layer.
+        """
         device = next(self.subject.run.parameters()).device
-        return snapshot(self.subject, moved(self.probe.inputs, device), layouts=self._layouts)
+        layouts = None if check else self._layouts
+        return snapshot(self.subject, moved(self.probe.inputs, device), layouts=layouts)
 
     def keep(self, taken: Snapshot) -> Trajectory:
         """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""

@@ -1,0 +1,166 @@
+r"""The neural tangent kernel of many samples, never written out: products with it, and its largest eigenvalues.
+
+.. math:: K v = J M J^\top v,
+
+with J the Jacobian of all outputs by the trained parameters and M their learning rates. J^T v is one backward pass, J u one
+pass of forward derivatives, both in blocks of samples: memory is that of one block and of a few copies of the parameters, and
+never the square of the number of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import jvp, vjp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_whole
+from torch_dmft.core.undisturbed import undisturbed
+from torch_dmft.measurement.batch_norm import Statistics, require_choice
+from torch_dmft.measurement.functional import called_with
+from torch_dmft.measurement.ntk import refuse_lazily_sampled, trained
+from torch_dmft.measurement.outputs import Example, Runs, Selection, count, output_rows, rows
+
+if TYPE_CHECKING:
+    from torch_dmft.parameterization import Plan
+
+Values = Mapping[str, Tensor]
+
+
+class NTKOperator:
+    """The NTK of a network on any number of samples, per unit of the base learning rate; see ``empirical_ntk``.
+
+    Args:
+        model: a plan or a bare module; it is left exactly as it was, and must not change while the operator is used.
+        inputs: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``, on the device of the model.
+        outputs: which of the model's outputs is f, as in ``Recorder``.
+        batch_norm: whose statistics BatchNorm has, ``"probe"`` (those of all inputs together) or ``"run"``.
+        block: samples that are run at once.
+
+    Attributes:
+        samples: P.
+        outputs: C.
+
+    Raises:
+        InvalidInputError: for an infinite-width twin, or outputs that are not ``(sample, output)``.
+
+    Example:
+        >>> kernel = NTKOperator(plan, images)  # doctest: +SKIP
+        >>> values, vectors = kernel.largest(10)
+    """
+
+    def __init__(
+        self,
+        model: Plan | nn.Module,
+        inputs: Example,
+        *,
+        outputs: Selection | None = None,
+        batch_norm: str = "probe",
+        block: int = 256,
+    ) -> None:
+        require_choice(batch_norm)
+        require_whole("block", block, at_least=1)
+        module, rates = trained(model)
+        refuse_lazily_sampled(module, "NTKOperator")
+        self._statistics = Statistics(module, module, batch_norm)
+        self._module, self._inputs, self._block = Runs(module, outputs), inputs, block
+        self._rates = {f"model.{name}": rate for name, rate in rates.items()}
+        self.samples = count(inputs)
+        with self._ready(), torch.no_grad():
+            self.outputs = self._function([0, 1][: self.samples])(self._parameters()).shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P C, P C)."""
+        return self.samples * self.outputs, self.samples * self.outputs
+
+    def __matmul__(self, vector: Float[Tensor, "sample ..."]) -> Float[Tensor, "sample ..."]:
+        """K v, for v of shape ``(sample, output)``, or ``(sample,)`` for one output; in the shape of v.
+
+        Raises:
+            InvalidInputError: for another shape.
+        """
+        if vector.numel() != self.shape[0] or len(vector) != self.samples:
+            raise InvalidInputError(
+                "A vector must have one number per sample and output.",
+                got=f"shape {tuple(vector.shape)}",
+                remedy=f"shape {(self.samples, self.outputs)}",
+            )
+        with self._ready():
+            parameters = self._parameters()
+            v = vector.detach().to(next(iter(parameters.values()))).reshape(self.samples, self.outputs)
+            gradient: dict[str, Tensor] = {}
+            for some, function in self._blocks():
+                (part,) = vjp(function, parameters)[1](v[some])
+                gradient = {name: value + gradient[name] if gradient else value for name, value in part.items()}
+            direction = {name: self._rates[name] * value for name, value in gradient.items()}
+            products = [jvp(function, (parameters,), (direction,))[1] for _, function in self._blocks()]
+            return torch.cat(products).detach().reshape(vector.shape)
+
+    def largest(self, number: int = 10, *, tolerance: float = 1e-4) -> tuple[Tensor, Tensor]:
+        """The largest eigenvalues and their eigenvectors, by Lanczos' method.
+
+        Args:
+            number: how many, fewer than P C.
+            tolerance: relative error of an eigenvalue.
+
+        Returns:
+            ``(number,)`` in falling order and ``(sample, output, number)``, in float64 on the CPU.
+
+        Raises:
+            InvalidInputError: for a number that is too large.
+        """
+        from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import
+
+        require_whole("number", number, at_least=1)
+        if number >= self.shape[0]:
+            raise InvalidInputError(
+                "Lanczos' method finds fewer eigenvalues than there are.",
+                got=f"{number} of {self.shape[0]}",
+                remedy="torch.linalg.eigvalsh(empirical_ntk(model, inputs))",
+            )
+        parameter = next(iter(self._parameters().values()))
+
+        def product(v: np.ndarray) -> np.ndarray:
+            given = torch.from_numpy(v.reshape(self.samples, self.outputs)).to(parameter)
+            return (self @ given).double().cpu().numpy().reshape(-1)
+
+        start = np.random.default_rng(0).standard_normal(self.shape[0])
+        operator = LinearOperator(self.shape, matvec=product, dtype=np.float64)
+        values, vectors = eigsh(operator, k=number, which="LA", v0=start, tol=tolerance)
+        order = np.argsort(values)[::-1].copy()
+        found = torch.from_numpy(vectors[:, order].copy()).reshape(self.samples, self.outputs, number)
+        return torch.from_numpy(values[order].copy()), found
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self._module.named_parameters() if name in self._rates}
+
+    def _function(self, some: list[int] | Tensor) -> Callable[[Values], Tensor]:
+        """The outputs of some samples as a function of the trained parameters."""
+        inputs = rows(self._inputs, some)
+        return lambda values: output_rows(called_with(self._module, values, inputs), count(inputs))
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Callable[[Values], Tensor]]]:
+        for some in torch.arange(self.samples, device="cpu").split(self._block):
+            yield some, self._function(some)
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """The model as it is measured; fused kernels of attention know no forward derivatives."""
+        is_fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield from self._measured()
+        finally:
+            torch.backends.mha.set_fastpath_enabled(is_fast)
+
+    def _measured(self) -> Iterator[None]:
+        with undisturbed(self._module), sdpa_kernel(SDPBackend.MATH), self._statistics.set(self._module, self._inputs):
+            yield

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.vision import torchvision
+
+assert torchvision  # transformers and Lightning import it, and need it repaired first
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -83,6 +86,28 @@ def test_cnn_widths(capsys):
     assert wide.deviations[0].layers[-1].forward.relative_error[-1] < 0.25
     assert wide.deviations[0].layers[-1].forward.alignment[-1] > 0.99
     assert "network (32 channels) against network (128 channels)" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gpt2_trainer(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    measured = example("gpt2_trainer")(f"--steps 12 --features 32 --blocks 1 --logdir {tmp_path}".split())
+    assert [layer.name for layer in measured.layers][-1] == "lm_head"
+    assert measured.steps.tolist() == list(range(13))
+    assert measured.training.optimizer == "AdamW"
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    assert "The features that move most" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_resnet(tmp_path, capsys):
+    pytest.importorskip("lightning")
+    measured = example("lightning_resnet")(f"--steps 6 --samples 32 --logdir {tmp_path}".split())
+    assert len(measured.layers) == 21
+    assert measured.training.batches_known
+    assert measured.metadata["batch norm"] == "statistics of the probe"
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    assert "statistics of the probe" in capsys.readouterr().out
 
 
 def test_transformer(capsys):

@@ -103,7 +103,7 @@ def address(site) -> Iterator[str]:
 def test_every_formula_is_typeset(site, address, browser_page):
     complaints: list[str] = []
     browser_page.on("pageerror", lambda error: complaints.append(str(error)))
-    browser_page.on("requestfailed", lambda request: complaints.append(request.url))
+    browser_page.on("response", lambda answer: complaints.append(answer.url) if answer.status >= 400 else None)
     browser_page.on("request", lambda asked: None if asked.url.startswith(address) else complaints.append(asked.url))
     count = 0
     for page in pages(site):

@@ -66,9 +66,9 @@ MINIBATCHES = [
     Size(1000, 10, 3000, "relu", batch=64, probe=32),
 ]
 SOLVERS = {
-    "`InfiniteWidth(8192)`": solvers.InfiniteWidth(8192),
-    "`InfiniteWidth(2048)`": solvers.InfiniteWidth(2048),
-    "`WideEnsemble()`": solvers.WideEnsemble(),
+    "8192 neurons": solvers.InfiniteWidth(8192),
+    "2048 neurons": solvers.InfiniteWidth(2048),
+    "networks": solvers.WideEnsemble(),
 }
 
 HEAD = f"""\
@@ -88,15 +88,20 @@ import torch
 
 import torch_dmft as dmft
 
-problem = dmft.Problem.mlp(torch.randn(64, 20), torch.randn(64, 1), depth=3, activation="relu", lr=0.1, steps=100)
+inputs, targets = torch.randn(64, 20), torch.randn(64, 1)
+problem = dmft.Problem.mlp(inputs, targets, depth=3, activation="relu", lr=0.1, steps=100)
 cost = dmft.solvers.InfiniteWidth(neurons=2048).estimate(problem, range(0, 101, 5))
 print(cost)
 print(cost.memory / 2**30, cost.seconds / 60, cost.error, cost.saturated)
 ```
 """
 
+KEY = """\
+Each cell has **minutes · GiB · error**; the columns are `InfiniteWidth(8192)`, `InfiniteWidth(2048)` and `WideEnsemble()`.
+"""
+
 READ = """\
-Each cell has minutes · GiB · error. `solve(problem)` without a solver [chooses](theory.md#how-solve-chooses) by these numbers;
+`solve(problem)` without a solver [chooses](theory.md#how-solve-chooses) by these numbers.
 `solve` refuses what does not fit in memory, and names the largest P, C, steps or neurons that do.
 
 **S** marks a twin that meets about as many [directions](glossary.md#direction) as it has neurons. From then on it is an
@@ -140,7 +145,7 @@ def page() -> str:
     text, code = HEAD.split("\n```python\n")
     full = table([*names, *SOLVERS], rows(FULL_BATCH))
     small = table([*names, "batch", "probe", *SOLVERS], rows(MINIBATCHES))
-    tables = f"## Full batches\n\n{full}\n\n## Minibatches\n\n{small}\n\n## How to read it\n\n{READ}"
+    tables = f"## Full batches\n\n{KEY}\n{full}\n\n## Minibatches\n\n{small}\n\n## How to read it\n\n{READ}"
     return f"{reflow(text)}\n```python\n{code}\n{_lists(tables)}"
 
 

@@ -4,6 +4,9 @@
 
 Trains a small network on digits, records its kernels, asks the theory of the infinitely wide network the same question,
 and prints how far the two are apart, with the static NTK beside them, and whether the network's width explains that.
+
+In the report, errors of a few 1/sqrt(N) are what any network of this width has. The static NTK is far off at gamma0 = 1, as
+features are learned, and close at --gamma0 0.1. "closer than typical" is luck, no fault.
 """
 
 import argparse

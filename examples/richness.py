@@ -5,6 +5,11 @@
 At small gamma0 the kernels stay where they were and the network is the static NTK's kernel machine; at gamma0 of order 1
 they move by their own size and turn towards the targets. Trained is the centered model f - f_0, since at small gamma0 a
 finite network begins at a large random output, which its infinitely wide limit does not have.
+
+"moved" is |K(T) - K(0)| / |K(0)| of the last features: below a tenth, the static NTK is a good description; around 1, features
+are learned. "on targets" is the kernel's alignment with y y^T: 1 if nothing but the labels is left in it. It starts at what
+the untrained network has, the value at the smallest gamma0. Where network and theory differ by more than a few 1/sqrt(N),
+the network is too narrow for this gamma0.
 """
 
 import argparse
@@ -89,6 +94,8 @@ def figure(gammas: Sequence[float], found: dict[str, list[tuple[float, float]]])
     ):
         for name, style in (("network", "ko"), ("theory", "-")):
             axes.semilogx(gammas, [pair[index] for pair in found[name]], style, label=name)
+        axes.set_xticks(gammas, [f"{gamma0:g}" for gamma0 in gammas])
+        axes.minorticks_off()
         axes.set(xlabel="gamma0", ylabel=label)
         axes.legend(frameon=False)
     return drawn

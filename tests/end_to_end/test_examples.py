@@ -49,7 +49,9 @@ def test_lr_transfer(tmp_path, capsys):
     assert best["mean_field"][32] == best["mean_field"][512]
     assert best["standard"][32] >= 4 * best["standard"][512]
     assert figure.read_bytes().startswith(b"\x89PNG")
-    assert "stable" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "stable" in shown
+    assert "the best rate moves by a factor 1 in mean-field parameterization" in shown
 
 
 def test_richness(tmp_path):
@@ -117,4 +119,8 @@ def test_transformer(capsys):
     assert theory.losses.rms[-1] < 0.1
     assert attention.shape == (2,)
     assert attention.mean() > 0.35  # 1/4 when it begins
-    assert "attention to the marked token" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "attention to the marked token" in shown
+    assert "|G| of attention.q: network (N=256) from" in shown
+    starts = [run.layers[1].backward.equal_time[0].norm() for run in comparison.runs]
+    assert starts[1] < 0.2 * starts[0]  # why movement, which divides by it, is so much larger in theory

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from torch_dmft.comparison.width import Gap, slope
 from torch_dmft.core.grid import Grid
@@ -14,6 +15,7 @@ from torch_dmft.report.style import COLORS, new_figure, tidy
 
 _KINDS = {"forward": "Φ", "backward": "G", "ntk": "NTK"}
 _MARKERS = ("o", "s", "^")
+_TICKS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 
 
 def gap_table(gaps: Sequence[Gap]) -> Page:
@@ -39,7 +41,10 @@ def gap_figure(gaps: Sequence[Gap]) -> Figure:
     reference = gaps[0].forward * np.sqrt(widths[0] / widths)
     axes.loglog(widths, reference, "--", color="0.6", label="width$^{-1/2}$")
     axes.set(xlabel="width N", ylabel="relative error, mean over weights and steps")
+    axes.yaxis.label.set_fontsize(8)
     axes.set_xticks(widths, [f"{int(width)}" for width in widths])
+    axes.yaxis.set_major_locator(LogLocator(subs=_TICKS))  # widths seldom span a decade of errors
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
     tidy(axes)

@@ -30,6 +30,7 @@ __all__ = [
     "forward_unwrapped",
     "gradient_hooks_off",
     "has_backward_hooks",
+    "has_weights_of_hooks",
     "is_compiled",
     "multiply_all_",
     "operator_name",
@@ -77,6 +78,11 @@ def foreign_hooks(model: nn.Module) -> list[str]:
         for path, module in model.named_modules()
         if any(_origin(hook) not in ("torch", "torch_dmft") for name in _HOOKS for hook in vars(module)[name].values())
     ]
+
+
+def has_weights_of_hooks(module: nn.Module) -> bool:
+    """Whether a hook of torch makes a weight of a module before each pass, as the older weight and spectral norms do."""
+    return any(type(hook).__module__.startswith("torch.nn.utils") for hook in module._forward_pre_hooks.values())
 
 
 def _origin(hook: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.core.torch_private import NormBase, is_compiled, without_hooks
+from torch_dmft.core.torch_private import NormBase, has_weights_of_hooks, is_compiled, without_hooks
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.outputs import Example, count, rows
 
@@ -38,7 +38,7 @@ class FunctionWatch:
     def __init__(self, model: nn.Module) -> None:
         self._before: nn.Module | None = None
         # Compiled again it would be in another mode; and weights that a hook makes are stale without it.
-        if any(is_compiled(module) or _has_weights_of_hooks(module) for module in model.modules()):
+        if any(is_compiled(module) or has_weights_of_hooks(module) for module in model.modules()):
             return
         with suppress(Exception):  # objects that refuse to be made without their arguments
             self._before = _as_it_is(model, {})
@@ -118,11 +118,6 @@ def _as_it_is(value: Any, made: dict[int, Any]) -> Any:
             new = copy.copy(value) if hasattr(value, "__dict__") else value
     made[id(value)] = new
     return new
-
-
-def _has_weights_of_hooks(module: nn.Module) -> bool:
-    """Whether a hook of torch makes a weight of the module before each pass, as the older weight and spectral norms do."""
-    return any(type(hook).__module__.startswith("torch.nn.utils") for hook in module._forward_pre_hooks.values())
 
 
 def _names(model: nn.Module, before: nn.Module) -> list[str]:

@@ -55,7 +55,9 @@ class FunctionWatch:
         """
         if self._before is None:
             return ()
-        some = rows(inputs, torch.linspace(0, count(inputs) - 1, min(count(inputs), _ROWS)).round().long())
+        some = rows(
+            inputs, torch.linspace(0, count(inputs) - 1, min(count(inputs), _ROWS), device="cpu").round().long()
+        )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

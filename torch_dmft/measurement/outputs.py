@@ -61,7 +61,7 @@ def count(inputs: Example) -> int:
 def rows(inputs: Example, chosen: Tensor | list[int]) -> Any:
     """The inputs of some samples alone: tensors that have one row per sample are cut, all else is handed on."""
     samples = count(inputs)
-    index = torch.as_tensor(chosen)
+    index = chosen if isinstance(chosen, Tensor) else torch.tensor(chosen, device="cpu")
 
     def cut(leaf: Any) -> Any:
         if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == samples:

@@ -82,11 +82,11 @@ def _blank(subject: Subject, probe: Probe, outputs: int) -> Trajectory:
     """What a run is before anything of it is recorded."""
     plan, targets = subject.plan, probe.target_values(outputs)
     return Trajectory(
-        steps=torch.zeros(0, dtype=torch.int64),
-        outputs=torch.zeros(0, len(probe), outputs),
-        losses=torch.zeros(0),
+        steps=torch.zeros(0, dtype=torch.int64, device="cpu"),
+        outputs=torch.zeros(0, len(probe), outputs, device="cpu"),
+        losses=torch.zeros(0, device="cpu"),
         layers=(),
-        ntk=Kernel(torch.zeros(0, len(probe), len(probe))),
+        ntk=Kernel(torch.zeros(0, len(probe), len(probe), device="cpu")),
         origin=plan.origin,
         training=Training.unseen(0, plan),
         train=probe.train_rows,

@@ -185,7 +185,7 @@ def stream(
     """
     like = next((flow for flows in passes for flow in flows), None)
     if like is None:
-        return _unused(layer, gamma0, samples, count, torch.zeros(()))
+        return _unused(layer, gamma0, samples, count, torch.zeros((), device="cpu"))
 
     def x_form(flow: Flow) -> Tensor:
         return flow.product.input_vectors(flow.inputs, border)

@@ -135,7 +135,9 @@ def _find_out(subject: Subject, inputs: Example, whole: Pass, *, attached: bool)
     alone = {mu: watched_pass(model, run, given, attached=attached) for mu, given in apart.items()}
 
     def touched(mu: int) -> list[Tensor | None]:
-        weights = torch.arange(1, whole.outputs.shape[1] + 1).to(whole.outputs)  # a plain sum may be constant
+        weights = torch.arange(1, whole.outputs.shape[1] + 1, device="cpu").to(
+            whole.outputs
+        )  # a plain sum may be constant
         return gradients_of(whole.outputs[mu] @ weights, whole.uses)
 
     return Known(find_owners(whole, alone, touched))

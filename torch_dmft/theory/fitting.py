@@ -30,7 +30,7 @@ def what_fits(solver: Solver, problem: Problem, record: Tensor, *, two_time: boo
     free = free_memory(problem.inputs.device)
 
     def fits(solver: Any = solver, problem: Problem = problem, count: int = len(record), **other: bool) -> bool:
-        some = record[torch.linspace(0, len(record) - 1, count).round().long()]
+        some = record[torch.linspace(0, len(record) - 1, count, device="cpu").round().long()]
         try:
             return bool(solver.estimate(problem, some, two_time=other.get("two_time", two_time)).memory <= free)
         except DMFTError:  # a setting of its own kind of size

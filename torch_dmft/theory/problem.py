@@ -203,7 +203,7 @@ class Problem:
         try:
             kept = [record] if isinstance(record, int) else record
             if isinstance(kept, range) and len(kept):
-                kept = torch.arange(kept.start, kept.stop, kept.step)
+                kept = torch.arange(kept.start, kept.stop, kept.step, device="cpu")
             steps = kept if isinstance(kept, Tensor) else torch.as_tensor(list(kept))
             if steps.ndim != 1 or bool((steps[1:] <= steps[:-1]).any()):  # sorting millions takes a second
                 steps = torch.unique(steps)

@@ -102,12 +102,12 @@ def judged(model: nn.Module, like: Architecture | None = None) -> Architecture:
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize("width", [4, 24])
-def test_numbers_computed_in_forward_from_the_width_are_refused(act: str, law: str, width: int) -> None:
+def test_numbers_computed_in_forward_from_the_width_are_refused(act: str, law: str) -> None:
     if law == "n^2" and act == "lp_pool":
         pytest.skip("overflows")
-    with pytest.raises(UnsupportedModelError, match="width"):
-        judged(Acting(ACTS[act], LAWS[law], width))
+    for width in (4, 24):
+        with pytest.raises(UnsupportedModelError, match="width"):
+            judged(Acting(ACTS[act], LAWS[law], width))
 
 
 @pytest.mark.parametrize("law", ["n^-2", "n^(1/4)", "log n", "max(n, 8)"])
@@ -148,9 +148,9 @@ def test_buffers_that_look_like_a_law_of_a_width_are_refused(act: Callable, law:
 
 @pytest.mark.parametrize("number", [0.37, 5.0])
 @pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize("width", [4, 24])
-def test_numbers_that_are_the_same_at_every_width_are_accepted(act: str, number: float, width: int) -> None:
-    judged(Acting(ACTS[act], lambda n: number, width))
+def test_numbers_that_are_the_same_at_every_width_are_accepted(act: str, number: float) -> None:
+    for width in (4, 24):
+        judged(Acting(ACTS[act], lambda n: number, width))
 
 
 @pytest.mark.parametrize("width", [32, 64])

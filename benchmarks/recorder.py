@@ -23,8 +23,8 @@ class Settings:
     channels: int = 32
     batch: int = 128
     probes: tuple[int, ...] = (16, 64)
-    steps: int = 10
-    rounds: int = 9
+    steps: int = 100
+    rounds: int = 3
 
 
 FULL = Settings()
@@ -114,6 +114,8 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
     ]
     return f"""\
 CPU time of one record (outputs, loss, all forward and backward kernels, NTK by layer) beside one SGD step on a batch of
-{settings.batch}, one thread, median of {settings.rounds} rounds in which training with and without a recorder take turns.
+{settings.batch}, one thread, median of {settings.rounds} rounds in which training with and without a recorder take turns, in
+runs of {settings.steps} steps. What a run costs once is in it: the first record's checks of itself, and some fifteen checks of
+the training, each a pass over the batch.
 
 {table(["model", "rows in the probe", "step", "record", "steps per record", "overhead, every 10th step"], rows)}"""

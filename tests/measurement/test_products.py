@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.measurement import empirical_ntk, products
-from torch_dmft.measurement.products import Slide, slides_cheaply, sliding_ntk
+from torch_dmft.measurement.products import Slide, is_cheaper_by_positions, sliding_ntk
 
 CONVOLUTIONS = {
     "1d": (nn.Conv1d(3, 4, 3, padding=1), (9,)),
@@ -64,8 +64,8 @@ def test_inputs_that_all_samples_share() -> None:
 
 
 def test_many_positions_are_better_summed_first() -> None:
-    assert slides_cheaply(32, 1, 1024, 9 * 64, 64)
-    assert not slides_cheaply(32, 1, 4, 9 * 64, 64)
+    assert not is_cheaper_by_positions(32, 1, 1024, 9 * 64, 64)
+    assert is_cheaper_by_positions(32, 1, 4, 9 * 64, 64)
 
 
 class TwoDilations(nn.Module):

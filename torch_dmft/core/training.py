@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_dmft.core.equality import by_value
+from torch_dmft.core.listed import listed
 from torch_dmft.core.prints import Print, prints_agree
 from torch_dmft.core.series import CLOSE, Number, Numbers, at_step, constant, first_difference, is_ever, series, shown
 from torch_dmft.core.sight import NUMBERS, SGD_NUMBERS, Scaled, Sight
@@ -335,10 +336,7 @@ def _one(value: float) -> str:
 
 
 def _listed(names: Any) -> str:
-    listed = sorted(names)
-    if not listed:
-        return "none"
-    return ", ".join(listed if len(listed) <= 4 else [*listed[:3], f"and {len(listed) - 3} more"])
+    return listed(sorted(names)) or "none"
 
 
 def _first_other_batch(mine: Sequence[Tensor] | None, theirs: Sequence[Tensor] | None, horizon: int) -> int | None:

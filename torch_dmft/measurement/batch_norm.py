@@ -14,7 +14,7 @@ Norms that stand in eval mode while the model is in train mode are frozen by the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.listed import listed
 from torch_dmft.core.torch_private import BatchNormBase
 from torch_dmft.measurement.failures import outputs_on
 from torch_dmft.measurement.outputs import Example, copied
@@ -78,11 +79,11 @@ class Statistics:
             p for p, norm in others.items() if norm.num_batches_tracked is not None and not norm.num_batches_tracked
         ]
         if fresh:
-            yield f"BatchNorm that has seen no batch yet is measured with mean 0 and variance 1 ({_listed(fresh)})"
+            yield f"BatchNorm that has seen no batch yet is measured with mean 0 and variance 1 ({listed(fresh)})"
         if frozen and batch_norm == "probe":
-            yield f"BatchNorm in eval mode while the model is in train mode keeps its running averages ({_listed(frozen)})"
+            yield f"BatchNorm in eval mode while the model is in train mode keeps its running averages ({listed(frozen)})"
         if batch_norm == "run" and self._of_probe:
-            yield f"BatchNorm without running averages is measured with those of the probe ({_listed(self._of_probe)})"
+            yield f"BatchNorm without running averages is measured with those of the probe ({listed(self._of_probe)})"
 
     @contextmanager
     def set(self, run: nn.Module, inputs: Example) -> Iterator[None]:
@@ -138,7 +139,3 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def _kept(many: list[tuple[Tensor, Tensor]], one: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     many.append(one)
     return one
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(names if len(names) <= 4 else [*list(names)[:3], f"and {len(names) - 3} more"])

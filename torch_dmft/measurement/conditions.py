@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from torch_dmft.core.divergence import is_exploded, not_finite
+from torch_dmft.core.listed import listed
 from torch_dmft.core.torch_private import foreign_hooks
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.batch_norm import norms_in
@@ -17,7 +18,6 @@ from torch_dmft.measurement.moment import Snapshot
 from torch_dmft.measurement.subject import Subject
 
 _DIVERGED = "diverged: "
-_MOST = 4
 
 
 class Conditions:
@@ -58,8 +58,7 @@ class Conditions:
     def _hooks(self) -> Iterator[str]:
         hooked = [path or "(model)" for path in foreign_hooks(self._subject.model)]
         if hooked:
-            few = hooked if len(hooked) <= _MOST else [*hooked[: _MOST - 1], f"and {len(hooked) - _MOST + 1} more"]
-            yield f"hooks on {', '.join(few)} are called while the network is measured, too"
+            yield f"hooks on {listed(hooked)} are called while the network is measured, too"
 
     def _divergence(self, record: Trajectory, first: Trajectory) -> Iterator[str]:
         if any(text.startswith(_DIVERGED) for text in self._notes):

@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
-from torch_dmft.measurement.products import Slide, slides_cheaply
+from torch_dmft.measurement.products import Slide, is_cheaper_by_positions
 from torch_dmft.measurement.uses import Slot, Use
 from torch_dmft.measurement.views import geometry
 
@@ -146,7 +146,7 @@ class Product:
         dims, groups, shape = self._dims, self._groups, self.weight.shape
         is_one = math.prod(x.shape[1 : -dims - 1]) == math.prod(g.shape[2 : -dims - 1]) == 1  # image per sample
         count, features = math.prod(g.shape[-dims:]), math.prod(shape[1:])
-        return is_one and slides_cheaply(len(g), g.shape[1], count, features, shape[0] // groups)
+        return is_one and not is_cheaper_by_positions(len(g), g.shape[1], count, features, shape[0] // groups)
 
     def slide(self, x: Tensor, g: Tensor) -> Slide:
         """What ``products.sliding_ntk`` takes of this use."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
+from torch_dmft.core.listed import listed
 from torch_dmft.core.loss import Loss, loss_name, loss_print
 from torch_dmft.core.prints import Print, prints_agree
 from torch_dmft.core.sight import NUMBERS, Sight
@@ -173,7 +174,7 @@ class Observer:
             self._function = FunctionWatch(model)
         changed = self._function.changed(model, moved(self._probe.inputs, next(model.parameters()).device))
         if changed:
-            self._note(f"a forward pass that changes during the run ({_listed(changed)})")
+            self._note(f"a forward pass that changes during the run ({listed(changed)})")
 
     def _check_gradients(self, step: int, optimizers: tuple[Optimizer, ...], rows: Tensor | None, waiting: int) -> None:
         """Hold the gradients that wait for the optimizers against those of the loss."""
@@ -289,11 +290,11 @@ class Observer:
         if self.rows.is_mixed:
             yield "batches of more than one training set"
         if self._weights.changed:
-            yield f"weights that were changed between steps ({_listed(self._weights.changed)})"
+            yield f"weights that were changed between steps ({listed(self._weights.changed)})"
         if self._states.changed:
-            yield f"momenta or other states of optimizers that were changed between steps ({_listed(self._states.changed)})"
+            yield f"momenta or other states of optimizers that were changed between steps ({listed(self._states.changed)})"
         if self._gradients.changed:
-            yield f"optimizers that step by gradients of different backward passes ({_listed(self._gradients.changed)})"
+            yield f"optimizers that step by gradients of different backward passes ({listed(self._gradients.changed)})"
         if doubt:
             yield doubt
 
@@ -367,10 +368,6 @@ def _waiting(named: Mapping[str, Tensor], *optimizers: Optimizer) -> dict[str, T
     """The gradients that wait for optimizers."""
     stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     return {name: p.grad for name, p in named.items() if p.grad is not None and id(p) in stepped}
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names if len(names) <= 4 else [*names[:3], f"and {len(names) - 3} more"])
 
 
 def _begins_anew(optimizer: Optimizer) -> bool:

@@ -39,7 +39,7 @@ def weight_ntk(
     x = x.expand(samples, -1, -1, -1)
     total = g.new_zeros(samples * outputs, samples * outputs)
     for x_group, g_group in zip(x.unbind(2), g.chunk(x.shape[2], dim=3), strict=True):
-        if _is_cheaper_by_positions(samples, outputs, count, x_group.shape[-1], g_group.shape[-1]):
+        if is_cheaper_by_positions(samples, outputs, count, x_group.shape[-1], g_group.shape[-1]):
             total += _by_positions(x_group, g_group)
         else:
             total += _by_gradients(x_group, g_group)
@@ -103,11 +103,6 @@ def sliding_ntk(
     return total.reshape(samples, outputs, samples, outputs)
 
 
-def slides_cheaply(samples: int, outputs: int, count: int, features: int, neurons: int) -> bool:
-    """Whether gradients are better written out than avoided, for so many output positions and features under a kernel."""
-    return not _is_cheaper_by_positions(samples, outputs, count, features, neurons)
-
-
 def bias_ntk(g: Float[Tensor, "sample output position neuron"]) -> Float[Tensor, "sample output sample output"]:
     """Gram matrix of the gradients by a bias, the sum of g over positions."""
     return gram(g.sum(2))
@@ -145,7 +140,8 @@ def owner_jacobian(
     return vmap(pull_back)(inputs, gradients)
 
 
-def _is_cheaper_by_positions(samples: int, outputs: int, count: int, features: int, neurons: int) -> bool:
+def is_cheaper_by_positions(samples: int, outputs: int, count: int, features: int, neurons: int) -> bool:
+    """Whether gradients are better avoided than written out, for so many output positions and inputs of a neuron."""
     by_positions = (samples * count) ** 2 * (features + outputs**2 * (neurons + 2))
     by_gradients = samples * outputs * features * neurons * (count + samples * outputs)
     return (samples * outputs * count) ** 2 <= _BLOCK and by_positions <= by_gradients

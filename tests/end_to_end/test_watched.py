@@ -903,3 +903,18 @@ def test_a_weight_that_is_pruned_midway_is_refused_at_the_next_record() -> None:
     with pytest.raises(InvalidInputError, match=r"new: 2\.weight_orig; gone: 2\.weight"):
         run.train(12, prune)
     assert run.recorder.step == 4
+
+
+def test_a_training_set_that_is_no_pairs_ends_no_training() -> None:
+    """Also not at the last look, after a checkpoint."""
+    three = TensorDataset(INPUTS, INPUTS, TARGETS)
+    earlier = Run(data=three)
+    earlier.train(4)
+    later = Run(data=three)
+    later.recorder.load_state_dict({**earlier.recorder.state_dict(), "observer": _with_a_print_of_the_loss(earlier)})
+    later.train(4)
+    assert later.recorder.step == 8
+
+
+def _with_a_print_of_the_loss(run: Run) -> dict[str, Any]:
+    return {**run.recorder.state_dict()["observer"], "loss_print": (1.0, 2.0, 3.0)}

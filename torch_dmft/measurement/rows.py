@@ -188,9 +188,9 @@ class TrainingSet:
         Of tensors it looks at up to 256 rows, and at all of them where somebody wrote to the memory; of items at eight.
         """
         rows = printed_rows(len(self))
-        if isinstance(self.dataset, TensorDataset):  # whose tensors count how often they were written to
-            return (*data_print(len(self), *self.rows(rows)), float(self._edits(self.dataset.tensors)))
         try:
+            if isinstance(self.dataset, TensorDataset):  # whose tensors count how often they were written to
+                return (*data_print(len(self), *self.rows(rows)), float(self._edits(self.dataset.tensors)))
             inputs, targets = self.rows(rows[:: max(1, len(rows) // 8)])
             return data_print(len(self), *tensors(inputs), targets) if self.is_fixed else ()
         except Exception:

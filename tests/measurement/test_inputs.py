@@ -17,7 +17,7 @@ from tests.measurement.zoo import Gpt, Masked, ids_with_mask, masked
 from torch_dmft.core import memory
 from torch_dmft.core.errors import InsufficientMemoryError, InvalidInputError, UnsupportedProblemError
 from torch_dmft.measurement import Projection
-from torch_dmft.measurement.outputs import count, rows
+from torch_dmft.uses.outputs import count, rows
 
 P, WIDTH = 6, 8
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tests.measurement.cases import CASES, Case, Tokens, mlp
 from torch_dmft.core.errors import InsufficientMemoryError, InvalidInputError
 from torch_dmft.measurement import empirical_ntk
-from torch_dmft.measurement.products import weight_ntk
 from torch_dmft.parameterization import parameterize
 from torch_dmft.theory import infinite_width
+from torch_dmft.uses.products import weight_ntk
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -104,7 +104,7 @@ def test_blocks_of_neurons_add_up(generator: torch.Generator, monkeypatch: pytes
     x = torch.randn(3, 4, 2, 5, generator=generator, dtype=torch.float64)
     g = torch.randn(3, 2, 4, 14, generator=generator, dtype=torch.float64)
     whole = weight_ntk(x, g)
-    monkeypatch.setattr("torch_dmft.measurement.products._BLOCK", 90)
+    monkeypatch.setattr("torch_dmft.uses.products._BLOCK", 90)
     assert close(weight_ntk(x, g), whole)
 
 

@@ -10,7 +10,7 @@ import torch_dmft as dmft
 from tests.measurement.zoo import ZOO
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.measurement import NTKOperator, empirical_ntk
-from torch_dmft.measurement.outputs import select
+from torch_dmft.uses.outputs import select
 
 
 def convolutional() -> nn.Module:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from tests.measurement.zoo import ZOO, Entry
 from torch_dmft.core.errors import UnsupportedModelError
-from torch_dmft.measurement import forms, ownership, snapshot, watched
+from torch_dmft.measurement import snapshot, watched
 from torch_dmft.measurement.moment import Snapshot
-from torch_dmft.measurement.outputs import count, rows
 from torch_dmft.measurement.subject import Subject, subject_of, watched_subject
 from torch_dmft.measurement.watched import Known, measure_watched
+from torch_dmft.uses import forms, ownership
+from torch_dmft.uses.outputs import count, rows
 
 
 def close(a: Tensor, b: Tensor) -> bool:

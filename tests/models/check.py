@@ -18,7 +18,7 @@ from torch.optim import SGD
 import torch_dmft as dmft
 from tests.models.entry import Model
 from torch_dmft.core.errors import UnsupportedModelError
-from torch_dmft.measurement.outputs import Runs
+from torch_dmft.uses.outputs import Runs
 
 SAMPLES, STEPS = 3, 2
 EXACT = 1e-6

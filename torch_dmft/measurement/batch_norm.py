@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.listed import listed
 from torch_dmft.core.torch_private import BatchNormBase
-from torch_dmft.measurement.failures import outputs_on
-from torch_dmft.measurement.outputs import Example, copied
+from torch_dmft.uses.failures import outputs_on
+from torch_dmft.uses.outputs import Example, copied
 
 CHOICES = ("probe", "run")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torch_dmft.core.torch_private import NormBase, has_weights_of_hooks, is_compiled, without_hooks
 from torch_dmft.core.undisturbed import undisturbed
-from torch_dmft.measurement.outputs import Example, count, rows
+from torch_dmft.uses.outputs import Example, count, rows
 
 _ROWS = 32
 """Rows of the probe on which the model and its copy are run."""

@@ -7,7 +7,7 @@ the weight, through the few operators that make it: one backward pass, batched o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from torch_dmft.measurement.forms import Entrywise, Opaque, Part, Product, parts
-from torch_dmft.measurement.ownership import Owners, Rows, Where, parted, split
-from torch_dmft.measurement.uses import Pass, Slot, Use
+from torch_dmft.uses.forms import Entrywise, Opaque, Part, Product, parts
+from torch_dmft.uses.ownership import Owners, Rows, Where, parted, split
+from torch_dmft.uses.watch import Pass, Slot, gradients_of
 
 
 @dataclass(frozen=True)
@@ -86,22 +86,6 @@ class Gathered:
     flows: list[Flow] = field(default_factory=list)
     pulls: list[Pull] = field(default_factory=list)
     shared: list[tuple[Product, Places]] = field(default_factory=list)
-
-
-def edges_of(uses: Iterable[Use]) -> dict[int, GradientEdge]:
-    """Where the gradients of uses are taken."""
-    return {number: use.edge for number, use in enumerate(uses) if use.edge is not None and use.meets_data}
-
-
-def gradients_of(scalar: Tensor, uses: Sequence[Use]) -> list[Tensor | None]:
-    """Gradients of a number by the outputs of all uses."""
-    edges = edges_of(uses)
-    found: list[Tensor | None] = [None] * len(uses)
-    if edges and scalar.requires_grad:
-        gradients = torch.autograd.grad(scalar, list(edges.values()), retain_graph=True, allow_unused=True)
-        for number, gradient in zip(edges, gradients, strict=True):
-            found[number] = gradient
-    return found
 
 
 def gather(taken: Pass, owners: Owners | None, trained: Set[str]) -> Gathered:

@@ -14,8 +14,8 @@ from torch_dmft.core.loss import Loss, as_the_loss_takes_them, aside
 from torch_dmft.core.torch_private import without_hooks
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.functional import called_with
-from torch_dmft.measurement.outputs import Example, moved
 from torch_dmft.measurement.subject import Subject
+from torch_dmft.uses.outputs import Example, moved
 
 TOLERANCE = 0.03
 """Relative difference of gradients that are the same: training in bfloat16 rounds them by a percent."""

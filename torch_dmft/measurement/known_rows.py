@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.prints import Print, prints_agree
-from torch_dmft.measurement.outputs import rows
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.rows import RowsSeen, TrainingSet, indexed
+from torch_dmft.uses.outputs import rows
 
 
 class KnownRows(RowsSeen):

@@ -15,12 +15,12 @@ from torch_dmft.core.memory import require_memory
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.batch_norm import Statistics, require_choice
 from torch_dmft.measurement.functional import called_with
-from torch_dmft.measurement.outputs import Example, Runs, Selection, count, output_rows
 from torch_dmft.measurement.probe import Probe
-from torch_dmft.measurement.products import gram
 from torch_dmft.measurement.projection import refuse_classes_of
 from torch_dmft.measurement.snapshot import snapshot, squeeze_outputs
 from torch_dmft.measurement.subject import subject_of
+from torch_dmft.uses.outputs import Example, Runs, Selection, count, output_rows
+from torch_dmft.uses.products import gram
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan

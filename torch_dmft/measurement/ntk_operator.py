@@ -26,7 +26,7 @@ from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.batch_norm import Statistics, require_choice
 from torch_dmft.measurement.functional import called_with
 from torch_dmft.measurement.ntk import refuse_lazily_sampled, trained
-from torch_dmft.measurement.outputs import Example, Runs, Selection, count, output_rows, rows
+from torch_dmft.uses.outputs import Example, Runs, Selection, count, output_rows, rows
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan

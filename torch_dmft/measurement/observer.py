@@ -19,7 +19,6 @@ from torch_dmft.core.training import Training
 from torch_dmft.measurement.function_watch import FunctionWatch
 from torch_dmft.measurement.gradient_check import TOLERANCE, gradient_error, is_due
 from torch_dmft.measurement.known_rows import KnownRows
-from torch_dmft.measurement.outputs import moved
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.rows import TrainingSet, all_rows
 from torch_dmft.measurement.schedule import Schedule
@@ -28,6 +27,7 @@ from torch_dmft.measurement.subject import Subject
 from torch_dmft.measurement.untouched import Untouched
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.start import starts_of
+from torch_dmft.uses.outputs import moved
 
 _TRAINED = 30.0
 """Mean square of the outputs, in units of its expectation for random readout weights, that these have once in ten million."""

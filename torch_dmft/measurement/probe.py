@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.prints import Print, data_print, printed_rows
-from torch_dmft.measurement.outputs import Example, copied, count, moved, named_tensors, rows, tensors
+from torch_dmft.uses.outputs import Example, copied, count, moved, named_tensors, rows, tensors
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_whole
-from torch_dmft.measurement.outputs import Selection, output_rows, select
+from torch_dmft.uses.outputs import Selection, output_rows, select
 
 
 class Projection:

@@ -24,7 +24,6 @@ from torch_dmft.measurement.conditions import Conditions
 from torch_dmft.measurement.fields import FieldMemory
 from torch_dmft.measurement.gradients import Layouts
 from torch_dmft.measurement.observer import Observer
-from torch_dmft.measurement.outputs import Example, Selection, moved
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.probe_loss import ProbeLoss
 from torch_dmft.measurement.projection import refuse_classes_of
@@ -36,6 +35,7 @@ from torch_dmft.measurement.snapshot import Snapshot, snapshot
 from torch_dmft.measurement.subject import subject_of
 from torch_dmft.measurement.two_time import TwoTimeMemory
 from torch_dmft.parameterization import Plan
+from torch_dmft.uses.outputs import Example, Selection, moved
 
 if TYPE_CHECKING:
     from torch_dmft.theory import Problem

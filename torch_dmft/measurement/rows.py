@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.prints import Print, checksum, data_print, printed_rows
 from torch_dmft.core.random_state import random_state_kept
-from torch_dmft.measurement.outputs import Example, count, plain, tensors
-from torch_dmft.measurement.outputs import rows as rows_of
+from torch_dmft.uses.outputs import Example, count, plain, tensors
+from torch_dmft.uses.outputs import rows as rows_of
 
 _BOTH = "(inputs, targets) with as many rows, or a torch.utils.data.Dataset of such pairs"
 

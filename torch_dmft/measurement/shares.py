@@ -23,8 +23,8 @@ from torch_dmft.core.memory import require_memory
 from torch_dmft.core.torch_private import storage_key
 from torch_dmft.measurement.gather import Flow, Gathered, pull_to_parameters
 from torch_dmft.measurement.normal_form import Stream
-from torch_dmft.measurement.products import gram, sliding_ntk, weight_ntk
-from torch_dmft.measurement.views import are_apart
+from torch_dmft.uses.products import gram, sliding_ntk, weight_ntk
+from torch_dmft.uses.views import are_apart
 
 Key = tuple[object, ...]
 

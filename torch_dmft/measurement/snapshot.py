@@ -13,7 +13,6 @@ from torch_dmft.architecture import Layer
 from torch_dmft.core.memory import require_memory
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.capture import Taps, Use, capture
-from torch_dmft.measurement.failures import outputs_on
 from torch_dmft.measurement.gradients import Layouts, find_layouts, gradients
 from torch_dmft.measurement.moment import LayerSnapshot, Snapshot, squeeze_outputs
 from torch_dmft.measurement.normal_form import (
@@ -27,13 +26,14 @@ from torch_dmft.measurement.normal_form import (
     positions,
     vocabulary,
 )
-from torch_dmft.measurement.outputs import Example, count, moved, output_rows, rows
-from torch_dmft.measurement.ownership import close
 from torch_dmft.measurement.precision import precision_note, precision_of
-from torch_dmft.measurement.products import bias_ntk, gram, owner_jacobian, weight_ntk
 from torch_dmft.measurement.self_check import contradiction, squares, wrong
 from torch_dmft.measurement.subject import Subject
 from torch_dmft.measurement.watched import Known, measure_watched
+from torch_dmft.uses.failures import outputs_on
+from torch_dmft.uses.outputs import Example, count, moved, output_rows, rows
+from torch_dmft.uses.ownership import close
+from torch_dmft.uses.products import bias_ntk, gram, owner_jacobian, weight_ntk
 
 
 def snapshot(subject: Subject, inputs: Example, *, layouts: Layouts | Known | None = None) -> Snapshot:

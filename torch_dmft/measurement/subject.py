@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch_dmft.architecture import Architecture, Wrapper, describe
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.measurement.batch_norm import require_choice
-from torch_dmft.measurement.outputs import Example, Runs, Selection
-from torch_dmft.measurement.passes import look_at
 from torch_dmft.parameterization import Plan, parameter_rules
 from torch_dmft.parameterization.centered import Centered
+from torch_dmft.uses.outputs import Example, Runs, Selection
+from torch_dmft.uses.passes import look_at
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def subject_of(
         plan_or_model: what ``parameterize`` or ``infinite_width`` returned, or any module.
         inputs: what the model will be run on: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         run: the module whose outputs are recorded, if not the model itself: for example ``centered(plan.model)``.
-        outputs: which of the model's outputs is f; see ``torch_dmft.measurement.outputs.select``.
+        outputs: which of the model's outputs is f; see ``torch_dmft.uses.outputs.select``.
         batch_norm: whose statistics BatchNorm is measured with, ``"probe"`` or ``"run"``.
 
     Raises:
@@ -144,7 +144,7 @@ def watched_subject(
         model: the module.
         inputs: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         run: the module whose outputs are recorded, given the inputs as one argument; default ``model``.
-        outputs: which of the model's outputs is f; see ``torch_dmft.measurement.outputs.select``.
+        outputs: which of the model's outputs is f; see ``torch_dmft.uses.outputs.select``.
 
     Raises:
         UnsupportedModelError: if nothing is multiplied with a parameter, or parameters are complex.

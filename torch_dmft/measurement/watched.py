@@ -12,21 +12,21 @@ from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.memory import require_memory
 from torch_dmft.core.torch_private import ConvBase, padding_twice
 from torch_dmft.core.undisturbed import all_graded
-from torch_dmft.measurement.anatomy import Names
 from torch_dmft.measurement.batch_norm import Statistics
-from torch_dmft.measurement.forms import Product, parts
-from torch_dmft.measurement.gather import Flow, gather, gradients_of
+from torch_dmft.measurement.gather import Flow, gather
 from torch_dmft.measurement.moment import LayerSnapshot, Snapshot, squeeze_outputs
 from torch_dmft.measurement.normal_form import backward_gram, forward_gram
-from torch_dmft.measurement.outputs import Example, rows
-from torch_dmft.measurement.ownership import Owners, chosen, close, copies, find_owners
-from torch_dmft.measurement.passes import prepared, watched_pass
 from torch_dmft.measurement.precision import precision_note, precision_of
-from torch_dmft.measurement.products import gram
 from torch_dmft.measurement.self_check import contradiction, squares, wrong
 from torch_dmft.measurement.shares import Shares, shares, stream
 from torch_dmft.measurement.subject import Subject
-from torch_dmft.measurement.uses import Pass
+from torch_dmft.uses.anatomy import Names
+from torch_dmft.uses.forms import Product, parts
+from torch_dmft.uses.outputs import Example, rows
+from torch_dmft.uses.ownership import Owners, chosen, close, copies, find_owners
+from torch_dmft.uses.passes import prepared, watched_pass
+from torch_dmft.uses.products import gram
+from torch_dmft.uses.watch import Pass, gradients_of
 
 
 @dataclass(frozen=True, eq=False)

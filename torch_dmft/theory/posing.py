@@ -12,7 +12,6 @@ from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, default_loss
 from torch_dmft.core.training import Training
 from torch_dmft.measurement import Probe
-from torch_dmft.measurement.outputs import Runs
 from torch_dmft.measurement.rows import TrainingSet, row_places
 from torch_dmft.measurement.snapshot import returns_one_number
 from torch_dmft.measurement.subject import Subject
@@ -24,6 +23,7 @@ from torch_dmft.theory.coverage import refuse_unsupported
 from torch_dmft.theory.engine.course import require_optimizer
 from torch_dmft.theory.network import network_in
 from torch_dmft.theory.problem import Problem
+from torch_dmft.uses.outputs import Runs
 
 
 @dataclass(frozen=True)

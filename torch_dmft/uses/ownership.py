@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
-from torch_dmft.measurement.forms import Entrywise, Opaque, Product, parts
-from torch_dmft.measurement.uses import Pass, Slot, Use
+from torch_dmft.uses.forms import Entrywise, Opaque, Product, parts
+from torch_dmft.uses.watch import Pass, Slot, Use
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 """By how much numbers of one sample may differ between batches of different size, in units of the largest."""

@@ -15,13 +15,12 @@ from torch.utils._pytree import tree_map
 from torch_dmft.architecture import Architecture
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.undisturbed import all_graded, undisturbed
-from torch_dmft.measurement.anatomy import anatomy
-from torch_dmft.measurement.failures import outputs_on
-from torch_dmft.measurement.forms import Product, parts
-from torch_dmft.measurement.gather import gradients_of
-from torch_dmft.measurement.outputs import Example, copied, count, output_rows, rows, tensors
-from torch_dmft.measurement.ownership import are_alike, copies, mark_per_sample
-from torch_dmft.measurement.uses import Pass, watching
+from torch_dmft.uses.anatomy import anatomy
+from torch_dmft.uses.failures import outputs_on
+from torch_dmft.uses.forms import Product, parts
+from torch_dmft.uses.outputs import Example, copied, count, output_rows, rows, tensors
+from torch_dmft.uses.ownership import are_alike, copies, mark_per_sample
+from torch_dmft.uses.watch import Pass, gradients_of, watching
 
 
 def look_at(model: nn.Module, run: nn.Module, inputs: Example) -> Architecture:

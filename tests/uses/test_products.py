@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.measurement import empirical_ntk, products
-from torch_dmft.measurement.products import Slide, is_cheaper_by_positions, sliding_ntk
+from torch_dmft.measurement import empirical_ntk
+from torch_dmft.uses import products
+from torch_dmft.uses.products import Slide, is_cheaper_by_positions, sliding_ntk
 
 CONVOLUTIONS = {
     "1d": (nn.Conv1d(3, 4, 3, padding=1), (9,)),

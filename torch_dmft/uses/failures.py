@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.core.errors import DMFTError, InvalidInputError
-from torch_dmft.measurement.outputs import Example, Runs, named_tensors
+from torch_dmft.uses.outputs import Example, Runs, named_tensors
 
 
 def outputs_on(run: nn.Module, inputs: Example) -> Any:

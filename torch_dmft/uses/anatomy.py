@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from torch_dmft.architecture import Architecture, Layer, Role, Vector
-from torch_dmft.measurement.forms import Product
+from torch_dmft.uses.forms import Product
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Uses in which the weight is the matrix of a product have forward and backward ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.torch_private import operator_name, storage_key, writes_to
-from torch_dmft.measurement.views import are_apart, geometry
+from torch_dmft.uses.views import are_apart, geometry
 
 DATA = frozenset({"\0data"})
 """The label of tensors that depend on the inputs; a weight's label is the names of its parameters, a constant has none."""
@@ -266,6 +266,22 @@ def watching(model: nn.Module, inputs: Iterable[Tensor]) -> Iterator[Watch]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def edges_of(uses: Iterable[Use]) -> dict[int, GradientEdge]:
+    """Where the gradients of uses are taken."""
+    return {number: use.edge for number, use in enumerate(uses) if use.edge is not None and use.meets_data}
+
+
+def gradients_of(scalar: Tensor, uses: Sequence[Use]) -> list[Tensor | None]:
+    """Gradients of a number by the outputs of all uses."""
+    edges = edges_of(uses)
+    found: list[Tensor | None] = [None] * len(uses)
+    if edges and scalar.requires_grad:
+        gradients = torch.autograd.grad(scalar, list(edges.values()), retain_graph=True, allow_unused=True)
+        for number, gradient in zip(edges, gradients, strict=True):
+            found[number] = gradient
+    return found
 
 
 def _slots(args: tuple[Any, ...]) -> dict[Slot, Tensor]:

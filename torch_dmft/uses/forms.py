@@ -21,9 +21,9 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
-from torch_dmft.measurement.products import Slide, is_cheaper_by_positions
-from torch_dmft.measurement.uses import Slot, Use
-from torch_dmft.measurement.views import geometry
+from torch_dmft.uses.products import Slide, is_cheaper_by_positions
+from torch_dmft.uses.views import geometry
+from torch_dmft.uses.watch import Slot, Use
 
 _FEW_GROUPS = 8
 """Groups of a convolution up to which gradients are taken tap by tap; depthwise ones have hundreds."""

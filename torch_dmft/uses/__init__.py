@@ -1,0 +1,1 @@
+"""What a model does with its parameters, operator by operator: found by watching one forward pass of any module."""

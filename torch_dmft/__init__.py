@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Architecture": "torch_dmft.architecture",
-    "describe": "torch_dmft.architecture",
+    "describe": "torch_dmft.uses",
     "Plan": "torch_dmft.parameterization",
     "parameterize": "torch_dmft.parameterization",
     "centered": "torch_dmft.parameterization",
@@ -75,7 +75,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from torch_dmft.architecture import Architecture, describe
+    from torch_dmft.architecture import Architecture
     from torch_dmft.comparison import Comparison, alignment, compare
     from torch_dmft.core.kernel import Kernel
     from torch_dmft.core.training import Training
@@ -83,3 +83,4 @@ if TYPE_CHECKING:
     from torch_dmft.measurement import Indexed, Probe, Recorder, empirical_ntk, every, log_spaced
     from torch_dmft.parameterization import Plan, centered, parameterize
     from torch_dmft.theory import Problem, infinite_width, solve, solvers
+    from torch_dmft.uses import describe

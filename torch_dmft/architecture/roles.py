@@ -17,6 +17,9 @@ class Role(StrEnum):
     VECTOR = "vector"  # one number per neuron: bias, norm gain and shift
     EMBEDDING = "embedding"  # one row of neurons per token
     OUTPUT_BIAS = "output bias"  # one number per output: the readout's bias, with no width on either side
+    CODE = "code"  # fan-in is a width, fan-out is not, and widths come after it: an inner code, a rank, a gate
+    INNER = "inner"  # no side is a width, and widths come after it
+    OUTER = "outer"  # no side is a width, and none comes after it: behind the readout
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Layer:
         in_axis: id of the width axis of the input (layers that read or write one residual stream share it), None if it
             is not a width.
         out_axis: id of the width axis of the output, None if it is not a width.
+        fold: a number by which its initial size is multiplied beside what its role says: the 1/sqrt(d) that the scores of
+            attention lack.
+        is_read_by_zeros: of a code, whether the weights that read it start at zero, as those of LoRA do.
     """
 
     path: str
@@ -53,6 +59,8 @@ class Layer:
     activation: str | None = None
     in_axis: int | None = None
     out_axis: int | None = None
+    fold: float = 1.0
+    is_read_by_zeros: bool = False
 
     @property
     def width(self) -> int | None:
@@ -68,13 +76,30 @@ class Vector:
         path: module path of the owner.
         name: parameter name.
         size: number of entries.
-        axis: id of the width axis.
+        axis: id of the width axis; None if it has none, or it is not known.
+        role: its role.
     """
 
     path: str
     name: str
     size: int
     axis: int | None
+    role: Role = Role.VECTOR
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A number that a module multiplies features by, and what it has to be instead: the scale of attention scores.
+
+    Attributes:
+        path: path of the module.
+        name: the attribute.
+        value: what it has to be.
+    """
+
+    path: str
+    name: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -149,6 +174,8 @@ class Architecture:
         train_differs: the places at which the forward pass in train mode is random, or another than in evaluation mode, which
             is the one that is described (dropout, stochastic depth, ``if self.training``); BatchNorm is left to
             ``row_independent``.
+        attributes: numbers of modules that have to be set for the forward pass to be the same at every width.
+        notes: what was assumed, or has no limit, in words.
     """
 
     layers: tuple[Layer, ...]
@@ -160,6 +187,8 @@ class Architecture:
     constants: tuple[Constant, ...] = ()
     outputs: int = 0
     train_differs: tuple[Place, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def readout(self) -> Layer:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.architecture import Role, describe
+from torch_dmft.architecture import Role
 from torch_dmft.architecture.describe import Roles
-from torch_dmft.architecture.watch import Example
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.prints import some_entries
-from torch_dmft.parameterization.plan import Plan
-from torch_dmft.parameterization.rules import ParameterRule, parameter_rules
+from torch_dmft.parameterization.plan import Plan, set_attributes
+from torch_dmft.parameterization.rules import OWN_INIT, ParameterRule, parameter_rules
 from torch_dmft.parameterization.scheme import SCHEMES, effective_gamma0
+from torch_dmft.uses.describe import Wider, describe
+from torch_dmft.uses.outputs import Example, Selection
 
 
 def parameterize(
@@ -26,6 +28,8 @@ def parameterize(
     gain: float | str = "auto",
     init: str = "normal",
     roles: Roles | None = None,
+    wider: Wider | None = None,
+    outputs: Selection | None = None,
     generator: torch.Generator | None = None,
 ) -> Plan:
     """Scale a model in place: training no longer depends on width, and features move in proportion to gamma0.
@@ -45,6 +49,9 @@ def parameterize(
         init: "normal" draws weights from N(0, std^2); "keep" keeps the weights there are (orthogonal, structured) and
             only rescales each to the root mean square std. A weight that is all zero stays so.
         roles: for module paths or names of weights, roles that overrule what ``describe`` finds.
+        wider: the same model at another width, a function that builds it, or a factory ``width -> model``: what differs
+            between the two is a width. Settles the roles in models of any kind, library transformers included.
+        outputs: with ``wider``: which of the model's outputs is f, a key, an index or a function; default as in ``Recorder``.
         generator: where "normal" draws from; torch's default generator if None.
 
     Returns:
@@ -55,20 +62,23 @@ def parameterize(
         InvalidInputError: if an argument is outside its range.
     """
     _check(gamma0, scheme, gain, init)
-    architecture = describe(model, example_input, roles=roles)
+    architecture = describe(model, example_input, roles=roles, wider=wider, outputs=outputs)
     initial = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    numbers = [(one, getattr(model.get_submodule(one.path), one.name)) for one in architecture.attributes]
+    before = tuple(replace(one, value=number) for one, number in numbers) if scheme != "standard" else ()
     rules = parameter_rules(architecture, model, gamma0=gamma0, scheme=scheme, gain=gain)
     if scheme != "standard":
         for rule in rules:
             _initialise(model.get_parameter(rule.name), rule, init, generator)
+        set_attributes(model, architecture.attributes)
     gamma0 = effective_gamma0(scheme, gamma0, architecture.width)
     drawn = {name: some_entries(parameter).clone() for name, parameter in model.named_parameters()}
-    return Plan(model, architecture, rules, scheme=scheme, gamma0=gamma0, initial=initial, drawn=drawn)
+    return Plan(model, architecture, rules, scheme=scheme, gamma0=gamma0, initial=initial, drawn=drawn, before=before)
 
 
 @torch.no_grad()
 def _initialise(parameter: Tensor, rule: ParameterRule, init: str, generator: torch.Generator | None) -> None:
-    if rule.role in (Role.VECTOR, Role.EMBEDDING) or not parameter.requires_grad:
+    if rule.role in OWN_INIT or not parameter.requires_grad:
         return
     if rule.role is Role.OUTPUT_BIAS:
         parameter.zero_()

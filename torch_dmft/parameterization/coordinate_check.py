@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from rich.progress import track
 from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
@@ -16,6 +17,8 @@ from torch_dmft.core.loss import Loss
 from torch_dmft.parameterization.apply import parameterize
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.parameterization.plan import Plan
+from torch_dmft.uses.outputs import Example, Runs, Selection
+from torch_dmft.uses.passes import layer_outputs
 
 
 @dataclass(frozen=True)
@@ -24,34 +27,52 @@ class CoordinateCheck:
 
     Attributes:
         widths: the widths that were trained.
-        layers: module paths of the weights, in forward order.
+        layers: the weights, in forward order; frozen ones are left out.
         updates: ``(layer, width)``, root mean square over samples and neurons of h(T) - h(0), averaged over the seeds.
+        errors: ``(layer, width)``, standard errors of the updates.
         tolerance: largest exponent in size that counts as none.
     """
 
     widths: tuple[int, ...]
     layers: tuple[str, ...]
     updates: Float[Tensor, "layer width"]
+    errors: Float[Tensor, "layer width"]
     tolerance: float
 
     @property
     def exponents(self) -> dict[str, float]:
         """The slope of log update against log width, by least squares, for each layer; 0 is right."""
-        x = torch.tensor(self.widths, dtype=torch.float64).log()
-        x = x - x.mean()
-        slopes = (self.updates.double().log() * x).sum(1) / (x * x).sum()
+        logs = self.updates.double().log()
+        slopes = (logs * self._weights).sum(1).where(logs.isfinite().all(1), torch.nan)
         return dict(zip(self.layers, slopes.tolist(), strict=True))
 
     @property
-    def verdicts(self) -> dict[str, str]:
-        """For each layer "stable", "grows with width" or "vanishes with width"."""
+    def exponent_errors(self) -> dict[str, float]:
+        """The standard errors of the exponents, from the scatter of the seeds; NaN with a single seed."""
+        relative = self.errors.double() / self.updates.double()
+        return dict(zip(self.layers, (relative * self._weights).square().sum(1).sqrt().tolist(), strict=True))
 
-        def verdict(exponent: float) -> str:
+    @property
+    def _weights(self) -> Tensor:
+        x = torch.tensor(self.widths, dtype=torch.float64, device="cpu").log()
+        x = x - x.mean()
+        return x / (x * x).sum()
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """For each layer "stable", "grows with width", "vanishes with width", "did not move" or "diverged"."""
+
+        def verdict(layer: str, updates: Tensor) -> str:
+            if not updates.isfinite().all():
+                return "diverged"
+            if not updates.all():
+                return "did not move"
+            exponent = self.exponents[layer]
             if abs(exponent) <= self.tolerance:
                 return "stable"
             return "grows with width" if exponent > 0 else "vanishes with width"
 
-        return {layer: verdict(exponent) for layer, exponent in self.exponents.items()}
+        return {layer: verdict(layer, row) for layer, row in zip(self.layers, self.updates, strict=True)}
 
     @property
     def passed(self) -> bool:
@@ -59,18 +80,19 @@ class CoordinateCheck:
         return set(self.verdicts.values()) == {"stable"}
 
     def __rich__(self) -> Grid:
-        verdicts = self.verdicts
+        verdicts, errors = self.verdicts, self.exponent_errors
         rows = [
             (
                 layer or "(model)",
                 verdicts[layer],
                 *(f"{update:.3g}" for update in row),
                 f"{self.exponents[layer]:+.2f}",
+                f"{errors[layer]:.2f}",
             )
             for layer, row in zip(self.layers, self.updates.tolist(), strict=True)
         ]
-        numbers = (*(("", f"N={width}") for width in self.widths), ("", "exponent"))
-        return Grid("change of each layer's output, rms", ("module", "verdict"), numbers, tuple(rows))
+        numbers = (*(("", f"N={width}") for width in self.widths), ("", "exponent"), ("", "+-"))
+        return Grid("change of each layer's output, rms", ("weight", "verdict"), numbers, tuple(rows))
 
     def __str__(self) -> str:
         return str(self.__rich__())
@@ -78,7 +100,7 @@ class CoordinateCheck:
 
 def coordinate_check(
     factory: Callable[[int], nn.Module],
-    inputs: Tensor,
+    inputs: Example,
     targets: Tensor,
     *,
     widths: Sequence[int] = (64, 128, 256, 512),
@@ -90,17 +112,20 @@ def coordinate_check(
     steps: int = 5,
     seeds: int = 8,
     tolerance: float = 0.1,
+    outputs: Selection | None = None,
+    wider: bool = True,
     generator: torch.Generator | None = None,
+    progress: bool = False,
 ) -> CoordinateCheck:
     """Train a model for a few steps at several widths and see whether its features move alike.
 
     In the mean-field scheme the output of every layer changes by O(1) in the width at fixed gamma0, so the slope of
     log rms[h(T) - h(0)] against log width is 0 for each. Trained is the centered model f - f_0, since the random f_0
-    of a finite network, O(1/(gamma0 sqrt N)), would blur the slope.
+    of a finite network, O(1/(gamma0 sqrt N)), would blur the slope; in evaluation mode, since dropout would too.
 
     Args:
-        factory: width -> a freshly built model.
-        inputs: ``(sample, ...)``, the batch of every step.
+        factory: width -> a freshly built model of any kind.
+        inputs: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``; the batch of every step.
         targets: ``(sample, ...)``, as the loss takes them.
         widths: at least two widths.
         lr: the base learning rate eta.
@@ -111,7 +136,10 @@ def coordinate_check(
         steps: number of steps T.
         seeds: networks at each width, whose updates are averaged.
         tolerance: largest exponent that counts as none.
+        outputs: which of the model's outputs is f, a key, an index or a function; default as in ``Recorder``.
+        wider: whether roles follow from comparing two of the widths; False: from each instance by itself.
         generator: where weights are drawn from (except "standard", whose weights are the factory's own).
+        progress: show a progress bar.
 
     Returns:
         The updates, with an exponent and a verdict for each layer; print it.
@@ -121,57 +149,51 @@ def coordinate_check(
     """
     if len(set(widths)) < 2:
         raise InvalidInputError("`widths` must hold at least two widths, as a slope is fitted.", got=str(tuple(widths)))
-    rows: list[dict[str, float]] = []
-    for width in widths:
-        total: dict[str, float] = {}
-        for _ in range(seeds):
-            plan = parameterize(factory(width), inputs, gamma0, scheme, generator=generator)
-            groups = plan.param_groups(lr, optimizer=optimizer)
-            changes = _changes(plan, OPTIMIZERS[optimizer](groups), inputs, targets, loss, steps)
-            total = {path: total.get(path, 0.0) + change / seeds for path, change in changes.items()}
-        rows.append(total)
-    layers = tuple(rows[0])
-    if any(tuple(row) != layers for row in rows):
+    found: list[dict[str, list[float]]] = []
+    for number in track(range(len(widths) * seeds), "coordinate check", disable=not progress):
+        position = number // seeds
+        width, other = widths[position], widths[1 if position == 0 else position - 1]
+        example = factory(other) if wider else None
+        plan = parameterize(factory(width), inputs, gamma0, scheme, wider=example, outputs=outputs, generator=generator)
+        groups = plan.param_groups(lr, optimizer=optimizer)
+        changes = _changes(plan, OPTIMIZERS[optimizer](groups), inputs, targets, loss, steps, outputs)
+        if number % seeds == 0:
+            found.append({path: [] for path in changes})
+        for path, change in changes.items():
+            found[-1][path].append(change)
+    layers = tuple(found[0])
+    if any(tuple(row) != layers for row in found):
         raise InvalidInputError(
             "The model must have the same layers at every width.", remedy="let factory change the width only"
         )
-    updates = torch.tensor([[row[path] for row in rows] for path in layers], dtype=torch.float64)
-    return CoordinateCheck(tuple(widths), layers, updates, tolerance)
+    every = torch.tensor([[row[path] for row in found] for path in layers], dtype=torch.float64, device="cpu")
+    errors = every.std(-1) / math.sqrt(seeds) if seeds > 1 else torch.full_like(every[..., 0], torch.nan)
+    return CoordinateCheck(tuple(widths), layers, every.mean(-1), errors, tolerance)
 
 
 def _changes(
-    plan: Plan, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, loss: Loss, steps: int
+    plan: Plan,
+    optimizer: torch.optim.Optimizer,
+    inputs: Example,
+    targets: Tensor,
+    loss: Loss,
+    steps: int,
+    outputs: Selection | None,
 ) -> dict[str, float]:
-    """Root mean square of h(T) - h(0) for the output h of each layer."""
-    before = _layer_outputs(plan, inputs)
-    start = plan.model(inputs).detach()
+    """Root mean square of h(T) - h(0) for the output h of each layer that is trained."""
+    run = Runs(plan.model.eval(), outputs)
+    before = layer_outputs(plan.model, run, inputs)
+    start = run(inputs).detach()
     for _ in range(steps):
         optimizer.zero_grad()
-        loss(plan.model(inputs) - start, targets).backward()
+        loss(run(inputs) - start, targets).backward()
         optimizer.step()
-    after = _layer_outputs(plan, inputs)
-    return {path: float((after[path] - before[path]).square().mean().sqrt()) for path in before}
+    after = layer_outputs(plan.model, run, inputs)
+    trained = {layer.path for layer in plan.architecture.layers if plan.rule(layer.weight).lr}
+    return {path: _difference(before[path], after[path]) for path in before if path in trained}
 
 
-def _layer_outputs(plan: Plan, inputs: Tensor) -> dict[str, Tensor]:
-    with torch.no_grad(), _recorded(plan) as outputs:
-        plan.model(inputs)
-    return outputs
-
-
-@contextmanager
-def _recorded(plan: Plan) -> Iterator[dict[str, Tensor]]:
-    """The last output of every layer, as it was before anything worked on it in place."""
-    outputs: dict[str, Tensor] = {}
-
-    def keep(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            outputs[path] = output.detach().clone()
-
-        return hook
-
-    with ExitStack() as hooks:
-        for layer in plan.architecture.layers:
-            module = plan.model.get_submodule(layer.path)
-            hooks.callback(module.register_forward_hook(keep(layer.path)).remove)
-        yield outputs
+def _difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """The root mean square difference over all uses of a layer."""
+    squares = sum(float((b - a).double().square().sum()) for a, b in zip(before, after, strict=True))
+    return math.sqrt(squares / sum(one.numel() for one in before))

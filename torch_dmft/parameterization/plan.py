@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.architecture import Architecture, Role
+from torch_dmft.architecture import Architecture, Attribute, Role
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
+from torch_dmft.core.listed import listed
 from torch_dmft.parameterization.optimizer import OPTIMIZERS, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
 from torch_dmft.parameterization.table import as_table
@@ -51,8 +53,9 @@ class Plan:
         optimizers: tuple[str, ...] = tuple(OPTIMIZERS),
         is_limit: bool = False,
         drawn: Mapping[str, Tensor] | None = None,
+        before: Iterable[Attribute] = (),
     ) -> None:
-        """Put a plan together; ``initial`` holds copies of the tensors that ``undo`` brings back, None if it cannot."""
+        """Put a plan together; ``initial`` and ``before`` hold what ``undo`` brings back, None if it cannot."""
         self.model = model
         self.architecture = architecture
         self.rules = rules
@@ -63,6 +66,7 @@ class Plan:
         self.is_limit = is_limit
         self.drawn = dict(drawn or {})
         self._initial = initial
+        self._before = tuple(before)
 
     @property
     def width(self) -> int:
@@ -82,6 +86,23 @@ class Plan:
         gains = {rule.name: rule.gain for rule in self.rules}
         layers = [layer for layer in self.architecture.layers if layer is not self.architecture.readout]
         return tuple(function_of(layer.activation or "linear", gains[layer.weight]) for layer in layers)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed about the model, changed in it beside its weights, or has no limit, in words."""
+        layers = [layer.path for layer in self.architecture.layers if layer.fold != 1.0]
+        scales = [f"{one.path}.{one.name}" for one in self.architecture.attributes]
+        folded = [
+            f"{listed(layers)}: initial size and rates hold the 1/sqrt(d) that the scores lack, so that they are q.k/d"
+        ]
+        numbers = [
+            f"{listed(scales)}: set so that the scores are q.k/d; whoever loads a checkpoint of this model has to wrap it first"
+        ]
+        return (
+            *self.architecture.notes,
+            *(folded if layers else []),
+            *(numbers if scales else []),
+        )
 
     def rule(self, name: str) -> ParameterRule:
         """The rule of the parameter with this name.
@@ -129,7 +150,7 @@ class Plan:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Bring back, bit for bit, the parameters and buffers the model had before it was scaled, also after training.
+        """Bring back, bit for bit, what the model was before it was scaled, also after training: parameters, buffers, scales.
 
         Raises:
             InvalidInputError: if it was undone already, or the plan was made without a way back.
@@ -142,7 +163,8 @@ class Plan:
         tensors = dict(_tensors(self.model))
         for name, before in self._initial.items():
             tensors[name].copy_(before)
-        self._initial = None
+        set_attributes(self.model, self._before)
+        self._initial, self._before = None, ()
 
     def state_dict(self) -> dict[str, Any]:
         """The scaling as plain numbers and strings, to be saved beside the model's own state_dict."""
@@ -201,7 +223,8 @@ class Plan:
         return as_table(title, self.rules, own_init=self.scheme == "standard")
 
     def __str__(self) -> str:
-        return self.__rich__().text(_COLUMNS)
+        said = [textwrap.fill(f"{note}.", _COLUMNS) for note in self.notes]
+        return "\n".join([self.__rich__().text(_COLUMNS), *said])
 
     def _repr_html_(self) -> str:
         """The table for a notebook."""
@@ -213,6 +236,12 @@ def _called(architecture: Architecture) -> str:
     made = [layer for layer in architecture.layers if layer.out_axis is not None]
     flattened = made and architecture.width not in {layer.out_features for layer in made} and made[-1].kind == "conv"
     return f"network ({made[-1].out_features} channels)" if flattened else f"network (N={architecture.width})"
+
+
+def set_attributes(model: nn.Module, attributes: Iterable[Attribute]) -> None:
+    """Give modules their numbers."""
+    for one in attributes:
+        setattr(model.get_submodule(one.path), one.name, one.value)
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -78,17 +78,26 @@ def parameter_rules(
     rules = []
     for name, parameter in model.named_parameters():
         path, role, layer = found[name]
-        fan_in = layer.fan_in if layer is not None else 1
+        is_weight = layer is not None and name == layer.weight and role not in OWN_INIT
+        fan_in = layer.fan_in if is_weight and layer is not None else 1
         own = float(parameter.detach().square().mean().sqrt()) if parameter.numel() else 0.0
-        keeps = not parameter.requires_grad and layer is not None and role in (Role.INPUT, Role.HIDDEN)
-        weight_gain = _gain(layer, gain) if layer is not None and role in (Role.INPUT, Role.HIDDEN) else 1.0
+        weight_gain = _gain(layer, gain) if is_weight and layer is not None and role is not Role.READOUT else 1.0
+        keeps = not parameter.requires_grad and is_weight and role in (Role.INPUT, Role.HIDDEN)
         if keeps and own:  # a frozen weight stays as it is: its gain is what its size amounts to
             weight_gain = own * math.sqrt(fan_in)
         if scheme == "standard":
             scaling = STANDARD
-            weight_gain = own * (gamma0 * fan_in if role is Role.READOUT else math.sqrt(fan_in)) if layer else 1.0
+            weight_gain = own * (gamma0 * fan_in if role is Role.READOUT else math.sqrt(fan_in)) if is_weight else 1.0
         else:
-            scaling = mean_field(role, fan_in=fan_in, width=width, gamma0=gamma0, gain=weight_gain)
+            scaling = mean_field(
+                role,
+                fan_in=fan_in,
+                width=width,
+                gamma0=gamma0,
+                gain=weight_gain,
+                fold=1.0 if layer is None else layer.fold,
+                is_read_by_zeros=layer is not None and layer.is_read_by_zeros,
+            )
         rules.append(
             ParameterRule(
                 name=name,
@@ -105,14 +114,20 @@ def parameter_rules(
     return tuple(rules)
 
 
+OWN_INIT = frozenset({Role.VECTOR, Role.EMBEDDING, Role.INNER, Role.OUTER})
+"""Roles of parameters that keep their own init."""
+
+_BIASES = {Role.READOUT: Role.OUTPUT_BIAS, Role.CODE: Role.INNER, Role.INNER: Role.INNER, Role.OUTER: Role.OUTER}
+
+
 def _roles(architecture: Architecture) -> Iterator[tuple[str, str, Role, Layer | None]]:
-    """Name, path and role of every parameter, with its layer if it is a weight that has a fan-in."""
+    """Name, path and role of every parameter, with the layer whose weight or bias it is."""
     for layer in architecture.layers:
-        yield layer.weight, layer.path, layer.role, None if layer.role is Role.EMBEDDING else layer
+        yield layer.weight, layer.path, layer.role, layer
         if layer.bias is not None:
-            yield layer.bias, layer.path, Role.OUTPUT_BIAS if layer.role is Role.READOUT else Role.VECTOR, None
+            yield layer.bias, layer.path, _BIASES.get(layer.role, Role.VECTOR), layer
     for vector in architecture.vectors:
-        yield vector.name, vector.path, Role.VECTOR, None
+        yield vector.name, vector.path, vector.role, None
 
 
 def _gain(layer: Layer, gain: float | str) -> float:

@@ -11,6 +11,18 @@ into the initial size and the learning rates, so nothing is added to the forward
     vector        own init kept          gamma0^2 N_L          gamma0             1 / (gamma0 N_L)
     embedding     own init kept          gamma0^2 N_L          gamma0             1 / (gamma0 N_L)
     output bias   0                      1                     1                  1
+    code          g / fan_in             m^2 gamma0^2 N_L      gamma0 / fan_in    1 / gamma0
+    inner         own init kept          gamma0^2              gamma0             1 / gamma0
+    outer         own init kept          1                     1                  1
+
+A *code* is read from a width, is none, and is followed by widths (an inner code, a rank, a gate): c = W h with few outputs.
+What follows needs df/dc = O(1/gamma0), and the layers before need df/dh = W^T df/dc = O(1/(gamma0 N)), as all inside a
+mean-field network do. So the entries of W are O(1/N), and c starts at zero like 1/sqrt(N), as every average of N independent
+numbers does; it moves by O(gamma0) with dW = eta m^2 gamma0^2 N_L h df/dc. With entries O(1/sqrt(N)), c would start at O(1),
+but send gradients of order 1/sqrt(N) to the layers before it, which then move by O(sqrt(N)) with SGD. Where all that reads
+the code starts at zero (LoRA), c = 0 would be a saddle, as neither side has a gradient: there alone the initial size is
+g / sqrt(fan_in), at the same rates. *Inner* and *outer* parameters have no width on either side, with and without widths behind
+them; each df/dtheta is O(1/gamma0) and O(1), so a step that moves features by O(gamma0), or outputs by O(1), needs these rates.
 
 The output bias has no width on either side: df/db = 1, so with the rate eta it adds 1 to the NTK, which is O(1) in the
 width and in gamma0 like every other part. It starts at zero, as the output itself does in the limit.
@@ -25,7 +37,7 @@ learning rate for all.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch_dmft.architecture import Role
 
@@ -49,7 +61,16 @@ class Scaling:
     gradient: float
 
 
-def mean_field(role: Role, *, fan_in: int, width: int, gamma0: float = 1.0, gain: float = 1.0) -> Scaling:
+def mean_field(
+    role: Role,
+    *,
+    fan_in: int,
+    width: int,
+    gamma0: float = 1.0,
+    gain: float = 1.0,
+    fold: float = 1.0,
+    is_read_by_zeros: bool = False,
+) -> Scaling:
     """The mean-field (maximal update) scaling at richness gamma0; see the table of the module.
 
     Args:
@@ -58,10 +79,22 @@ def mean_field(role: Role, *, fan_in: int, width: int, gamma0: float = 1.0, gain
         width: N_L, the fan-in of the readout.
         gamma0: richness; gamma0 -> 0 is the lazy limit.
         gain: the forward multiplier g of input and hidden weights.
+        fold: what m is multiplied with beside: a number that the forward pass lacks, such as 1/sqrt(d) of scores.
+        is_read_by_zeros: of a code, whether the weights that read it start at zero.
 
     Returns:
         The scaling.
     """
+    found = _plain(role, fan_in, width, gamma0, gain)
+    if is_read_by_zeros and found.std is not None:
+        found = replace(found, std=found.std * math.sqrt(fan_in))
+    if fold == 1.0:
+        return found
+    std = None if found.std is None else found.std * fold
+    return Scaling(std, found.lr * fold**2, found.adam_lr * fold, found.gradient / fold)
+
+
+def _plain(role: Role, fan_in: int, width: int, gamma0: float, gain: float) -> Scaling:
     unit_rate = gamma0**2 * width
     inside = 1 / (gamma0 * width)
     match role:
@@ -75,6 +108,13 @@ def mean_field(role: Role, *, fan_in: int, width: int, gamma0: float = 1.0, gain
             return Scaling(None, unit_rate, gamma0, inside)
         case Role.OUTPUT_BIAS:
             return Scaling(0.0, 1.0, 1.0, 1.0)
+        case Role.CODE:
+            std = gain / fan_in
+            return Scaling(std, std**2 * unit_rate, gamma0 / fan_in, 1 / gamma0)
+        case Role.INNER:
+            return Scaling(None, gamma0**2, gamma0, 1 / gamma0)
+        case Role.OUTER:
+            return Scaling(None, 1.0, 1.0, 1.0)
 
 
 STANDARD = Scaling(std=None, lr=1.0, adam_lr=1.0, gradient=1.0)

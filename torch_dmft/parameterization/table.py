@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch_dmft.architecture import Role
 from torch_dmft.core.grid import Grid
-from torch_dmft.parameterization.rules import ParameterRule
-
-_OWN_INIT = (Role.VECTOR, Role.EMBEDDING)
+from torch_dmft.parameterization.rules import OWN_INIT, ParameterRule
 
 
 def as_table(title: str, rules: Iterable[ParameterRule], *, own_init: bool) -> Grid:
@@ -24,7 +21,7 @@ def as_table(title: str, rules: Iterable[ParameterRule], *, own_init: bool) -> G
     """
     rows = []
     for rule in rules:
-        kept = own_init or rule.role in _OWN_INIT
+        kept = own_init or rule.role in OWN_INIT
         rows.append(
             (
                 rule.path or "(model)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -61,7 +61,7 @@ class Names:
         return chosen.removesuffix(".weight")
 
 
-def anatomy(model: nn.Module, products: list[Product], last: Product, outputs: int) -> Architecture:
+def anatomy(model: nn.Module, products: Sequence[Product], last: Product, outputs: int) -> Architecture:
     """The architecture of a model that was watched.
 
     Roles are known of the readout alone, which is the last product that the outputs depend on; which axes are widths is not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,12 +15,27 @@ from torch.utils._pytree import tree_map
 from torch_dmft.architecture import Architecture
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.undisturbed import all_graded, undisturbed
-from torch_dmft.uses.anatomy import anatomy
+from torch_dmft.uses.anatomy import Names, anatomy
 from torch_dmft.uses.failures import outputs_on
 from torch_dmft.uses.forms import Product, parts
 from torch_dmft.uses.outputs import Example, copied, count, output_rows, rows, tensors
 from torch_dmft.uses.ownership import are_alike, copies, mark_per_sample
-from torch_dmft.uses.watch import Pass, gradients_of, watching
+from torch_dmft.uses.watch import Pass, Watch, gradients_of, watching
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A pass with the products that were found in it.
+
+    Attributes:
+        taken: the pass.
+        products: in the order in which they ran.
+        last: the last one that the outputs depend on.
+    """
+
+    taken: Pass
+    products: tuple[Product, ...]
+    last: Product
 
 
 def look_at(model: nn.Module, run: nn.Module, inputs: Example) -> Architecture:
@@ -30,31 +45,54 @@ def look_at(model: nn.Module, run: nn.Module, inputs: Example) -> Architecture:
         UnsupportedModelError: if it multiplies nothing with a parameter, or computes with complex ones.
         InvalidInputError: if it fails on the inputs.
     """
-    _refuse_complex(model)
     with prepared(model, run), all_graded(model):
-        taken = watched_pass(model, run, inputs)
-        if any(isinstance(part, Product) and part.weight.ndim > 2 for use in taken.uses for part in parts(use)):
-            few = watched_pass(model, run, rows(inputs, [0] * copies(len(taken.outputs))))
-            if are_alike(taken, few):
-                mark_per_sample(taken, few)
-        gradients = gradients_of(taken.outputs.sum(), taken.uses)
-        products: list[Product] = []
-        last: Product | None = None
-        for use, gradient in zip(taken.uses, gradients, strict=True):
-            for part in parts(use):
-                if isinstance(part, Product):
-                    products.append(part)
-                    last = part if gradient is not None else last
+        seen = see(model, run, inputs)
+    found = anatomy(model, seen.products, seen.last, seen.taken.outputs.shape[1])
+    return replace(found, train_differs=draws_in_train_mode(run, inputs))
+
+
+def see(model: nn.Module, run: nn.Module, inputs: Example, *, notes_steps: bool = False) -> Seen:
+    """Watch a pass and find the products in it; for a model that is ``prepared`` and ``all_graded``.
+
+    Raises:
+        UnsupportedModelError: if it multiplies nothing with a parameter, or computes with complex ones.
+        InvalidInputError: if it fails on the inputs.
+    """
+    _refuse_complex(model)
+    taken = watched_pass(model, run, inputs, notes_steps=notes_steps)
+    if any(isinstance(part, Product) and part.weight.ndim > 2 for use in taken.uses for part in parts(use)):
+        few = watched_pass(model, run, rows(inputs, [0] * copies(len(taken.outputs))))
+        if are_alike(taken, few):
+            mark_per_sample(taken, few)
+    gradients = gradients_of(taken.outputs.sum(), taken.uses)
+    products: list[Product] = []
+    last: Product | None = None
+    for use, gradient in zip(taken.uses, gradients, strict=True):
+        for part in parts(use):
+            if isinstance(part, Product):
+                products.append(part)
+                last = part if gradient is not None else last
     if last is None:
         raise UnsupportedModelError(
             "There is nothing to measure:",
             [Place("(model)", "the outputs depend on no product with a parameter", "a model with a weight")],
         )
-    found = anatomy(model, products, last, taken.outputs.shape[1])
-    return replace(found, train_differs=_draws_in_train_mode(run, inputs))
+    return Seen(taken, tuple(products), last)
 
 
-def _draws_in_train_mode(run: nn.Module, inputs: Example) -> tuple[Place, ...]:
+def layer_outputs(model: nn.Module, run: nn.Module, inputs: Example) -> dict[str, list[Tensor]]:
+    """What every layer puts out on inputs, use by use, by the names that ``anatomy`` gives them."""
+    with prepared(model, run), all_graded(model):
+        seen = see(model, run, inputs)
+    names = Names.of(model)
+    called = names.layers(seen.products)
+    found: dict[str, list[Tensor]] = {}
+    for product in seen.products:
+        found.setdefault(called[names.key(product)], []).append(product.use.output.detach())
+    return found
+
+
+def draws_in_train_mode(run: nn.Module, inputs: Example) -> tuple[Place, ...]:
     """The network, if its forward pass in train mode is random (dropout); its gradients are then its own secret."""
     devices = {tensor.device for tensor in run.parameters() if tensor.device.type == "cuda"}
     outputs: list[Tensor] = []
@@ -90,7 +128,9 @@ def _states(devices: Iterable[torch.device]) -> list[object]:
     return [repr(np.random.get_state()), *(state.numpy().tobytes() for state in states)]  # noqa: NPY002
 
 
-def watched_pass(model: nn.Module, run: nn.Module, inputs: Example, *, attached: bool = False) -> Pass:
+def watched_pass(
+    model: nn.Module, run: nn.Module, inputs: Example, *, attached: bool = False, notes_steps: bool = False
+) -> Pass:
     """Run a network once and see every use of its parameters.
 
     Args:
@@ -98,27 +138,29 @@ def watched_pass(model: nn.Module, run: nn.Module, inputs: Example, *, attached:
         run: maps the inputs to the outputs.
         inputs: they are copied.
         attached: whether gradients are to flow into the inputs, so that they pass through frozen layers.
+        notes_steps: whether every operator on features is noted.
     """
-    taken = _pass(model, run, inputs, attached=attached)
+    taken = _pass(model, run, inputs, attached=attached, notes_steps=notes_steps)
     if any(use.operator in _RECURRENT for use in taken.uses):  # one operator for a whole network: do it step by step
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
-            return _pass(model, run, inputs, attached=attached)
+            return _pass(model, run, inputs, attached=attached, notes_steps=notes_steps)
     return taken
 
 
 _RECURRENT = frozenset({"mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"})
 
 
-def _pass(model: nn.Module, run: nn.Module, inputs: Example, *, attached: bool) -> Pass:
+def _pass(model: nn.Module, run: nn.Module, inputs: Example, *, attached: bool, notes_steps: bool) -> Pass:
     given = copied(inputs)
     leaves = tensors(given)
     if attached:
         given = _attached(given)
         leaves = tensors(given)
-    with watching(model, leaves) as watch:
+    watch = Watch(model, leaves, notes_steps=notes_steps)
+    with watching(model, watch):
         outputs = output_rows(outputs_on(run, given), count(given))
         found = watch.finish()
-    return Pass(outputs, found)
+    return Pass(outputs, found, tuple(watch.steps))
 
 
 def _attached(given: Example) -> Example:

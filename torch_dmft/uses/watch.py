@@ -27,10 +27,13 @@ from torch.utils._pytree import tree_leaves
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.torch_private import operator_name, storage_key, writes_to
+from torch_dmft.uses.steps import Step, step_of
 from torch_dmft.uses.views import are_apart, geometry
 
 DATA = frozenset({"\0data"})
 """The label of tensors that depend on the inputs; a weight's label is the names of its parameters, a constant has none."""
+
+_KINDS = {True: "data", False: "weight"}
 
 Slot = tuple[int, int | None]
 """A place among the arguments of an operator: its position, and that within a list such as the one ``cat`` takes."""
@@ -99,10 +102,12 @@ class Pass:
     Attributes:
         outputs: f, ``(sample, output)``, attached to the graph.
         uses: in the order in which they ran.
+        steps: the operators on features, where they were noted.
     """
 
     outputs: Tensor
     uses: tuple[Use, ...]
+    steps: tuple[Step, ...] = ()
 
 
 class Watch(TorchDispatchMode):
@@ -111,11 +116,14 @@ class Watch(TorchDispatchMode):
     Args:
         model: the parameters to follow.
         inputs: the tensors that are data.
+        notes_steps: whether to note every operator on features and weights.
     """
 
-    def __init__(self, model: nn.Module, inputs: Iterable[Tensor]) -> None:
+    def __init__(self, model: nn.Module, inputs: Iterable[Tensor], *, notes_steps: bool = False) -> None:
         super().__init__()
         self.running: list[str] = []
+        self.steps: list[Step] = []
+        self._notes_steps = notes_steps
         self._labels: dict[int, frozenset[str]] = {}
         self._parameters: dict[int, list[tuple[int, int, str]]] = {}
         for name, parameter in model.named_parameters():
@@ -163,6 +171,9 @@ class Watch(TorchDispatchMode):
         written = writes_to(func, args)
         self._refuse_to_change(written, name)
         is_data = any(label is DATA for label in labels.values())
+        if self._notes_steps and (is_data or any(label is not None for label in labels.values())):
+            kinds = [_KINDS[labels.get((i, None)) is DATA] if labels.get((i, None)) else None for i in range(len(args))]
+            self.steps.append(step_of(self.path, name, args, kwargs, kinds))
         weights = {slot: label for slot, label in labels.items() if label is not None and label is not DATA}
         graded = torch.is_grad_enabled()
         for tensor in written:
@@ -241,15 +252,14 @@ LAYERS = frozenset({"mm", "addmm", "bmm", "convolution", "embedding"})
 
 
 @contextmanager
-def watching(model: nn.Module, inputs: Iterable[Tensor]) -> Iterator[Watch]:
+def watching(model: nn.Module, watch: Watch) -> Iterator[None]:
     """Watch what runs in the body.
 
     Args:
-        model: the parameters to follow, and the module paths to name.
-        inputs: the tensors that are data.
+        model: the module paths to name.
+        watch: what watches.
     """
     paths = {id(module): path for path, module in model.named_modules()}
-    watch = Watch(model, inputs)
 
     def enter(module: nn.Module, args: Any) -> None:
         if id(module) in paths:
@@ -262,7 +272,7 @@ def watching(model: nn.Module, inputs: Iterable[Tensor]) -> Iterator[Watch]:
     hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
     try:
         with watch:
-            yield watch
+            yield
     finally:
         for hook in hooks:
             hook.remove()

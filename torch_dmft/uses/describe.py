@@ -1,0 +1,143 @@
+"""describe: from a model, an example input, and if need be a second width, to its Architecture."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from torch_dmft.architecture import Architecture, Role, Wrapper
+from torch_dmft.architecture import describe as describe_one
+from torch_dmft.architecture.describe import Roles
+from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
+from torch_dmft.core.listed import listed
+from torch_dmft.core.random_state import random_state_kept
+from torch_dmft.uses.outputs import Example, Runs, Selection
+from torch_dmft.uses.two_widths import by_two_widths
+
+Wider = nn.Module | Callable[..., Any]
+"""The model at another width, a function that builds it, or a factory width -> model."""
+
+_WIDTHS = (64, 128, 256, 512, 1024, 32, 16, 8)
+"""Widths that a factory is tried at, in this order."""
+
+
+def describe(
+    model: nn.Module,
+    example_input: Example,
+    *,
+    roles: Roles | None = None,
+    wider: Wider | None = None,
+    outputs: Selection | None = None,
+    like: Architecture | None = None,
+) -> Architecture:
+    """Find every weight of a model, its role and its fan-in, and which axes are widths; the model is left as it was.
+
+    Of one instance every torch function is followed (``torch_dmft.architecture.describe``): an axis that a weight makes is a
+    width unless it is combined entry by entry with the data or reaches the output, and what cannot be followed is refused.
+    With a second instance of another width, sizes that differ are widths, whatever modules they are in
+    (``torch_dmft.uses.two_widths``). Where both agree, the architecture is that of the first way, which theory can use.
+
+    Args:
+        model: any module.
+        example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
+        roles: for module paths or names of weights, roles that overrule what is found.
+        wider: the same model at another width (also a narrower one), a function without arguments that builds it, or a factory
+            ``width -> model``.
+        outputs: with ``wider``: which of the model's outputs is f; see ``torch_dmft.uses.outputs.select``.
+        like: the architecture of this model at another width, with which its numbers are compared.
+
+    Returns:
+        The architecture; its layers are in the order of the forward pass.
+
+    Raises:
+        UnsupportedModelError: if a parameter cannot be scaled; the message lists every place and a remedy for each.
+        InvalidInputError: if the model fails on the example input, ``roles`` names nothing, or ``wider`` is no such model.
+    """
+    while isinstance(model, Wrapper):
+        model = model.model
+    if wider is None:
+        if outputs is not None:
+            raise InvalidInputError(
+                "`outputs` needs a second instance of the model.",
+                got="outputs= without wider=",
+                remedy="wider=, the same model at another width or a factory width -> model",
+            )
+        return describe_one(model, example_input, roles=roles, like=like)
+    other = _second(model, wider)
+    found = by_two_widths(model, Runs(model, outputs), other, Runs(other, outputs), example_input)
+    found = _overruled(found, roles or {})
+    if outputs is not None or found.attributes or found.notes or any(layer.fold != 1.0 for layer in found.layers):
+        return found
+    try:
+        alone = describe_one(model, example_input, roles=roles)
+    except (UnsupportedModelError, InvalidInputError):
+        return found
+    return alone if _roles(alone) == _roles(found) else found
+
+
+def _roles(architecture: Architecture) -> dict[str, Role]:
+    layers = {layer.weight: layer.role for layer in architecture.layers}
+    return layers | {vector.name: vector.role for vector in architecture.vectors}
+
+
+def _overruled(found: Architecture, roles: Roles) -> Architecture:
+    given = {name.removesuffix("weight").removesuffix("."): Role(role) for name, role in roles.items()}
+    names = {name: layer.path for layer in found.layers for name in (layer.path, layer.weight.removesuffix(".weight"))}
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise InvalidInputError(
+            f"`roles` must name layers with a weight, not {unknown[0]!r}.", remedy=f"one of {listed(list(names))}"
+        )
+    by_path = {names[name]: role for name, role in given.items()}
+    return replace(
+        found, layers=tuple(replace(layer, role=by_path.get(layer.path, layer.role)) for layer in found.layers)
+    )
+
+
+def _second(model: nn.Module, wider: Wider) -> nn.Module:
+    """The model at another width; random numbers that building it draws are put back."""
+    if isinstance(wider, nn.Module):
+        return wider
+    like = next(model.parameters())
+    with random_state_kept({like.device}):
+        if not _takes_a_width(wider):
+            return _built(wider())
+        shapes = [parameter.shape for parameter in model.parameters()]
+        failed: Exception | None = None
+        for width in _WIDTHS:
+            try:
+                other = _built(wider(width))
+            except InvalidInputError:
+                raise
+            except Exception as error:
+                failed = error
+                continue
+            if [parameter.shape for parameter in other.parameters()] != shapes:
+                return other.to(like)
+    raise InvalidInputError(
+        "The factory must build the model at another width.",
+        got=f"{type(failed).__name__}: {failed}"
+        if failed
+        else f"the same shapes at the widths {listed(map(str, _WIDTHS))}",
+        remedy="wider=, the model at another width itself",
+    )
+
+
+def _takes_a_width(wider: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(wider).parameters.values()
+    needed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(one.kind in needed and one.default is inspect.Parameter.empty for one in parameters)
+
+
+def _built(made: Any) -> nn.Module:
+    if not isinstance(made, nn.Module):
+        raise InvalidInputError(
+            "`wider` must be a model or a function that builds one.",
+            got=type(made).__name__,
+            remedy="wider=factory, where factory(width) returns an nn.Module",
+        )
+    return made

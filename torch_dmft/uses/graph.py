@@ -1,0 +1,92 @@
+"""Questions to the graph that autograd keeps of a forward pass: what depends on what, and what comes next."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+from torch.autograd.graph import Node
+
+_RESHAPES = (
+    "View",
+    "UnsafeView",
+    "Reshape",
+    "Transpose",
+    "T",
+    "Permute",
+    "Squeeze",
+    "Unsqueeze",
+    "Clone",
+    "Alias",
+    "Expand",
+)
+_CARRIERS = frozenset(
+    {*_RESHAPES, "NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm", "FusedRmsNorm"}
+)
+"""What leaves the features of a layer its features: reshaping and norms."""
+
+_ACTIVATIONS = {
+    **{"Relu": "relu", "Gelu": "gelu", "Silu": "silu", "Mish": "mish", "Tanh": "tanh", "Sigmoid": "sigmoid"},
+    **{
+        "LeakyRelu": "leaky_relu",
+        "Erf": "erf",
+        "Sin": "sin",
+        "Elu": "elu",
+        "Softplus": "softplus",
+        "Hardtanh": "relu6",
+    },
+}
+
+
+def kind(node: Node) -> str:
+    """What a node is the derivative of, in torch's words: ``"Relu"``, ``"Addmm"``."""
+    name = node.name().rpartition("::")[2]
+    return name.partition("Backward")[0]
+
+
+def ancestors(nodes: Iterable[Node], *, stop: frozenset[Node] | set[Node] = frozenset()) -> set[Node]:
+    """All nodes that some nodes depend on, themselves left out.
+
+    Args:
+        nodes: where to begin.
+        stop: nodes behind which nothing is looked at; they are among the result.
+    """
+    seen: set[Node] = set()
+    ahead = [before for node in nodes for before, _ in node.next_functions if before is not None]
+    while ahead:
+        node = ahead.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node not in stop:
+            ahead += [before for before, _ in node.next_functions if before is not None]
+    return seen
+
+
+def followers(outputs: Tensor) -> Mapping[Node, list[Node]]:
+    """For every node that the outputs depend on, those that are made of it."""
+    assert outputs.grad_fn is not None
+    made_of: dict[Node, list[Node]] = defaultdict(list)
+    for node in {outputs.grad_fn, *ancestors([outputs.grad_fn])}:
+        for before, _ in node.next_functions:
+            if before is not None:
+                made_of[before].append(node)
+    return made_of
+
+
+def activation_behind(node: Node, follows: Mapping[Node, list[Node]]) -> str | None:
+    """The activation that a layer's output meets first, norms, biases and reshapes aside; None for none or several."""
+    ahead, found, seen = [node], set(), set()
+    while ahead:
+        for after in follows.get(ahead.pop(), ()):
+            if after in seen:
+                continue
+            seen.add(after)
+            name = kind(after)
+            others = [one for one, _ in after.next_functions if one is not None and kind(one) != "AccumulateGrad"]
+            if name in _CARRIERS or (name == "Add" and len(others) == 1):
+                ahead.append(after)
+            else:
+                found.add(_ACTIVATIONS.get(name))
+    return found.pop() if len(found) == 1 else None

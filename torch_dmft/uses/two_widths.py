@@ -1,0 +1,364 @@
+"""The roles of a model's parameters by comparing two instances of different width: what differs is a width.
+
+One instance cannot say which of its sizes grow. Two can: an axis of a weight whose size differs is a width, and the operators
+that use the weight say over which axis it sums. That settles the role of every weight whatever module it is in, fixed inner
+sizes (the rank of LoRA, the code of an autoencoder, a gate) included, and shows numbers in the forward pass that depend on
+the width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.autograd.graph import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from torch_dmft.architecture import Architecture, Attribute, Layer, Role, Vector
+from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
+from torch_dmft.core.listed import listed
+from torch_dmft.core.undisturbed import all_graded
+from torch_dmft.uses.anatomy import Names, anatomy
+from torch_dmft.uses.balance import Imbalance, imbalances, own_scale
+from torch_dmft.uses.forms import Product
+from torch_dmft.uses.graph import activation_behind, ancestors, followers, kind
+from torch_dmft.uses.outputs import Example, moved
+from torch_dmft.uses.ownership import are_alike
+from torch_dmft.uses.passes import Seen, draws_in_train_mode, prepared, see
+
+REFUSAL = "This model cannot be scaled by comparing two widths:"
+
+
+def by_two_widths(
+    model: nn.Module, run: nn.Module, other: nn.Module, other_run: nn.Module, inputs: Example
+) -> Architecture:
+    """The architecture of a model, with the roles that follow from a second instance of it at another width.
+
+    Args:
+        model: the model; it is left as it was.
+        run: maps the inputs to its outputs.
+        other: the same model at another width.
+        other_run: maps the inputs to the outputs of that.
+        inputs: what both are run on.
+
+    Raises:
+        UnsupportedModelError: if a parameter cannot be scaled, or a number in the forward pass depends on the width.
+        InvalidInputError: if they are not one model at two widths, or fail on the inputs.
+    """
+    _require_one_model(model, other)
+    one, two = _see(model, run, inputs), _see(other, other_run, inputs)
+    if not are_alike(one.taken, two.taken) or [_step(s) for s in one.taken.steps] != [
+        _step(s) for s in two.taken.steps
+    ]:
+        raise UnsupportedModelError(REFUSAL, [_first_difference(one, two)])
+    comparison = _Comparison(model, other, one, two)
+    places = comparison.places()
+    folds, attributes, unbalanced = comparison.balanced()
+    if attributes:
+        with _set(model, [first for first, _ in attributes]), _set(other, [second for _, second in attributes]):
+            left = imbalances(_see(model, run, inputs).taken.steps, _see(other, other_run, inputs).taken.steps)
+        known = {found.path for found in unbalanced} | {path for path, _ in folds}
+        unbalanced += [found for found in left if found.path not in known]
+    places += [_scores(found) if found.is_of_scores else found.place() for found in unbalanced]
+    if places:
+        raise UnsupportedModelError(REFUSAL, places)
+    found = comparison.architecture({name: fold for (_, name), fold in folds.items()})
+    return replace(
+        found,
+        attributes=tuple(first for first, _ in attributes),
+        train_differs=draws_in_train_mode(run, inputs),
+    )
+
+
+def _see(model: nn.Module, run: nn.Module, inputs: Example) -> Seen:
+    given = moved(inputs, next(model.parameters()).device)
+    with prepared(model, run), all_graded(model), sdpa_kernel(SDPBackend.MATH):
+        return see(model, run, given, notes_steps=True)
+
+
+def _step(step: object) -> tuple[str, str]:
+    return step.path, step.operator  # type: ignore[attr-defined]
+
+
+def _require_one_model(model: nn.Module, other: nn.Module) -> None:
+    names, others = ([name for name, _ in one.named_parameters()] for one in (model, other))
+    if names != others:
+        different = sorted(set(names) ^ set(others))
+        raise InvalidInputError(
+            "`wider` must be the same model at another width.",
+            got=f"other parameters: {listed(different) or 'in another order'}",
+            remedy="let the width change sizes only",
+        )
+    if all(a.shape == b.shape for a, b in zip(model.parameters(), other.parameters(), strict=True)):
+        raise InvalidInputError(
+            "`wider` must be the model at another width.",
+            got="parameters of the same shapes",
+            remedy="build the second instance with other widths",
+        )
+
+
+def _first_difference(one: Seen, two: Seen) -> Place:
+    pairs = zip(one.taken.steps, two.taken.steps, strict=False)
+    path = next((a.path for a, b in pairs if _step(a) != _step(b)), "")
+    return Place(
+        path or "(model)", "the forward pass takes other steps at the other width", "let the width change sizes only"
+    )
+
+
+def _scores(found: Imbalance) -> Place:
+    sizes = [one.summed for one, _ in found.products]
+    reason = (
+        f"scores are dot products over {sizes[0]} neurons divided by their square root, and queries and keys come from one "
+        "weight, so that the missing factor cannot be put into the size of the queries"
+    )
+    remedy = (
+        "let the number of heads grow with the width at a fixed size of heads; or, if it is your own code, divide by the size "
+        "of a head instead of its root"
+    )
+    return Place(found.path or "(model)", reason, remedy)
+
+
+@contextmanager
+def _set(model: nn.Module, attributes: Sequence[Attribute]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for one in attributes:
+            module = model.get_submodule(one.path)
+            stack.callback(setattr, module, one.name, getattr(module, one.name))
+            setattr(module, one.name, one.value)
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class _Growth:
+    """How a product's sizes differ: features of its input and of its output."""
+
+    into: bool
+    out: bool
+
+
+class _Comparison:
+    """One model at two widths, seen."""
+
+    def __init__(self, model: nn.Module, other: nn.Module, one: Seen, two: Seen) -> None:
+        self.model, self.other, self.one, self.two = model, other, one, two
+        self.names = Names.of(model)
+        self.parameters = dict(model.named_parameters())
+        others = dict(other.named_parameters())
+        self.grows = {
+            name: sum(a != b for a, b in zip(own.shape, others[name].shape, strict=True))
+            for name, own in self.parameters.items()
+        }
+        self.growth = [
+            _Growth(*(x != y for x, y in zip(a.features()[:2], b.features()[:2], strict=True)))
+            for a, b in zip(one.products, two.products, strict=True)
+        ]
+        self.nodes = [None if product.use.edge is None else product.use.edge.node for product in one.products]
+        self.follows = followers(one.taken.outputs)
+        last = one.taken.outputs.grad_fn
+        self.matters = {last, *ancestors([last])} if last is not None else set()
+        growing = [
+            node
+            for node, growth in zip(self.nodes, self.growth, strict=True)
+            if node is not None and node in self.matters and (growth.into or growth.out)
+        ]
+        self.inside = ancestors(growing)
+        self.roles = [self._role(number) for number in range(len(one.products))]
+
+    def _role(self, number: int) -> Role:
+        product, growth, node = self.one.products[number], self.growth[number], self.nodes[number]
+        if growth.out:
+            return Role.EMBEDDING if product.kind == "embedding" else Role.HIDDEN if growth.into else Role.INPUT
+        is_inside = node is None or node in self.inside
+        if growth.into:
+            return Role.CODE if is_inside or node not in self.matters else Role.READOUT
+        return Role.INNER if is_inside else Role.OUTER
+
+    def places(self) -> list[Place]:
+        """What cannot be scaled."""
+        places = []
+        found: dict[str, dict[Role, str]] = {}
+        for product, role in zip(self.one.products, self.roles, strict=True):
+            where = product.use.path or "(model)"
+            if len(product.names) > 1:
+                made = f"its matrix is computed from several parameters: {listed(sorted(product.names))}"
+                places.append(Place(where, made, _UNMADE))
+                continue
+            (name,) = product.names
+            if role is not Role.INNER and role is not Role.OUTER and not self._is_itself(product, name):
+                made = f"its matrix is computed from {name} (a parametrization, a factor, a normalisation)"
+                places.append(Place(where, made, _UNMADE))
+            found.setdefault(name, {})[role] = where
+        for name, several in found.items():
+            if len(several) > 1:
+                uses = listed(f"{role} in {where}" for role, where in several.items())
+                untie = "untie them (tie_word_embeddings=False in transformers), as no size fits both; measuring works"
+                places.append(Place(name, f"one weight is {uses}", untie))
+        used = {name for product in self.one.products for name in product.names}
+        for name, axes in self.grows.items():
+            if name not in used and axes > 1:
+                places.append(
+                    Place(
+                        name,
+                        f"{axes} of its axes are widths, and no product with it was seen",
+                        "use it as the matrix of a product; measuring needs no scaling",
+                    )
+                )
+        if Role.READOUT not in self.roles:
+            places.append(
+                Place(
+                    "(model)",
+                    "a weight that leads from a width to the output is missing",
+                    "end the model with a readout layer",
+                )
+            )
+        return list(dict.fromkeys(places))
+
+    def _is_itself(self, product: Product, name: str) -> bool:
+        """Whether the matrix of a product holds entries of the parameter as they are."""
+        some = product.weight.detach().reshape(-1)[:_SOME]
+        return bool(torch.isin(some, self.parameters[name].detach().to(some.dtype)).all())
+
+    def balanced(
+        self,
+    ) -> tuple[dict[tuple[str, str], float], list[tuple[Attribute, Attribute]], list[Imbalance]]:
+        """What makes the scores of attention the same at both widths.
+
+        Returns:
+            By path and name of a query's weight the number that its size is multiplied by; attributes that have to be set, at
+            both widths; and what stays unbalanced.
+        """
+        folds: dict[tuple[str, str], float] = {}
+        attributes, left = [], []
+        for found in imbalances(self.one.taken.steps, self.two.taken.steps):
+            queries = self._queries(found) if found.is_of_scores else None
+            own = own_scale(self.model, self.other, found) if found.is_of_scores and queries is None else None
+            if queries is not None:
+                folds |= {(found.path, name): fold for name, fold in queries.items()}
+            elif own is not None:
+                attributes.append(own)
+            else:
+                left.append(found)
+        return folds, attributes, left
+
+    def _queries(self, found: Imbalance) -> dict[str, float] | None:
+        """The weights that make one factor of each dot product and nothing else; None if there are none."""
+        by_node: dict[Node, list[str]] = {}
+        for product, node in zip(self.one.products, self.nodes, strict=True):
+            if node is not None:
+                by_node.setdefault(node, []).extend(product.names)
+        folds = {}
+        for scores, _ in found.products:
+            operands = []
+            for edge in scores.operands:
+                before = set() if edge is None else {edge.node, *ancestors([edge.node], stop=set(by_node))}
+                if edge is not None and edge.node in by_node:
+                    before = {edge.node}
+                names = {name for node in before if node in by_node for name in by_node[node]}
+                operands.append((names, all(_is_linear(node) for node in before if node not in by_node)))
+            shared = operands[0][0] & operands[1][0]
+            chosen = next(
+                (names for names, linear in operands if linear and len(names) == 1 and not names & shared), None
+            )
+            if chosen is None or sum(name in p.names for p in self.one.products for name in chosen) > len(
+                found.products
+            ):
+                return None
+            (name,) = chosen
+            folds[name] = scores.summed**-0.5
+        return folds
+
+    def architecture(self, folds: Mapping[str, float]) -> Architecture:
+        """What the model is made of."""
+        seen = self.one
+        found = anatomy(self.model, seen.products, seen.last, seen.taken.outputs.shape[1])
+        of_path = self.names.layers(seen.products)
+        numbers: dict[str, int] = {}
+        for number, product in enumerate(seen.products):
+            numbers.setdefault(of_path[self.names.key(product)], number)
+        layers = tuple(self._layer(layer, numbers[layer.path], folds) for layer in found.layers)
+        vectors = tuple(self._vector(vector) for vector in found.vectors)
+        return replace(found, layers=layers, vectors=vectors, notes=tuple(self._notes(layers, numbers)))
+
+    def _layer(self, layer: Layer, number: int, folds: Mapping[str, float]) -> Layer:
+        growth, node = self.growth[number], self.nodes[number]
+        role = self.roles[number]
+        return replace(
+            layer,
+            role=role,
+            activation=None if node is None else activation_behind(node, self.follows),
+            in_axis=1 if growth.into else None,
+            out_axis=1 if growth.out else None,
+            fold=folds.get(layer.weight, 1.0),
+            is_read_by_zeros=role is Role.CODE and self._is_read_by_zeros(number),
+        )
+
+    def _is_read_by_zeros(self, number: int) -> bool:
+        products = {
+            node: product for node, product in zip(self.nodes, self.one.products, strict=True) if node is not None
+        }
+        start = self.nodes[number]
+        ahead, seen, readers = [start], {start}, []
+        while ahead:
+            node = ahead.pop()
+            if node in products and node is not start:
+                readers.append(products[node])
+                continue
+            assert node is not None
+            news = [after for after in self.follows.get(node, ()) if after not in seen]
+            seen.update(news)
+            ahead += news
+        return bool(readers) and not any(bool(reader.weight.any()) for reader in readers)
+
+    def _vector(self, vector: Vector) -> Vector:
+        if self.grows[vector.name]:
+            return replace(vector, axis=1)
+        uses = [use.edge for use in self.one.taken.uses if any(vector.name in names for names in use.weights.values())]
+        is_inside = any(edge is not None and edge.node in self.inside for edge in uses)
+        return replace(vector, role=Role.INNER if is_inside else Role.OUTER)
+
+    def _notes(self, layers: Sequence[Layer], numbers: Mapping[str, int]) -> Iterator[str]:
+        codes = [layer.path for layer in layers if layer.role is Role.CODE and not layer.is_read_by_zeros]
+        if codes:
+            yield (
+                f"{listed(codes)}: their outputs are no width but widths follow, so that they start at zero like 1/sqrt(N) in "
+                "the limit, and what reads them learns late"
+            )
+        growth = self._growth_of_width(layers, numbers)
+        for layer in layers:
+            if layer.role not in (Role.HIDDEN, Role.READOUT, Role.CODE) or layer.kind == "embedding":
+                continue
+            into, wider = (seen.products[numbers[layer.path]].features()[0] for seen in (self.one, self.two))
+            fixed = (into * growth - wider) / (growth - 1) if growth != 1 else 0.0
+            if fixed > _FEW * into:
+                yield (
+                    f"{layer.path}: about {fixed:.0f} of its {into} inputs do not grow with the width; their share of its "
+                    "output vanishes in the limit"
+                )
+
+    def _growth_of_width(self, layers: Sequence[Layer], numbers: Mapping[str, int]) -> float:
+        readout = next(layer for layer in layers if layer.role is Role.READOUT)
+        sizes = [seen.products[numbers[readout.path]].features()[0] for seen in (self.one, self.two)]
+        return sizes[1] / sizes[0]
+
+
+_UNMADE = (
+    "multiply with the parameter itself (torch.nn.utils.parametrize.remove_parametrizations for a parametrization); measuring "
+    "needs no scaling"
+)
+
+_SOME = 64
+"""Entries of a matrix that are looked for in its parameter."""
+
+_FEW = 0.02
+"""The share of fixed inputs from which on they are mentioned."""
+
+_NOT_LINEAR = frozenset({"Rsqrt", "Softmax", "SafeSoftmax", "Tanh", "Sigmoid", "Exp", "Gelu", "Silu", "Erf", "Sin"})
+
+
+def _is_linear(node: Node) -> bool:
+    """Whether what a node makes grows in proportion to what it is made of, as far as that is known."""
+    name = kind(node)
+    return "Norm" not in name and name not in _NOT_LINEAR

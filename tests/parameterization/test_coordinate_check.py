@@ -80,9 +80,45 @@ def test_updates_of_a_transformer_need_scores_over_d(power, optimizer, lr, gener
         # A factor that is stored when the model is built hides the square root from ``describe``.
         return transformer.Transformer(width, scale=(width / transformer.HEADS) ** (1 - power))
 
-    check = coordinate_check(factory, inputs, targets, lr=lr, optimizer=optimizer, generator=generator)
+    check = coordinate_check(factory, inputs, targets, lr=lr, optimizer=optimizer, wider=False, generator=generator)
     assert check.passed is (power == 1), str(check)
     assert (check.exponents["blocks.0.attention.out"] > 0.1) is (power < 1), str(check)
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), pytest.param("adam", 0.03, marks=pytest.mark.long)])
+def test_two_widths_see_a_stored_factor_and_fold_it_into_the_queries(optimizer, lr, generator) -> None:
+    inputs, targets = transformer.data(6, generator)
+
+    def factory(width: int) -> nn.Module:
+        return transformer.Transformer(width, scale=(width / transformer.HEADS) ** 0.5)
+
+    check = coordinate_check(factory, inputs, targets, lr=lr, optimizer=optimizer, generator=generator)
+    assert check.passed, str(check)
+
+
+def test_exponents_have_errors_that_shrink_with_the_seeds(regression, generator) -> None:
+    few, many = (
+        coordinate_check(mlp, *regression, widths=(16, 32), seeds=seeds, generator=generator) for seeds in (4, 64)
+    )
+    for layer in many.layers:
+        assert 2 < few.exponent_errors[layer] / many.exponent_errors[layer] < 8
+        assert abs(few.exponents[layer] - many.exponents[layer]) < 4 * few.exponent_errors[layer]
+
+
+def test_dropout_frozen_layers_and_divergence(regression, generator) -> None:
+    def factory(width: int) -> nn.Module:
+        model = mlp(width)
+        model[2].requires_grad_(False)
+        return nn.Sequential(*model[:2], nn.Dropout(0.5), *model[2:])
+
+    check = coordinate_check(factory, *regression, widths=(64, 256), seeds=16, generator=generator)
+    assert check.passed, str(check)
+    assert check.layers == ("0", "5")
+    wild = coordinate_check(mlp, *regression, widths=(16, 32), lr=1e30, steps=40, seeds=2, generator=generator)
+    assert set(wild.verdicts.values()) == {"diverged"}
+    still = coordinate_check(mlp, *regression, widths=(16, 32), lr=0.0, seeds=2, generator=generator)
+    assert set(still.verdicts.values()) == {"did not move"}
+    assert "nan" in str(still)
 
 
 def test_features_move_in_proportion_to_gamma0_and_outputs_do_not(regression, generator) -> None:
@@ -114,5 +150,7 @@ def test_other_layers_at_other_widths_are_refused(regression) -> None:
     def factory(width: int) -> nn.Module:
         return mlp(width) if width < 32 else normed(width)
 
-    with pytest.raises(InvalidInputError, match="the same layers at every width"):
+    with pytest.raises(InvalidInputError, match="the same model at another width"):
         coordinate_check(factory, *regression, widths=(16, 32))
+    with pytest.raises(InvalidInputError, match="the same layers at every width"):
+        coordinate_check(factory, *regression, widths=(16, 32), wider=False)

@@ -78,6 +78,7 @@ class Vector:
         size: number of entries.
         axis: id of the width axis; None if it has none, or it is not known.
         role: its role.
+        fan_in: inputs per neuron, if it is the matrix of a product that has no kernels (experts in one operator).
     """
 
     path: str
@@ -85,6 +86,7 @@ class Vector:
     size: int
     axis: int | None
     role: Role = Role.VECTOR
+    fan_in: int = 1
 
 
 @dataclass(frozen=True)

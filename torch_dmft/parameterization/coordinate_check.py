@@ -180,7 +180,10 @@ def _changes(
     steps: int,
     outputs: Selection | None,
 ) -> dict[str, float]:
-    """Root mean square of h(T) - h(0) for the output h of each layer that is trained."""
+    """Root mean square of h(T) - h(0) for the output h of each layer that is trained; f for that of the readout.
+
+    Queries that are smaller by a factor, as their scores lack it, are counted without it.
+    """
     run = Runs(plan.model.eval(), outputs)
     before = layer_outputs(plan.model, run, inputs)
     start = run(inputs).detach()
@@ -189,11 +192,22 @@ def _changes(
         loss(run(inputs) - start, targets).backward()
         optimizer.step()
     after = layer_outputs(plan.model, run, inputs)
-    trained = {layer.path for layer in plan.architecture.layers if plan.rule(layer.weight).lr}
-    return {path: _difference(before[path], after[path]) for path in before if path in trained}
+    moved = run(inputs).detach() - start
+    found = {}
+    for layer in plan.architecture.layers:
+        if plan.rule(layer.weight).lr:
+            one, other = before[layer.path], after[layer.path]
+            # Of a readout's outputs f may be a part, and the others learn nothing.
+            change = (
+                _size([moved])
+                if layer is plan.architecture.readout
+                else _size([b - a for a, b in zip(one, other, strict=True)])
+            )
+            found[layer.path] = change / layer.fold
+    return found
 
 
-def _difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """The root mean square difference over all uses of a layer."""
-    squares = sum(float((b - a).double().square().sum()) for a, b in zip(before, after, strict=True))
-    return math.sqrt(squares / sum(one.numel() for one in before))
+def _size(changes: Sequence[Tensor]) -> float:
+    """The root mean square of all entries."""
+    squares = sum(float(one.double().square().sum()) for one in changes)
+    return math.sqrt(squares / sum(one.numel() for one in changes))

@@ -74,14 +74,13 @@ def parameter_rules(
     """
     width = architecture.width
     gamma0 = effective_gamma0(scheme, gamma0, width)
-    found = {name: (path, role, layer) for name, path, role, layer in _roles(architecture)}
+    found = {entry[0]: entry[1:] for entry in _roles(architecture)}
     rules = []
     for name, parameter in model.named_parameters():
-        path, role, layer = found[name]
-        is_weight = layer is not None and name == layer.weight and role not in OWN_INIT
-        fan_in = layer.fan_in if is_weight and layer is not None else 1
+        path, role, layer, fan_in = found[name]
+        is_weight = role not in OWN_INIT and role is not Role.OUTPUT_BIAS
         own = float(parameter.detach().square().mean().sqrt()) if parameter.numel() else 0.0
-        weight_gain = _gain(layer, gain) if is_weight and layer is not None and role is not Role.READOUT else 1.0
+        weight_gain = _gain(layer, gain) if is_weight and role is not Role.READOUT else 1.0
         keeps = not parameter.requires_grad and is_weight and role in (Role.INPUT, Role.HIDDEN)
         if keeps and own:  # a frozen weight stays as it is: its gain is what its size amounts to
             weight_gain = own * math.sqrt(fan_in)
@@ -120,17 +119,17 @@ OWN_INIT = frozenset({Role.VECTOR, Role.EMBEDDING, Role.INNER, Role.OUTER})
 _BIASES = {Role.READOUT: Role.OUTPUT_BIAS, Role.CODE: Role.INNER, Role.INNER: Role.INNER, Role.OUTER: Role.OUTER}
 
 
-def _roles(architecture: Architecture) -> Iterator[tuple[str, str, Role, Layer | None]]:
-    """Name, path and role of every parameter, with the layer whose weight or bias it is."""
+def _roles(architecture: Architecture) -> Iterator[tuple[str, str, Role, Layer | None, int]]:
+    """Name, path, role and fan-in of every parameter, with the layer whose weight or bias it is."""
     for layer in architecture.layers:
-        yield layer.weight, layer.path, layer.role, layer
+        yield layer.weight, layer.path, layer.role, layer, 1 if layer.role in OWN_INIT else layer.fan_in
         if layer.bias is not None:
-            yield layer.bias, layer.path, _BIASES.get(layer.role, Role.VECTOR), layer
+            yield layer.bias, layer.path, _BIASES.get(layer.role, Role.VECTOR), layer, 1
     for vector in architecture.vectors:
-        yield vector.name, vector.path, vector.role, None
+        yield vector.name, vector.path, vector.role, None, vector.fan_in
 
 
-def _gain(layer: Layer, gain: float | str) -> float:
+def _gain(layer: Layer | None, gain: float | str) -> float:
     if gain != "auto":
         return float(gain)
-    return math.sqrt(2) if layer.activation in _SQRT2 else 1.0
+    return math.sqrt(2) if layer is not None and layer.activation in _SQRT2 else 1.0

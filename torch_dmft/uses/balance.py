@@ -1,10 +1,9 @@
-"""Whether the forward pass scales features alike at two widths: factors and sums without weights have to balance.
+"""Whether the forward pass scales features alike at two widths: its factors and its sums without weights have to balance.
 
-In one module let the factors be n_i, the lengths of sums over products of features m_j, and those of norms k. The features
-are multiplied by prod(n) prod(m) / sqrt(prod(k)), up to averages, which do not count. That is the same at every width where a
-mean is written as a sum, a dot product is divided by its length, or a vector of norm one is multiplied by the square root of
-its size. Where it grows like the square root of the length of a dot product, as for scores q.k / sqrt(d), one of the two
-factors of the product has to fall like 1 / sqrt(d): the weights that make it, or the module's own scale.
+They do where a mean is written as a sum, a dot product is divided by its length, or a vector of length one is multiplied by
+the square root of its size. Where the scale grows like the square root of the length of a dot product, as that of the scores
+q.k / sqrt(d) of attention, one of the two factors of the product has to fall like 1 / sqrt(d): the weights that make it, or
+the module's own scale.
 """
 
 from __future__ import annotations
@@ -22,18 +21,15 @@ from torch_dmft.uses.steps import Step
 _EXACT = 1e-4
 """By how much logarithms of scales may differ."""
 
-_ROUGH = 0.2
-"""By how much those of tensors of constants may, such as tables of sines or masks."""
-
 
 @dataclass(frozen=True, eq=False)
 class Imbalance:
-    """What one module multiplies features by at one width more than at another.
+    """A place at which features have another scale at the other width.
 
     Attributes:
         path: path of the module.
-        excess: the logarithm of that.
-        pairs: the steps that differ, at both widths.
+        excess: the logarithm of the other scale over this one.
+        pairs: the steps that differ and cause it, at both widths.
     """
 
     path: str
@@ -47,50 +43,58 @@ class Imbalance:
 
     @property
     def is_of_scores(self) -> bool:
-        """Whether it is that of dot products which are divided by the square root of their length."""
-        growth = sum(math.log(other.summed / one.summed) for one, other in self.products)
-        return bool(self.products) and abs(self.excess - growth / 2) < _EXACT
+        """Whether it is that of a dot product that is divided by the square root of its length."""
+        if len(self.products) != 1:
+            return False
+        ((one, other),) = self.products
+        return abs(self.excess - math.log(other.summed / one.summed) / 2) < _EXACT
 
     def place(self) -> Place:
         """What to complain of."""
-        numbers = [(one.number, other.number) for one, other in self.pairs if one.number != other.number]
-        sums = [(one.summed, other.summed) for one, other in self.pairs if one.summed != other.summed]
-        lengths = [(one.length, other.length) for one, other in self.pairs if one.length != other.length]
-        said = [f"a factor of {one:.4g} ({other:.4g} at the other width)" for one, other in numbers[:2]]
-        said += [f"a sum of {one} terms ({other})" for one, other in sums[:2]]
-        said += [f"a vector of {one} numbers is brought to length one ({other})" for one, other in lengths[:1]]
-        reason = f"features are multiplied by {math.exp(self.excess):.3g} times as much at the other width: {', '.join(said)}"
+        said = [
+            f"{what.format(getattr(one, name))} ({getattr(other, name):.4g} at the other width)"
+            for name, what in _CAUSES.items()
+            for one, other in self.pairs
+            if getattr(one, name) != getattr(other, name)
+        ]
+        where = next((one.path for one, _ in self.pairs), self.path)
+        reason = f"features are {math.exp(self.excess):.3g} times as large at the other width: {', '.join(said[:3])}"
         remedy = "make factors and sums balance: a sum of n terms divided by n, a dot product over n neurons by n"
-        return Place(self.path or "(model)", reason, remedy)
+        return Place(where or "(model)", reason, remedy)
+
+
+_CAUSES = {"number": "a factor of {:.4g}", "summed": "a sum of {} terms", "length": "the length of {} numbers"}
 
 
 def imbalances(steps: Sequence[Step], others: Sequence[Step]) -> list[Imbalance]:
-    """The modules whose factors and sums do not balance, for the steps of one model at two widths in the same order."""
-    pairs: dict[str, list[tuple[Step, Step]]] = {}
-    for one, other in zip(steps, others, strict=True):
-        found = pairs.setdefault(one.path, [])
-        if abs(one.scale - other.scale) > (_ROUGH if one.is_tensor else 0.0):
-            found.append((one, other))
-    excess = {path: sum(other.scale - one.scale for one, other in several) for path, several in pairs.items()}
-    return [Imbalance(path, excess[path], tuple(pairs[path])) for path in pairs if abs(excess[path]) > _EXACT]
+    """Where scales differ that must not, for the steps of one model at two widths in the same order; each cause once."""
+    found: dict[frozenset[int], Imbalance] = {}
+    for step, other in zip(steps, others, strict=True):
+        if not step.must_agree:
+            continue
+        for one, second in zip(step.scales, other.scales, strict=True):
+            excess = second.log - one.log
+            causes = frozenset(n for n in one.causes | second.causes if steps[n].log != others[n].log)
+            if abs(excess) > _EXACT and not any(known <= causes for known in found):
+                pairs = tuple((steps[n], others[n]) for n in sorted(causes))
+                found[causes] = Imbalance(step.path, excess, pairs)
+    return list(found.values())
 
 
 def own_scale(model: nn.Module, other: nn.Module, found: Imbalance) -> tuple[Attribute, Attribute] | None:
     """The attribute that holds the scale of a module's scores, as it has to be at both widths; None if there is none."""
-    (product, wider), *more = found.products
+    ((product, wider),) = found.products
     factors = [(one.number, second.number) for one, second in found.pairs if one.number != second.number]
-    if more or len(factors) > 2 or not factors:
-        return None
     scale = math.prod(one for one, _ in factors), math.prod(second for _, second in factors)
-    modules = model.get_submodule(found.path), other.get_submodule(found.path)
+    modules = model.get_submodule(product.path), other.get_submodule(product.path)
     for name, value in vars(modules[0]).items():
         second = vars(modules[1]).get(name)
-        if not (isinstance(value, float) and isinstance(second, float)):
+        if not (isinstance(value, float) and isinstance(second, float)) or value == second:
             continue
         for power in (1, -1):
             if math.isclose(value, scale[0] ** power, rel_tol=1e-6) and math.isclose(
                 second, scale[1] ** power, rel_tol=1e-6
             ):
                 new = value * product.summed ** (-power / 2), second * wider.summed ** (-power / 2)
-                return Attribute(found.path, name, new[0]), Attribute(found.path, name, new[1])
+                return Attribute(product.path, name, new[0]), Attribute(product.path, name, new[1])
     return None

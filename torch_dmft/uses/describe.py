@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -100,12 +101,13 @@ def _overruled(found: Architecture, roles: Roles) -> Architecture:
 
 def _second(model: nn.Module, wider: Wider) -> nn.Module:
     """The model at another width; random numbers that building it draws are put back."""
-    if isinstance(wider, nn.Module):
-        return wider
     like = next(model.parameters())
+    if isinstance(wider, nn.Module):
+        own = next(wider.parameters(), like)
+        return wider if (own.dtype, own.device) == (like.dtype, like.device) else copy.deepcopy(wider).to(like)
     with random_state_kept({like.device}):
         if not _takes_a_width(wider):
-            return _built(wider())
+            return _built(wider()).to(like)
         shapes = [parameter.shape for parameter in model.parameters()]
         failed: Exception | None = None
         for width in _WIDTHS:
@@ -128,9 +130,8 @@ def _second(model: nn.Module, wider: Wider) -> nn.Module:
 
 
 def _takes_a_width(wider: Callable[..., Any]) -> bool:
-    parameters = inspect.signature(wider).parameters.values()
-    needed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(one.kind in needed and one.default is inspect.Parameter.empty for one in parameters)
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(one.kind in by_position for one in inspect.signature(wider).parameters.values())
 
 
 def _built(made: Any) -> nn.Module:

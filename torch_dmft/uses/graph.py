@@ -26,6 +26,9 @@ _CARRIERS = frozenset(
 )
 """What leaves the features of a layer its features: reshaping and norms."""
 
+_PASSED_OVER = frozenset({"Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Convolution", "Add"})
+"""What is no activation: products and sums with other features."""
+
 _ACTIVATIONS = {
     **{"Relu": "relu", "Gelu": "gelu", "Silu": "silu", "Mish": "mish", "Tanh": "tanh", "Sigmoid": "sigmoid"},
     **{
@@ -87,6 +90,6 @@ def activation_behind(node: Node, follows: Mapping[Node, list[Node]]) -> str | N
             others = [one for one, _ in after.next_functions if one is not None and kind(one) != "AccumulateGrad"]
             if name in _CARRIERS or (name == "Add" and len(others) == 1):
                 ahead.append(after)
-            else:
+            elif name not in _PASSED_OVER:
                 found.add(_ACTIVATIONS.get(name))
     return found.pop() if len(found) == 1 else None

@@ -160,7 +160,10 @@ def _pass(model: nn.Module, run: nn.Module, inputs: Example, *, attached: bool, 
     with watching(model, watch):
         outputs = output_rows(outputs_on(run, given), count(given))
         found = watch.finish()
-    return Pass(outputs, found, tuple(watch.steps))
+    if watch.steps is None:
+        return Pass(outputs, found)
+    watch.steps.finish(outputs)
+    return Pass(outputs, found, tuple(watch.steps.taken))
 
 
 def _attached(given: Example) -> Example:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -23,11 +23,11 @@ from torch_dmft.core.listed import listed
 from torch_dmft.core.undisturbed import all_graded
 from torch_dmft.uses.anatomy import Names, anatomy
 from torch_dmft.uses.balance import Imbalance, imbalances, own_scale
-from torch_dmft.uses.forms import Product
 from torch_dmft.uses.graph import activation_behind, ancestors, followers, kind
 from torch_dmft.uses.outputs import Example, moved
 from torch_dmft.uses.ownership import are_alike
 from torch_dmft.uses.passes import Seen, draws_in_train_mode, prepared, see
+from torch_dmft.uses.watch import Slot, Use
 
 REFUSAL = "This model cannot be scaled by comparing two widths:"
 
@@ -50,18 +50,16 @@ def by_two_widths(
     """
     _require_one_model(model, other)
     one, two = _see(model, run, inputs), _see(other, other_run, inputs)
-    if not are_alike(one.taken, two.taken) or [_step(s) for s in one.taken.steps] != [
-        _step(s) for s in two.taken.steps
-    ]:
+    if not are_alike(one.taken, two.taken) or _steps(one) != _steps(two):
         raise UnsupportedModelError(REFUSAL, [_first_difference(one, two)])
     comparison = _Comparison(model, other, one, two)
     places = comparison.places()
     folds, attributes, unbalanced = comparison.balanced()
+    folded = {path for path, _ in folds}
     if attributes:
         with _set(model, [first for first, _ in attributes]), _set(other, [second for _, second in attributes]):
             left = imbalances(_see(model, run, inputs).taken.steps, _see(other, other_run, inputs).taken.steps)
-        known = {found.path for found in unbalanced} | {path for path, _ in folds}
-        unbalanced += [found for found in left if found.path not in known]
+        unbalanced = [found for found in left if not (found.is_of_scores and found.products[0][0].path in folded)]
     places += [_scores(found) if found.is_of_scores else found.place() for found in unbalanced]
     if places:
         raise UnsupportedModelError(REFUSAL, places)
@@ -79,8 +77,8 @@ def _see(model: nn.Module, run: nn.Module, inputs: Example) -> Seen:
         return see(model, run, given, notes_steps=True)
 
 
-def _step(step: object) -> tuple[str, str]:
-    return step.path, step.operator  # type: ignore[attr-defined]
+def _steps(seen: Seen) -> list[tuple[str, str]]:
+    return [(step.path, step.operator) for step in seen.taken.steps]
 
 
 def _require_one_model(model: nn.Module, other: nn.Module) -> None:
@@ -101,8 +99,7 @@ def _require_one_model(model: nn.Module, other: nn.Module) -> None:
 
 
 def _first_difference(one: Seen, two: Seen) -> Place:
-    pairs = zip(one.taken.steps, two.taken.steps, strict=False)
-    path = next((a.path for a, b in pairs if _step(a) != _step(b)), "")
+    path = next((a[0] for a, b in zip(_steps(one), _steps(two), strict=False) if a != b), "")
     return Place(
         path or "(model)", "the forward pass takes other steps at the other width", "let the width change sizes only"
     )
@@ -132,11 +129,48 @@ def _set(model: nn.Module, attributes: Sequence[Attribute]) -> Iterator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Growth:
-    """How a product's sizes differ: features of its input and of its output."""
+class _Matrix:
+    """A matrix that features are multiplied with, at both widths.
 
-    into: bool
-    out: bool
+    Attributes:
+        names: the parameters it is made of.
+        path: path of the module that multiplies.
+        kind: as in ``Layer``.
+        sizes: features of its input and of its output, and fan-in.
+        grows: whether its input and its output are widths.
+        node: where its output is in the graph; None if no gradient flows into it.
+        weight: its numbers.
+    """
+
+    names: frozenset[str]
+    path: str
+    kind: str
+    sizes: tuple[int, int, int]
+    grows: tuple[bool, bool]
+    node: Node | None
+    weight: Tensor
+
+    @classmethod
+    def of(cls, use: Use, slot: Slot, kind: str, sizes: tuple[int, int, int], others: tuple[int, int, int]) -> _Matrix:
+        """The matrix in an argument of an operator."""
+        grows = sizes[0] != others[0], sizes[1] != others[1]
+        node = None if use.edge is None else use.edge.node
+        return cls(use.weights[slot], use.path, kind, sizes, grows, node, use.argument(slot).detach())
+
+
+def _matrices(one: Seen, two: Seen) -> list[_Matrix]:
+    """The matrices of all products, in order, and behind them those of operators that have no kernels."""
+    found = [
+        _Matrix.of(a.use, a.slot, a.kind, a.features(), b.features())
+        for a, b in zip(one.products, two.products, strict=True)
+    ]
+    for a, b in zip(one.taken.uses, two.taken.uses, strict=True):
+        for slot in a.weights if a.operator == "_grouped_mm" and a.meets_data else ():
+            if slot == (1, None):  # (experts, in, out)
+                (into, out), (other_into, other_out) = (use.argument(slot).shape[-2:] for use in (a, b))
+                sizes, others = (into, out, into), (other_into, other_out, other_into)
+                found.append(_Matrix.of(a, slot, "linear", sizes, others))
+    return found
 
 
 class _Comparison:
@@ -151,43 +185,35 @@ class _Comparison:
             name: sum(a != b for a, b in zip(own.shape, others[name].shape, strict=True))
             for name, own in self.parameters.items()
         }
-        self.growth = [
-            _Growth(*(x != y for x, y in zip(a.features()[:2], b.features()[:2], strict=True)))
-            for a, b in zip(one.products, two.products, strict=True)
-        ]
-        self.nodes = [None if product.use.edge is None else product.use.edge.node for product in one.products]
+        self.matrices = _matrices(one, two)
         self.follows = followers(one.taken.outputs)
         last = one.taken.outputs.grad_fn
         self.matters = {last, *ancestors([last])} if last is not None else set()
-        growing = [
-            node
-            for node, growth in zip(self.nodes, self.growth, strict=True)
-            if node is not None and node in self.matters and (growth.into or growth.out)
-        ]
+        growing = [m.node for m in self.matrices if m.node is not None and m.node in self.matters and any(m.grows)]
         self.inside = ancestors(growing)
-        self.roles = [self._role(number) for number in range(len(one.products))]
+        self.roles = [self._role(matrix) for matrix in self.matrices]
 
-    def _role(self, number: int) -> Role:
-        product, growth, node = self.one.products[number], self.growth[number], self.nodes[number]
-        if growth.out:
-            return Role.EMBEDDING if product.kind == "embedding" else Role.HIDDEN if growth.into else Role.INPUT
-        is_inside = node is None or node in self.inside
-        if growth.into:
-            return Role.CODE if is_inside or node not in self.matters else Role.READOUT
+    def _role(self, matrix: _Matrix) -> Role:
+        into, out = matrix.grows
+        if out:
+            return Role.EMBEDDING if matrix.kind == "embedding" else Role.HIDDEN if into else Role.INPUT
+        is_inside = matrix.node is None or matrix.node in self.inside
+        if into:
+            return Role.CODE if is_inside or matrix.node not in self.matters else Role.READOUT
         return Role.INNER if is_inside else Role.OUTER
 
     def places(self) -> list[Place]:
         """What cannot be scaled."""
         places = []
         found: dict[str, dict[Role, str]] = {}
-        for product, role in zip(self.one.products, self.roles, strict=True):
-            where = product.use.path or "(model)"
-            if len(product.names) > 1:
-                made = f"its matrix is computed from several parameters: {listed(sorted(product.names))}"
+        for matrix, role in zip(self.matrices, self.roles, strict=True):
+            where = matrix.path or "(model)"
+            if len(matrix.names) > 1:
+                made = f"its matrix is computed from several parameters: {listed(sorted(matrix.names))}"
                 places.append(Place(where, made, _UNMADE))
                 continue
-            (name,) = product.names
-            if role is not Role.INNER and role is not Role.OUTER and not self._is_itself(product, name):
+            (name,) = matrix.names
+            if role is not Role.INNER and role is not Role.OUTER and not self._is_itself(matrix, name):
                 made = f"its matrix is computed from {name} (a parametrization, a factor, a normalisation)"
                 places.append(Place(where, made, _UNMADE))
             found.setdefault(name, {})[role] = where
@@ -196,7 +222,7 @@ class _Comparison:
                 uses = listed(f"{role} in {where}" for role, where in several.items())
                 untie = "untie them (tie_word_embeddings=False in transformers), as no size fits both; measuring works"
                 places.append(Place(name, f"one weight is {uses}", untie))
-        used = {name for product in self.one.products for name in product.names}
+        used = {name for matrix in self.matrices for name in matrix.names}
         for name, axes in self.grows.items():
             if name not in used and axes > 1:
                 places.append(
@@ -216,9 +242,9 @@ class _Comparison:
             )
         return list(dict.fromkeys(places))
 
-    def _is_itself(self, product: Product, name: str) -> bool:
-        """Whether the matrix of a product holds entries of the parameter as they are."""
-        some = product.weight.detach().reshape(-1)[:_SOME]
+    def _is_itself(self, matrix: _Matrix, name: str) -> bool:
+        """Whether a matrix holds entries of the parameter as they are."""
+        some = matrix.weight.reshape(-1)[:_SOME]
         return bool(torch.isin(some, self.parameters[name].detach().to(some.dtype)).all())
 
     def balanced(
@@ -236,7 +262,7 @@ class _Comparison:
             queries = self._queries(found) if found.is_of_scores else None
             own = own_scale(self.model, self.other, found) if found.is_of_scores and queries is None else None
             if queries is not None:
-                folds |= {(found.path, name): fold for name, fold in queries.items()}
+                folds |= {(found.products[0][0].path, name): fold for name, fold in queries.items()}
             elif own is not None:
                 attributes.append(own)
             else:
@@ -246,9 +272,9 @@ class _Comparison:
     def _queries(self, found: Imbalance) -> dict[str, float] | None:
         """The weights that make one factor of each dot product and nothing else; None if there are none."""
         by_node: dict[Node, list[str]] = {}
-        for product, node in zip(self.one.products, self.nodes, strict=True):
-            if node is not None:
-                by_node.setdefault(node, []).extend(product.names)
+        for matrix in self.matrices:
+            if matrix.node is not None:
+                by_node.setdefault(matrix.node, []).extend(matrix.names)
         folds = {}
         for scores, _ in found.products:
             operands = []
@@ -262,7 +288,7 @@ class _Comparison:
             chosen = next(
                 (names for names, linear in operands if linear and len(names) == 1 and not names & shared), None
             )
-            if chosen is None or sum(name in p.names for p in self.one.products for name in chosen) > len(
+            if chosen is None or sum(name in matrix.names for matrix in self.matrices for name in chosen) > len(
                 found.products
             ):
                 return None
@@ -283,36 +309,36 @@ class _Comparison:
         return replace(found, layers=layers, vectors=vectors, notes=tuple(self._notes(layers, numbers)))
 
     def _layer(self, layer: Layer, number: int, folds: Mapping[str, float]) -> Layer:
-        growth, node = self.growth[number], self.nodes[number]
-        role = self.roles[number]
+        matrix, role = self.matrices[number], self.roles[number]
         return replace(
             layer,
             role=role,
-            activation=None if node is None else activation_behind(node, self.follows),
-            in_axis=1 if growth.into else None,
-            out_axis=1 if growth.out else None,
+            activation=None if matrix.node is None else activation_behind(matrix.node, self.follows),
+            in_axis=1 if matrix.grows[0] else None,
+            out_axis=1 if matrix.grows[1] else None,
             fold=folds.get(layer.weight, 1.0),
             is_read_by_zeros=role is Role.CODE and self._is_read_by_zeros(number),
         )
 
     def _is_read_by_zeros(self, number: int) -> bool:
-        products = {
-            node: product for node, product in zip(self.nodes, self.one.products, strict=True) if node is not None
-        }
-        start = self.nodes[number]
+        by_node = {matrix.node: matrix for matrix in self.matrices if matrix.node is not None}
+        start = self.matrices[number].node
         ahead, seen, readers = [start], {start}, []
         while ahead:
             node = ahead.pop()
-            if node in products and node is not start:
-                readers.append(products[node])
-                continue
-            assert node is not None
-            news = [after for after in self.follows.get(node, ()) if after not in seen]
-            seen.update(news)
-            ahead += news
+            if node in by_node and node is not start:
+                readers.append(by_node[node])
+            elif node is not None:
+                news = [after for after in self.follows.get(node, ()) if after not in seen]
+                seen.update(news)
+                ahead += news
         return bool(readers) and not any(bool(reader.weight.any()) for reader in readers)
 
     def _vector(self, vector: Vector) -> Vector:
+        as_matrix = [n for n, matrix in enumerate(self.matrices) if vector.name in matrix.names]
+        if as_matrix:
+            fan_in = self.matrices[as_matrix[0]].sizes[2]
+            return replace(vector, axis=1, role=self.roles[as_matrix[0]], fan_in=fan_in)
         if self.grows[vector.name]:
             return replace(vector, axis=1)
         uses = [use.edge for use in self.one.taken.uses if any(vector.name in names for names in use.weights.values())]

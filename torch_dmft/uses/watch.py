@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.torch_private import operator_name, storage_key, writes_to
-from torch_dmft.uses.steps import Step, step_of
+from torch_dmft.uses.steps import Step, Steps
 from torch_dmft.uses.views import are_apart, geometry
 
 DATA = frozenset({"\0data"})
@@ -116,14 +116,13 @@ class Watch(TorchDispatchMode):
     Args:
         model: the parameters to follow.
         inputs: the tensors that are data.
-        notes_steps: whether to note every operator on features and weights.
+        notes_steps: whether to note every operator on features and weights, and their scales.
     """
 
     def __init__(self, model: nn.Module, inputs: Iterable[Tensor], *, notes_steps: bool = False) -> None:
         super().__init__()
         self.running: list[str] = []
-        self.steps: list[Step] = []
-        self._notes_steps = notes_steps
+        self.steps = Steps() if notes_steps else None
         self._labels: dict[int, frozenset[str]] = {}
         self._parameters: dict[int, list[tuple[int, int, str]]] = {}
         for name, parameter in model.named_parameters():
@@ -171,9 +170,6 @@ class Watch(TorchDispatchMode):
         written = writes_to(func, args)
         self._refuse_to_change(written, name)
         is_data = any(label is DATA for label in labels.values())
-        if self._notes_steps and (is_data or any(label is not None for label in labels.values())):
-            kinds = [_KINDS[labels.get((i, None)) is DATA] if labels.get((i, None)) else None for i in range(len(args))]
-            self.steps.append(step_of(self.path, name, args, kwargs, kinds))
         weights = {slot: label for slot, label in labels.items() if label is not None and label is not DATA}
         graded = torch.is_grad_enabled()
         for tensor in written:
@@ -187,6 +183,9 @@ class Watch(TorchDispatchMode):
             for overwritten in [slot for slot, leaf in slots.items() if _among(leaf, written)]:
                 use.save(overwritten)
         result = func(*args, **kwargs)
+        if self.steps is not None and any(label is not None for label in labels.values()):
+            kinds = [_KINDS[label is DATA] if (label := labels.get((i, None))) else None for i in range(len(args))]
+            self.steps.note(self.path, name, args, kwargs, kinds, result, written)
         out_label = DATA if is_data else frozenset[str]().union(*weights.values()) or None
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         keys = {storage_key(leaf) for leaf in slots.values()}

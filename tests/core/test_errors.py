@@ -17,3 +17,16 @@ def test_unsupported_model_lists_every_place() -> None:
         "  a.0: is tied. Remedy: untie.",
         "  b: is lazy. Remedy: run it once.",
     ]
+
+
+def test_places_of_one_kind_share_a_line() -> None:
+    blocks = [Place(f"h.{n}.attn", f"h.{n}.attn.q divides by 8", "divide by 64") for n in range(12)]
+    others = [Place(path, "it has 2.5 weights", "none") for path in ("0", "head")]
+    error = UnsupportedModelError("This cannot be done:", [*blocks, *others, Place("h.3.mlp", "it is odd", "none")])
+    assert str(error).splitlines() == [
+        "This cannot be done:",
+        "  h.*.attn (12 times): h.*.attn.q divides by 8. Remedy: divide by 64.",
+        "  0, head: it has 2.5 weights. Remedy: none.",
+        "  h.3.mlp: it is odd. Remedy: none.",
+    ]
+    assert len(error.places) == 15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -193,3 +194,60 @@ def test_training_moves_the_loss(generator: torch.Generator) -> None:
     plan = parameterize(mlp(64), x, generator=generator)
     f = train(plan.model, torch.optim.SGD(plan.param_groups(0.3)), x, y, 100)
     assert (f[-1] - y).square().mean() < 0.1 * (f[0] - y).square().mean()
+
+
+def test_weights_that_are_no_fresh_draw_are_not_lost_in_silence(generator) -> None:
+    x = torch.randn(32, 5, generator=generator)
+
+    def network() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+
+    trained = network()
+    optimizer = torch.optim.Adam(trained.parameters(), lr=3e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (trained(x) - x[:, :1].sin()).square().mean().backward()
+        optimizer.step()
+    orthogonal = network()
+    nn.init.orthogonal_(orthogonal[2].weight)
+    for model, name in ((trained, "2.weight"), (orthogonal, "2.weight")):
+        before = model[2].weight.detach().clone()
+        with pytest.warns(UserWarning, match=f"drawn anew: .*{name}"):
+            plan = parameterize(model, x)
+        plan.undo()
+        assert torch.equal(model[2].weight, before)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            plan = parameterize(model, x, init="keep")
+        torch.testing.assert_close(model[2].weight, before * plan.rescaled[name])
+        assert f"{max(plan.rescaled.values()):.3g}" in str(plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(20):
+            torch.manual_seed(seed)
+            parameterize(network(), x)
+
+
+@pytest.mark.parametrize("init", ["normal", "keep"])
+def test_zero_stays_zero_unless_everything_is(init, generator) -> None:
+    x = torch.randn(4, 5, generator=generator)
+    model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 2))
+    nn.init.zeros_(model[2].weight)
+    parameterize(model, x, init=init)
+    assert not model[2].weight.any()
+    assert model[0].weight.any()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    parameterize(model, x, init=init)
+    assert bool(model[2].weight.any()) is (init == "normal")
+
+
+def test_what_one_instance_assumes_is_said(generator) -> None:
+    x = torch.randn(4, 5, generator=generator)
+    model = nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 64), nn.Linear(64, 1))
+    with pytest.warns(UserWarning, match=r"2 \(4\): taken for widths that grow with the others \(64\)"):
+        plan = parameterize(model, x)
+    assert "taken for widths" in " ".join(str(plan).split())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parameterize(model, x, roles={"2": "hidden"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -53,9 +55,26 @@ class Place:
 
 
 class UnsupportedModelError(DMFTError, ValueError):
-    """A model has parts that cannot be handled; the message lists every one of them."""
+    """A model has parts that cannot be handled; the message lists every one of them, those of one kind in one line.
+
+    Attributes:
+        places: all of them.
+    """
 
     def __init__(self, what: str, places: Iterable[Place]) -> None:
         self.places = tuple(places)
-        lines = [f"  {place.path}: {place.reason}. Remedy: {place.remedy}." for place in self.places]
+        kinds: dict[tuple[str, str], list[Place]] = {}
+        for place in self.places:
+            kinds.setdefault((_pattern(place.reason), place.remedy), []).append(place)
+        lines = []
+        for (reason, remedy), alike in kinds.items():
+            patterns = Counter(_pattern(place.path) for place in alike)
+            single = {_pattern(place.path): place.path for place in alike}
+            paths = [f"{path} ({n} times)" if n > 1 else single[path] for path, n in patterns.items()]
+            lines.append(f"  {', '.join(paths)}: {alike[0].reason if len(alike) == 1 else reason}. Remedy: {remedy}.")
         super().__init__("\n".join([what, *lines]))
+
+
+def _pattern(text: str) -> str:
+    """A text with the numbers in dotted names left open: ``"h.*.attn"`` for all of ``"h.0.attn"``, ``"h.1.attn"``, ..."""
+    return re.sub(r"(?<=\.)\d+(?=\.)|\b\d+(?=\.[A-Za-z_])|(?<=[A-Za-z_]\.)\d+\b", "*", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from torch_dmft.architecture import Role
 from torch_dmft.architecture.describe import Roles
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.listed import listed
 from torch_dmft.core.prints import some_entries
 from torch_dmft.parameterization.plan import Plan, set_attributes
 from torch_dmft.parameterization.rules import OWN_INIT, ParameterRule, parameter_rules
 from torch_dmft.parameterization.scheme import SCHEMES, effective_gamma0
+from torch_dmft.parameterization.start import is_fresh
 from torch_dmft.uses.describe import Wider, describe
 from torch_dmft.uses.outputs import Example, Selection
 
@@ -46,8 +49,9 @@ def parameterize(
             one rate for all).
         gain: g of input and hidden weights, whose std is g/sqrt(fan_in); "auto" is sqrt(2) if the layer's output meets
             relu, gelu, silu or their kin first, and 1 otherwise.
-        init: "normal" draws weights from N(0, std^2); "keep" keeps the weights there are (orthogonal, structured) and
-            only rescales each to the root mean square std. A weight that is all zero stays so.
+        init: "normal" draws weights from N(0, std^2), and warns where that replaces weights that are no fresh draw; "keep"
+            keeps the weights there are (pretrained, orthogonal, structured) and only rescales each to the root mean square std,
+            by what ``plan.rescaled`` says. A weight that is all zero stays so (LoRA's second matrix, a zero head).
         roles: for module paths or names of weights, roles that overrule what ``describe`` finds.
         wider: the same model at another width, a function that builds it, or a factory ``width -> model``: what differs
             between the two is a width. Settles the roles in models of any kind, library transformers included.
@@ -63,34 +67,77 @@ def parameterize(
     """
     _check(gamma0, scheme, gain, init)
     architecture = describe(model, example_input, roles=roles, wider=wider, outputs=outputs)
+    if wider is None and architecture.notes:
+        warnings.warn("; ".join(architecture.notes), stacklevel=2)
     initial = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     numbers = [(one, getattr(model.get_submodule(one.path), one.name)) for one in architecture.attributes]
     before = tuple(replace(one, value=number) for one, number in numbers) if scheme != "standard" else ()
     rules = parameter_rules(architecture, model, gamma0=gamma0, scheme=scheme, gain=gain)
+    rescaled: dict[str, float] = {}
     if scheme != "standard":
+        matrices = [rule for rule in rules if rule.role not in OWN_INIT and rule.role is not Role.OUTPUT_BIAS]
+        if init == "normal":
+            _warn_of_lost(model, matrices)
+        is_blank = not any(bool(model.get_parameter(rule.name).any()) for rule in matrices)
         for rule in rules:
-            _initialise(model.get_parameter(rule.name), rule, init, generator)
+            factor = _initialise(model.get_parameter(rule.name), rule, init, generator, is_blank=is_blank)
+            if factor is not None:
+                rescaled[rule.name] = factor
         set_attributes(model, architecture.attributes)
     gamma0 = effective_gamma0(scheme, gamma0, architecture.width)
     drawn = {name: some_entries(parameter).clone() for name, parameter in model.named_parameters()}
-    return Plan(model, architecture, rules, scheme=scheme, gamma0=gamma0, initial=initial, drawn=drawn, before=before)
+    return Plan(
+        model,
+        architecture,
+        rules,
+        scheme=scheme,
+        gamma0=gamma0,
+        initial=initial,
+        drawn=drawn,
+        before=before,
+        rescaled=rescaled,
+    )
+
+
+def _warn_of_lost(model: nn.Module, matrices: list[ParameterRule]) -> None:
+    """Say which weights are drawn anew that are no fresh draw: a checkpoint, or a structured start."""
+    lost = [
+        rule.name
+        for rule in matrices
+        if (parameter := model.get_parameter(rule.name)).requires_grad and not is_fresh(parameter.detach().double())
+    ]
+    if lost:
+        warnings.warn(
+            f"Weights that are no fresh random numbers (a checkpoint, or a structured start) are drawn anew: {listed(lost)}. "
+            'init="keep" keeps them and rescales each; plan.undo() brings them back.',
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()
-def _initialise(parameter: Tensor, rule: ParameterRule, init: str, generator: torch.Generator | None) -> None:
+def _initialise(
+    parameter: Tensor, rule: ParameterRule, init: str, generator: torch.Generator | None, *, is_blank: bool
+) -> float | None:
+    """Give a parameter its start.
+
+    Returns:
+        What it was multiplied by, if it was kept.
+    """
     if rule.role in OWN_INIT or not parameter.requires_grad:
-        return
+        return None
     if rule.role is Role.OUTPUT_BIAS:
         parameter.zero_()
     elif init == "keep":
-        size = parameter.square().mean().sqrt()
+        size = float(parameter.square().mean().sqrt())
         if size > 0:
             parameter.mul_(rule.std / size)
-    else:
+            return rule.std / size
+    elif is_blank or parameter.any():  # zero stays zero, unless nothing was given any numbers yet
         # Drawn where the generator lives, so that one seed gives one network on every device.
         device = parameter.device if generator is None else generator.device
         drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device=device)
         parameter.copy_(drawn.mul_(rule.std))
+    return None
 
 
 def _check(gamma0: float, scheme: str, gain: float | str, init: str) -> None:

@@ -36,6 +36,7 @@ class Plan:
         optimizers: names that ``param_groups`` takes; an infinite-width twin stands for SGD alone.
         is_limit: whether the model is an infinite-width twin, whose neurons are samples and no width.
         drawn: a few entries of every parameter as they were when the plan was made, by name; {} if nothing was drawn.
+        rescaled: what weights that were kept were multiplied by, by name.
         origin: what legends call this model: ``"network (N=512)"``, ``"network (32 channels)"`` if the readout reads flattened
             images of so many, or ``"theory (N=inf)"`` for an infinite-width twin.
     """
@@ -54,6 +55,7 @@ class Plan:
         is_limit: bool = False,
         drawn: Mapping[str, Tensor] | None = None,
         before: Iterable[Attribute] = (),
+        rescaled: Mapping[str, float] | None = None,
     ) -> None:
         """Put a plan together; ``initial`` and ``before`` hold what ``undo`` brings back, None if it cannot."""
         self.model = model
@@ -65,6 +67,7 @@ class Plan:
         self.optimizers = optimizers
         self.is_limit = is_limit
         self.drawn = dict(drawn or {})
+        self.rescaled = dict(rescaled or {})
         self._initial = initial
         self._before = tuple(before)
 
@@ -90,6 +93,8 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was assumed about the model, changed in it beside its weights, or has no limit, in words."""
+        factors = self.rescaled.values()
+        kept = [f"weights were kept and multiplied by {min(factors):.3g} to {max(factors):.3g}"] if factors else []
         layers = [layer.path for layer in self.architecture.layers if layer.fold != 1.0]
         scales = [f"{one.path}.{one.name}" for one in self.architecture.attributes]
         folded = [
@@ -100,6 +105,7 @@ class Plan:
         ]
         return (
             *self.architecture.notes,
+            *kept,
             *(folded if layers else []),
             *(numbers if scales else []),
         )

@@ -20,7 +20,7 @@ _STORED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Precisions in which a checkpoint may have been stored since."""
 _FEW = 12
 """Entries that do not tell whether two weights resemble each other."""
-_MATRICES = (Role.INPUT, Role.HIDDEN, Role.READOUT)
+_MATRICES = (Role.INPUT, Role.HIDDEN, Role.READOUT, Role.CODE)
 _KEPT = 1e-4
 """Relative change of the size of a parameter that keeps its own start, above which it was changed after it was wrapped."""
 
@@ -51,7 +51,7 @@ def starts_of(plan: Plan, *, untrained: bool) -> dict[str, str]:
 def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -> str | None:
     """What a parameter is if not as theory starts it."""
     if rule.role in _MATRICES:
-        shape = _weight(value)
+        shape = shape_of(value)
         if shape is None and untrained:
             return _size(value, rule) or _changed(plan.drawn.get(rule.name), plan.model.get_parameter(rule.name))
         return shape
@@ -72,7 +72,19 @@ def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -
     return _bias(value, size)
 
 
-def _weight(weight: Tensor) -> str | None:
+def is_fresh(weight: Tensor) -> bool:
+    """Whether a weight looks like a random draw of independent numbers, Gaussian or uniform ones, or is zero.
+
+    Uniform numbers end at sqrt(3) of their size; training moves some beyond.
+    """
+    shape = shape_of(weight)
+    if shape != "uniform numbers":
+        return shape in (None, "zero")
+    size = float(weight.square().mean().sqrt())
+    return float(weight.abs().max()) <= math.sqrt(3) * size * (1 + _SIGMAS / math.sqrt(weight.numel()))
+
+
+def shape_of(weight: Tensor) -> str | None:
     """What a weight is if not Gaussian numbers of any size."""
     rows = weight.reshape(len(weight), -1)
     size = float(rows.square().mean().sqrt())

@@ -67,7 +67,7 @@ def describe(
                 got="outputs= without wider=",
                 remedy="wider=, the same model at another width or a factory width -> model",
             )
-        return describe_one(model, example_input, roles=roles, like=like)
+        return _by_one(model, example_input, roles, like)
     other = _second(model, wider)
     found = by_two_widths(model, Runs(model, outputs), other, Runs(other, outputs), example_input)
     found = _overruled(found, roles or {})
@@ -78,6 +78,33 @@ def describe(
     except (UnsupportedModelError, InvalidInputError):
         return found
     return alone if _roles(alone) == _roles(found) else found
+
+
+def _by_one(model: nn.Module, example_input: Example, roles: Roles | None, like: Architecture | None) -> Architecture:
+    """By one instance; what it has to assume is noted."""
+    try:
+        found = describe_one(model, example_input, roles=roles, like=like)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(_BY_ONE, error.places) from error
+    sizes = {layer.path: layer.out_features for layer in found.layers if layer.out_axis is not None}
+    given = {name.removesuffix("weight").removesuffix(".") for name in roles or ()}
+    narrow = [path for path, size in sizes.items() if size * _NARROW < max(sizes.values()) and path not in given]
+    if not narrow:
+        return found
+    assumed = (
+        f"{listed(f'{path} ({sizes[path]})' for path in narrow)}: taken for widths that grow with the others "
+        f"({max(sizes.values())}); if they do not, say so by wider= or roles="
+    )
+    return replace(found, notes=(*found.notes, assumed))
+
+
+_BY_ONE = (
+    "This model cannot be scaled as it is, as far as one instance tells (wider=, the same model at another width, settles the "
+    "roles in models of any kind):"
+)
+
+_NARROW = 8
+"""A width this many times narrower than the widest may be a fixed size: a rank, a code, a gate."""
 
 
 def _roles(architecture: Architecture) -> dict[str, Role]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,12 @@ from torch_dmft.core.listed import listed
 from torch_dmft.parameterization.optimizer import OPTIMIZERS, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
 from torch_dmft.parameterization.table import as_table
+
+if TYPE_CHECKING:
+    from torch_dmft.core.loss import Loss
+    from torch_dmft.measurement.probe import Probe
+    from torch_dmft.measurement.suggested_rate import SuggestedRate
+    from torch_dmft.uses.outputs import Selection
 
 _VERSION = 1
 _COLUMNS = 80
@@ -153,6 +159,39 @@ class Plan:
                 remedy=f"one of {', '.join(self.optimizers)}: an infinite-width twin trains weights in other coordinates",
             )
         return param_groups(self.model, self.rules, lr, optimizer, weight_decay, eps)
+
+    def suggest_lr(
+        self,
+        probe: Probe,
+        *,
+        loss: Loss | None = None,
+        optimizer: str = "sgd",
+        fraction: float = 0.5,
+        outputs: Selection | None = None,
+    ) -> SuggestedRate:
+        """A base learning rate from the curvature of the loss at the model as it is now.
+
+        Args:
+            probe: inputs and targets; the rate is that of full batches of its training rows.
+            loss: ``loss(outputs, targets) -> scalar``; default as in ``Recorder``.
+            optimizer: "sgd": a fraction of the rate 2 / lambda_max(K H) at which training becomes unstable; "adam", "adamw": of
+                the rate at which the first step lowers the loss most.
+            fraction: of that rate; smaller batches and momentum need a smaller one.
+            outputs: which of the model's outputs is f, as in ``Recorder``.
+
+        Returns:
+            The rate: ``float()`` of it, ``.lr``, or print it for what it rests on.
+
+        Raises:
+            InvalidInputError: without targets, or for a loss without curvature.
+
+        Example:
+            >>> rate = plan.suggest_lr(Probe(inputs, targets))  # doctest: +SKIP
+            >>> optimizer = SGD(plan.param_groups(rate.lr))
+        """
+        from torch_dmft.measurement.suggested_rate import suggested_rate  # one floor up, taken only when it is called
+
+        return suggested_rate(self, probe, loss=loss, optimizer=optimizer, fraction=fraction, outputs=outputs)
 
     @torch.no_grad()
     def undo(self) -> None:

@@ -251,3 +251,37 @@ def test_what_one_instance_assumes_is_said(generator) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         parameterize(model, x, roles={"2": "hidden"})
+
+
+def test_untouched_weights_keep_every_number_and_their_sizes_are_gains(generator) -> None:
+    x = torch.randn(4, 5, generator=generator)
+    model = nn.Sequential(nn.Linear(5, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 2))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    plan = parameterize(model, x, gamma0=0.5, init="untouched")
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+    for name, width in (("0.weight", 5), ("2.weight", 32)):
+        rule, size = plan.rule(name), float(model.get_parameter(name).square().mean().sqrt())
+        assert rule.gain == pytest.approx(size * width**0.5)
+        assert rule.lr == pytest.approx(size**2 * 0.25 * 32)
+    readout = plan.rule("4.weight")
+    assert readout.lr == pytest.approx(1 / 32)
+    assert readout.std == pytest.approx(float(model[4].weight.square().mean().sqrt()))
+
+
+def test_features_of_untouched_weights_move_in_proportion_to_gamma0(generator) -> None:
+    """Fine-tuning: what has to be learned is the same, and gamma0 is by how much features move for it."""
+    x = torch.randn(16, 5, generator=generator, dtype=torch.float64)
+    y = 0.1 * torch.randn(16, 1, generator=generator, dtype=torch.float64)
+    changes = []
+    for gamma0 in (0.1, 0.2):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 1)).double()
+        start, features = model(x).detach(), model[:3](x).detach()
+        plan = parameterize(model, x, gamma0=gamma0, init="untouched")
+        optimizer = torch.optim.SGD(plan.param_groups(0.1))
+        for _ in range(10):
+            optimizer.zero_grad()
+            (model(x) - start - y).square().mean().backward()
+            optimizer.step()
+        changes.append(float((model[:3](x) - features).norm()))
+    assert changes[1] / changes[0] == pytest.approx(4.0, rel=0.2)  # rates with gamma0^2, at a readout that is given

@@ -51,7 +51,8 @@ def parameterize(
             relu, gelu, silu or their kin first, and 1 otherwise.
         init: "normal" draws weights from N(0, std^2), and warns where that replaces weights that are no fresh draw; "keep"
             keeps the weights there are (pretrained, orthogonal, structured) and only rescales each to the root mean square std,
-            by what ``plan.rescaled`` says. A weight that is all zero stays so (LoRA's second matrix, a zero head).
+            by what ``plan.rescaled`` says; "untouched" leaves every number as it is, to fine-tune a pretrained model: sizes
+            enter as gains, and only the learning rates are set. A weight that is all zero stays so (LoRA's second matrix, a zero head).
         roles: for module paths or names of weights, roles that overrule what ``describe`` finds.
         wider: the same model at another width, a function that builds it, or a factory ``width -> model``: what differs
             between the two is a width. Settles the roles in models of any kind, library transformers included.
@@ -72,7 +73,9 @@ def parameterize(
     initial = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     numbers = [(one, getattr(model.get_submodule(one.path), one.name)) for one in architecture.attributes]
     before = tuple(replace(one, value=number) for one, number in numbers) if scheme != "standard" else ()
-    rules = parameter_rules(architecture, model, gamma0=gamma0, scheme=scheme, gain=gain)
+    rules = parameter_rules(
+        architecture, model, gamma0=gamma0, scheme=scheme, gain=gain, keeps_sizes=init == "untouched"
+    )
     rescaled: dict[str, float] = {}
     if scheme != "standard":
         matrices = [rule for rule in rules if rule.role not in OWN_INIT and rule.role is not Role.OUTPUT_BIAS]
@@ -109,7 +112,7 @@ def _warn_of_lost(model: nn.Module, matrices: list[ParameterRule]) -> None:
     if lost:
         warnings.warn(
             f"Weights that are no fresh random numbers (a checkpoint, or a structured start) are drawn anew: {listed(lost)}. "
-            'init="keep" keeps them and rescales each; plan.undo() brings them back.',
+            'init="keep" keeps them and rescales each, init="untouched" leaves them as they are; plan.undo() brings them back.',
             stacklevel=3,
         )
 
@@ -123,7 +126,7 @@ def _initialise(
     Returns:
         What it was multiplied by, if it was kept.
     """
-    if rule.role in OWN_INIT or not parameter.requires_grad:
+    if rule.role in OWN_INIT or not parameter.requires_grad or init == "untouched":
         return None
     if rule.role is Role.OUTPUT_BIAS:
         parameter.zero_()
@@ -145,8 +148,10 @@ def _check(gamma0: float, scheme: str, gain: float | str, init: str) -> None:
         raise InvalidInputError(
             "`scheme` must name a scaling.", got=repr(scheme), remedy='"mean_field", "ntk" or "standard"'
         )
-    if init not in ("normal", "keep"):
-        raise InvalidInputError("`init` must name a way to draw weights.", got=repr(init), remedy='"normal" or "keep"')
+    if init not in ("normal", "keep", "untouched"):
+        raise InvalidInputError(
+            "`init` must name a way to draw weights.", got=repr(init), remedy='"normal", "keep" or "untouched"'
+        )
     if not 0 < gamma0 < math.inf:
         raise InvalidInputError(
             "gamma0 must be a positive number.", got=repr(gamma0), remedy='gamma0=0.01, or scheme="ntk"'

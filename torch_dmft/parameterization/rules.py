@@ -59,6 +59,7 @@ def parameter_rules(
     gamma0: float = 1.0,
     scheme: str = "mean_field",
     gain: float | str = "auto",
+    keeps_sizes: bool = False,
 ) -> tuple[ParameterRule, ...]:
     """A rule for every parameter of a model, in the order of its parameters.
 
@@ -68,6 +69,7 @@ def parameter_rules(
         gamma0: richness of the scheme "mean_field".
         scheme: "mean_field", "ntk" or "standard".
         gain: g of input and hidden weights; "auto" is sqrt(2) before relu, gelu, silu and their kin, 1 otherwise.
+        keeps_sizes: whether all weights stay as they are, as frozen ones do; their sizes then enter as gains.
 
     Returns:
         The rules.
@@ -81,9 +83,9 @@ def parameter_rules(
         is_weight = role not in OWN_INIT and role is not Role.OUTPUT_BIAS
         own = float(parameter.detach().square().mean().sqrt()) if parameter.numel() else 0.0
         weight_gain = _gain(layer, gain) if is_weight and role is not Role.READOUT else 1.0
-        keeps = not parameter.requires_grad and is_weight and role in (Role.INPUT, Role.HIDDEN)
-        if keeps and own:  # a frozen weight stays as it is: its gain is what its size amounts to
-            weight_gain = own * math.sqrt(fan_in)
+        keeps = (keeps_sizes or not parameter.requires_grad) and is_weight and role is not Role.READOUT
+        if keeps and own:  # a weight that stays as it is: its gain is what its size amounts to
+            weight_gain = own * (fan_in if role is Role.CODE else math.sqrt(fan_in))
         if scheme == "standard":
             scaling = STANDARD
             weight_gain = own * (gamma0 * fan_in if role is Role.READOUT else math.sqrt(fan_in)) if is_weight else 1.0
@@ -104,7 +106,7 @@ def parameter_rules(
                 role=role,
                 fan_in=fan_in,
                 gain=weight_gain,
-                std=own if scaling.std is None else scaling.std,
+                std=own if scaling.std is None or keeps_sizes else scaling.std,
                 lr=scaling.lr if parameter.requires_grad else 0.0,
                 adam_lr=scaling.adam_lr if parameter.requires_grad else 0.0,
                 gradient=scaling.gradient,

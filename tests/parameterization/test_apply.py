@@ -260,7 +260,7 @@ def test_untouched_weights_keep_every_number_and_their_sizes_are_gains(generator
     plan = parameterize(model, x, gamma0=0.5, init="untouched")
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
     for name, width in (("0.weight", 5), ("2.weight", 32)):
-        rule, size = plan.rule(name), float(model.get_parameter(name).square().mean().sqrt())
+        rule, size = plan.rule(name), float(model.get_parameter(name).detach().square().mean().sqrt())
         assert rule.gain == pytest.approx(size * width**0.5)
         assert rule.lr == pytest.approx(size**2 * 0.25 * 32)
     readout = plan.rule("4.weight")
@@ -268,8 +268,8 @@ def test_untouched_weights_keep_every_number_and_their_sizes_are_gains(generator
     assert readout.std == pytest.approx(float(model[4].weight.square().mean().sqrt()))
 
 
-def test_features_of_untouched_weights_move_in_proportion_to_gamma0(generator) -> None:
-    """Fine-tuning: what has to be learned is the same, and gamma0 is by how much features move for it."""
+def test_a_step_of_untouched_weights_moves_features_with_the_square_of_gamma0(generator) -> None:
+    """The readout is what it is, so that gamma0 enters by the rates of the layers before it alone."""
     x = torch.randn(16, 5, generator=generator, dtype=torch.float64)
     y = 0.1 * torch.randn(16, 1, generator=generator, dtype=torch.float64)
     changes = []
@@ -278,10 +278,8 @@ def test_features_of_untouched_weights_move_in_proportion_to_gamma0(generator) -
         model = nn.Sequential(nn.Linear(5, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 1)).double()
         start, features = model(x).detach(), model[:3](x).detach()
         plan = parameterize(model, x, gamma0=gamma0, init="untouched")
-        optimizer = torch.optim.SGD(plan.param_groups(0.1))
-        for _ in range(10):
-            optimizer.zero_grad()
-            (model(x) - start - y).square().mean().backward()
-            optimizer.step()
-        changes.append(float((model[:3](x) - features).norm()))
-    assert changes[1] / changes[0] == pytest.approx(4.0, rel=0.2)  # rates with gamma0^2, at a readout that is given
+        optimizer = torch.optim.SGD(plan.param_groups(1e-3))
+        (model(x) - start - y).square().mean().backward()
+        optimizer.step()
+        changes.append(float((model[:3](x) - features).detach().norm()))
+    assert changes[1] / changes[0] == pytest.approx(4.0, rel=1e-2)

@@ -52,7 +52,8 @@ def parameterize(
         init: "normal" draws weights from N(0, std^2), and warns where that replaces weights that are no fresh draw; "keep"
             keeps the weights there are (pretrained, orthogonal, structured) and only rescales each to the root mean square std,
             by what ``plan.rescaled`` says; "untouched" leaves every number as it is, to fine-tune a pretrained model: sizes
-            enter as gains, and only the learning rates are set. A weight that is all zero stays so (LoRA's second matrix, a zero head).
+            enter as gains, and only the learning rates are set. A weight that is all zero stays so (LoRA's second matrix, a
+            zero head).
         roles: for module paths or names of weights, roles that overrule what ``describe`` finds.
         wider: the same model at another width, a function that builds it, or a factory ``width -> model``: what differs
             between the two is a width. Settles the roles in models of any kind, library transformers included.

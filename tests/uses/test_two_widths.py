@@ -433,3 +433,53 @@ def _ntk(plan: dmft.Plan, inputs: dict[str, Tensor]) -> Tensor:
     ]
     jacobian = torch.stack(scaled)
     return jacobian @ jacobian.T
+
+
+def buffer(make: Callable[[int], Tensor]) -> Callable[[int], nn.Module]:
+    class Held(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.register_buffer("value", make(width))
+
+    return Held
+
+
+UNSEEN: dict[str, Any] = {
+    "a table of constants": body(lambda m, h: h * m.c.value, c=buffer(lambda n: torch.linspace(1, 2, n) / n**0.5)),
+    "a random matrix": body(lambda m, h: h @ m.c.value, c=buffer(lambda n: torch.randn(n, n))),
+    "random features": body(lambda m, h: torch.cos(h @ m.c.value), c=buffer(lambda n: torch.randn(n, n))),
+    "a sum along neurons": body(lambda m, h: h.cumsum(-1)),
+    "a softmax over neurons": body(lambda m, h: h.softmax(-1)),
+    "a Fourier transform": body(lambda m, h: torch.fft.rfft(h)[:, : h.shape[-1] // 2].abs().repeat(1, 2)),
+    "a mean of blocks": body(lambda m, h: m.w(h).unflatten(-1, (-1, 4)).mean(1).repeat(1, h.shape[-1] // 4), w=square),
+    "an initial size": body(lambda m, h: m.w(h) * m.s, w=square, s=lambda n: nn.Parameter(torch.tensor(n**-0.5))),
+}
+
+
+@pytest.mark.parametrize("factory", UNSEEN.values(), ids=UNSEEN)
+def test_features_whose_size_goes_with_the_width_are_refused(factory, generator) -> None:
+    with pytest.raises(UnsupportedModelError, match="features go with the width to the power"):
+        dmft.parameterize(factory(16), data(generator).float(), wider=factory)
+
+
+STEADY: dict[str, Any] = {
+    "a random matrix": body(lambda m, h: h @ m.c.value, c=buffer(lambda n: torch.randn(n, n) / n**0.5)),
+    "the largest": body(lambda m, h: h + h.amax(-1, keepdim=True)),
+    "every fourth": body(lambda m, h: h * (h >= h.topk(h.shape[-1] // 4, -1).values[:, -1:])),
+    "by the standard deviation": body(lambda m, h: (h - h.mean(-1, keepdim=True)) / h.std(-1, keepdim=True)),
+    "a convolution along neurons": body(lambda m, h: m.c(h[:, None])[:, 0], c=lambda n: nn.Conv1d(1, 1, 3, padding=1)),
+    "a product of two layers": body(lambda m, h: m.a(h) * m.b(h), a=square, b=square),
+    "a branch that vanishes": body(
+        lambda m, h: h + m.s * m.w(h), w=square, s=lambda n: nn.Parameter(torch.tensor(1 / n))
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("factory", STEADY.values(), ids=STEADY)
+def test_features_of_a_steady_size_are_accepted(factory, seed, generator) -> None:
+    torch.manual_seed(seed)
+    model, x = factory(16), data(generator).float()
+    before = copy.deepcopy(model.state_dict())
+    dmft.describe(model, x, wider=factory)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

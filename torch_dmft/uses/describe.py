@@ -22,7 +22,7 @@ from torch_dmft.uses.two_widths import by_two_widths
 Wider = nn.Module | Callable[..., Any]
 """The model at another width, a function that builds it, or a factory width -> model."""
 
-_WIDTHS = (64, 128, 256, 512, 1024, 32, 16, 8)
+_WIDTHS = (256, 64, 1024, 16, 128, 512, 32, 8)
 """Widths that a factory is tried at, in this order."""
 
 

@@ -38,6 +38,25 @@ _NOT_HOMOGENEOUS = frozenset(
 )
 """Functions of which f(c x) is not c^k f(x)."""
 
+_ACTIVATIONS = frozenset(
+    {
+        "tanh",
+        "sigmoid",
+        "gelu",
+        "silu",
+        "mish",
+        "elu",
+        "celu",
+        "erf",
+        "sin",
+        "cos",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+    }
+)
+"""Those of them that are taken of features, unlike a softmax of scores, which vanish, and the exponential of rates of decay."""
+
 _ADDING = frozenset({"add", "sub", "rsub", "cat", "stack", "where", "maximum", "minimum", "lerp"})
 
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0, "var": 2.0, "sign": 0.0, "sgn": 0.0}
@@ -77,6 +96,7 @@ class Step:
         summed: how many terms its sum has; 1 if it takes none, or an average.
         length: how many numbers the length is of that it takes; 1 if it takes none.
         operands: of a product of features with features: where in the graph its two factors were made.
+        size: of an activation, the root mean square of what it is taken of.
     """
 
     path: str
@@ -87,6 +107,7 @@ class Step:
     summed: int = 1
     length: int = 1
     operands: tuple[GradientEdge | None, ...] = ()
+    size: float | None = None
 
     @property
     def log(self) -> float:
@@ -158,7 +179,9 @@ class Steps:
         if name in _NORMS:
             return Step(path, name, scales), Scale()
         if name in _NOT_HOMOGENEOUS:
-            return Step(path, name, scales, must_agree=True), Scale()
+            is_activation = name in _ACTIVATIONS and args[0].is_floating_point()
+            size = float(args[0].detach().double().square().mean().sqrt()) if is_activation else None
+            return Step(path, name, scales, must_agree=True, size=size), Scale()
         if name in ("mul", "div") and len(args) > 1:
             return self._product(path, name, number, args, known, scales)
         if name in _MATRIX:

@@ -23,6 +23,7 @@ from torch_dmft.core.listed import listed
 from torch_dmft.core.undisturbed import all_graded
 from torch_dmft.uses.anatomy import Names, anatomy
 from torch_dmft.uses.balance import Imbalance, imbalances, own_scale
+from torch_dmft.uses.forward_check import Instance, grown
 from torch_dmft.uses.graph import activation_behind, ancestors, followers, kind
 from torch_dmft.uses.outputs import Example, moved
 from torch_dmft.uses.ownership import are_alike
@@ -63,6 +64,14 @@ def by_two_widths(
     places += [_scores(found) if found.is_of_scores else found.place() for found in unbalanced]
     if places:
         raise UnsupportedModelError(REFUSAL, places)
+    with _ready(model, run), _ready(other, other_run):
+        place = grown(
+            _instance(model, run, inputs, comparison.fan_ins(0)),
+            _instance(other, other_run, inputs, comparison.fan_ins(1), comparison.fixed()),
+            comparison.growth,
+        )
+    if place is not None:
+        raise UnsupportedModelError(REFUSAL, [place])
     found = comparison.architecture({name: fold for (_, name), fold in folds.items()})
     return replace(
         found,
@@ -73,8 +82,24 @@ def by_two_widths(
 
 def _see(model: nn.Module, run: nn.Module, inputs: Example) -> Seen:
     given = moved(inputs, next(model.parameters()).device)
-    with prepared(model, run), all_graded(model), sdpa_kernel(SDPBackend.MATH):
+    with _ready(model, run):
         return see(model, run, given, notes_steps=True)
+
+
+@contextmanager
+def _ready(model: nn.Module, run: nn.Module) -> Iterator[None]:
+    with prepared(model, run), all_graded(model), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def _instance(
+    model: nn.Module,
+    run: nn.Module,
+    inputs: Example,
+    fan_ins: Mapping[str, int],
+    values: Mapping[str, Tensor] | None = None,
+) -> Instance:
+    return Instance(model, run, moved(inputs, next(model.parameters()).device), fan_ins, values or {})
 
 
 def _steps(seen: Seen) -> list[tuple[str, str]]:
@@ -137,6 +162,7 @@ class _Matrix:
         path: path of the module that multiplies.
         kind: as in ``Layer``.
         sizes: features of its input and of its output, and fan-in.
+        fan_ins: at both widths.
         grows: whether its input and its output are widths.
         node: where its output is in the graph; None if no gradient flows into it.
         weight: its numbers.
@@ -146,6 +172,7 @@ class _Matrix:
     path: str
     kind: str
     sizes: tuple[int, int, int]
+    fan_ins: tuple[int, int]
     grows: tuple[bool, bool]
     node: Node | None
     weight: Tensor
@@ -155,7 +182,9 @@ class _Matrix:
         """The matrix in an argument of an operator."""
         grows = sizes[0] != others[0], sizes[1] != others[1]
         node = None if use.edge is None else use.edge.node
-        return cls(use.weights[slot], use.path, kind, sizes, grows, node, use.argument(slot).detach())
+        return cls(
+            use.weights[slot], use.path, kind, sizes, (sizes[2], others[2]), grows, node, use.argument(slot).detach()
+        )
 
 
 def _matrices(one: Seen, two: Seen) -> list[_Matrix]:
@@ -345,6 +374,30 @@ class _Comparison:
         is_inside = any(edge is not None and edge.node in self.inside for edge in uses)
         return replace(vector, role=Role.INNER if is_inside else Role.OUTER)
 
+    def fan_ins(self, which: int) -> dict[str, int]:
+        """Fan-in of every matrix that has a role of its own, of the model (0) or of the other (1)."""
+        drawn = (Role.INPUT, Role.HIDDEN, Role.READOUT, Role.CODE)
+        found = {}
+        for matrix, role in zip(self.matrices, self.roles, strict=True):
+            for name in matrix.names if role in drawn else ():
+                found[name] = matrix.fan_ins[which]
+        return found
+
+    def fixed(self) -> dict[str, Tensor]:
+        """Random parameters without a width: a few numbers, of which two models have others."""
+        drawn = self.fan_ins(0)
+        return {
+            name: value.detach()
+            for name, value in self.parameters.items()
+            if not self.grows[name] and name not in drawn and bool((value != value.flatten()[0]).any())
+        }
+
+    @property
+    def growth(self) -> float:
+        """The other width in units of this one."""
+        readout = next(matrix for matrix, role in zip(self.matrices, self.roles, strict=True) if role is Role.READOUT)
+        return readout.fan_ins[1] / readout.fan_ins[0]
+
     def _notes(self, layers: Sequence[Layer], numbers: Mapping[str, int]) -> Iterator[str]:
         codes = [layer.path for layer in layers if layer.role is Role.CODE and not layer.is_read_by_zeros]
         if codes:
@@ -352,7 +405,7 @@ class _Comparison:
                 f"{listed(codes)}: their outputs are no width but widths follow, so that they start at zero like 1/sqrt(N) in "
                 "the limit, and what reads them learns late"
             )
-        growth = self._growth_of_width(layers, numbers)
+        growth = self.growth
         for layer in layers:
             if layer.role not in (Role.HIDDEN, Role.READOUT, Role.CODE) or layer.kind == "embedding":
                 continue
@@ -363,11 +416,6 @@ class _Comparison:
                     f"{layer.path}: about {fixed:.0f} of its {into} inputs do not grow with the width; their share of its "
                     "output vanishes in the limit"
                 )
-
-    def _growth_of_width(self, layers: Sequence[Layer], numbers: Mapping[str, int]) -> float:
-        readout = next(layer for layer in layers if layer.role is Role.READOUT)
-        sizes = [seen.products[numbers[readout.path]].features()[0] for seen in (self.one, self.two)]
-        return sizes[1] / sizes[0]
 
 
 _UNMADE = (

@@ -1,0 +1,135 @@
+"""Whether features have one size at two widths: a forward pass at each, with weights drawn by the same law.
+
+Numbers and sums are followed operator by operator (``balance``). What else may depend on the width shows itself in the sizes of
+features: tensors of constants, sums along neurons, a softmax over them, parameters that keep an initial size which falls with
+the width. With entries N(0, 1/fan-in) in every matrix, what products and activations are taken of is O(1) at every width, up to
+O(1/N).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from torch_dmft.core.errors import Place
+from torch_dmft.uses.outputs import Example
+from torch_dmft.uses.passes import Seen, see
+
+_EXPONENT = 0.25
+"""The power of the width that is taken for one; sizes of narrow networks differ by O(1/N) beside it."""
+
+_DRAWS, _MOST = 4, 32
+_SIGMAS = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """A model at one width, prepared to run.
+
+    Attributes:
+        model: the model.
+        run: maps the inputs to its outputs.
+        inputs: what it is run on.
+        fan_ins: of the parameters that are drawn, by name.
+        values: of parameters that are set, by name.
+    """
+
+    model: nn.Module
+    run: nn.Module
+    inputs: Example
+    fan_ins: Mapping[str, int]
+    values: Mapping[str, Tensor]
+
+    def sizes(self, seed: int) -> list[tuple[str, float]]:
+        """Where, and the logarithm of the root mean square there, for matrices drawn with this seed."""
+        with self._drawn(seed):
+            seen = see(self.model, self.run, self.inputs, notes_steps=True)
+        return [
+            *_of_products(seen),
+            *((step.path, _log(step.size)) for step in seen.taken.steps if step.size is not None),
+        ]
+
+    @contextmanager
+    def _drawn(self, seed: int) -> Iterator[None]:
+        generator = torch.Generator().manual_seed(seed)
+        changed = {**self.fan_ins, **self.values}
+        parameters = {name: value for name, value in self.model.named_parameters() if name in changed}
+        before = {name: value.detach().clone() for name, value in parameters.items()}
+        try:
+            with torch.no_grad():
+                for name, value in parameters.items():
+                    if name in self.values:
+                        value.copy_(self.values[name])
+                        continue
+                    drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32, device="cpu")
+                    value.copy_(drawn / math.sqrt(self.fan_ins[name]))
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in parameters.items():
+                    value.copy_(before[name])
+
+
+def _of_products(seen: Seen) -> list[tuple[str, float]]:
+    """Of what the products take; of what they make there may be too little to tell."""
+    return [
+        (product.use.path, _log(_size(product.use.argument(product.data))))
+        for product in seen.products
+        if product.kind != "embedding"
+    ]
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.detach().double().square().mean().sqrt())
+
+
+def _log(size: float) -> float:
+    return math.log(size) if 0 < size < math.inf else math.nan
+
+
+def grown(one: Instance, other: Instance, growth: float) -> Place | None:
+    """The first place at which features grow or shrink with the width.
+
+    Args:
+        one: the model.
+        other: the model at another width, with the same products and steps.
+        growth: the other width in units of this one.
+    """
+    changes: list[list[float]] = []
+    paths: Sequence[str] = ()
+    while len(changes) < _MOST:
+        here, there = one.sizes(len(changes)), other.sizes(len(changes))
+        paths = [path for path, _ in here]
+        changes.append([b - a for (_, a), (_, b) in zip(here, there, strict=True)])
+        if len(changes) < _DRAWS:
+            continue
+        found = torch.tensor(changes, dtype=torch.float64, device="cpu")
+        exponents, errors = (
+            found.mean(0) / math.log(growth),
+            found.std(0) / math.sqrt(len(changes)) / abs(math.log(growth)),
+        )
+        large = exponents.abs() > _EXPONENT
+        certain = large & ((exponents.abs() - _EXPONENT) > _SIGMAS * errors)
+        if bool(certain.any()):
+            at = int(certain.nonzero()[0])
+            return _place(paths[at], float(exponents[at]), growth)
+        if not bool(large.any()):
+            return None
+    return None
+
+
+def _place(path: str, exponent: float, growth: float) -> Place:
+    reason = (
+        f"features go with the width to the power {exponent:.2f} (they are {growth**exponent:.3g} times as large at the other "
+        "one), though every matrix is drawn by the same law"
+    )
+    remedy = (
+        "look before this place for tensors of constants, sums or a softmax along neurons, and parameters whose initial size "
+        "depends on the width; make them the same at every width"
+    )
+    return Place(path or "(model)", reason, remedy)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.memory import require_memory
-from torch_dmft.core.torch_private import ConvBase, padding_twice
+from torch_dmft.core.torch_private import ConvBase, padding_twice, parameters_of
 from torch_dmft.core.undisturbed import all_graded
 from torch_dmft.measurement.batch_norm import Statistics
 from torch_dmft.measurement.gather import Flow, gather
@@ -71,7 +71,7 @@ def _measured_somehow(subject: Subject, rates: Mapping[str, float], inputs: Exam
         with all_graded(subject.model):
             return _measured(subject, rates, inputs, known, attached=False)
     except RuntimeError as error:
-        frozen = any(not parameter.requires_grad for parameter in subject.model.parameters())
+        frozen = any(not parameter.requires_grad for parameter in parameters_of(subject.model).values())
         if not frozen or "inplace operation" not in str(error):
             raise
         # What a frozen weight read may be overwritten, but not while everything has gradients.
@@ -83,7 +83,7 @@ def _measured(
 ) -> Snapshot:
     model, run = subject.model, subject.run
     _refuse_unplanned(model, rates)
-    parameters: dict[str, Tensor] = {n: value for n, value in model.named_parameters() if rates.get(n, 0.0)}
+    parameters: dict[str, Tensor] = {n: value for n, value in parameters_of(model).items() if rates.get(n, 0.0)}
     whole = watched_pass(model, run, inputs, attached=attached)
     samples, outputs = whole.outputs.shape
     _require_memory(whole, len(parameters))
@@ -270,7 +270,7 @@ def _border(model: nn.Module, flow: Flow) -> Sequence[int]:
 
 
 def _refuse_unplanned(model: nn.Module, rates: Mapping[str, float]) -> None:
-    added = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in rates]
+    added = [name for name, parameter in parameters_of(model).items() if parameter.requires_grad and name not in rates]
     if added:
         raise UnsupportedModelError(
             "The model has parameters that its plan does not know:",

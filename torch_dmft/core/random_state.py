@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +20,9 @@ def random_state_kept(devices: Iterable[torch.device] = ()) -> Iterator[None]:
     accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
     with ExitStack() as stack:
         stack.callback(random.setstate, random.getstate())
-        stack.callback(_put_back, np.random.get_state())  # noqa: NPY002, users' data sets draw there
+        stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002, users' data sets draw there
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for kind in {device.type for device in accelerators}:
             here = [device for device in accelerators if device.type == kind]
             stack.enter_context(torch.random.fork_rng(devices=here, device_type=kind))
         yield
-
-
-def _put_back(before: Any) -> None:
-    """Put back the random state of numpy, unless it is what it was: setting it takes far longer than a look."""
-    now: Any = np.random.get_state()  # noqa: NPY002
-    is_known = isinstance(now, tuple) and isinstance(before, tuple)
-    if not (is_known and now[0] == before[0] and now[2:] == before[2:] and np.array_equal(now[1], before[1])):
-        np.random.set_state(before)  # noqa: NPY002

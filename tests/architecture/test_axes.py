@@ -40,9 +40,9 @@ def test_a_reshape_moves_entries_only_within_groups(groups: list) -> None:
 
 
 def test_regroup_finds_the_finest_groups() -> None:
-    assert regroup((2, 3, 4), (2, 12)) == [((0,), (0,)), ((1, 2), (1,))]
-    assert regroup((2, 1, 12), (2, 3, 4)) == [((0,), (0,)), ((2,), (1, 2))]
-    assert regroup((4, 6), (6, 4)) == [((0, 1), (0, 1))]
+    assert regroup((2, 3, 4), (2, 12)) == (((0,), (0,)), ((1, 2), (1,)))
+    assert regroup((2, 1, 12), (2, 3, 4)) == (((0,), (0,)), ((2,), (1, 2)))
+    assert regroup((4, 6), (6, 4)) == (((0, 1), (0, 1)),)
 
 
 def test_a_new_axis_is_a_width_until_something_fixes_it() -> None:

@@ -42,3 +42,21 @@ def test_they_do_what_is_said() -> None:
     assert torch_private.is_compiled(linear)
     torch_private.multiply_all_([linear.weight.data], 0.0)
     assert not linear.weight.any()
+
+
+def test_modules_and_parameters_are_those_that_torch_lists() -> None:
+    shared = nn.Linear(2, 2)
+    inner = nn.Sequential(shared, nn.BatchNorm1d(2, affine=False))
+    model = nn.ModuleDict(
+        {"a": inner, "b": nn.Sequential(nn.LayerNorm(2), shared), "c": nn.Bilinear(2, 2, 2, bias=False)}
+    )
+    model["b"][0].weight = inner[0].bias  # one parameter under two names
+    model["a"].register_module("none", None)
+    assert torch_private.modules_of(model) == list(model.named_modules())
+    assert torch_private.modules_of(model, once=False) == list(model.named_modules(remove_duplicate=False))
+    found = torch_private.parameters_of(model)
+    assert list(found) == [name for name, _ in model.named_parameters()]
+    assert all(found[name] is parameter for name, parameter in model.named_parameters())
+    for module in model.modules():
+        assert list(torch_private.own_parameters(module)) == [n for n, _ in module.named_parameters(recurse=False)]
+        assert list(torch_private.own_buffers(module)) == [n for n, _ in module.named_buffers(recurse=False)]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.measurement import empirical_ntk
-from torch_dmft.uses import products
-from torch_dmft.uses.products import Slide, is_cheaper_by_positions, sliding_ntk
+from torch_dmft.measurement import empirical_ntk, shares
+from torch_dmft.uses import forms, products
+from torch_dmft.uses.products import Slide, is_cheaper_by_positions, is_cheaper_by_taps, sliding_ntk
 
 CONVOLUTIONS = {
     "1d": (nn.Conv1d(3, 4, 3, padding=1), (9,)),
@@ -18,6 +18,11 @@ CONVOLUTIONS = {
     "2d, groups": (nn.Conv2d(4, 6, 3, padding=1, groups=2), (4, 5)),
     "3d": (nn.Conv3d(2, 3, (3, 2, 2), padding=(1, 0, 1)), (3, 4, 3)),
     "one pixel": (nn.Conv2d(3, 4, 1), (4, 4)),
+    "1d, stride": (nn.Conv1d(3, 4, 3, padding=1, stride=2), (9,)),
+    "2d, stride": (nn.Conv2d(3, 4, 3, padding=1, stride=2), (8, 8)),
+    "2d, stride beyond the kernel": (nn.Conv2d(3, 4, 1, stride=(2, 3)), (6, 7)),
+    "2d, strides": (nn.Conv2d(4, 6, (3, 2), padding=(2, 1), stride=(3, 2), dilation=(2, 3), groups=2), (9, 8)),
+    "3d, stride": (nn.Conv3d(2, 3, (3, 2, 2), padding=(1, 0, 1), stride=(1, 2, 3)), (3, 5, 4)),
 }
 SAMPLES, OUTPUTS = 3, 2
 
@@ -50,7 +55,7 @@ def test_gradients_by_offsets_are_those_of_autograd(
         padded = nn.functional.pad(x, [p for one in reversed(conv.padding) for p in (one, one)])
         inputs.append(x)
         readouts.append(v)
-        pairs.append(Slide(padded, v, conv.dilation))
+        pairs.append(Slide(padded, v, conv.stride, conv.dilation))
     found = sliding_ntk(pairs, taps=conv.kernel_size, groups=conv.groups)
     torch.testing.assert_close(found, brute_force(conv, inputs, readouts), rtol=1e-10, atol=1e-10)
 
@@ -59,7 +64,7 @@ def test_inputs_that_all_samples_share() -> None:
     conv = nn.Conv2d(2, 3, 3).double()
     x = torch.randn(1, 2, 5, 5, dtype=torch.float64)
     v = torch.randn(SAMPLES, OUTPUTS, 3, 3, 3, dtype=torch.float64)
-    found = sliding_ntk([Slide(x, v, (1, 1))], taps=(3, 3), groups=1)
+    found = sliding_ntk([Slide(x, v, (1, 1), (1, 1))], taps=(3, 3), groups=1)
     expected = brute_force(conv, [x.expand(SAMPLES, -1, -1, -1)], [v])
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
@@ -84,7 +89,15 @@ class TwoDilations(nn.Module):
         return self.last(torch.tanh(near + far).mean((2, 3)))
 
 
+@pytest.fixture(params=[True, False], ids=["tap by tap", "written out"])
+def tap_by_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways to a convolution's gradients, whatever its size."""
+    monkeypatch.setattr(forms, "is_cheaper_by_taps", lambda *sizes: request.param)
+    return bool(request.param)
+
+
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.usefixtures("tap_by_tap")
 def test_one_kernel_at_two_dilations(seed: int) -> None:
     torch.manual_seed(seed)
     model, inputs = TwoDilations().double(), torch.randn(4, 2, 12, 12, dtype=torch.float64)
@@ -92,7 +105,34 @@ def test_one_kernel_at_two_dilations(seed: int) -> None:
     torch.testing.assert_close(found, empirical_ntk(model, inputs, method="jacobian"), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("conv", [one for one, _ in CONVOLUTIONS.values()], ids=CONVOLUTIONS)
+def test_every_convolution_in_a_network(conv: nn.Module, tap_by_tap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    dims, slid = len(conv.kernel_size), []
+    monkeypatch.setattr(shares, "sliding_ntk", lambda uses, **kernel: slid.append(1) or sliding_ntk(uses, **kernel))
+    monkeypatch.setattr(forms, "is_cheaper_by_positions", lambda *sizes: False)
+    model = nn.Sequential(conv.double(), nn.Tanh(), nn.Flatten(2), Mean(), nn.Linear(conv.out_channels, 2).double())
+    inputs = torch.randn(4, conv.in_channels, *(8,) * dims, dtype=torch.float64)
+    found = empirical_ntk(model, inputs)
+    torch.testing.assert_close(found, empirical_ntk(model, inputs, method="jacobian"), rtol=1e-10, atol=1e-12)
+    assert bool(slid) == tap_by_tap
+
+
+class Mean(nn.Module):
+    """Over pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(-1)
+
+
+def test_few_channels_and_small_images_are_better_written_out() -> None:
+    assert is_cheaper_by_taps(32, 32 * 32, 64, 9)
+    assert not is_cheaper_by_taps(32, 32 * 32, 3, 9)
+    assert not is_cheaper_by_taps(16, 4 * 4, 32, 9)
+    assert is_cheaper_by_taps(32, 224 * 224, 3, 49), "half a gigabyte is not written out"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("tap_by_tap")
 def test_convolutions_in_half_precision(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model, inputs = TwoDilations(), torch.randn(4, 2, 12, 12)

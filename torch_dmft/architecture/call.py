@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,28 +14,33 @@ def tensors_in(arguments: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists and mappings, in order (a fast stand-in for ``tree_leaves``)."""
     if isinstance(arguments, Tensor):
         return [arguments]
-    if isinstance(arguments, Mapping):
+    if not isinstance(arguments, tuple | list):
+        if not isinstance(arguments, Mapping):
+            return []
         arguments = arguments.values()
-    elif not isinstance(arguments, tuple | list):
-        return []
     tensors: list[Tensor] = []
     for argument in arguments:
         if isinstance(argument, Tensor):
             tensors.append(argument)
-        elif isinstance(argument, _NESTS):
+        elif type(argument) not in _SINGLE and isinstance(argument, _NESTS):
             tensors += tensors_in(argument)
     return tensors
 
 
 _NESTS = (tuple, list, Mapping)
+_SINGLE = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+"""What most arguments that are no tensors are: to see that they hold none, their type is enough."""
 
 
 def version(tensor: Tensor) -> int:
     """How often a tensor was written in place, through itself or through any view of it."""
-    return -1 if tensor.is_inference() else tensor._version
+    try:
+        return tensor._version
+    except RuntimeError:  # tensors of inference mode do not count
+        return -1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # not frozen: a pass makes thousands, and frozen ones take five times as long to make
 class Call:
     """One call of a torch function, with its plain name (``add`` for ``Tensor.__iadd__``, ``relu`` for ``relu_``).
 
@@ -47,6 +51,7 @@ class Call:
         kwargs: its arguments by name.
         tensors: every tensor among the arguments.
         result: what it returned.
+        results: every tensor in it.
         attached: whether gradients flow into one of the arguments.
         graded: whether gradients were on.
         written: the arguments that it changed in place.
@@ -58,6 +63,7 @@ class Call:
     kwargs: dict[str, Any]
     tensors: list[Tensor]
     result: Any
+    results: list[Tensor]
     attached: bool
     graded: bool
     written: list[Tensor]
@@ -72,11 +78,12 @@ class Call:
         tensors: list[Tensor],
     ) -> Call:
         """Make the call and note the state of its arguments before and after."""
-        attached = any(tensor.requires_grad for tensor in tensors)
+        attached = True in [tensor.requires_grad for tensor in tensors]
         before = [version(tensor) for tensor in tensors]
         result = function(*args, **kwargs)
         written = [tensor for tensor, old in zip(tensors, before, strict=True) if version(tensor) != old]
-        return cls(function, name, args, kwargs, tensors, result, attached, torch.is_grad_enabled(), written)
+        graded = torch.is_grad_enabled()
+        return cls(function, name, args, kwargs, tensors, result, tensors_in(result), attached, graded, written)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument given by position or by name."""
@@ -86,8 +93,3 @@ class Call:
     def input(self) -> Tensor:
         """The first argument."""
         return self.argument(0, "input")
-
-    @cached_property
-    def results(self) -> list[Tensor]:
-        """Every tensor in the result."""
-        return tensors_in(self.result)

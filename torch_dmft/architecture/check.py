@@ -15,19 +15,20 @@ from torch_dmft.architecture.facts import facts_of, remedy
 from torch_dmft.architecture.roles import DotProduct
 from torch_dmft.architecture.trace import Trace
 from torch_dmft.core.errors import Place
-from torch_dmft.core.torch_private import has_backward_hooks, is_compiled
+from torch_dmft.core.torch_private import has_backward_hooks, is_compiled, modules_of, own_parameters, parameters_of
 
 
 def standing(model: nn.Module) -> tuple[list[Place], set[str]]:
     """What is wrong with a model before it runs, and the paths of the modules that are refused as a whole."""
     places: list[Place] = []
     refused: set[str] = set()
-    for path, module in model.named_modules():
+    modules = modules_of(model)
+    for path, module in modules:
         place = None if _inside(path, refused) else _module(path, module)
         if place is not None:
             places.append(place)
             refused.add(path)
-    return places + _tied(model) + _hooked(model), refused
+    return places + _tied(modules) + _hooked(modules), refused
 
 
 def _inside(path: str, refused: set[str]) -> bool:
@@ -37,7 +38,7 @@ def _inside(path: str, refused: set[str]) -> bool:
 def _module(path: str, module: nn.Module) -> Place | None:
     where = path or "(model)"
     kind = type(module).__name__
-    own = dict(module.named_parameters(recurse=False))
+    own = own_parameters(module)
     if is_compiled(module):
         return Place(
             where, "is compiled, which hides its data flow", "pass the uncompiled model and compile it afterwards"
@@ -56,32 +57,37 @@ def _module(path: str, module: nn.Module) -> Place | None:
 
 
 def _is_lazy(module: nn.Module) -> bool:
-    return any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters(recurse=False))
+    return any(isinstance(parameter, UninitializedParameter) for parameter in own_parameters(module).values())
 
 
 def can_run(model: nn.Module) -> bool:
     """Whether the model can be run and followed at all."""
-    return not any(is_compiled(module) or _is_lazy(module) for module in model.modules())
+    return not any(is_compiled(module) or _is_lazy(module) for _, module in modules_of(model))
 
 
 _PARAMETRIZED = "not yet; remove the parametrization (weight or spectral norm) or replace it by a norm layer"
 
 
-def _hooked(model: nn.Module) -> list[Place]:
+def _hooked(named: list[tuple[str, nn.Module]]) -> list[Place]:
     """Modules and parameters with a hook that sees gradients, and may change them."""
     reason, fix = (
         "has a gradient hook, which may change gradients",
         "remove the hook, and register it after parameterize",
     )
-    modules = [path or "(model)" for path, one in model.named_modules() if has_backward_hooks(one)]
-    parameters = [name for name, one in model.named_parameters() if has_backward_hooks(one)]
-    return [Place(where, reason, fix) for where in modules + parameters]
+    modules = [path or "(model)" for path, one in named if has_backward_hooks(one)]
+    parameters = {
+        id(one): f"{path}.{name}" if path else name
+        for path, module in reversed(named)
+        for name, one in own_parameters(module).items()
+        if has_backward_hooks(one)
+    }
+    return [Place(where, reason, fix) for where in (*modules, *reversed(parameters.values()))]
 
 
-def _tied(model: nn.Module) -> list[Place]:
+def _tied(named: list[tuple[str, nn.Module]]) -> list[Place]:
     owners: dict[int, list[str]] = defaultdict(list)
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
+    for path, module in named:
+        for name, parameter in own_parameters(module).items():
             if not isinstance(parameter, UninitializedParameter) and parameter.numel():
                 owners[parameter.untyped_storage().data_ptr()].append(f"{path}.{name}" if path else name)
     fix = "not yet; give each its own parameter (one tensor cannot have two scalings)"
@@ -95,7 +101,7 @@ def _tied(model: nn.Module) -> list[Place]:
 def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:
     """What is wrong in the forward pass: parameters never reached, sums over widths without a limit."""
     places = list(trace.places)
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_of(model).items():
         if id(parameter) not in trace.used and not _inside(name, refused):
             fix = "remove it, or give an example input that reaches it"
             places.append(Place(name, "is never reached in the forward pass", fix))

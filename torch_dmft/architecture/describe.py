@@ -18,8 +18,9 @@ from torch_dmft.architecture.trace import Trace, Use
 from torch_dmft.architecture.train_mode import differences
 from torch_dmft.architecture.watch import Example, watch, watch_training
 from torch_dmft.architecture.widen import COPIED, materialise, widened
+from torch_dmft.core.collection import collection_paused
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
-from torch_dmft.core.torch_private import BatchNormBase
+from torch_dmft.core.torch_private import BatchNormBase, modules_of, own_parameters
 
 Roles = Mapping[str, Role | str]
 
@@ -30,6 +31,7 @@ class Wrapper(nn.Module):
     model: nn.Module
 
 
+@collection_paused()
 def describe(
     model: nn.Module, example_input: Example, *, roles: Roles | None = None, like: Architecture | None = None
 ) -> Architecture:
@@ -66,7 +68,7 @@ def describe(
     if not can_run(model):
         raise UnsupportedModelError(_REFUSAL, places)
     batch_norms = [
-        m for m in model.modules() if isinstance(m, BatchNormBase) and (m.training or m.running_mean is None)
+        m for _, m in modules_of(model) if isinstance(m, BatchNormBase) and (m.training or m.running_mean is None)
     ]
     steps = Steps(model)
     trace = watch(model, example_input, refused, steps, gradients=like is None)
@@ -78,11 +80,11 @@ def describe(
         raise UnsupportedModelError(_REFUSAL, places + suspects)
 
     given = _given(trace, roles or {})
-    layers = tuple(_layer(model, trace, path, use, given.get(path), places) for path, use in trace.uses.items())
+    layers = tuple(_layer(trace, path, use, given.get(path), places) for path, use in trace.uses.items())
     vectors = tuple(
         Vector(path, f"{path}.{name}" if path else name, parameter.numel(), _axis(trace, label))
         for path, label in trace.norms.items()
-        for name, parameter in model.get_submodule(path).named_parameters(recurse=False)
+        for name, parameter in own_parameters(trace.modules[path]).items()
     )
     places += _norms_without_width(vectors)
     if not any(layer.role is Role.READOUT for layer in layers) and not places:
@@ -147,7 +149,7 @@ def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, examp
 
 def _wide_copy(model: nn.Module, found: Architecture, example_input: Example) -> Trace | None:
     """The trace of a copy of the model at another width; None if the copy cannot be built."""
-    owners = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    owners = [module for _, module in modules_of(model) if own_parameters(module)]
     if not all(isinstance(module, COPIED) for module in owners):
         return None
     try:
@@ -194,9 +196,9 @@ def _axis(trace: Trace, label: Label) -> int | None:
     return trace.axes.root(label) if label is not None and trace.axes.is_width(label) else None
 
 
-def _layer(model: nn.Module, trace: Trace, path: str, use: Use, given: Role | None, places: list[Place]) -> Layer:
+def _layer(trace: Trace, path: str, use: Use, given: Role | None, places: list[Place]) -> Layer:
     """The layer of a use; a place is added if its role cannot be determined."""
-    module = model.get_submodule(path)
+    module = trace.modules[path]
     facts = facts_of(module)
     assert isinstance(facts, Weight)
     prefix = f"{path}." if path else ""

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_dmft.architecture.call import Call
+from torch_dmft.core.torch_private import parameters_of
 
 _RANDOM = dict.fromkeys(
     re.findall(
@@ -46,7 +47,7 @@ def is_random(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return name in _RANDOM
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, like calls
 class Step:
     """One call on features.
 
@@ -80,7 +81,7 @@ class Steps:
         self.outputs: tuple[int, ...] = ()
         self.batch_norms: dict[str, None] = {}
         self.wrong: list[tuple[str, str]] = []
-        parameters: list[Tensor] = list(model.parameters())
+        parameters: list[Tensor] = list(parameters_of(model).values())
         self._made = {id(parameter): (parameter, -1 - n) for n, parameter in enumerate(parameters)}
 
     def begin(self, inputs: list[Tensor]) -> None:
@@ -100,9 +101,8 @@ class Steps:
             return
         if call.name == "batch_norm" and call.argument(5, "training", False):
             self.batch_norms[path] = None
-        numbers = tuple(
-            text for leaf in (*call.args, *call.kwargs.values()) if (text := self._number(call.name, leaf)) is not None
-        )
+        leaves = [*call.args, *call.kwargs.values()]
+        numbers = tuple([text for leaf in leaves if (text := self._number(call.name, leaf)) is not None])
         self.taken.append(Step(path, call.name, numbers, tuple(known)))
         for result in results:
             self._made[id(result)] = (result, len(self.taken))

@@ -14,6 +14,7 @@ from torch_dmft.architecture.call import Call, version
 from torch_dmft.architecture.facts import Norm, Weight, facts_of
 from torch_dmft.architecture.roles import Constant, DotProduct
 from torch_dmft.core.errors import Place
+from torch_dmft.core.torch_private import modules_of, own_parameters
 
 CONSTANT: int = -1
 """The serial number of values that depend on neither data nor parameters."""
@@ -29,7 +30,7 @@ class Sum:
     path: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # not frozen, like calls
 class Value:
     """What is known of a tensor.
 
@@ -110,6 +111,7 @@ class Trace:
         must_be_fixed: axes, each with the complaint that is due if it turns out to be a width.
         letters: the operations in order: L linear layer, a named activation, r reshape, x anything else.
         mixes_rows: whether an operation combined different samples.
+        modules: the modules of the model by path.
         running: paths of the modules that are running, outermost first.
         samples: how many samples the example has.
         shared_unseen: memory of features that ``data`` gave access to, so that writing there goes unnoticed.
@@ -118,7 +120,6 @@ class Trace:
 
     def __init__(self, model: nn.Module, refused: set[str]) -> None:
         self.model = model
-        self.trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         self.axes = Axes()
         self.uses: dict[str, Use] = {}
         self.norms: dict[str, Label] = {}
@@ -137,13 +138,21 @@ class Trace:
         self.outputs = 0
         self.shared_unseen: set[int] = set()
         self._refused = refused
-        self._modules = dict(model.named_modules())
+        self.modules: dict[str, nn.Module] = {}
         self._values: dict[int, tuple[Tensor, Value, tuple[int, bool]]] = {}
         self._last_call: Call | None = None
         self._last_features: list[tuple[Tensor, Value]] = []
         self._owners: dict[int, dict[str, str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            self._owners.setdefault(id(parameter), {})[name.rpartition(".")[0]] = name
+        self.trained: set[int] = set()
+        known: set[int] = set()
+        for path, module in modules_of(model, once=False):
+            if id(module) not in known:
+                known.add(id(module))
+                self.modules[path] = module
+            for name, parameter in own_parameters(module).items():
+                self._owners.setdefault(id(parameter), {})[path] = f"{path}.{name}" if path else name
+                if parameter.requires_grad:
+                    self.trained.add(id(parameter))
 
     # Tensors
 
@@ -166,12 +175,12 @@ class Trace:
 
     def changed(self, tensors: list[Tensor]) -> list[Value]:
         """What was known of tensors that were written, or given other gradients, in a way that was not seen."""
-        held = [self._values[id(tensor)] for tensor in tensors if id(tensor) in self._values]
-        return [
-            value
-            for tensor, value, noted in held
-            if noted != (version(tensor), tensor.requires_grad) and value.serial != CONSTANT
-        ]
+        found = []
+        for tensor in tensors:
+            held = self._values.get(id(tensor))
+            if held is not None and held[2] != (version(tensor), tensor.requires_grad) and held[1].serial != CONSTANT:
+                found.append(held[1])
+        return found
 
     def is_lost(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on parameters by a way that was not seen."""
@@ -186,7 +195,7 @@ class Trace:
     def layer_of(self, parameter: Tensor | None) -> tuple[str, Weight | Norm] | None:
         """Path and facts of the layer that owns a parameter, if that layer is the module that is running."""
         owned = self.path in self._owners.get(id(parameter), {})
-        facts = facts_of(self._modules[self.path]) if owned else None
+        facts = facts_of(self.modules[self.path]) if owned else None
         return None if facts is None else (self.path, facts)
 
     def misused(self, call: Call, parameter: Tensor) -> None:

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch_dmft.architecture.operations.gradients import refuse_changed
 from torch_dmft.architecture.steps import Steps
 from torch_dmft.architecture.trace import CONSTANT, Trace, Value, ancestry
 from torch_dmft.core.errors import InvalidInputError, Place
-from torch_dmft.core.torch_private import NormBase
+from torch_dmft.core.torch_private import NormBase, modules_of, parameters_of
 from torch_dmft.core.undisturbed import all_graded, undisturbed
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -29,6 +30,7 @@ Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 _REFLECTED = {f"{prefix}{name}": name for prefix in "ir" for name in ("add", "sub", "mul", "truediv", "pow", "matmul")}
 
 
+@lru_cache(maxsize=1024)
 def plain_name(function: Callable[..., Any]) -> str:
     """The name of a torch function: ``add`` for ``Tensor.__iadd__``, ``relu`` for ``relu_``, ``T`` for ``x.T``."""
     name = getattr(function, "__name__", type(function).__name__)
@@ -74,7 +76,7 @@ class _Mode(TorchFunctionMode):
 @contextmanager
 def _module_paths(model: nn.Module, running: list[str], trace: Trace | None = None) -> Iterator[None]:
     """Keep ``running`` up to date, and check that layers return what their weight made."""
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {id(module): path for path, module in modules_of(model)}
 
     def enter(module: nn.Module, args: Any) -> None:
         if id(module) in paths:
@@ -187,7 +189,7 @@ def watch_training(model: nn.Module, example: Example) -> list[Steps]:
     """
     passes: list[Steps] = []
     with undisturbed(model):
-        for module in model.modules():
+        for _, module in modules_of(model):
             module.training = not isinstance(module, NormBase)
         for number in range(_PASSES):
             _seed(number)
@@ -269,7 +271,7 @@ def _check_gradients(trace: Trace, outputs: list[Tensor], example: Example) -> N
     """Complain of every trained parameter that was reached in the forward pass without receiving a gradient."""
     named = [
         (name, parameter)
-        for name, parameter in trace.model.named_parameters()
+        for name, parameter in parameters_of(trace.model).items()
         if id(parameter) in trace.trained and id(parameter) in trace.used
     ]
     parameters = [parameter for _, parameter in named]

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from torch_dmft.architecture.roles import Architecture
 from torch_dmft.core.errors import Place, UnsupportedModelError
-from torch_dmft.core.torch_private import ConvBase, NormBase
+from torch_dmft.core.torch_private import ConvBase, NormBase, modules_of, own_buffers, own_parameters, parameters_of
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, NormBase)
 WIDENED = (nn.Linear, ConvBase, *NORMS)
@@ -44,15 +45,16 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
 
     # Layers are replaced, so they are not copied.
     replaced: dict[int, nn.Module] = {}
+    modules = dict(modules_of(model))
     for layer in architecture.layers:
         size = wide(layer.in_features, layer.in_axis), wide(layer.out_features, layer.out_axis)
-        module = model.get_submodule(layer.path)
+        module = modules[layer.path]
         replaced[id(module)] = _wide_layer(module, *size)
     axes = {vector.path: vector.axis for vector in architecture.vectors}
-    for path, module in model.named_modules():
+    for path, module in modules.items():
         if isinstance(module, NORMS):
             replaced[id(module)] = _wide_norm(module, partial(wide, axis=axes.get(path, _ANY_WIDTH)))
-    kept = {id(parameter): parameter for parameter in model.parameters()}
+    kept = {id(parameter): parameter for parameter in parameters_of(model).values()}
     return copy.deepcopy(model, memo={**kept, **replaced})
 
 
@@ -97,21 +99,21 @@ def materialise(model: nn.Module, like: Tensor, kinds: tuple[type[nn.Module], ..
         UnsupportedModelError: for modules that cannot initialise themselves, naming all of them.
     """
     places = []
-    for path, module in model.named_modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if not any(tensor.is_meta for tensor in own):
+    for path, module in modules_of(model):
+        if not any(tensor.is_meta for tensor in (*own_parameters(module).values(), *own_buffers(module).values())):
             continue
         if not isinstance(module, kinds):
             reason = f"{type(module).__name__} holds tensors of its own"
             remedy = "build them in forward, or pass a model rather than a factory"
             places.append(Place(path or "(model)", reason, remedy))
             continue
-        module.to_empty(device=like.device, recurse=False)
-        module.to(like.dtype)
         if isinstance(module, NORMS):
+            module.to_empty(device=like.device, recurse=False)
+            module.to(like.dtype)
             module.reset_parameters()
-        else:
-            for parameter in module.parameters(recurse=False):
-                nn.init.zeros_(parameter)
+            continue
+        for name, parameter in own_parameters(module).items():
+            zeros = torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
+            setattr(module, name, nn.Parameter(zeros, parameter.requires_grad))
     if places:
         raise UnsupportedModelError("The wide model cannot be built:", places)

@@ -15,6 +15,9 @@ _WITHOUT_STATE = (
     *(str, bytes, int, float, complex, bool, type(None), type, torch.dtype, torch.device),
     *(FunctionType, BuiltinFunctionType, MethodType, ModuleType, nn.Parameter, nn.Module),
 )
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+"""The types of most attributes, which are looked up faster than a list of classes is gone through."""
+
 _OF_MODULES = frozenset(vars(nn.Module()))
 """Attributes that every module has: its mode, parameters and buffers are somebody else's care, and running it adds no hooks."""
 
@@ -44,7 +47,7 @@ class Held:
             undo()
 
     def _note(self, value: Any) -> None:
-        if isinstance(value, _WITHOUT_STATE) or id(value) in self._seen:
+        if type(value) in _PLAIN or isinstance(value, _WITHOUT_STATE) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
         if isinstance(value, Tensor):

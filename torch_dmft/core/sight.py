@@ -15,6 +15,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.series import Number, Numbers
+from torch_dmft.core.torch_private import parameters_of
 
 SGD_NUMBERS: dict[str, float] = {
     "lr": 0.0,
@@ -113,7 +114,7 @@ def require_whole_plan(plan: Scaled) -> None:
     Raises:
         InvalidInputError: naming the parameters that came or went.
     """
-    planned, there = {rule.name for rule in plan.rules}, {name for name, _ in plan.model.named_parameters()}
+    planned, there = {rule.name for rule in plan.rules}, set(parameters_of(plan.model))
     came, went = sorted(there - planned), sorted(planned - there)
     if came or went:
         parts = [f"new: {', '.join(came)}"] * bool(came) + [f"gone: {', '.join(went)}"] * bool(went)
@@ -175,7 +176,7 @@ class Sight:
         self, *, about_to_step: bool, named: Mapping[str, Tensor] | None = None
     ) -> tuple[tuple[str, ...], ...]:
         """The names of the parameters that every group steps."""
-        there = dict(self._plan.model.named_parameters()) if named is None else named
+        there = parameters_of(self._plan.model) if named is None else named
         names = {id(parameter): name for name, parameter in there.items()}
         groups = list(self._groups())
         # Before the first backward pass nothing has a gradient, and that says nothing.

@@ -6,7 +6,7 @@ A new version of torch may change them without a word; a test looks for each.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,9 +32,13 @@ __all__ = [
     "has_backward_hooks",
     "has_weights_of_hooks",
     "is_compiled",
+    "modules_of",
     "multiply_all_",
     "operator_name",
+    "own_buffers",
+    "own_parameters",
     "padding_twice",
+    "parameters_of",
     "put_first",
     "storage_key",
     "without_hooks",
@@ -45,6 +49,48 @@ __all__ = [
 def padding_twice(convolution: ConvBase) -> Sequence[int]:
     """What a convolution hands to ``nn.functional.pad``: both sides of every axis, last axis first."""
     return convolution._reversed_padding_repeated_twice
+
+
+def modules_of(model: nn.Module, *, once: bool = True) -> list[tuple[str, nn.Module]]:
+    """``named_modules``, with one loop in place of a generator within a generator for every level.
+
+    Args:
+        model: the outermost module, whose path is empty.
+        once: whether a module that has several paths is listed with the first alone.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+    ahead = [("", model)]
+    while ahead:
+        path, module = ahead.pop()
+        if once and id(module) in seen:
+            continue
+        seen.add(id(module))
+        found.append((path, module))
+        prefix = f"{path}." if path else ""
+        ahead += [(prefix + name, inner) for name, inner in reversed(module._modules.items()) if inner is not None]
+    return found
+
+
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """``named_parameters``, likewise: each parameter once, by the first of its names."""
+    named = [
+        (f"{path}.{name}" if path else name, parameter)
+        for path, module in modules_of(model)
+        for name, parameter in own_parameters(module).items()
+    ]
+    first = {id(parameter): name for name, parameter in reversed(named)}
+    return {name: parameter for name, parameter in named if first[id(parameter)] == name}
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a module by name, without those of its submodules: ``named_parameters(recurse=False)``, but faster."""
+    return {name: one for name, one in module._parameters.items() if one is not None}
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a module by name, without those of its submodules."""
+    return {name: one for name, one in module._buffers.items() if one is not None}
 
 
 def has_backward_hooks(one: nn.Module | Tensor) -> bool:
@@ -60,7 +106,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def without_hooks(model: nn.Module) -> Iterator[None]:
     """Run the body with no hook on any module of a model, and put all of them back."""
     hooks = [
-        (vars(module), name, vars(module)[name]) for module in model.modules() for name in _HOOKS if vars(module)[name]
+        (vars(module), name, vars(module)[name])
+        for _, module in modules_of(model)
+        for name in _HOOKS
+        if vars(module)[name]
     ]
     for attributes, name, _ in hooks:
         attributes[name] = OrderedDict()
@@ -75,7 +124,7 @@ def foreign_hooks(model: nn.Module) -> list[str]:
     """Paths of the modules with hooks that are neither torch's own (``weight_norm``) nor this package's."""
     return [
         path
-        for path, module in model.named_modules()
+        for path, module in modules_of(model)
         if any(_origin(hook) not in ("torch", "torch_dmft") for name in _HOOKS for hook in vars(module)[name].values())
     ]
 
@@ -93,14 +142,14 @@ def _origin(hook: Any) -> str:
 
 
 @contextmanager
-def forward_unwrapped(model: nn.Module) -> Iterator[None]:
+def forward_unwrapped(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run the body without the autocast that accelerate's ``prepare`` wraps around ``forward``: none outside reaches it."""
     put_back: list[tuple[nn.Module, Any]] = []
-    for module in model.modules():
+    for module in modules:
         own = vars(module)
-        original, wrapped = own.get("_original_forward"), own.get("forward")
-        if original is not None and _is_around(wrapped, original):
-            put_back.append((module, wrapped))
+        original = own.get("_original_forward")
+        if original is not None and _is_around(own.get("forward"), original):
+            put_back.append((module, own["forward"]))
             own["forward"] = original
     try:
         yield
@@ -121,9 +170,9 @@ def _is_around(wrapped: Any, original: Any) -> bool:
 
 
 @contextmanager
-def gradient_hooks_off(model: nn.Module) -> Iterator[None]:
-    """Run the body with no hook on the gradients of parameters, and put them back."""
-    hooked = [(parameter, parameter._backward_hooks) for parameter in model.parameters() if parameter._backward_hooks]
+def gradient_hooks_off(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Run the body with no hook on the gradients of these parameters, and put them back."""
+    hooked = [(parameter, parameter._backward_hooks) for parameter in parameters if parameter._backward_hooks]
     try:
         for parameter, _ in hooked:
             parameter._backward_hooks = None
@@ -145,7 +194,7 @@ def operator_name(operator: Any) -> str:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module was compiled, as a whole (``torch.compile``) or in place (``module.compile``)."""
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    return "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def multiply_all_(tensors: Sequence[Tensor], factor: float) -> None:

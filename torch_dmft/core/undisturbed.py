@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -10,7 +10,14 @@ from torch import nn
 
 from torch_dmft.core.held import Held
 from torch_dmft.core.random_state import random_state_kept
-from torch_dmft.core.torch_private import forward_unwrapped, gradient_hooks_off
+from torch_dmft.core.torch_private import (
+    forward_unwrapped,
+    gradient_hooks_off,
+    modules_of,
+    own_buffers,
+    own_parameters,
+    parameters_of,
+)
 
 
 @contextmanager
@@ -24,35 +31,36 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     module that samples itself lazily says so with a true attribute ``keeps_what_it_reveals``: its buffers, and the attributes
     of the whole model, are not put back, since an entry once revealed must stay what it was.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modules = [module for _, module in modules_of(model)]
+    modes = [(module, module.training) for module in modules]
+    lazy = {id(module) for module in modules if getattr(module, "keeps_what_it_reveals", False)}
+    parameters = {id(parameter): parameter for module in modules for parameter in own_parameters(module).values()}
     buffers = [
         (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        if not getattr(module, "keeps_what_it_reveals", False)
-        for name, buffer in module.named_buffers(recurse=False)
+        for module in modules
+        if id(module) not in lazy
+        for name, buffer in own_buffers(module).items()
     ]
     held = Held()
-    # Modules around lazily sampled ones may share what these reveal.
-    if not any(getattr(module, "keeps_what_it_reveals", False) for module, _ in modes):
-        for module, _ in modes:
+    if not lazy:  # modules around lazily sampled ones may share what these reveal
+        for module in modules:
             held.module(module)
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    devices = {buffer.device for module in modules for buffer in own_buffers(module).values()}
+    devices |= {parameter.device for parameter in parameters.values()}
     accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
     with ExitStack() as stack:
         stack.enter_context(random_state_kept(devices))
         for kind in {"cpu", *(device.type for device in accelerators)}:
             stack.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
         stack.enter_context(torch.inference_mode(False))  # also turns gradients on
-        stack.enter_context(forward_unwrapped(model))
-        stack.enter_context(gradient_hooks_off(model))
+        stack.enter_context(forward_unwrapped(modules))
+        stack.enter_context(gradient_hooks_off(parameters.values()))
         try:
-            for module, _ in modes:
-                module.training = False
+            _set_modes((module, False) for module in modules)
             yield
         finally:
             held.restore()
-            for module, training in modes:
-                module.training = training
+            _set_modes(modes)
             with torch.no_grad():
                 for module, name, buffer, value in buffers:
                     if not torch.equal(buffer, value):
@@ -61,10 +69,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                         setattr(module, name, buffer)
 
 
+def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    """Set training flags where they differ, as setting an attribute of a module takes longer than reading it."""
+    for module, training in modes:
+        if module.training is not training:
+            module.training = training
+
+
 @contextmanager
 def all_graded(model: nn.Module) -> Iterator[None]:
     """Let frozen parameters have gradients too, so that gradients reach whatever is computed from them."""
-    frozen = [one for one in model.parameters() if not one.requires_grad and one.is_floating_point()]
+    frozen = [one for one in parameters_of(model).values() if not one.requires_grad and one.is_floating_point()]
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.listed import listed
-from torch_dmft.core.torch_private import BatchNormBase
+from torch_dmft.core.torch_private import BatchNormBase, modules_of
 from torch_dmft.uses.failures import outputs_on
 from torch_dmft.uses.outputs import Example, copied
 
@@ -47,7 +47,7 @@ def require_choice(batch_norm: object) -> None:
 
 def norms_in(model: nn.Module) -> dict[str, BatchNormBase]:
     """The BatchNorms of a model by their paths."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, BatchNormBase)}
+    return {path: module for path, module in modules_of(model) if isinstance(module, BatchNormBase)}
 
 
 class Statistics:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.core.torch_private import NormBase, has_weights_of_hooks, is_compiled, without_hooks
+from torch_dmft.core.torch_private import NormBase, has_weights_of_hooks, is_compiled, own_buffers, without_hooks
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.uses.outputs import Example, count, rows
 
@@ -99,7 +99,7 @@ def _as_it_is(value: Any, made: dict[int, Any]) -> Any:
     elif isinstance(value, nn.Module):
         new = value.__class__.__new__(value.__class__)
         made[id(value)] = new
-        own = isinstance(value, NormBase) or any(name.startswith(("weight_u", "_u")) for name in value._buffers)
+        own = isinstance(value, NormBase) or any(name.startswith(("weight_u", "_u")) for name in own_buffers(value))
         for name, part in vars(value).items():
             vars(new)[name] = dict(part) if name == "_buffers" and own else _as_it_is(part, made)
     elif isinstance(value, dict | list | set | deque) and len(value) <= _MANY:
@@ -129,7 +129,7 @@ def _names(model: nn.Module, before: nn.Module) -> list[str]:
         if path not in then or type(then[path]) is not type(module):
             found.append(path or "(model)")
             continue
-        old, new = ({**vars(one), **one._buffers} for one in (then[path], module))
+        old, new = ({**vars(one), **own_buffers(one)} for one in (then[path], module))
         for name in dict.fromkeys([*new, *old]):
             if name not in _OF_MODULES and not _equal(old.get(name), new.get(name)):
                 found.append(f"{path}.{name}" if path else name)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, aside
-from torch_dmft.core.torch_private import without_hooks
+from torch_dmft.core.torch_private import modules_of, parameters_of, without_hooks
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.functional import called_with
 from torch_dmft.measurement.subject import Subject
@@ -63,18 +63,20 @@ def gradient_error(
         for group in optimizer.param_groups
         for p in group["params"]
     }
-    names = {name: p for name, p in subject.model.named_parameters() if p.requires_grad and p.grad is not None}
+    names = {name: p for name, p in parameters_of(subject.model).items() if p.requires_grad and p.grad is not None}
     waiting = {name: p for name, p in names.items() if id(p) in scales}
-    random = bool(subject.architecture.train_differs) and any(module.training for module in subject.model.modules())
+    random = bool(subject.architecture.train_differs) and any(
+        module.training for _, module in modules_of(subject.model)
+    )
     planned = {rule.name for rule in subject.plan.rules}
     if not waiting or random or not waiting.keys() <= planned:  # a model that was changed is refused at the next record
         return None
     loss = aside(loss)
-    modes = [(module, module.training) for module in subject.run.modules()]
+    modes = [(module, module.training) for _, module in modules_of(subject.run)]
     device = next(iter(waiting.values())).device
     # Leaves of their own: hooks on the gradients of the parameters do not see them.
     leaves = {id(p): p.detach().requires_grad_() for p in waiting.values()}
-    parameters = {name: leaves.get(id(p), p) for name, p in subject.run.named_parameters()}
+    parameters = {name: leaves.get(id(p), p) for name, p in parameters_of(subject.run).items()}
     with undisturbed(subject.run), without_hooks(subject.run), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for module, training in modes:

@@ -74,7 +74,7 @@ class NTKOperator:
         self._rates = {f"model.{name}": rate for name, rate in rates.items()}
         self.samples = count(inputs)
         with self._ready(), torch.no_grad():
-            self.outputs = self._function([0, 1][: self.samples])(self._parameters()).shape[1]
+            self.outputs = self._function([0, 1][: self.samples])(self._differentiated()).shape[1]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,7 +94,7 @@ class NTKOperator:
                 remedy=f"shape {(self.samples, self.outputs)}",
             )
         with self._ready():
-            parameters = self._parameters()
+            parameters = self._differentiated()
             v = vector.detach().to(next(iter(parameters.values()))).reshape(self.samples, self.outputs)
             gradient: dict[str, Tensor] = {}
             for some, function in self._blocks():
@@ -126,7 +126,7 @@ class NTKOperator:
                 got=f"{number} of {self.shape[0]}",
                 remedy="torch.linalg.eigvalsh(empirical_ntk(model, inputs))",
             )
-        parameter = next(iter(self._parameters().values()))
+        parameter = next(iter(self._differentiated().values()))
 
         def product(v: np.ndarray) -> np.ndarray:
             given = torch.from_numpy(v.reshape(self.samples, self.outputs)).to(parameter)
@@ -139,7 +139,7 @@ class NTKOperator:
         found = torch.from_numpy(vectors[:, order].copy()).reshape(self.samples, self.outputs, number)
         return torch.from_numpy(values[order].copy()), found
 
-    def _parameters(self) -> dict[str, Tensor]:
+    def _differentiated(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self._module.named_parameters() if name in self._rates}
 
     def _function(self, some: list[int] | Tensor) -> Callable[[Values], Tensor]:

@@ -15,6 +15,7 @@ from torch_dmft.core.listed import listed
 from torch_dmft.core.loss import Loss, loss_name, loss_print
 from torch_dmft.core.prints import Print, prints_agree
 from torch_dmft.core.sight import NUMBERS, Sight
+from torch_dmft.core.torch_private import parameters_of
 from torch_dmft.core.training import Training
 from torch_dmft.measurement.function_watch import FunctionWatch
 from torch_dmft.measurement.gradient_check import TOLERANCE, gradient_error, is_due
@@ -119,7 +120,7 @@ class Observer:
 
         def arrives() -> None:
             named.clear()
-            named.update(self.subject.model.named_parameters())
+            named.update(parameters_of(self.subject.model))
             if is_steady:
                 self._weights.seen_again(named)
                 self._states.seen_again(_states(named, optimizers))

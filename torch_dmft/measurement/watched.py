@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.memory import require_memory
-from torch_dmft.core.torch_private import ConvBase, padding_twice
+from torch_dmft.core.torch_private import ConvBase, padding_twice, parameters_of
 from torch_dmft.core.undisturbed import all_graded
 from torch_dmft.measurement.batch_norm import Statistics
 from torch_dmft.measurement.gather import Flow, gather
@@ -37,11 +37,29 @@ class Known:
         owners: where the samples are; None if they are measured one by one.
         by_samples: parameters of which uses are not seen; their gradients are taken sample by sample.
         notes: what is not known of this network, in words.
+        steps: the uses of parameters that it had then, with the shapes of what came out; None if nobody asks.
     """
 
     owners: Owners | None
     by_samples: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    steps: tuple[tuple[Hashable, tuple[int, ...]], ...] | None = None
+
+    def still_holds(self, whole: Pass) -> bool:
+        """Whether the network does what it did then; samples that are measured one by one may take part of the steps each."""
+        if self.steps is None:
+            return True
+        if self.owners is None:
+            return {step for step, _ in steps_of(whole)} <= {step for step, _ in self.steps}
+        return steps_of(whole) == self.steps
+
+
+def steps_of(whole: Pass) -> tuple[tuple[Hashable, tuple[int, ...]], ...]:
+    """The uses of parameters in a pass: operator, module and weights, and the shape of what came out."""
+    return tuple(
+        ((use.operator, use.path, tuple(use.weights.items()), use.meets_data), tuple(use.output.shape))
+        for use in whole.uses
+    )
 
 
 def measure_watched(subject: Subject, inputs: Example, known: Known | None = None) -> Snapshot:
@@ -51,7 +69,7 @@ def measure_watched(subject: Subject, inputs: Example, known: Known | None = Non
         subject: the network; its architecture names the layers that are listed.
         inputs: what its ``run`` is given, samples first.
         known: from an earlier measurement of the same network on the same probe; None for the first, which finds out where
-            samples are and checks itself.
+            samples are and checks itself. So does a later one if the network uses its parameters in other steps than before.
 
     Raises:
         UnsupportedModelError: if samples interact, the outputs are random, or the check fails; with the place.
@@ -71,7 +89,7 @@ def _measured_somehow(subject: Subject, rates: Mapping[str, float], inputs: Exam
         with all_graded(subject.model):
             return _measured(subject, rates, inputs, known, attached=False)
     except RuntimeError as error:
-        frozen = any(not parameter.requires_grad for parameter in subject.model.parameters())
+        frozen = any(not parameter.requires_grad for parameter in parameters_of(subject.model).values())
         if not frozen or "inplace operation" not in str(error):
             raise
         # What a frozen weight read may be overwritten, but not while everything has gradients.
@@ -83,12 +101,12 @@ def _measured(
 ) -> Snapshot:
     model, run = subject.model, subject.run
     _refuse_unplanned(model, rates)
-    parameters: dict[str, Tensor] = {n: value for n, value in model.named_parameters() if rates.get(n, 0.0)}
+    parameters: dict[str, Tensor] = {n: value for n, value in parameters_of(model).items() if rates.get(n, 0.0)}
     whole = watched_pass(model, run, inputs, attached=attached)
     samples, outputs = whole.outputs.shape
     _require_memory(whole, len(parameters))
-    first = known is None
-    if known is None:
+    first = known is None or not known.still_holds(whole)
+    if known is None or first:
         known = _find_out(subject, inputs, whole, attached=attached)
     taken = [whole]
     if known.owners is None:
@@ -140,7 +158,7 @@ def _find_out(subject: Subject, inputs: Example, whole: Pass, *, attached: bool)
         )  # a plain sum may be constant
         return gradients_of(whole.outputs[mu] @ weights, whole.uses)
 
-    return Known(find_owners(whole, alone, touched))
+    return Known(find_owners(whole, alone, touched), steps=steps_of(whole))
 
 
 def _refuse_unbounded(whole: Pass) -> None:
@@ -270,7 +288,7 @@ def _border(model: nn.Module, flow: Flow) -> Sequence[int]:
 
 
 def _refuse_unplanned(model: nn.Module, rates: Mapping[str, float]) -> None:
-    added = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in rates]
+    added = [name for name, parameter in parameters_of(model).items() if parameter.requires_grad and name not in rates]
     if added:
         raise UnsupportedModelError(
             "The model has parameters that its plan does not know:",

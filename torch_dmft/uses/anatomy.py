@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from torch_dmft.architecture import Architecture, Layer, Role, Vector
+from torch_dmft.core.torch_private import parameters_of
 from torch_dmft.uses.forms import Product
 
 
@@ -25,7 +26,7 @@ class Names:
     @classmethod
     def of(cls, model: nn.Module) -> Names:
         """The names in a model."""
-        primary = {id(parameter): name for name, parameter in model.named_parameters()}
+        primary = {id(parameter): name for name, parameter in parameters_of(model).items()}
         aliases: dict[str, list[str]] = {name: [name] for name in primary.values()}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if name not in aliases[primary[id(parameter)]]:

@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
-from torch_dmft.uses.products import Slide, is_cheaper_by_positions
+from torch_dmft.uses.products import Slide, is_cheaper_by_positions, is_cheaper_by_taps
 from torch_dmft.uses.views import geometry
 from torch_dmft.uses.watch import Slot, Use
 
@@ -139,21 +139,26 @@ class Product:
             x: as the operator was given it, per sample.
             g: df/d(output), ``(sample, output, ...)``.
         """
-        if self.kind != "conv" or self._is_transposed or any(one != 1 for one in self.use.args[3]):
+        if self.kind != "conv" or self._is_transposed:
             return False
         if self._groups > _FEW_GROUPS:  # each is a product of its own for every tap
             return False
         dims, groups, shape = self._dims, self._groups, self.weight.shape
         is_one = math.prod(x.shape[1 : -dims - 1]) == math.prod(g.shape[2 : -dims - 1]) == 1  # image per sample
         count, features = math.prod(g.shape[-dims:]), math.prod(shape[1:])
-        return is_one and not is_cheaper_by_positions(len(g), g.shape[1], count, features, shape[0] // groups)
+        return (
+            is_one
+            and is_cheaper_by_taps(len(x), count, shape[1], math.prod(shape[2:]))
+            and not is_cheaper_by_positions(len(g), g.shape[1], count, features, shape[0] // groups)
+        )
 
     def slide(self, x: Tensor, g: Tensor) -> Slide:
         """What ``products.sliding_ntk`` takes of this use."""
         dims = self._dims
-        padded = F.pad(x, [p for one in reversed(self.use.args[4]) for p in (one, one)])
+        stride, padding, dilation = self.use.args[3:6]
+        padded = F.pad(x, [p for one in reversed(padding) for p in (one, one)])
         x, g = padded.reshape(len(x), *padded.shape[-dims - 1 :]), g.reshape(*g.shape[:2], *g.shape[-dims - 1 :])
-        return Slide(x, g, self.use.args[5])
+        return Slide(x, g, stride, dilation)
 
     @property
     def kernel(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -48,25 +49,66 @@ def weight_ntk(
 
 @dataclass(frozen=True, eq=False)
 class Slide:
-    """One use of a convolution that moves by one pixel.
+    """One use of a convolution.
 
     Attributes:
         x: inputs with their border, ``(sample, channel, pixel...)``, or one row that all samples share.
         g: df_c/dh, ``(sample, output, neuron, pixel...)``.
+        stride: by how many pixels the kernel moves.
         dilation: distances of the kernel's taps.
     """
 
     x: Tensor
     g: Tensor
+    stride: Sequence[int]
     dilation: Sequence[int]
+
+
+class _Offsets:
+    """The inputs that a tap of the kernel meets, for a use of a convolution, as a piece of memory.
+
+    Every s-th pixel, from one of the first s on, is an image of its own, over which the tap moves by one pixel; in memory a
+    shift is an offset. With the gradients filled up to the width of these images a row goes on where the last one ended.
+    """
+
+    def __init__(self, use: Slide, dims: int) -> None:
+        self._stride, self._dilation = use.stride, use.dilation
+        sizes, pixels = use.g.shape[-dims:], use.x.shape[-dims:]
+        wide = [-(-size // s) for size, s in zip(pixels, use.stride, strict=True)]
+        behind = [
+            w * s - size for w, s, size in zip(wide, use.stride, pixels, strict=True)
+        ]  # so that all images are alike
+        self._x = _filled(use.x.to(use.g.dtype), behind)
+        missing = [w - n for n, w in zip(sizes, wide, strict=True)]
+        missing[0] = 0  # the first axis needs no border: nothing comes behind it
+        self._steps = [math.prod(wide[axis + 1 :]) for axis in range(dims)]
+        self._length = 1 + sum((n - 1) * step for n, step in zip(sizes, self._steps, strict=True))
+        self.g = _filled(use.g, missing).flatten(-dims)[..., : self._length]
+        self._images: dict[tuple[int, ...], Tensor] = {}
+
+    def at(self, tap: Sequence[int]) -> Float[Tensor, "rows channel position"]:
+        """What the tap meets at every position of ``g``; anything where ``g`` is filled up with zeros."""
+        places = [i * d for i, d in zip(tap, self._dilation, strict=True)]
+        first = tuple(place % s for place, s in zip(places, self._stride, strict=True))
+        if first not in self._images:
+            some: Any = (..., *(slice(p, None, s) for p, s in zip(first, self._stride, strict=True)))
+            self._images[first] = self._x[some].flatten(2)
+        shifts = [place // s for place, s in zip(places, self._stride, strict=True)]
+        offset = sum(shift * step for shift, step in zip(shifts, self._steps, strict=True))
+        return self._images[first][..., offset : offset + self._length]
+
+
+def _filled(images: Tensor, missing: Sequence[int]) -> Tensor:
+    """Images with so many zeros behind every axis of pixels."""
+    return nn.functional.pad(images, [p for one in reversed(missing) for p in (0, one)]) if any(missing) else images
 
 
 def sliding_ntk(
     uses: Sequence[Slide], *, taps: Sequence[int], groups: int
 ) -> Float[Tensor, "sample output sample output"]:
-    """``weight_ntk`` of a convolution that moves by one pixel, without writing out what lies under its kernel.
+    """``weight_ntk`` of a convolution, without writing out what lies under its kernel.
 
-    The gradient by one tap of the kernel is a product of g with the inputs, shifted; in memory a shift is an offset.
+    The gradient by one tap of the kernel is a product of g with the inputs, shifted.
 
     Args:
         uses: of one kernel.
@@ -76,28 +118,16 @@ def sliding_ntk(
     dims, (samples, outputs, neurons) = len(taps), uses[0].g.shape[:3]
     rows, total = samples * outputs, uses[0].g.new_zeros(samples * outputs, samples * outputs)
     block = max(1, _BLOCK * groups // (rows * uses[0].x.shape[1]))
-    flat = []
-    for use in uses:
-        x, g = use.x.to(use.g.dtype), use.g
-        sizes, wide = g.shape[-dims:], x.shape[-dims:]
-        missing = [w - n for n, w in zip(sizes, wide, strict=True)]
-        missing[0] = 0  # the first axis needs no border: nothing comes behind it
-        padded = nn.functional.pad(g, [p for one in reversed(missing) for p in (0, one)]).flatten(-dims)
-        steps = [math.prod(wide[axis + 1 :]) for axis in range(dims)]
-        length = 1 + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
-        flat.append(
-            (x.flatten(2), padded[..., :length], [d * step for d, step in zip(use.dilation, steps, strict=True)])
-        )
+    flat = [_Offsets(use, dims) for use in uses]
     for tap in itertools.product(*map(range, taps)):
         for group, start in itertools.product(range(groups), range(0, neurons // groups, block)):
             some = slice(
                 group * neurons // groups + start, group * neurons // groups + min(start + block, neurons // groups)
             )
             parts = []
-            for x, g, steps in flat:
-                offset = sum(i * step for i, step in zip(tap, steps, strict=True))
-                meets = x.chunk(groups, 1)[group][..., offset : offset + g.shape[-1]].expand(samples, -1, -1)
-                parts.append(g[:, :, some].flatten(1, 2) @ meets.mT)
+            for use in flat:
+                meets = use.at(tap).chunk(groups, 1)[group].expand(samples, -1, -1)
+                parts.append(use.g[:, :, some].flatten(1, 2) @ meets.mT)
             jacobian = (parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)).reshape(rows, -1)
             total += jacobian @ jacobian.T
     return total.reshape(samples, outputs, samples, outputs)
@@ -145,6 +175,16 @@ def is_cheaper_by_positions(samples: int, outputs: int, count: int, features: in
     by_positions = (samples * count) ** 2 * (features + outputs**2 * (neurons + 2))
     by_gradients = samples * outputs * features * neurons * (count + samples * outputs)
     return (samples * outputs * count) ** 2 <= _BLOCK and by_positions <= by_gradients
+
+
+_MANY_CHANNELS, _MANY_ENTRIES = 8, 2**18
+"""From how many channels on, and entries under the kernel at all positions, a product for every tap is the faster way."""
+
+
+def is_cheaper_by_taps(samples: int, count: int, channels: int, taps: int) -> bool:
+    """Whether a convolution's gradients are better taken tap by tap than from what lies under the kernel, written out."""
+    entries = samples * count * channels * taps
+    return entries > _BLOCK or (entries >= _MANY_ENTRIES and channels >= _MANY_CHANNELS)
 
 
 def _by_positions(x: Tensor, g: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
-from torch_dmft.core.torch_private import operator_name, storage_key, writes_to
+from torch_dmft.core.torch_private import modules_of, operator_name, parameters_of, storage_key, writes_to
 from torch_dmft.uses.steps import Step, Steps
 from torch_dmft.uses.views import are_apart, geometry
 
@@ -124,11 +124,11 @@ class Watch(TorchDispatchMode):
         self.running: list[str] = []
         self.steps = Steps() if notes_steps else None
         self._labels: dict[int, frozenset[str]] = {}
-        self._parameters: dict[int, list[tuple[int, int, str]]] = {}
-        for name, parameter in model.named_parameters():
+        self._extents: dict[int, list[tuple[int, int, str]]] = {}
+        for name, parameter in parameters_of(model).items():
             start = parameter.data_ptr()
             extent = (start, start + parameter.numel() * parameter.element_size(), name)
-            self._parameters.setdefault(storage_key(parameter), []).append(extent)
+            self._extents.setdefault(storage_key(parameter), []).append(extent)
             self._labels[storage_key(parameter)] = frozenset({name})
         for leaf in inputs:
             self._labels[storage_key(leaf)] = DATA
@@ -150,10 +150,10 @@ class Watch(TorchDispatchMode):
             views = self._overwritten[key]
             known = views.get(geometry(tensor))
             return DATA if known is not None or not all(are_apart([tensor, view]) for view in views.values()) else found
-        if found is None or key not in self._parameters or len(self._parameters[key]) == 1:
+        if found is None or key not in self._extents or len(self._extents[key]) == 1:
             return found
         place = tensor.data_ptr()  # several parameters in one storage, as cuDNN keeps those of a recurrent network
-        return frozenset(name for start, end, name in self._parameters[key] if start <= place < end) or found
+        return frozenset(name for start, end, name in self._extents[key] if start <= place < end) or found
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -199,7 +199,7 @@ class Watch(TorchDispatchMode):
     def _mark(self, leaf: Tensor, label: frozenset[str] | None, *, is_new: bool) -> None:
         """Note what the result of an operator, or what it has written, depends on."""
         key = storage_key(leaf)
-        if key in self._parameters:
+        if key in self._extents:
             return
         if is_new:
             self._overwritten.pop(key, None)
@@ -222,7 +222,7 @@ class Watch(TorchDispatchMode):
         self._uses.append(use)
         kept: list[tuple[Slot | None, Tensor]] = [(None, use.output), *_slots(tuple(use.args)).items()]
         for slot, leaf in kept:
-            if storage_key(leaf) not in self._parameters:
+            if storage_key(leaf) not in self._extents:
                 self._kept.setdefault(storage_key(leaf), []).append((use, slot))
 
     @property
@@ -232,7 +232,7 @@ class Watch(TorchDispatchMode):
 
     def _refuse_to_change(self, written: list[Tensor], name: str) -> None:
         for tensor in written:
-            if storage_key(tensor) in self._parameters:
+            if storage_key(tensor) in self._extents:
                 names = ", ".join(sorted(self.label(tensor) or ()))
                 raise UnsupportedModelError(
                     "Measuring would change a parameter:",
@@ -258,7 +258,7 @@ def watching(model: nn.Module, watch: Watch) -> Iterator[None]:
         model: the module paths to name.
         watch: what watches.
     """
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {id(module): path for path, module in modules_of(model)}
 
     def enter(module: nn.Module, args: Any) -> None:
         if id(module) in paths:

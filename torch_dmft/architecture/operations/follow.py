@@ -27,7 +27,8 @@ def follow(trace: Trace, call: Call) -> None:
     lost = call.attached and any(map(trace.is_lost, call.tensors))
     if not (features or parameters or lost):
         return
-    past_weights = any(value.past_weights for _, value in features)
+    values = tuple([value for _, value in features])
+    past_weights = True in [value.past_weights for value in values]
     if past_weights:
         refuse_out_of_sight(trace, call)
     refuse_unseen_writing(trace, call)
@@ -59,13 +60,13 @@ def follow(trace: Trace, call: Call) -> None:
         serial = trace.number("x" if cuts else outcome.letter, features)
     else:
         serial = features[0][1].serial
-    trained = any(value.trained for _, value in features) or any(id(one) in trace.trained for one in parameters)
+    trained = True in [value.trained for value in values] or not trace.trained.isdisjoint(map(id, parameters))
     about = (
         outcome.weights,
         serial,
         *_scale(trace, call, outcome, features),
         outcome.source,
-        tuple([value for _, value in features]),
+        values,
         past_weights or outcome.source is not None,
         trained,
         cut(trace, call) if cuts and trained else None,

@@ -29,7 +29,9 @@ def refuse_unseen_writing(trace: Trace, call: Call) -> None:
     """Complain of writing into the memory of features by way of ``data``, which leaves no mark on them."""
     if call.name == "data" and any(value.past_weights for _, value in trace.features(call)):
         trace.shared_unseen.add(call.input.untyped_storage().data_ptr())
-    if any(tensor.untyped_storage().data_ptr() in trace.shared_unseen for tensor in call.written):
+    if trace.shared_unseen and any(
+        tensor.untyped_storage().data_ptr() in trace.shared_unseen for tensor in call.written
+    ):
         trace.complain(trace.place(f"`{call.name}` writes into features by way of `data`", _OUT_OF_PLACE))
 
 
@@ -49,7 +51,7 @@ def is_cut(call: Call) -> bool:
     if not call.attached:
         return False
     results = [result for result in call.results if result.is_floating_point() or result.is_complex()]
-    return bool(results) and not (call.graded and all(result.requires_grad for result in results))
+    return bool(results) and not (call.graded and False not in [result.requires_grad for result in results])
 
 
 def cut(trace: Trace, call: Call) -> Place:

@@ -15,7 +15,7 @@ from torch_dmft.architecture.trace import Sum, Trace
 Dims = tuple[Label, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, like calls
 class Outcome:
     """What is known of the results of a function.
 

@@ -84,7 +84,8 @@ def _rearrange(trace: Trace, call: Call) -> Outcome | None:
     args = [stand_in if leaf is tensor else leaf for leaf in call.args]
     kwargs = {name: stand_in if leaf is tensor else leaf for name, leaf in call.kwargs.items()}
     moved = tensors_in(call.function(*args, **kwargs))
-    origins = [[_origin(stand_in, *axis) for axis in zip(view.shape, view.stride(), strict=True)] for view in moved]
+    strides = [(stride, axis) for axis, stride in enumerate(stand_in.stride()) if tensor.shape[axis] > 1]
+    origins = [[_origin(strides, *axis) for axis in zip(view.shape, view.stride(), strict=True)] for view in moved]
     dropped = set(range(tensor.ndim)).difference(*origins)
     _pick(trace, value, tuple(dropped))
     dims = [
@@ -102,10 +103,10 @@ def _is_whole(tensor: Tensor, views: list[Tensor], origins: list[list[int | None
     return axes == sorted(axes)
 
 
-def _origin(source: Tensor, size: int, stride: int) -> int | None:
-    """The axis of a contiguous tensor that an axis of a view with this size and stride runs along."""
-    axes = [axis for axis in range(source.ndim) if source.shape[axis] > 1 and source.stride(axis) <= stride]
-    return max(axes, key=source.stride) if size > 1 and axes else None
+def _origin(strides: list[tuple[int, int]], size: int, stride: int) -> int | None:
+    """The axis that an axis of a view with this size and stride runs along, by the strides of a contiguous tensor's axes."""
+    below = [one for one in strides if one[0] <= stride]
+    return max(below)[1] if size > 1 and below else None
 
 
 def _kept(trace: Trace, tensor: Tensor, value: Value, size: int, axis: int | None) -> Label:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import accumulate
 from operator import mul
 
 Group = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def regroup(old: tuple[int, ...], new: tuple[int, ...]) -> list[Group]:
+@lru_cache(maxsize=1024)  # the same few in every block of a model
+def regroup(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[Group, ...]:
     """The finest grouping of axes in which each group of ``new`` holds the entries of one group of ``old``.
 
     A group ends wherever the products of sizes agree. Axes of size 1 belong to no group.
@@ -19,7 +21,7 @@ def regroup(old: tuple[int, ...], new: tuple[int, ...]) -> list[Group]:
 
     Returns:
         Pairs (axes of ``old``, axes of ``new``), in order: ``regroup((2, 3, 4), (2, 12))`` is
-        ``[((0,), (0,)), ((1, 2), (1,))]``.
+        ``(((0,), (0,)), ((1, 2), (1,)))``.
     """
     olds = [axis for axis, size in enumerate(old) if size != 1]
     news = [axis for axis, size in enumerate(new) if size != 1]
@@ -31,4 +33,4 @@ def regroup(old: tuple[int, ...], new: tuple[int, ...]) -> list[Group]:
         after_i, after_j = old_ends.index(end) + 1, new_ends.index(end) + 1
         groups.append((tuple(olds[i:after_i]), tuple(news[j:after_j])))
         i, j = after_i, after_j
-    return groups
+    return tuple(groups)

@@ -199,6 +199,13 @@ def base_of_sharp(model: nn.Module, plan: dmft.Plan, attach: Attach) -> Iterator
     yield from sharp(model, plan, inner)
 
 
+def both_of_sharp(model: nn.Module, plan: dmft.Plan, attach: Attach) -> Iterator[None]:
+    def twice(optimizer: Sharp) -> AbstractContextManager[Any]:
+        return attach(optimizer.base_optimizer, optimizer, optimizer)
+
+    yield from sharp(model, plan, twice)
+
+
 def lookahead(model: nn.Module, plan: dmft.Plan, attach: Attach) -> Iterator[None]:
     optimizer = Lookahead(sgd(plan))
     with attach(optimizer):
@@ -357,6 +364,7 @@ PLACES = {
     "sharpness-aware": Place(sharp, sees="Sharp", doubt=UNCHECKED),
     "sharpness-aware by a closure": Place(sharp_by_closure, sees="Sharp", doubt=UNCHECKED),
     "sharpness-aware, its base attached": Place(base_of_sharp, doubt="gradients were not those of MSELoss"),
+    "sharpness-aware, both attached": Place(both_of_sharp, sees="Sharp", doubt=UNCHECKED, models=(chain,)),
     "Lookahead": Place(lookahead, sees="Lookahead", doubt=UNCHECKED),
     "steps within the backward pass": Place(within_backward),
     "averaged weights beside": Place(averaged),

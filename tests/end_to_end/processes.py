@@ -230,22 +230,18 @@ def shards(mesh: DeviceMesh, *, before: bool, clip: bool = False) -> Outcome:
     described = dmft.describe(model, INPUTS)
     validate(model)
     plan.undo()
-    expected = in_one_process(clip=clip)
+    plain, expected = wrapped(network()), in_one_process(clip=clip)
     return {
         "identical": same(*found),
-        "drawn": same(drawn, weights_of_a_wrapped_network()),
+        "drawn": same(drawn, weights(plain.model)),
         "records": agree(recorder.trajectory(), expected.trajectory()),
         "look": torch.equal(look.ntk, recorder.trajectory().ntk.array[-1]),
         "said": (recorder.training.doubt, recorder.training.notes, expected.training.doubt),
         "steps": recorder.problem().steps if not clip else STEPS,
-        "rate": math.isclose(rate, wrapped(network()).suggest_lr(dmft.Probe(INPUTS, TARGETS), optimizer="adamw").lr),
-        "described": described == wrapped(network()).architecture,
+        "rate": math.isclose(rate, plain.suggest_lr(dmft.Probe(INPUTS, TARGETS), optimizer="adamw").lr),
+        "described": described == plain.architecture,
         "undone": same(weights(model), initial),
     }
-
-
-def weights_of_a_wrapped_network() -> dict[str, Tensor]:
-    return weights(wrapped(network()).model)
 
 
 def shards_as_they_come(mesh: DeviceMesh) -> Outcome:

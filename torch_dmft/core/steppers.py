@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch.optim import Optimizer
 
 from torch_dmft.core.errors import InvalidInputError
@@ -38,6 +40,13 @@ def held_by(optimizer: Optimizer) -> tuple[Optimizer, ...]:
 def all_of(optimizer: Optimizer) -> list[Optimizer]:
     """An optimizer and all that it holds, from the outermost inwards."""
     return [optimizer, *(one for inner in held_by(optimizer) for one in all_of(inner))]
+
+
+def outermost(optimizers: Iterable[Optimizer]) -> tuple[Optimizer, ...]:
+    """Optimizers without their facades, each once, and without those that another of them holds."""
+    every = dict.fromkeys(map(unwrapped, optimizers))
+    held = {id(one) for optimizer in every for one in all_of(optimizer)[1:]}
+    return tuple(optimizer for optimizer in every if id(optimizer) not in held)
 
 
 def stepping(optimizer: Optimizer) -> list[Optimizer]:

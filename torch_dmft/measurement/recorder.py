@@ -19,7 +19,7 @@ from torch_dmft.core.numbers import require_number
 from torch_dmft.core.sight import require_whole_plan
 from torch_dmft.core.spread import whole
 from torch_dmft.core.stability import curvatures
-from torch_dmft.core.steppers import unwrapped
+from torch_dmft.core.steppers import outermost
 from torch_dmft.core.training import Training
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.measurement.conditions import Conditions
@@ -169,7 +169,7 @@ class Recorder:
                 got=", ".join(type(optimizer).__name__ for optimizer in optimizers) or "nothing",
                 remedy="recorder.attach(optimizer), with every torch.optim optimizer that trains the model",
             )
-        stepping = tuple(map(unwrapped, optimizers))
+        stepping = outermost(optimizers)
         self._observer.meet(stepping, first=self.step == 0)
         self.subject = replace(self.subject, frozen=self._observer.frozen)
 

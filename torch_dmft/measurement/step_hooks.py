@@ -108,7 +108,7 @@ def step_hooks(
 def _overflows(optimizer: Optimizer) -> bool:
     """Whether a ``GradScaler`` has told a fused optimizer that its gradients are not finite, so that it will not step."""
     found = getattr(optimizer, "found_inf", None)
-    return isinstance(found, Tensor) and bool(found)
+    return isinstance(found, Tensor) and bool(found)  # waits for the device, as the scaler does with other optimizers
 
 
 def _nothing() -> None:

@@ -97,6 +97,63 @@ def test_a_loop_that_fails_lets_go(tmp_path: Path) -> None:
         pass
 
 
+class InTurn(Module):
+    """Steps two optimizers by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        loss = super().training_step(batch, batch_idx)
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        groups = self.plan.param_groups(0.1)
+        return [torch.optim.SGD(groups[:1]), torch.optim.SGD(groups[1:])]
+
+
+LOOPS: dict[str, tuple[type[Module], dict[str, Any], int, str]] = {
+    "accumulation": (Module, {"accumulate_grad_batches": 2}, 8, ""),
+    "bfloat16": (Module, {"precision": "bf16-mixed"}, 4, ""),
+    "two optimizers by hand": (InTurn, {}, 4, ""),
+    "clipping": (Module, {"gradient_clip_val": 1e-3}, 4, "the gradients were not those"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_of_lightning(name: str, tmp_path: Path) -> None:
+    """Nothing changes by a bit, steps and their rows are counted as they are, and clipping is found out."""
+    kind, settings, rows, doubt = LOOPS[name]
+    weights = []
+    for watched in (False, True):
+        module = kind()
+        recorder = dmft.Recorder(module.plan, dmft.Probe(INPUTS, TARGETS), data=(INPUTS, TARGETS))
+        trainer = L.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            default_root_dir=tmp_path,
+            callbacks=[RecorderCallback(recorder)] if watched else [],
+            **settings,
+        )
+        torch.manual_seed(3)
+        trainer.fit(module, DataLoader(dmft.Indexed(TensorDataset(INPUTS, TARGETS)), batch_size=4, shuffle=True))
+        weights.append([parameter.detach().clone() for parameter in module.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+    assert recorder.trajectory().steps.tolist() == list(range(16 // rows + 1))
+    assert [len(batch) for batch in recorder.training.batches or ()] == [rows] * (16 // rows)
+    assert doubt in recorder.training.doubt if doubt else recorder.training.doubt == ""
+
+
 def test_optimizers_of_fabric_are_seen_as_what_they_wrap() -> None:
     fabric = L.Fabric(accelerator="cpu")
     module = Module()

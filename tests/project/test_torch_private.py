@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from torch_dmft.core import torch_private
 
@@ -60,3 +62,47 @@ def test_modules_and_parameters_are_those_that_torch_lists() -> None:
     for module in model.modules():
         assert list(torch_private.own_parameters(module)) == [n for n, _ in module.named_parameters(recurse=False)]
         assert list(torch_private.own_buffers(module)) == [n for n, _ in module.named_buffers(recurse=False)]
+
+
+def test_steps_of_a_class_that_calls_no_init_are_followed_for_a_while() -> None:
+    class Own(torch.optim.Optimizer):
+        def __init__(self) -> None:
+            self.count = 0
+
+        def step(self, closure: None = None) -> None:
+            self.count += 1
+
+    optimizer, seen = Own(), []
+    assert not torch_private.is_followed(optimizer)
+    with torch_private.steps_followed(optimizer):
+        optimizer.register_step_post_hook(lambda *_: seen.append(1))
+        optimizer.step()
+    optimizer.step()
+    assert (optimizer.count, seen, vars(optimizer)) == (2, [1], {"count": 2})
+
+
+def test_a_backward_pass_is_known_from_within() -> None:
+    x = torch.ones(2, requires_grad=True)
+    found = []
+    x.register_hook(lambda _: found.append(torch_private.backward_pass()))
+    for _ in range(2):
+        x.sum().backward()
+    assert torch_private.backward_pass() is None
+    assert None not in found
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoints_keep_everything_for_a_while(use_reentrant: bool) -> None:
+    x, calls = torch.ones(2, requires_grad=True), []
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return x.exp()
+
+    with torch_private.checkpoints_off():
+        y = checkpoint(run, x, use_reentrant=use_reentrant)
+        torch.autograd.grad(y.sum(), x)
+    assert len(calls) == 1
+    checkpoint(run, x, use_reentrant=use_reentrant).sum().backward()
+    assert len(calls) == 3

@@ -40,9 +40,7 @@ def _module(path: str, module: nn.Module) -> Place | None:
     kind = type(module).__name__
     own = own_parameters(module)
     if is_compiled(module):
-        return Place(
-            where, "is compiled, which hides its data flow", "pass the uncompiled model and compile it afterwards"
-        )
+        return Place(where, "is compiled, which hides its data flow", "wrap it first, and compile it afterwards")
     if _is_lazy(module):
         return Place(where, f"{kind} is not initialised yet", "run the model once on an example input first")
     if is_parametrized(module):

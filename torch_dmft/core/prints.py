@@ -64,7 +64,7 @@ def some_entries(tensor: Tensor) -> Tensor:
     """A few entries of a tensor, evenly spaced: a view where its memory is contiguous."""
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a tensor spread over processes
     flat = local.detach().flatten()
-    stride, columns = max(1, len(flat) // _ENTRIES), local.shape[-1] if local.ndim else 1
+    stride, columns = max(1, len(flat) // _ENTRIES), max(1, local.shape[-1]) if local.ndim else 1
     if stride > columns:  # to another column each time, by the golden ratio
         stride += round(columns * 0.618) - stride % columns
     return flat[:: max(1, stride)]

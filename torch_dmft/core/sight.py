@@ -15,7 +15,8 @@ from torch.optim import SGD, Adam, Optimizer
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.series import Number, Numbers
-from torch_dmft.core.torch_private import parameters_of
+from torch_dmft.core.steppers import unwrapped
+from torch_dmft.core.torch_private import backward_pass, parameters_of
 
 SGD_NUMBERS: dict[str, float] = {
     "lr": 0.0,
@@ -74,12 +75,6 @@ class Scaled(Protocol):
     @property
     def rules(self) -> Sequence[Any]:
         """One rule for every parameter."""
-
-
-def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that steps, where another holds it as ``.optimizer``, as those of accelerate and Fabric do."""
-    inner = getattr(optimizer, "optimizer", None)
-    return unwrapped(inner) if isinstance(inner, Optimizer) and inner is not optimizer else optimizer
 
 
 def kind_of(optimizer: Optimizer) -> str:
@@ -179,8 +174,12 @@ class Sight:
         there = parameters_of(self._plan.model) if named is None else named
         names = {id(parameter): name for name, parameter in there.items()}
         groups = list(self._groups())
-        # Before the first backward pass nothing has a gradient, and that says nothing.
-        by_gradient = about_to_step and any(p.grad is not None for group in groups for p in group["params"])
+        # Before the first backward pass nothing has a gradient, and that says nothing; within one they come one by one.
+        by_gradient = (
+            about_to_step
+            and backward_pass() is None
+            and any(p.grad is not None for group in groups for p in group["params"])
+        )
         # Torch steps whatever has a gradient, also a parameter that was frozen since it got one.
         stepped = [
             [p for p in group["params"] if id(p) in names and (p.grad is not None if by_gradient else p.requires_grad)]

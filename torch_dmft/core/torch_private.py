@@ -5,12 +5,15 @@ A new version of torch may change them without a word; a test looks for each.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.nn.modules.batchnorm import _NormBase as NormBase
@@ -26,12 +29,17 @@ __all__ = [
     "ConvTransposeBase",
     "DropoutBase",
     "NormBase",
+    "backward_pass",
+    "checkpoints_off",
     "foreign_hooks",
     "forward_unwrapped",
     "gradient_hooks_off",
     "has_backward_hooks",
     "has_weights_of_hooks",
+    "inside_of_compiled",
     "is_compiled",
+    "is_flattened",
+    "is_followed",
     "modules_of",
     "multiply_all_",
     "operator_name",
@@ -40,7 +48,11 @@ __all__ = [
     "padding_twice",
     "parameters_of",
     "put_first",
+    "put_last",
+    "sharding_hooks_off",
+    "steps_followed",
     "storage_key",
+    "uncompiled",
     "without_hooks",
     "writes_to",
 ]
@@ -129,6 +141,25 @@ def foreign_hooks(model: nn.Module) -> list[str]:
     ]
 
 
+@contextmanager
+def sharding_hooks_off(model: nn.Module) -> Iterator[None]:
+    """Run the body without the hooks that ``torch.distributed`` has put on the forward passes of modules."""
+    hooks = [(vars(module), name, vars(module)[name]) for module in model.modules() for name in _HOOKS]
+    shards = [
+        (attributes, name, kept)
+        for attributes, name, kept in hooks
+        if any(_home(hook).startswith("torch.distributed") for hook in kept.values())
+    ]
+    for attributes, name, kept in shards:
+        others = {key: hook for key, hook in kept.items() if not _home(hook).startswith("torch.distributed")}
+        attributes[name] = OrderedDict(others)
+    try:
+        yield
+    finally:
+        for attributes, name, kept in shards:
+            attributes[name] = kept
+
+
 def has_weights_of_hooks(module: nn.Module) -> bool:
     """Whether a hook of torch makes a weight of a module before each pass, as the older weight and spectral norms do."""
     return any(type(hook).__module__.startswith("torch.nn.utils") for hook in module._forward_pre_hooks.values())
@@ -136,9 +167,14 @@ def has_weights_of_hooks(module: nn.Module) -> bool:
 
 def _origin(hook: Any) -> str:
     """The package that a hook comes from."""
+    return _home(hook).split(".")[0]
+
+
+def _home(hook: Any) -> str:
+    """The module that a hook comes from."""
     while hasattr(hook, "func"):
         hook = hook.func
-    return str(getattr(hook, "__module__", None) or type(hook).__module__).split(".")[0]
+    return str(getattr(hook, "__module__", None) or type(hook).__module__)
 
 
 @contextmanager
@@ -187,6 +223,11 @@ def put_first(optimizer: Optimizer, handle: RemovableHandle) -> None:
     optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
 
 
+def put_last(optimizer: Optimizer, handle: RemovableHandle) -> None:
+    """Let a pre hook of an optimizer's steps be called after those that were registered later."""
+    optimizer._optimizer_step_pre_hooks.move_to_end(handle.id)  # type: ignore[attr-defined]
+
+
 def operator_name(operator: Any) -> str:
     """What an operator of torch is called, without the name of its overload: ``"aten::mm"``."""
     return operator._schema.name
@@ -195,6 +236,96 @@ def operator_name(operator: Any) -> str:
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module was compiled, as a whole (``torch.compile``) or in place (``module.compile``)."""
     return "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def inside_of_compiled(module: nn.Module) -> nn.Module | None:
+    """What ``torch.compile`` was given, if a module is what it returned."""
+    return getattr(module, "_orig_mod", None)
+
+
+def is_flattened(parameter: Tensor) -> bool:
+    """Whether FullyShardedDataParallel has made a parameter a part of a flat one, or made it of others."""
+    return getattr(parameter, "_fsdp_flattened", False)
+
+
+def is_followed(optimizer: Optimizer) -> bool:
+    """Whether hooks can be registered on the steps of an optimizer: those that only forward to another one have none."""
+    return "_optimizer_step_post_hooks" in vars(optimizer) and hasattr(type(optimizer).step, "hooked")
+
+
+@contextmanager
+def steps_followed(optimizer: Optimizer) -> Iterator[None]:
+    """Let hooks on the steps of an optimizer be called in the body, also if its class left out ``Optimizer.__init__``."""
+    if is_followed(optimizer):
+        yield
+        return
+    own, step = vars(optimizer), optimizer.step
+    kept = {name: own[name] for name in (*_STEP_HOOKS, "step") if name in own}
+    for name in _STEP_HOOKS:
+        own.setdefault(name, OrderedDict())
+
+    def unhooked(self: Optimizer, *args: Any, **settings: Any) -> Any:
+        return step(*args, **settings)
+
+    hooked = MethodType(Optimizer.profile_hook_step(unhooked), optimizer)
+    own["step"] = hooked
+    try:
+        yield
+    finally:
+        if own["step"] is hooked:  # else a scheduler has put its own around it
+            for name in (*_STEP_HOOKS, "step"):
+                own.pop(name)
+            own.update(kept)
+
+
+_STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that ``torch.compile`` leaves as it is, with all that it calls, also where its caller is compiled."""
+
+    def called(*args: Any) -> Any:
+        dynamo = sys.modules.get("torch._dynamo")  # slow to import, and nothing is compiled without it
+        return function(*args) if dynamo is None else dynamo.disable(function)(*args)
+
+    return called
+
+
+def backward_pass() -> int | None:
+    """A number of the backward pass that is under way, None outside of one."""
+    number = torch._C._current_graph_task_id()
+    return None if number < 0 else number
+
+
+@contextmanager
+def checkpoints_off() -> Iterator[None]:
+    """Run the body without activation checkpointing.
+
+    Its reentrant kind knows no ``torch.autograd.grad``, and the other one no ``torch.func``. As in the former, nothing has a
+    gradient that stands behind a checkpoint none of whose inputs has one.
+    """
+    module = torch.utils.checkpoint
+    kept = module.CheckpointFunction, module._checkpoint_without_reentrant_generator
+    module.CheckpointFunction = _Reentrant  # type: ignore[misc, assignment]
+    module._checkpoint_without_reentrant_generator = _before_and_after
+    try:
+        yield
+    finally:
+        module.CheckpointFunction, module._checkpoint_without_reentrant_generator = kept  # type: ignore[misc]
+
+
+class _Reentrant:
+    """Stands in for ``torch.utils.checkpoint.CheckpointFunction`` and keeps everything."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        attached = any(isinstance(one, Tensor) and one.requires_grad for one in args)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and attached):
+            return function(*args)
+
+
+def _before_and_after(*_: Any, **__: Any) -> Iterator[None]:
+    yield
 
 
 def multiply_all_(tensors: Sequence[Tensor], factor: float) -> None:

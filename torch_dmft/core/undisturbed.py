@@ -10,7 +10,9 @@ from torch import nn
 
 from torch_dmft.core.held import Held
 from torch_dmft.core.random_state import random_state_kept
+from torch_dmft.core.spread import whole
 from torch_dmft.core.torch_private import (
+    checkpoints_off,
     forward_unwrapped,
     gradient_hooks_off,
     modules_of,
@@ -24,13 +26,20 @@ from torch_dmft.core.torch_private import (
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run the body with ``model`` in eval mode, gradients on and autocast off, and undo every trace of it afterwards.
 
-    Autocast that accelerate has put into the forward pass is off as well, and hooks on gradients of parameters are not called.
+    Parameters that ``fully_shard`` has spread over processes are whole. Autocast that accelerate has put into the forward pass
+    is off as well, hooks on gradients of parameters are not called, and activation checkpoints forget nothing.
     Restored, also after an exception: the training flag of every module, every buffer bit for bit, plain attributes with
     what they hold (counters, lists, generators), and the random states of python, numpy, and torch on the CPU and on the
     devices the model is on. The flags are set directly, because ``Module.train`` may be overridden with side effects. A
     module that samples itself lazily says so with a true attribute ``keeps_what_it_reveals``: its buffers, and the attributes
     of the whole model, are not put back, since an entry once revealed must stay what it was.
     """
+    with whole(model):
+        yield from _undisturbed(model)
+
+
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """The body of ``undisturbed``, for a model with whole parameters."""
     modules = [module for _, module in modules_of(model)]
     modes = [(module, module.training) for module in modules]
     lazy = {id(module) for module in modules if getattr(module, "keeps_what_it_reveals", False)}
@@ -55,6 +64,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))  # also turns gradients on
         stack.enter_context(forward_unwrapped(modules))
         stack.enter_context(gradient_hooks_off(parameters.values()))
+        stack.enter_context(checkpoints_off())
         try:
             _set_modes((module, False) for module in modules)
             yield

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_dmft.core.spread import is_spread
 from torch_dmft.core.torch_private import NormBase, has_weights_of_hooks, is_compiled, own_buffers, without_hooks
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.uses.outputs import Example, count, rows
@@ -37,8 +38,9 @@ class FunctionWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self._before: nn.Module | None = None
-        # Compiled again it would be in another mode; and weights that a hook makes are stale without it.
-        if any(is_compiled(module) or has_weights_of_hooks(module) for module in model.modules()):
+        # Compiled again it would be in another mode, and weights that a hook makes are stale without it; those that are spread
+        # over processes are other tensors whenever they are gathered.
+        if is_spread(model) or any(is_compiled(module) or has_weights_of_hooks(module) for module in model.modules()):
             return
         with suppress(Exception):  # objects that refuse to be made without their arguments
             self._before = _as_it_is(model, {})

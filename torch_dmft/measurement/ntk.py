@@ -11,7 +11,9 @@ from torch.func import jacrev, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.materialised import require_materialised
 from torch_dmft.core.memory import require_memory
+from torch_dmft.core.spread import inside
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.batch_norm import Statistics, require_choice
 from torch_dmft.measurement.functional import called_with
@@ -90,7 +92,8 @@ def empirical_ntk(
 
 def trained(model: Plan | nn.Module) -> tuple[nn.Module, Mapping[str, float]]:
     """The module to run, and the multiplier of each parameter that is trained."""
-    module = model if isinstance(model, nn.Module) else model.model
+    module = inside(model if isinstance(model, nn.Module) else model.model)
+    require_materialised(module)
     multipliers = {} if isinstance(model, nn.Module) else model.multipliers
     return module, {
         name: multipliers.get(name, 1.0) for name, value in module.named_parameters() if value.requires_grad

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,14 @@ from torch_dmft.core.listed import listed
 from torch_dmft.core.loss import Loss, loss_name, loss_print
 from torch_dmft.core.prints import Print, prints_agree
 from torch_dmft.core.sight import NUMBERS, Sight
-from torch_dmft.core.torch_private import parameters_of
+from torch_dmft.core.spread import gathered, require_readable, reshard, several_processes, whole
+from torch_dmft.core.torch_private import backward_pass, parameters_of
 from torch_dmft.core.training import Training
 from torch_dmft.measurement.function_watch import FunctionWatch
-from torch_dmft.measurement.gradient_check import TOLERANCE, gradient_error, is_due
+from torch_dmft.measurement.gradient_check import is_due
+from torch_dmft.measurement.gradient_watch import GradientWatch
 from torch_dmft.measurement.known_rows import KnownRows
+from torch_dmft.measurement.optimizer_states import begins_anew, states_of, waiting_gradients
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.rows import TrainingSet, all_rows
 from torch_dmft.measurement.schedule import Schedule
@@ -32,10 +35,6 @@ from torch_dmft.uses.outputs import moved
 
 _TRAINED = 30.0
 """Mean square of the outputs, in units of its expectation for random readout weights, that these have once in ten million."""
-_SMALL = 0.2
-"""Gradients smaller than this part of the largest one count as that large: what is left of them is rounding in bfloat16."""
-_KINDS = 16
-"""Kinds of batches (how many make a step, and of how many rows) whose first step is checked."""
 
 
 class Observer:
@@ -72,10 +71,7 @@ class Observer:
         self._is_lazy = any(getattr(module, "keeps_what_it_reveals", False) for module in subject.model.modules())
         self._sight: Sight | None = None
         self._starts: dict[str, str] = {}
-        self._errors: dict[int, float] = {}  # relative errors of the gradients, at the steps at which they were checked
-        self._steepest = 0.0
-        self._checked = 0  # the last step at which gradients were checked
-        self._kinds: set[tuple[int, int]] = set()
+        self._slopes = GradientWatch()
         self._weights, self._gradients, self._states = Untouched(), Untouched(), Untouched()
         self._notes: dict[str, None] = {}
         self._function: FunctionWatch | None = None
@@ -97,12 +93,16 @@ class Observer:
 
         Raises:
             InvalidInputError: if they train none of its parameters, or the model was changed after it was wrapped.
+            UnsupportedModelError: if no process has its parameters as a whole.
         """
+        require_readable(self.subject.model)
+        reshard(self.subject.model)
         sight = Sight(self.subject.plan, optimizers)
         if self._sight is not None:
             sight.goes_on(self._sight)
         elif first:
-            self._starts = starts_of(self.subject.plan, untrained=True)
+            with whole(self.subject.model):
+                self._starts = starts_of(self.subject.plan, untrained=True)
             if any(len(optimizer.state) for optimizer in optimizers):  # of momentum, or Adam's
                 self._note("optimizers that had taken steps before the first record")
         self._sight = sight
@@ -123,25 +123,39 @@ class Observer:
             named.update(parameters_of(self.subject.model))
             if is_steady:
                 self._weights.seen_again(named)
-                self._states.seen_again(_states(named, optimizers))
+                self._states.seen_again(states_of(named, optimizers))
 
-        def begins() -> None:
+        def begins(optimizer: Optimizer) -> None:
             assert self._sight is not None  # they met
             step = self._sight.steps
             self._sight.look(named)
-            if step and any(map(_begins_anew, optimizers)):
+            if step and begins_anew(optimizers):
                 self._note("momentum that begins anew in the middle of the run")
             waiting = self.rows.waiting
-            self._check_gradients(step, optimizers, self.rows.step(), waiting)
+            self._hold_gradients(step, optimizers, self.rows.step(), waiting)
+            # Within a backward pass gradients come one by one.
+            self._slopes.meets(optimizers if self._slopes.within is None else [optimizer])
+            if self._slopes.within is None:
+                self._slopes.ends(step)
             if is_due(step, last=step, recorded=False):
                 self._check_function()
-            if len(optimizers) > 1:
-                self._gradients.left(_waiting(named, *optimizers))
+            if len(optimizers) > 1 and self._slopes.within is None:
+                self._gradients.left(waiting_gradients(named, *optimizers))
+
+        def joins(optimizer: Optimizer) -> None:
+            if self._slopes.within is None:
+                self._gradients.seen_again(waiting_gradients(named, optimizer))
+            elif self._slopes.within == backward_pass():
+                self._slopes.meets([optimizer])
+            else:
+                self._note("optimizers that step by gradients of different backward passes")
 
         def stepping_is_done() -> None:
+            assert self._sight is not None  # they met
+            self._slopes.ends(self._sight.steps - 1)
             if is_steady:
                 self._weights.left(named)
-                self._states.left(_states(named, optimizers))
+                self._states.left(states_of(named, optimizers))
 
         # Noise may go into the weights, and a lazily sampled network grows when it is looked at.
         is_steady = not self._temperature and not self._is_lazy
@@ -153,12 +167,15 @@ class Observer:
             optimizers,
             arrives=arrives,
             begins=begins,
-            joins=lambda optimizer: self._gradients.seen_again(_waiting(named, optimizer)),
+            joins=joins,
             stepping_is_done=stepping_is_done,
             ends=after_step,
             uneven=lambda: self._note("optimizers that step at different times"),
         ):
+            steps = self._sight.steps if self._sight is not None else 0
             yield
+            if self._sight is not None and self._sight.steps == steps and is_steady:
+                self._look_for_unseen_steps(optimizers)
             self._check_function()
             if self.rows.training_set is not None and self._glances:
                 self._look_again(self.rows.training_set)
@@ -177,30 +194,34 @@ class Observer:
         if changed:
             self._note(f"a forward pass that changes during the run ({listed(changed)})")
 
-    def _check_gradients(self, step: int, optimizers: tuple[Optimizer, ...], rows: Tensor | None, waiting: int) -> None:
-        """Hold the gradients that wait for the optimizers against those of the loss."""
+    def _look_for_unseen_steps(self, optimizers: tuple[Optimizer, ...]) -> None:
+        """Say that weights moved while none of the optimizers stepped."""
+        before = self._weights.changed
+        self._weights.seen_again(dict(self.subject.model.named_parameters()))
+        if self._weights.changed != before:
+            names = listed([type(optimizer).__name__ for optimizer in optimizers])
+            warnings.warn(
+                f"The weights moved, but no step of {names} was seen, so that nothing was recorded of it. Remedy: attach the "
+                "recorder to the optimizer whose step() the training calls.",
+                stacklevel=5,
+            )
+
+    def _hold_gradients(self, step: int, optimizers: tuple[Optimizer, ...], rows: Tensor | None, waiting: int) -> None:
+        """Hold the gradients of a step against those of the loss, if they are to be looked at."""
         kind = waiting, 0 if rows is None else len(rows)
-        is_new = kind not in self._kinds and len(self._kinds) < _KINDS
-        self._kinds.add(kind)
+        due = self._slopes.begins(step, kind, recorded=self._schedule(step))
         known = self._sight is not None and self._sight.optimizer in NUMBERS
-        due = is_due(step, last=self._checked, recorded=self._schedule(step))
-        if not known or self._is_lazy or self._temperature or not (is_new or due) or (rows is None and self.rows.noted):
+        if not known or self._is_lazy or self._temperature or not due or (rows is None and self.rows.noted):
             return
         data = self.rows.training_set
         if data is None or (rows is not None and int(rows.max()) >= len(data)):
             return  # rows of a training set that is not known
-        self._checked = step
         try:
             inputs, given = data.rows(rows)
         except Exception:  # items that are no fixed pairs of numbers; training goes on
             return
         self._look_again(data)
-        difference = gradient_error(self.subject, optimizers, self._loss, inputs, given)
-        if difference is None:
-            return
-        error, size = difference
-        self._steepest = max(self._steepest, size)
-        self._errors[step] = error / max(size, _SMALL * self._steepest) if self._steepest else 0.0
+        self._slopes.hold_against(step, self.subject, optimizers, self._loss, inputs, given)
 
     def _look_again(self, data: TrainingSet) -> None:
         """Note a loss or a training set that is no longer what it was."""
@@ -223,7 +244,7 @@ class Observer:
         readout = subject.architecture.readout
         if self._is_lazy or subject.run is not subject.model or readout.kind != "linear":
             return
-        weight = subject.model.get_parameter(readout.weight).detach()
+        weight = gathered(subject.model.get_parameter(readout.weight).detach())
         random = float(weight.double().square().mean()) * readout.fan_in * forward
         ratio = float(outputs.double().square().mean()) / random if random else 0.0
         if ratio > _TRAINED:
@@ -248,20 +269,21 @@ class Observer:
             )
         noted, targets, data = self.rows.noted, self._probe.targets, self.rows.training_set
         batches, is_probe = self.rows.batches if noted else None, self.rows.data is None
-        off = {step: error for step, error in self._errors.items() if error > TOLERANCE}
+        off = self._slopes.wrong
         # Rows that were noted without a training set are of the probe's rows, if their gradients were.
-        knows_data = data is not None and (not is_probe or not noted or bool(self._errors))
+        knows_data = data is not None and (not is_probe or not noted or bool(self._slopes.errors))
         cannot_be = (
             self._is_lazy
             or targets is None
             or self._temperature > 0
             or (noted and bool(self.subject.architecture.train_differs))
         )
-        is_checked = bool(self._errors) or cannot_be or not self._sight.steps or (noted and self.rows.is_told)
+        is_checked = bool(self._slopes.errors) or cannot_be or not self._sight.steps or (noted and self.rows.is_told)
         doubt = ""
         if off:
             step, error = next(iter(off.items()))
             where = ("the rows noted" if noted else "all training rows") + (" of the probe" if is_probe else "")
+            where += " by this one of several processes" if noted and several_processes() else ""
             doubt = f"at step {step} the gradients were not those of {loss_name(self._loss)} on {where} (off by {error:.0%})"
         elif noted and batches is None:
             doubt = "some steps were not noted"
@@ -305,8 +327,8 @@ class Observer:
         Raises:
             InvalidInputError: if it differs from what is known of the training set.
         """
-        if not self.rows.tell(data, checked=bool(self._errors)):
-            self._errors = {}  # gradients were compared with those of other rows
+        if not self.rows.tell(data, checked=bool(self._slopes.errors)):
+            self._slopes.errors = {}  # gradients were compared with those of other rows
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen, as plain containers."""
@@ -314,13 +336,13 @@ class Observer:
             "sight": None if self._sight is None else self._sight.state_dict(),
             "rows": self.rows.state_dict(),
             "starts": dict(self._starts),
-            "errors": dict(self._errors),
-            "steepest": self._steepest,
+            **self._slopes.state_dict(),
             "weights": self._weights.state_dict(),
             "gradients": self._gradients.state_dict(),
             "states": self._states.state_dict(),
             "notes": list(self._notes),
             "plan": [self.subject.gamma0, self.subject.plan.scheme, *self.subject.plan.functions],
+            "fan_ins": self._fan_ins(),
             "probe_print": self._probe.print,
             "loss_print": self._glances.get("a loss", ()),
         }
@@ -329,9 +351,16 @@ class Observer:
         """Go on from what another observer of the same network saw.
 
         Raises:
-            InvalidInputError: if the training set is another.
+            InvalidInputError: if the width, the plan, the probe or the training set is another.
         """
-        plan = [self.subject.gamma0, self.subject.plan.scheme, *self.subject.plan.functions]
+        fan_ins, plan = self._fan_ins(), [self.subject.gamma0, self.subject.plan.scheme, *self.subject.plan.functions]
+        other = {name: size for name, size in state.get("fan_ins", fan_ins).items() if fan_ins.get(name) != size}
+        if other:
+            raise InvalidInputError(
+                "The checkpoint is of a run at another width.",
+                got=listed([f"{name} with fan-in {size}, here {fan_ins.get(name)}" for name, size in other.items()]),
+                remedy="load it into a recorder of a model of its own width",
+            )
         if state["plan"] != plan or not prints_agree(state["probe_print"], self._probe.print):
             raise InvalidInputError(
                 "The checkpoint is of a run of another plan or on another probe.",
@@ -341,44 +370,20 @@ class Observer:
         self.rows.load_state_dict(state["rows"])
         self._glances = {"a loss": tuple(state["loss_print"])} if state["loss_print"] else {}
         self._starts, self._notes = dict(state["starts"]), dict.fromkeys(state["notes"])
-        self._errors, self._steepest = dict(state["errors"]), state["steepest"]
+        self._slopes.load_state_dict(state)
         self._weights.load_state_dict(state["weights"])
         self._gradients.load_state_dict(state["gradients"])
         self._states.load_state_dict(state["states"])
         if state["sight"] is not None:
             self._sight = Sight.saved(self.subject.plan, state["sight"])
 
+    def _fan_ins(self) -> dict[str, int]:
+        return {rule.name: rule.fan_in for rule in self.subject.plan.rules}
+
     @property
     def frozen(self) -> frozenset[str]:
         """Names of the parameters that are not trained, as far as was seen."""
         return frozenset() if self._sight is None else frozenset(self._sight.frozen)
-
-
-def _states(named: Mapping[str, Tensor], optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """What optimizers remember of the parameters: momenta, moments."""
-    return {
-        f"{kind} of {name}": value
-        for name, parameter in named.items()
-        for optimizer in optimizers
-        for kind, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _waiting(named: Mapping[str, Tensor], *optimizers: Optimizer) -> dict[str, Tensor]:
-    """The gradients that wait for optimizers."""
-    stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    return {name: p.grad for name, p in named.items() if p.grad is not None and id(p) in stepped}
-
-
-def _begins_anew(optimizer: Optimizer) -> bool:
-    """Whether an optimizer with a memory of earlier gradients is about to step a parameter that it remembers nothing of."""
-    return any(
-        parameter.grad is not None and not optimizer.state.get(parameter)
-        for group in optimizer.param_groups
-        if group.get("momentum") or "betas" in group
-        for parameter in group["params"]
-    )
 
 
 def _warn_of_odd_rates(training: Training, plan: Plan) -> None:

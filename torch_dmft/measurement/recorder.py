@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.loss import Loss
 from torch_dmft.core.numbers import require_number
-from torch_dmft.core.sight import require_whole_plan, unwrapped
+from torch_dmft.core.sight import require_whole_plan
+from torch_dmft.core.spread import whole
 from torch_dmft.core.stability import curvatures
+from torch_dmft.core.steppers import outermost
 from torch_dmft.core.training import Training
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.measurement.conditions import Conditions
@@ -149,11 +151,13 @@ class Recorder:
         ``attach`` goes on counting where the first stopped.
 
         Args:
-            *optimizers: all optimizers that train parameters of the model; also as accelerate and Fabric wrap them.
+            *optimizers: all optimizers that train parameters of the model; also as accelerate, Lightning and Fabric wrap
+                them. Of an optimizer around another (sharpness-aware minimisation, Lookahead) the outer one.
 
         Raises:
             InvalidInputError: if they train none of them, the model was changed after it was wrapped, or the recorder is
                 attached already.
+            UnsupportedModelError: if no process has the parameters as a whole (tensor parallelism).
         """
         if self._attached:
             raise InvalidInputError(
@@ -165,7 +169,7 @@ class Recorder:
                 got=", ".join(type(optimizer).__name__ for optimizer in optimizers) or "nothing",
                 remedy="recorder.attach(optimizer), with every torch.optim optimizer that trains the model",
             )
-        stepping = tuple(map(unwrapped, optimizers))
+        stepping = outermost(optimizers)
         self._observer.meet(stepping, first=self.step == 0)
         self.subject = replace(self.subject, frozen=self._observer.frozen)
 
@@ -241,7 +245,8 @@ class Recorder:
         """
         device = next(self.subject.run.parameters()).device
         layouts = None if check else self._layouts
-        return snapshot(self.subject, moved(self.probe.inputs, device), layouts=layouts)
+        with whole(self.subject.run):
+            return snapshot(self.subject, moved(self.probe.inputs, device), layouts=layouts)
 
     def keep(self, taken: Snapshot) -> Trajectory:
         """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""
@@ -370,6 +375,10 @@ class Recorder:
             self._two_time, self.subject.architecture.layers, state["two_time"], strict=False
         ):
             memory.load_state_dict(saved, layer, self.subject.gamma0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles have: they are attached to nothing."""
+        return {**vars(self), "_attached": False}
 
     def _completed(self, layer: LayerKernels, index: int) -> LayerKernels:
         """The kernels of a weight with its fields and, if they are kept, between two times."""

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Wrapper, describe
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
+from torch_dmft.core.materialised import require_materialised
+from torch_dmft.core.spread import inside, whole
 from torch_dmft.measurement.batch_norm import require_choice
 from torch_dmft.parameterization import Plan, parameter_rules
 from torch_dmft.parameterization.centered import Centered
@@ -106,8 +108,11 @@ def subject_of(
         batch_norm: whose statistics BatchNorm is measured with, ``"probe"`` or ``"run"``.
 
     Raises:
-        InvalidInputError: if ``run`` does not hold the plan's model, or a bare model fails on the inputs.
+        InvalidInputError: if ``run`` does not hold the plan's model, or a bare model fails on the inputs or is on the meta
+            device.
     """
+    run = None if run is None else inside(run)
+    require_materialised(plan_or_model if isinstance(plan_or_model, nn.Module) else plan_or_model.model)
     if not isinstance(plan_or_model, nn.Module):
         plan = plan_or_model
         run = plan.model if run is None else run
@@ -119,7 +124,12 @@ def subject_of(
             )
         is_plain = isinstance(inputs, Tensor) and outputs is None
         return Subject(plan, run if is_plain else Runs(run, outputs), batch_norm=batch_norm)
-    model = plan_or_model if run is None else run
+    model = inside(plan_or_model) if run is None else run
+    with whole(model):
+        return _subject_of_bare(model, inputs, outputs, batch_norm)
+
+
+def _subject_of_bare(model: nn.Module, inputs: Example, outputs: Selection | None, batch_norm: str) -> Subject:
     require_choice(batch_norm)
     inner = model
     while isinstance(inner, Wrapper):

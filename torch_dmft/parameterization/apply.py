@@ -9,11 +9,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.architecture import Role
+from torch_dmft.architecture import Architecture, Role
 from torch_dmft.architecture.describe import Roles
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.listed import listed
+from torch_dmft.core.materialised import require_materialised
 from torch_dmft.core.prints import some_entries
+from torch_dmft.core.spread import assign, inside, is_spread, processes_differ, whole
+from torch_dmft.core.torch_private import is_compiled
 from torch_dmft.parameterization.plan import Plan, set_attributes
 from torch_dmft.parameterization.rules import OWN_INIT, ParameterRule, parameter_rules
 from torch_dmft.parameterization.scheme import SCHEMES, effective_gamma0
@@ -42,7 +45,8 @@ def parameterize(
     and embeddings keep their own init, and frozen parameters (``requires_grad=False``) their values, whatever they are.
 
     Args:
-        model: the model, on any device.
+        model: the model, on any device; also inside of DistributedDataParallel, or sharded by ``fully_shard``, where every
+            process must call.
         example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         gamma0: richness: features move in proportion to it; small is lazy.
         scheme: "mean_field"; "ntk" (mean field with gamma0 = 1/sqrt(N_L)); "standard" (nothing is changed,
@@ -65,12 +69,43 @@ def parameterize(
 
     Raises:
         UnsupportedModelError: if parts of the model cannot be scaled; the message lists all of them.
-        InvalidInputError: if an argument is outside its range.
+        InvalidInputError: if an argument is outside its range, the parameters have no numbers yet (meta device), or processes
+            that train the model together draw different weights.
     """
     _check(gamma0, scheme, gain, init)
-    architecture = describe(model, example_input, roles=roles, wider=wider, outputs=outputs)
-    if wider is None and architecture.notes:
-        warnings.warn("; ".join(architecture.notes), stacklevel=2)
+    require_materialised(model)
+    model = model if is_compiled(model) else inside(model)
+    with whole(model):
+        architecture = describe(model, example_input, roles=roles, wider=wider, outputs=outputs)
+        if wider is None and architecture.notes:
+            warnings.warn("; ".join(architecture.notes), stacklevel=2)
+        plan = _scaled(model, architecture, gamma0, scheme, gain=gain, init=init, generator=generator)
+        values = dict(model.named_parameters())
+    if is_spread(model):
+        for name, parameter in model.named_parameters():
+            assign(parameter, values[name])
+    if scheme != "standard" and processes_differ(model, plan.drawn.values()):
+        plan.undo()
+        raise InvalidInputError(
+            "Every process must draw the same weights.",
+            got="other weights on this process than on another one",
+            remedy="parameterize(..., generator=torch.Generator().manual_seed(seed)) with one seed everywhere, or parameterize "
+            "before DistributedDataParallel(model), which hands on the weights of the first process",
+        )
+    return plan
+
+
+def _scaled(
+    model: nn.Module,
+    architecture: Architecture,
+    gamma0: float,
+    scheme: str,
+    *,
+    gain: float | str,
+    init: str,
+    generator: torch.Generator | None,
+) -> Plan:
+    """Scale a model whose parameters are whole; see ``parameterize``."""
     initial = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     numbers = [(one, getattr(model.get_submodule(one.path), one.name)) for one in architecture.attributes]
     before = tuple(replace(one, value=number) for one, number in numbers) if scheme != "standard" else ()
@@ -114,7 +149,7 @@ def _warn_of_lost(model: nn.Module, matrices: list[ParameterRule]) -> None:
         warnings.warn(
             f"Weights that are no fresh random numbers (a checkpoint, or a structured start) are drawn anew: {listed(lost)}. "
             'init="keep" keeps them and rescales each, init="untouched" leaves them as they are; plan.undo() brings them back.',
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

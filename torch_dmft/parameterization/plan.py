@@ -14,6 +14,7 @@ from torch_dmft.architecture import Architecture, Attribute, Role
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.listed import listed
+from torch_dmft.core.spread import assign, reshard, whole
 from torch_dmft.parameterization.optimizer import OPTIMIZERS, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
 from torch_dmft.parameterization.table import as_table
@@ -158,6 +159,7 @@ class Plan:
                 got=repr(optimizer),
                 remedy=f"one of {', '.join(self.optimizers)}: an infinite-width twin trains weights in other coordinates",
             )
+        reshard(self.model)
         return param_groups(self.model, self.rules, lr, optimizer, weight_decay, eps)
 
     def suggest_lr(
@@ -191,7 +193,8 @@ class Plan:
         """
         from torch_dmft.measurement.suggested_rate import suggested_rate  # one floor up, taken only when it is called
 
-        return suggested_rate(self, probe, loss=loss, optimizer=optimizer, fraction=fraction, outputs=outputs)
+        with whole(self.model):
+            return suggested_rate(self, probe, loss=loss, optimizer=optimizer, fraction=fraction, outputs=outputs)
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -205,9 +208,10 @@ class Plan:
                 "Only a plan that parameterize() made can be undone, and only once.",
                 remedy="call parameterize(model, ...) first",
             )
+        reshard(self.model)
         tensors = dict(_tensors(self.model))
         for name, before in self._initial.items():
-            tensors[name].copy_(before)
+            assign(tensors[name], before)
         set_attributes(self.model, self._before)
         self._initial, self._before = None, ()
 

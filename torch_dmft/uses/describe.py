@@ -15,7 +15,9 @@ from torch_dmft.architecture import describe as describe_one
 from torch_dmft.architecture.describe import Roles
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.core.listed import listed
+from torch_dmft.core.materialised import require_materialised
 from torch_dmft.core.random_state import random_state_kept
+from torch_dmft.core.spread import whole
 from torch_dmft.uses.outputs import Example, Runs, Selection
 from torch_dmft.uses.two_widths import by_two_widths
 
@@ -56,10 +58,25 @@ def describe(
 
     Raises:
         UnsupportedModelError: if a parameter cannot be scaled; the message lists every place and a remedy for each.
-        InvalidInputError: if the model fails on the example input, ``roles`` names nothing, or ``wider`` is no such model.
+        InvalidInputError: if the model fails on the example input or has no numbers yet (meta device), ``roles`` names
+            nothing, or ``wider`` is no such model.
     """
     while isinstance(model, Wrapper):
         model = model.model
+    require_materialised(model)
+    with whole(model):
+        return _described(model, example_input, roles, wider, outputs, like)
+
+
+def _described(
+    model: nn.Module,
+    example_input: Example,
+    roles: Roles | None,
+    wider: Wider | None,
+    outputs: Selection | None,
+    like: Architecture | None,
+) -> Architecture:
+    """The architecture of a model whose parameters are whole; see ``describe``."""
     if wider is None:
         if outputs is not None:
             raise InvalidInputError(
@@ -69,6 +86,7 @@ def describe(
             )
         return _by_one(model, example_input, roles, like)
     other = _second(model, wider)
+    require_materialised(other)
     found = by_two_widths(model, Runs(model, outputs), other, Runs(other, outputs), example_input)
     found = _overruled(found, roles or {})
     if outputs is not None or found.attributes or found.notes or any(layer.fold != 1.0 for layer in found.layers):

@@ -35,9 +35,6 @@ def _reason(model: nn.Module, inputs: Example) -> tuple[str, str]:
     inference = next((name for name, value in parameters.items() if value.is_inference()), None)
     if inference is not None:
         return f"the parameter {inference} of inference mode: ", "build the model outside of torch.inference_mode()"
-    unmade = next((name for name, value in parameters.items() if value.is_meta), None)
-    if unmade is not None:
-        return f"the parameter {unmade} on the meta device: ", "give the parameters numbers: model.to_empty(device=...)"
     devices, dtypes = ({getattr(value, what) for value in parameters.values()} for what in ("device", "dtype"))
     for name, leaf in named_tensors(inputs):
         if devices and leaf.device not in devices:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
 
 import torch_dmft as dmft
 from benchmarks.clock import Say, timed
 from benchmarks.markdown import table
+from benchmarks.memory import peak_bytes
+from benchmarks.peers import ntk_by_peers
 
 
 @dataclass(frozen=True)
@@ -38,40 +38,43 @@ QUICK = Settings(8, 4, 8, 8, 4, 2, ("mlp", "cnn", "vit"))
 def run(settings: Settings, say: Say) -> dict[str, Any]:
     answer = {}
     for name in settings.models:
-        answer[name] = found = _measure(settings, _MODELS[name](settings), name)
-        passes = {way: f"{seconds / found['pass']:.2f}" for way, seconds in found.items()}
-        say(f"{name}: a record costs {passes['record']} passes, jacrev {passes['jacrev']}")
+        answer[name] = found = _measure(settings, _MODELS[name](settings))
+        passes = {way: f"{seconds / found['cpu']['pass']:.2f}" for way, seconds in found["cpu"].items()}
+        memory = {way: f"{peak / found['peak']['pass']:.2f}" for way, peak in found["peak"].items()}
+        say(f"{name}: in passes, CPU time {passes}, peak memory {memory}")
     return answer
 
 
-def _measure(settings: Settings, model: nn.Module, name: str) -> dict[str, float]:
+def _measure(settings: Settings, model: nn.Module) -> dict[str, dict[str, float]]:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(settings.samples, 3, settings.pixels, settings.pixels, generator=generator)
-    recorder = dmft.Recorder(model.eval(), dmft.Probe(inputs, torch.zeros(settings.samples, 1)), fields=False)
-    recorder.record()  # the first one finds out where samples are, and checks itself
+    probe = dmft.Probe(inputs, torch.zeros(settings.samples, 1))
+    recorder = dmft.Recorder(model.eval(), probe, fields=False)
 
     def one_pass() -> None:
         model(inputs).sum().backward()
         model.zero_grad()
 
-    jacrev_ = partial(_jacrev, model, inputs)
-    ways: dict[str, Callable[[], object]] = {"pass": one_pass, "record": recorder.look, "jacrev": jacrev_}
+    first = peak_bytes(recorder.record)  # finds out where samples are, and checks itself
+    one_pass()
+    ways: dict[str, Callable[[], Any]] = {"pass": one_pass, "record": recorder.look}
+    peak = {"first record": first, **{way: peak_bytes(call) for way, call in ways.items()}}
+    ntk = dmft.empirical_ntk(model, inputs, batch_norm="run")
+    for way, call in ntk_by_peers(model, inputs).items():
+        try:
+            found = call()
+        except Exception as error:  # nngeometry knows some kinds of layers
+            if way == "jacrev":
+                raise
+            del error
+            continue
+        torch.testing.assert_close(found, ntk, rtol=1e-3, atol=1e-4 * float(ntk.abs().max()))
+        ways[way] = call
     spent: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(settings.rounds):
         for way, call in ways.items():
             spent[way].append(timed(call)[1].cpu)
-    return {way: statistics.median(times) for way, times in spent.items()}
-
-
-def _jacrev(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The NTK by the Jacobian of every sample, as ``torch.func`` has it."""
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-    def alone(values: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(model, values, (x[None],))[0]
-
-    rows = vmap(jacrev(alone), (None, 0))(parameters, inputs)
-    return torch.stack([row.flatten(1) @ row.flatten(1).T for row in rows.values()]).sum(0)
+    return {"cpu": {way: statistics.median(times) for way, times in spent.items()}, "peak": peak}
 
 
 def _mlp(settings: Settings) -> nn.Module:
@@ -120,20 +123,47 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
         "vit": f"ViT, 4 blocks of {settings.features}",
         "resnet18": "resnet18",
     }
+
+    def multiple(found: dict[str, Any], way: str) -> str:
+        return f"{found['cpu'][way] / found['cpu']['record']:.1f}" if way in found["cpu"] else "refused"
+
     rows = [
         [
             names[name],
-            f"{1e3 * found['pass']:.0f} ms",
-            f"{1e3 * found['record']:.0f} ms",
-            f"{found['record'] / found['pass']:.2f}",
-            f"{found['jacrev'] / found['record']:.1f}",
+            f"{1e3 * found['cpu']['pass']:.0f} ms",
+            f"{1e3 * found['cpu']['record']:.0f} ms",
+            f"{found['cpu']['record'] / found['cpu']['pass']:.2f}",
+            *(multiple(found, way) for way in ("nngeometry jacobian", "nngeometry gram", "jacrev")),
         ]
         for name, found in result.items()
     ]
+    memory = [
+        [
+            names[name],
+            f"{found['peak']['pass'] / 2**20:.0f} MiB",
+            f"{found['peak']['record'] / 2**20:.0f} MiB",
+            f"{found['peak']['record'] / found['peak']['pass']:.2f}",
+            f"{found['peak']['first record'] / found['peak']['pass']:.2f}",
+        ]
+        for name, found in result.items()
+    ]
+    head = ["model", "pass", "record", "passes per record"]
     return f"""\
 CPU time of one record (outputs, all forward and backward kernels, NTK by layer; no fields) beside one pass forward and backward
 over the probe: {settings.samples} images of {settings.pixels} x {settings.pixels}, one output, evaluation mode, one thread,
-median of {settings.rounds} rounds in which all take turns. The NTK alone by `torch.func`, `vmap` of `jacrev` and one product
-for every parameter, takes the last column's multiple of the whole record.
+median of {settings.rounds} rounds in which all take turns.
 
-{table(["model", "pass", "record", "passes per record", "NTK by jacrev / record"], rows)}"""
+{table(head, [row[:4] for row in rows])}
+
+The NTK alone by other means takes these multiples of the whole record: the Jacobian by nngeometry, layer by layer, and one
+product; nngeometry's NTK without a Jacobian; and `vmap` of `torch.func.jacrev` with one product for every parameter. All give
+the matrix that `empirical_ntk` does, with the running averages of BatchNorm. Where a pass is dear for the number of parameters,
+as with convolutions over many pixels and with attention, the gradients of every sample by one output cost little more than a
+pass, and there is nothing to be saved by avoiding them.
+
+{table(["model", "Jacobian, nngeometry", "NTK, nngeometry", "NTK, jacrev"], [[row[0], *row[4:]] for row in rows])}
+
+Peak memory of all that PyTorch allocates (by its profiler), beyond what there was before. Gradients of the parameters are among
+what a pass needs. The first record finds out where the samples are and checks itself.
+
+{table(["model", "pass", "record", "passes per record", "passes of the first record"], memory)}"""

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.browser.server import tensorboard
+from torch_dmft.comparison import compare
 from torch_dmft.tab.about import About
 from torch_dmft.tab.log import TEXT, RecordLog
 from torch_dmft.tab.page import write_page
@@ -146,6 +147,21 @@ def test_every_view_in_one_file(trained, browser_page, complaints, tmp_path):
     assert browser_page.get_by_role("button", name="a pair of samples").get_attribute("aria-pressed") == "true"
     assert browser_page.get_by_label("samples", exact=True).input_value() == "5"
     browser_page.locator(".panel", has_text="Between two times").locator("canvas.heatmap").first.wait_for()
+
+
+def test_a_run_without_an_ntk_is_drawn_and_says_so(comparison, browser_page, complaints, tmp_path):
+    measured, *predictions = comparison.runs
+    compare(measured.without_ntk(), *predictions).write_html(tmp_path / "report.html")
+    page = browser_page
+    page.goto((tmp_path / "report.html").as_uri())
+    page.locator(".verdict .headline").wait_for()
+    eventually(lambda: painted(page, ".chart canvas", NETWORK) > 200, "no loss of the network")
+    assert [canvas.evaluate(_COLORS) > 3 for canvas in page.locator("canvas.heatmap").all()] == [True] * 2
+    open_view(page, "Kernels")
+    page.locator(".caption", has_text="relative error").wait_for()
+    assert page.get_by_role("button", name="NTK", exact=True).count() == 0
+    open_view(page, "Spectrum")
+    page.locator(".empty", has_text="The NTK was not recorded").wait_for()
 
 
 def test_the_slider_moves_what_is_shown(trained, browser_page, complaints, tmp_path):

@@ -354,6 +354,31 @@ def test_autocast_inside_of_a_model_is_said(inputs: Any) -> None:
     assert recorder.trajectory().metadata["precision"] == "bfloat16"
 
 
+class Cached(Mixed):
+    """Autocast that keeps the weights it has cast, whatever is around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
+            return self.head(torch.tanh(self.first(x))).float()
+
+
+@pytest.mark.filterwarnings("ignore:.*multiplies in bfloat16")
+@pytest.mark.parametrize("graded", [True, False])
+def test_weights_that_autocast_has_kept_of_an_earlier_pass_are_seen(graded: bool) -> None:
+    """A cast weight that comes out of the cache has no history: its use would be one of a constant."""
+    model, inputs = Cached(), (torch.randn(P, 3),)
+    recorder = dmft.Recorder(model, dmft.Probe(inputs))
+    alone = recorder.look()
+    assert all(bool(layer.ntk.any()) for layer in alone.layers)
+    with torch.autocast("cpu", torch.bfloat16):  # as around a training loop; it keeps the cache until its end
+        with torch.set_grad_enabled(graded):
+            model(*inputs)
+        within = dmft.Recorder(model, dmft.Probe(inputs)).look()
+        later = recorder.look(check=True)
+    assert torch.equal(within.ntk, alone.ntk)
+    assert torch.equal(later.ntk, alone.ntk)
+
+
 # Divergence
 
 

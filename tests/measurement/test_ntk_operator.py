@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import torch_dmft as dmft
+from benchmarks.memory import peak_bytes
 from tests.measurement.zoo import ZOO
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import InsufficientMemoryError, InvalidInputError
 from torch_dmft.measurement import NTKOperator, empirical_ntk
 from torch_dmft.uses.outputs import select
 
@@ -72,6 +73,69 @@ def test_ten_thousand_samples(generator: torch.Generator) -> None:
     values, vectors = operator.largest(3)
     product = operator @ vectors[..., 0].float()
     torch.testing.assert_close(product.double(), values[0] * vectors[..., 0], rtol=1e-3, atol=1e-2 * float(values[0]))
+
+
+WIDE = {
+    "dense": lambda: (
+        nn.Sequential(nn.Linear(64, 512), nn.Tanh(), nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 2)),
+        (64,),
+    ),
+    "convolutions": lambda: (
+        nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(32, 2),
+        ),
+        (3, 24, 24),
+    ),
+    "attention": lambda: (
+        nn.Sequential(nn.TransformerEncoderLayer(64, 4, 256, 0.0, batch_first=True), nn.Flatten(), nn.Linear(1024, 2)),
+        (16, 64),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+@pytest.mark.parametrize("block", [16, 64])
+def test_the_stated_memory_is_an_upper_bound_of_what_a_product_takes(kind: str, block: int) -> None:
+    model, shape = WIDE[kind]()
+    operator = NTKOperator(model, torch.randn(128, *shape), block=block)
+    vector = torch.randn(128, 2)
+    _ = operator @ vector
+    taken = peak_bytes(lambda: operator @ vector)
+    assert taken <= operator.memory <= 1.5 * taken
+
+
+def test_the_block_follows_from_the_memory() -> None:
+    model, shape = WIDE["convolutions"]()
+    inputs = torch.randn(128, *shape)
+    whole = NTKOperator(model, inputs)
+    assert whole.block == 128
+    small = NTKOperator(model, inputs, memory=whole.memory // 4)
+    assert 1 <= small.block < 64
+    assert small.memory <= whole.memory // 4
+    vector = torch.randn(128, 2)
+    assert peak_bytes(lambda: small @ vector) <= small.memory
+    torch.testing.assert_close(small @ vector, whole @ vector, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InvalidInputError, match=r"enough for one sample.*memory=(\d+) or more") as refusal:
+        NTKOperator(model, inputs, memory=1000)
+    enough = int(str(refusal.value).partition("memory=")[2].partition(" ")[0])
+    assert NTKOperator(model, inputs, memory=enough).block == 1
+
+
+def test_a_block_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shape = WIDE["convolutions"]()
+    inputs = torch.randn(128, *shape)
+    needed = NTKOperator(model, inputs).memory
+    monkeypatch.setattr("torch_dmft.core.memory.free_memory", lambda device: needed - 1)
+    monkeypatch.setattr("torch_dmft.core.memory._was_plenty", lambda *given: False)
+    with pytest.raises(InsufficientMemoryError, match=r"blocks of 128 samples.*smaller block="):
+        NTKOperator(model, inputs)
+    NTKOperator(model, inputs, block=64)
 
 
 def some_twin() -> tuple[dmft.Plan, Tensor]:

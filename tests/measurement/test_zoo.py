@@ -217,3 +217,26 @@ def test_a_network_that_is_frozen_as_a_whole_has_features_and_no_ntk(norm: bool)
     taken = snapshot(subject_of(model, inputs), inputs)
     assert not taken.ntk.any()
     assert float(taken.layers[0].backward.trace()) > 0
+
+
+class Positions(nn.Module):
+    """Tokens and positions are looked up in tables; the positions meet constants only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places, self.head = nn.Embedding(7, 8), nn.Embedding(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.tokens(x) + self.places(torch.arange(4))).mean(1))
+
+
+def test_g_at_a_frozen_table_of_positions_is_that_of_a_trained_one(generator: torch.Generator) -> None:
+    model, inputs = Positions().double(), torch.randint(0, 7, (5, 4), generator=generator)
+    trained = snapshot(subject_of(model, inputs), inputs)
+    model.places.weight.requires_grad_(False)
+    frozen = snapshot(subject_of(model, inputs), inputs)
+    for one, other in zip(trained.layers, frozen.layers, strict=True):
+        assert bool(one.backward.any())
+        assert close(other.backward, one.backward)
+    assert not frozen.layers[1].ntk.any()
+    assert close(frozen.ntk, trained.ntk - trained.layers[1].ntk)

@@ -83,7 +83,10 @@ def test_a_damaged_log_never_raises(make_log, tmp_path, data):
         (b"", "holds no records"),
         (b"step,loss\n0,1\n", "holds no records"),
         (pickle.dumps(os.getcwd), "holds no records"),
-        (b'{"format": "torch_dmft records", "schema": 99}\n', "schema 99; this version of torch_dmft reads schema 1"),
+        (
+            b'{"format": "torch_dmft records", "schema": 99}\n',
+            "schema 99; this version of torch_dmft reads schemas up to 2",
+        ),
         (b'{"format": "torch_dmft records", "schema": 1, "about": 3}\n', "must describe a run"),
         (b"[" * 100_000 + b"\n", "holds no records"),
         (
@@ -192,3 +195,17 @@ def test_two_time_kernels_by_pair_and_their_mean(tmp_path):
 def test_the_head_of_binary_files_is_what_it_was():
     """A change here needs another schema."""
     assert (HEAD.size, struct.calcsize("<8s16sII")) == (32, 32)
+
+
+def test_records_of_an_earlier_schema_are_read(make_log, tmp_path):
+    make_log(tmp_path)
+    first, rest = (tmp_path / TEXT).read_text().split("\n", 1)
+    opening = json.loads(first)
+    assert opening["schema"] == 2
+    opening["schema"] = 1
+    del opening["about"]["ntk"]
+    (tmp_path / TEXT).write_text(json.dumps(opening) + "\n" + rest)
+    records = read(tmp_path)
+    assert records.problems == ()
+    assert records.about.ntk
+    assert records.kernel("NTK/all", 3) is not None

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_dmft.comparison import table
 from torch_dmft.comparison.deviation import Deviations
 from torch_dmft.comparison.deviation import deviations as deviations_from
-from torch_dmft.comparison.match import common_steps, distinct_origins, refuse_mismatch, refuse_swapped
+from torch_dmft.comparison.match import common_steps, distinct_origins, in_one_layout, refuse_mismatch, refuse_swapped
 from torch_dmft.comparison.verdict import verdict
 from torch_dmft.comparison.yardstick import narrowest
 from torch_dmft.core.divergence import last_sane
@@ -167,7 +167,9 @@ def compare(
 
     Per weight and step: the alignment tr(X Y^T) / (|X| |Y|) and the relative error |X - Y| / |Y| of Phi^l, G^{l+1} and
     the NTK, with error bars from the prediction's standard errors (``Deviation``); for outputs and loss the difference.
-    Weights are matched by position, times by step: only steps that all runs recorded are compared.
+    Weights are matched by position, times by step: only steps that all runs recorded are compared. Where one of the runs has
+    no NTK, Phi and G alone are compared; where G and the NTK of one are averaged over outputs, those of the others are averaged
+    in the same way.
 
     With ``problem`` networks of the measured one's width are trained too, ``solvers.FiniteWidth(width, replicas)``, and every
     deviation becomes a z-score against what that width explains (``Consistency``): the measured network is consistent
@@ -202,7 +204,7 @@ def compare(
     if problem is not None:
         steps = common_steps([measured, *predictions])
         predictions.append(_networks_like(measured, problem, steps, replicas))
-    runs = distinct_origins((measured, *predictions))
+    runs = distinct_origins(in_one_layout((measured, *predictions)))
     for prediction in runs[1:]:
         refuse_mismatch(runs[0], prediction)
     steps = common_steps(runs)

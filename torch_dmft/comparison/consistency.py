@@ -200,7 +200,9 @@ def _rows(runs: Sequence[Trajectory]) -> dict[Key, Float[Tensor, "network time e
     for position in range(len(runs[0].layers)):
         table["forward", position] = stacked([run.layers[position].forward.equal_time for run in runs])
         table["backward", position] = stacked([run.layers[position].backward.equal_time for run in runs])
-    table["ntk", 0] = stacked([run.ntk.equal_time for run in runs])
+    known = [run.ntk.equal_time for run in runs if run.ntk is not None]
+    if len(known) == len(runs):
+        table["ntk", 0] = stacked(known)
     table["outputs", 0] = stacked([run.outputs for run in runs])
     return table
 
@@ -277,7 +279,7 @@ def _score(logs: Float[Tensor, " network"]) -> Score:
 
 def _scores(table: Mapping[Key, Tensor | None], measured: Trajectory) -> Scores:
     def score(kind: str, position: int = 0) -> Score | None:
-        logs = table[kind, position]
+        logs = table.get((kind, position))
         return None if logs is None else _score(logs)
 
     known = [logs for logs in table.values() if logs is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,12 +62,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class LayerDeviations:
-    """The deviations of one weight's kernels: forward Phi^l, backward G^{l+1}, and the part of the NTK."""
+    """The deviations of one weight's kernels: forward Phi^l, backward G^{l+1}, and the part of the NTK, if it is known."""
 
     name: str
     forward: Deviation
     backward: Deviation
-    ntk: Deviation
+    ntk: Deviation | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Deviations:
 
     Attributes:
         layers: one entry per weight, l = 0..L, named as in the measured model.
-        ntk: of the whole NTK.
+        ntk: of the whole NTK; None if a run has none.
         outputs: over the rows the model is trained on, in units of the output.
         test_outputs: over the other rows; None if there are none.
         losses: the absolute difference of the losses.
@@ -83,7 +84,7 @@ class Deviations:
     """
 
     layers: tuple[LayerDeviations, ...]
-    ntk: Deviation
+    ntk: Deviation | None
     outputs: Difference
     test_outputs: Difference | None
     losses: Difference
@@ -102,7 +103,11 @@ class Deviations:
                 kernels[f"Phi of weight {position} ({layer.name})"] = layer.forward
             if position < last:
                 kernels[f"G of weight {position} ({layer.name})"] = layer.backward
-        return kernels or {"the NTK": self.ntk}
+        if kernels or self.ntk is None:
+            return kernels or {
+                f"Phi of weight {position} ({layer.name})": layer.forward for position, layer in enumerate(self.layers)
+            }
+        return {"the NTK": self.ntk}
 
     @property
     def mean_error(self) -> Float[Tensor, " time"]:
@@ -121,7 +126,7 @@ def deviations(measured: Trajectory, predicted: Trajectory) -> Deviations:
         layers=tuple(
             _layer_deviations(*layers) for layers in zip(measured.layers, predicted.layers, *parts, strict=True)
         ),
-        ntk=deviation(measured.ntk, predicted.ntk, *(None if stderr is None else stderr.ntk for stderr in stderrs)),
+        ntk=_of_known(measured.ntk, predicted.ntk, *(None if stderr is None else stderr.ntk for stderr in stderrs)),
         outputs=_difference(*outputs, rows=train),
         test_outputs=_difference(*outputs, rows=test) if test.any() else None,
         losses=_difference(measured.losses, predicted.losses, None if spread is None else spread.losses),
@@ -143,13 +148,15 @@ def _consistency(measured: Trajectory, predicted: Trajectory) -> Consistency | N
 def _layer_deviations(
     measured: LayerKernels, predicted: LayerKernels, *stderrs: LayerKernels | None
 ) -> LayerDeviations:
-    def of(kernel: str) -> Deviation:
-        return deviation(
-            *(getattr(layer, kernel) for layer in (measured, predicted)),
-            *(None if layer is None else getattr(layer, kernel) for layer in stderrs),
-        )
+    def of(kernel: str) -> Sequence[Kernel | None]:
+        return [None if layer is None else getattr(layer, kernel) for layer in (measured, predicted, *stderrs)]
 
-    return LayerDeviations(measured.name, forward=of("forward"), backward=of("backward"), ntk=of("ntk"))
+    forward, backward = deviation(*of("forward")), deviation(*of("backward"))  # type: ignore[arg-type]
+    return LayerDeviations(measured.name, forward=forward, backward=backward, ntk=_of_known(*of("ntk")))
+
+
+def _of_known(measured: Kernel | None, predicted: Kernel | None, *stderrs: Kernel | None) -> Deviation | None:
+    return None if measured is None or predicted is None else deviation(measured, predicted, *stderrs)
 
 
 def _difference(measured: Tensor, predicted: Tensor, stderr: Tensor | None, rows: Tensor | None = None) -> Difference:

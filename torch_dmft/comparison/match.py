@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.prints import prints_agree
 from torch_dmft.core.trajectory import Trajectory
 
@@ -70,6 +71,15 @@ def refuse_mismatch(measured: Trajectory, predicted: Trajectory) -> None:
         )
 
 
+def in_one_layout(runs: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+    """The same runs with the kernels that all of them have, averaged over equal outputs where one of them has no others."""
+    if not all(run.is_per_output for run in runs):
+        runs = [run.per_sample() for run in runs]
+    if any(run.ntk is None for run in runs):
+        runs = [run.without_ntk() for run in runs]
+    return tuple(runs)
+
+
 def _differences(measured: Trajectory, predicted: Trajectory) -> Iterator[str]:
     shapes = tuple(measured.outputs.shape[1:]), tuple(predicted.outputs.shape[1:])
     if shapes[0] != shapes[1]:
@@ -99,11 +109,15 @@ def _differences(measured: Trajectory, predicted: Trajectory) -> Iterator[str]:
         return
     for ours, theirs in zip(measured.layers, predicted.layers, strict=True):
         for kernel in ("forward", "backward", "ntk"):
-            axes = [tuple(getattr(layer, kernel).equal_time.shape[1:]) for layer in (ours, theirs)]
+            axes = [_axes(getattr(layer, kernel)) for layer in (ours, theirs)]
             if axes[0] != axes[1]:
                 yield f"the {kernel} kernel of weight {ours.name!r} is {axes[0]} and that of {theirs.name!r} {axes[1]}"
-    if measured.ntk.equal_time.shape[1:] != predicted.ntk.equal_time.shape[1:]:
+    if _axes(measured.ntk) != _axes(predicted.ntk):
         yield "the NTKs differ in shape"
+
+
+def _axes(kernel: Kernel | None) -> tuple[int, ...] | None:
+    return None if kernel is None else tuple(kernel.equal_time.shape[1:])
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -35,4 +35,5 @@ def scatter(predicted: Trajectory) -> dict[tuple[str, int], Float[Tensor, " time
         * torch.stack([getattr(layers[position], kernel).relative_error for layers in errors]).square().mean(0).sqrt()
         for position in range(len(predicted.layers))
         for kernel in KERNELS
+        if kernel != "ntk" or predicted.ntk is not None
     }

@@ -17,13 +17,14 @@ from torch_dmft.core.trajectory import Trajectory
 class NTKSpectrum:
     """Eigenvalues and eigenvectors of the tangent kernel on the training rows, largest first.
 
-    With n = samples * outputs, a row is a pair (sample, output).
+    With n = samples * outputs, a row is a pair (sample, output). Of an NTK that is averaged over outputs, n = samples.
 
     Attributes:
         times: ``(time,)``, eta * step.
         eigenvalues: ``(time, n)``, per unit of eta: along eigenvector i the error falls like exp(-eigenvalue * c * time),
             where c is that of Delta = c (y - f), 1 for the paper's loss and 2 / n for ``nn.MSELoss()``.
-        target_weights: ``(time, n)``, the share (v_i . y)^2 / |y|^2 of the targets along each eigenvector; sums to 1.
+        target_weights: ``(time, n)``, the share (v_i . y)^2 / |y|^2 of the targets along each eigenvector; sums to 1. With an
+            averaged NTK the shares (v_i . y_c)^2 / |y|^2 of all outputs c, added.
         eigenvectors: ``(time, n, n)``, eigenvector i in ``[:, :, i]``.
     """
 
@@ -55,7 +56,7 @@ def ntk_spectrum(trajectory: Trajectory, targets: Shaped[Tensor, "row ..."] | No
         The spectrum, in float64.
 
     Raises:
-        NotRecordedError: if there are no targets.
+        NotRecordedError: if there are no targets, or no NTK.
         InvalidInputError: if the targets do not fit the kernel.
     """
     train = trajectory.train
@@ -65,17 +66,20 @@ def ntk_spectrum(trajectory: Trajectory, targets: Shaped[Tensor, "row ..."] | No
                 f"{trajectory.origin!r} has no targets to look for in the spectrum.", remedy="pass targets="
             )
         targets = trajectory.targets[train]
-    kernel = trajectory.ntk.equal_time.detach().to("cpu", torch.float64)
-    kernel = kernel[:, train][:, :, :, train] if trajectory.ntk.has_outputs else kernel[:, train][:, :, train]
+    ntk = trajectory.known_ntk
+    kernel = ntk.equal_time.detach().to("cpu", torch.float64)
+    kernel = kernel[:, train][:, :, :, train] if ntk.has_outputs else kernel[:, train][:, :, train]
     size = kernel.shape[1 : 1 + (kernel.ndim - 1) // 2].numel()
-    y = one_hot(targets, trajectory.outputs.shape[2]).detach().to("cpu", torch.float64).flatten()
-    if len(y) != size:
+    y = one_hot(targets, trajectory.outputs.shape[2]).detach().to("cpu", torch.float64)
+    numbers = int(train.sum()) * trajectory.outputs.shape[2]
+    if y.numel() != numbers:
         raise InvalidInputError(
             "Targets need one number per training row and output.",
-            got=f"{len(y)} numbers for {size} rows of the kernel",
+            got=f"{y.numel()} numbers for {numbers} rows of the kernel",
             remedy="targets of the training rows, one number for each output, or integer classes",
         )
     values, vectors = torch.linalg.eigh(kernel.reshape(-1, size, size))
     values, vectors = values.flip(1), vectors.flip(2)
-    shares = (vectors.mT @ y).square() / y.square().sum().clamp(min=torch.finfo(y.dtype).tiny)
+    along = (vectors.mT @ y.reshape(size, -1)).square().sum(-1)  # columns: one, or the outputs of an averaged kernel
+    shares = along / y.square().sum().clamp(min=torch.finfo(y.dtype).tiny)
     return NTKSpectrum(trajectory.times.cpu(), values, shares, vectors)

@@ -37,13 +37,25 @@ _Z = (
 )
 
 
+def kinds(comparison: Comparison) -> dict[str, str]:
+    """The kinds of kernels that are compared: name in the tables, and that of the attribute."""
+    return {name: kernel for name, kernel in _KERNELS.items() if kernel != "ntk" or comparison.measured.ntk is not None}
+
+
 def summary(comparison: Comparison) -> Page:
     """The verdict, and the kernels at the end beside the first prediction."""
     deviations = comparison.deviations[0]
     yardstick = _YARDSTICK if comparison.narrowest is not None else ""
     notes = "".join(f" Note on {run.origin}: {note}." for run in comparison.runs for note in run.notes)
-    words = f"{_WORDS}{yardstick} {_losses(comparison, deviations)}{notes}"
+    words = f"{_WORDS}{yardstick}{_layout(comparison.measured)} {_losses(comparison, deviations)}{notes}"
     return Page((comparison.verdict, _first(comparison), words))
+
+
+def _layout(measured: Trajectory) -> str:
+    """What of the kernels is compared, where it is not everything."""
+    averaged = " G and the NTK are averaged over equal outputs." if not measured.is_per_output else ""
+    alone = " The NTK was not recorded: Phi and G alone are compared." if measured.ntk is None else ""
+    return (averaged.replace(" and the NTK are", " is") if alone else averaged) + alone
 
 
 def details(comparison: Comparison) -> Page:
@@ -78,12 +90,13 @@ def _first(comparison: Comparison) -> Grid:
         return max(_last(kernel.relative_error[end].item()) for kernel in kernels)
 
     chosen = sorted(sorted(range(len(layers)), key=farthest, reverse=True)[:_MOST])
-    measures = {name: comparison.yardstick(kernel, 1) for name, kernel in _KERNELS.items()} if layers else {}
+    known = kinds(comparison)
+    measures = {name: comparison.yardstick(kernel, 1) for name, kernel in known.items()} if layers else {}
     with_widths = bool(comparison.widths) or None not in measures.values()
     rows = []
     for position in chosen:
         cells = []
-        for name, attribute in _KERNELS.items():
+        for name, attribute in known.items():
             kernel = getattr(layers[position], attribute)
             width = comparison.yardstick(attribute, position)
             cells += [_alignment(kernel.alignment[end]), _with_bar(kernel.relative_error[end].item(), math.nan)]
@@ -91,13 +104,16 @@ def _first(comparison: Comparison) -> Grid:
                 with_widths and name != "NTK"
             )
         rows.append((str(position), layers[position].name, *cells))
-    ntk = [_alignment(deviations.ntk.alignment[end]), _with_bar(deviations.ntk.relative_error[end].item(), math.nan)]
     names = ("align", "error", "N") if with_widths else ("align", "error")
-    columns = [(kernel, name) for kernel in ("Phi", "G") for name in names] + [("NTK", "align"), ("NTK", "error")]
-    rows.append(("all", "", *[""] * (len(columns) - 2), *ntk))
+    columns = [(kernel, name) for kernel in known for name in (names if kernel != "NTK" else ("align", "error"))]
+    rules = [len(rows) - 1]
+    whole = deviations.ntk
+    if whole is not None:
+        ntk = [_alignment(whole.alignment[end]), _with_bar(whole.relative_error[end].item(), math.nan)]
+        rows.append(("all", "", *[""] * (len(columns) - 2), *ntk))
     title = f"{comparison.measured.origin} against {comparison.predictions[0].origin} at {_when(comparison)}"
     some = f": the {_MOST} weights of {len(layers)} that are farthest off" if len(layers) > _MOST else ""
-    return Grid(f"{title}{some}", ("l", "weight"), tuple(columns), tuple(rows), (len(rows) - 2,))
+    return Grid(f"{title}{some}", ("l", "weight"), tuple(columns), tuple(rows), () if whole is None else tuple(rules))
 
 
 def _is_given(kernel: str, position: int, count: int) -> bool:
@@ -116,17 +132,19 @@ def _losses(comparison: Comparison, deviations: Deviations) -> str:
 
 
 def _kernels(comparison: Comparison, title: str, reduce: Callable[[Tensor], Tensor]) -> Grid:
-    columns = [(kernel, name) for kernel in _KERNELS for name in ("align", "error")]
+    known = kinds(comparison)
+    columns = [(kernel, name) for kernel in known for name in ("align", "error")]
     rows: list[tuple[str, ...]] = []
     rules = []
     for position, name in enumerate(_names(comparison.measured)):
         for row, (prediction, deviations) in enumerate(_pairs(comparison)):
             layer = deviations.layers[position]
-            cells = [cell for kernel in _KERNELS.values() for cell in _cells(getattr(layer, kernel), reduce)]
+            cells = [cell for kernel in known.values() for cell in _cells(getattr(layer, kernel), reduce)]
             rows.append((*_head(position, name, row), prediction.origin, *cells))
         rules.append(len(rows) - 1)
     for row, (prediction, deviations) in enumerate(_pairs(comparison)):
-        rows.append(("" if row else "all", "", prediction.origin, *[""] * 4, *_cells(deviations.ntk, reduce)))
+        if deviations.ntk is not None:
+            rows.append(("" if row else "all", "", prediction.origin, *[""] * 4, *_cells(deviations.ntk, reduce)))
     return Grid(title, ("l", "weight", "prediction"), tuple(columns), tuple(rows), tuple(rules))
 
 
@@ -167,13 +185,14 @@ def _functions(comparison: Comparison) -> Grid:
 def _learned(comparison: Comparison) -> Grid:
     """How far kernels moved, and where to."""
     targets, end = comparison.targets, comparison.end
-    columns = [(kernel, "moved") for kernel in _KERNELS]
+    known = kinds(comparison)
+    columns = [(kernel, "moved") for kernel in known]
     columns += [] if targets is None else [("on targets:", "start"), ("on targets:", "end")]
     rows, rules = [], []
     for position, name in enumerate(_names(comparison.measured)):
         for row, run in enumerate(comparison.runs):
             layer = run.layers[position]
-            cells = [_number(movement(getattr(layer, kernel))[end]) for kernel in _KERNELS.values()]
+            cells = [_number(movement(getattr(layer, kernel))[end]) for kernel in known.values()]
             if targets is not None:
                 alignments = target_alignments(layer.forward, targets)
                 cells += [f"{alignments[0].item():.3f}", f"{alignments[end].item():.3f}"]
@@ -203,7 +222,8 @@ def _scores_of(judged: Consistency) -> Grid:
         kernels = [score for layer in scored for score in (layer.forward, layer.backward, layer.weight)]
         rows.append((str(position), layer.name, *_scores(kernels)))
     rule = len(rows) - 1
-    rows.append(("", "NTK", *_scores([score for part in parts for score in (part.ntk, None, None)])))
+    if any(part.ntk is not None for part in parts):
+        rows.append(("", "NTK", *_scores([score for part in parts for score in (part.ntk, None, None)])))
     rows.append(("", "outputs", *_scores([score for part in parts for score in (part.outputs, None, None)])))
     rows.append(("", "together", *_scores([judged.together, *[None] * (3 * len(parts) - 1)])))
     title = f"Deviation in units of a typical network's of width N = {judged.width}, and its z-score"

@@ -20,7 +20,7 @@ class Gap:
         width: N of the network.
         forward: of Phi^1..Phi^L.
         backward: of G^1..G^L.
-        ntk: of the whole NTK.
+        ntk: of the whole NTK; NaN if it was not recorded.
     """
 
     width: int
@@ -43,7 +43,8 @@ def gap(comparison: Comparison) -> Gap:
     deviations = comparison.deviations[0]
     forward = torch.stack([layer.forward.relative_error for layer in deviations.layers[1:]])
     backward = torch.stack([layer.backward.relative_error for layer in deviations.layers[:-1]])
-    return Gap(width, float(forward.mean()), float(backward.mean()), float(deviations.ntk.relative_error.mean()))
+    ntk = math.nan if deviations.ntk is None else float(deviations.ntk.relative_error.mean())
+    return Gap(width, float(forward.mean()), float(backward.mean()), ntk)
 
 
 def slope(gaps: Sequence[Gap], kind: str) -> float:

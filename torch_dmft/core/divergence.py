@@ -44,14 +44,16 @@ def not_finite(run: Trajectory, time: int) -> list[str]:
     parts = {"its loss": run.losses.isinf(), "its outputs": ~_per_time(run.outputs.isfinite())}
     for position, layer in enumerate(run.layers):
         for name, kernel in (("Phi", layer.forward), ("G", layer.backward), ("the NTK", layer.ntk)):
-            parts[f"{name} of weight {position} ({layer.name})"] = ~_per_time(kernel.equal_time.isfinite())
-    parts["the NTK"] = ~_per_time(run.ntk.equal_time.isfinite())
+            if kernel is not None:
+                parts[f"{name} of weight {position} ({layer.name})"] = ~_per_time(kernel.equal_time.isfinite())
+    if run.ntk is not None:
+        parts["the NTK"] = ~_per_time(run.ntk.equal_time.isfinite())
     return [name for name, bad in parts.items() if bool(bad[time])]
 
 
 def _finite(run: Trajectory) -> Tensor:
-    kernels = [kernel for layer in run.layers for kernel in (layer.forward, layer.backward, layer.ntk)]
-    arrays = [run.outputs, run.ntk.equal_time, *(kernel.equal_time for kernel in kernels)]
+    kernels = [run.ntk, *(kernel for layer in run.layers for kernel in (layer.forward, layer.backward, layer.ntk))]
+    arrays = [run.outputs, *(kernel.equal_time for kernel in kernels if kernel is not None)]
     return torch.stack([_per_time(array.isfinite()).cpu() for array in arrays]).all(0) & ~run.losses.isinf().cpu()
 
 

@@ -46,6 +46,10 @@ def summary(run: Trajectory) -> Page:
             f"{bad[0]} is not finite" if bad else "its outputs are far larger than at the start and its loss far worse"
         )
         sentences.append(f"It diverged: at step {int(run.steps[at])} {what}.")
+    if run.ntk is None:
+        sentences.append("Phi and G are recorded, the NTK is not.")
+    if not run.is_per_output:
+        sentences.append("Kernels are averaged over equal outputs.")
     if run.replicas:
         sentences.append(f"Mean of {_count(len(run.replicas), 'network')}.")
     elif run.stderr is not None:
@@ -60,13 +64,14 @@ def _moved(run: Trajectory) -> Grid:
     rows = []
     for position in listed:
         layer = run.layers[position]
-        kernels = (layer.forward, layer.backward, layer.ntk)
+        kernels = [kernel for kernel in (layer.forward, layer.backward, layer.ntk) if kernel is not None]
         rows.append((str(position), layer.name, *(f"{movement(kernel)[-1].item():.3g}" for kernel in kernels)))
-    rows.append(("all", "", "", "", f"{movement(run.ntk)[-1].item():.3g}"))
-    numbers = tuple((kernel, "moved") for kernel in ("Phi", "G", "NTK"))
+    if run.ntk is not None:
+        rows.append(("all", "", "", "", f"{movement(run.ntk)[-1].item():.3g}"))
+    numbers = tuple((kernel, "moved") for kernel in ("Phi", "G", "NTK")[: 2 if run.ntk is None else 3])
     some = f", the first and the last of {count} weights" if count > _MOST else ""
     title = f"Movement |K(T) - K(0)| / |K(0)| of every kernel{some}"
-    return Grid(title, ("l", "weight"), numbers, tuple(rows), (len(listed) - 1,))
+    return Grid(title, ("l", "weight"), numbers, tuple(rows), () if run.ntk is None else (len(listed) - 1,))
 
 
 def _steps(run: Trajectory) -> str:

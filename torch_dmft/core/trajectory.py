@@ -66,7 +66,8 @@ class LayerKernels:
         forward: Phi^l, the Gram matrix of the weight's inputs per feature.
         backward: G^{l+1}, the Gram matrix of gamma0 * N_out * df/d(output) per feature; the identity over outputs at
             the readout.
-        ntk: what the parameters of this module (weight and bias) add to the NTK, per unit of the base learning rate.
+        ntk: what the parameters of this module (weight and bias) add to the NTK, per unit of the base learning rate; None if
+            it was not recorded.
         fields: fields of single neurons at a handful of recorded times, if they were kept.
         width: how many features (neurons, channels) the weight makes, if they are many by choice; None for the data's and the
             outputs' own numbers, and for infinitely many.
@@ -75,12 +76,17 @@ class LayerKernels:
     name: str
     forward: Kernel
     backward: Kernel
-    ntk: Kernel
+    ntk: Kernel | None
     fields: Fields | None = None
     width: int | None = None
 
     def __repr__(self) -> str:
         return f"<LayerKernels {self.name!r}: Phi {self.forward!r}, G {self.backward!r}>"
+
+    def each(self, change: Callable[[Kernel], Kernel]) -> LayerKernels:
+        """The same weight with every kernel changed."""
+        ntk = None if self.ntk is None else change(self.ntk)
+        return replace(self, forward=change(self.forward), backward=change(self.backward), ntk=ntk)
 
 
 @by_value
@@ -94,7 +100,8 @@ class Trajectory:
         losses: ``(time,)``, the loss on the training rows.
         layers: one ``LayerKernels`` per weight, in forward order.
         ntk: K^NTK, the sum of ``layers[l].ntk`` and of what the parameters of norm layers add; df/dt = K Delta to first
-            order in the learning rate.
+            order in the learning rate. None if it was not recorded. In a run of several outputs whose kernels have no output
+            axes, G and the NTK are averaged over equal outputs (``per_sample``).
         origin: what this is, as a legend names it: ``"network (N=512)"``, ``"theory (N=inf)"``, ``"static NTK (N=inf)"``.
         training: how the network was trained, or is predicted to be; ``times`` and ``lr`` are its.
         train: ``(sample,)`` bool, which rows the model is trained on.
@@ -117,7 +124,7 @@ class Trajectory:
     outputs: Tensor
     losses: Tensor
     layers: tuple[LayerKernels, ...]
-    ntk: Kernel
+    ntk: Kernel | None
     origin: str
     training: Training
     train: Tensor
@@ -232,13 +239,8 @@ class Trajectory:
             steps=self.steps[index],
             outputs=self.outputs[index],
             losses=self.losses[index],
-            layers=tuple(
-                replace(
-                    layer, forward=layer.forward.at(index), backward=layer.backward.at(index), ntk=layer.ntk.at(index)
-                )
-                for layer in self.layers
-            ),
-            ntk=self.ntk.at(index),
+            layers=tuple(layer.each(lambda kernel: kernel.at(index)) for layer in self.layers),
+            ntk=None if self.ntk is None else self.ntk.at(index),
             stderr=None if self.stderr is None else self.stderr.at_steps(steps),
             replicas=tuple(replica.at_steps(steps) for replica in self.replicas),
             curvature=None if self.curvature is None else self.curvature[index.to(self.curvature.device)],
@@ -255,24 +257,60 @@ class Trajectory:
             fields = layer.fields
             if fields is not None:
                 fields = replace(fields, preactivation=fields.preactivation[:, rows], gradient=fields.gradient[:, rows])
-            return replace(
-                layer,
-                forward=layer.forward.at_rows(rows),
-                backward=layer.backward.at_rows(rows),
-                ntk=layer.ntk.at_rows(rows),
-                fields=fields,
-            )
+            return replace(layer.each(lambda kernel: kernel.at_rows(rows)), fields=fields)
 
         return replace(
             self,
             probe_print=(),
             outputs=self.outputs[:, rows.to(self.outputs.device)],
             layers=tuple(kept(layer) for layer in self.layers),
-            ntk=self.ntk.at_rows(rows),
+            ntk=None if self.ntk is None else self.ntk.at_rows(rows),
             train=self.train[rows.to(self.train.device)],
             targets=None if self.targets is None else self.targets[rows.to(self.targets.device)],
             stderr=None if self.stderr is None else self.stderr.at_rows(rows),
             replicas=tuple(replica.at_rows(rows) for replica in self.replicas),
+        )
+
+    @property
+    def known_ntk(self) -> Kernel:
+        """K^NTK, where it cannot be done without.
+
+        Raises:
+            NotRecordedError: if it was not recorded.
+        """
+        if self.ntk is None:
+            raise NotRecordedError(
+                f"The NTK of {self.origin!r} was not recorded.",
+                remedy="record it: Recorder(...) without ntk=False; with per_output=False where it is too large",
+            )
+        return self.ntk
+
+    @property
+    def is_per_output(self) -> bool:
+        """Whether G and the NTK are of pairs (sample, output), or there is one output; else they are averaged over outputs."""
+        return self.outputs.shape[2] == 1 or any(layer.backward.has_outputs for layer in self.layers)
+
+    def per_sample(self) -> Trajectory:
+        """The same run with G and the NTK averaged over equal outputs (``Kernel.per_sample``); as it is with one output.
+
+        Of standard errors the mean is taken too: an upper bound, however the outputs' errors are correlated.
+        """
+        return replace(
+            self,
+            layers=tuple(layer.each(Kernel.per_sample) for layer in self.layers),
+            ntk=None if self.ntk is None else self.ntk.per_sample(),
+            stderr=None if self.stderr is None else self.stderr.per_sample(),
+            replicas=tuple(replica.per_sample() for replica in self.replicas),
+        )
+
+    def without_ntk(self) -> Trajectory:
+        """The same run with Phi and G alone."""
+        return replace(
+            self,
+            layers=tuple(replace(layer, ntk=None) for layer in self.layers),
+            ntk=None,
+            stderr=None if self.stderr is None else self.stderr.without_ntk(),
+            replicas=tuple(replica.without_ntk() for replica in self.replicas),
         )
 
     def to(self, *args: torch.dtype | torch.device | str) -> Trajectory:
@@ -321,7 +359,7 @@ class Trajectory:
 
 
 FORMAT = serial.FileFormat(
-    "torch_dmft trajectory", schema=5, root=Trajectory, parts=(LayerKernels, Kernel, Fields, Training)
+    "torch_dmft trajectory", schema=6, root=Trajectory, parts=(LayerKernels, Kernel, Fields, Training)
 )
 """Files of trajectories. The schema is raised whenever a file written now could not be read by the code before."""
 
@@ -341,12 +379,16 @@ def combine(runs: Sequence[Trajectory], reduce: Callable[[Sequence[Tensor]], Ten
     def kernel(kernels: Sequence[Kernel]) -> Kernel:
         return Kernel(reduce([k.array for k in kernels]))
 
+    def known(kernels: Sequence[Kernel | None]) -> Kernel | None:
+        there = [k for k in kernels if k is not None]
+        return kernel(there) if len(there) == len(kernels) else None
+
     layers = tuple(
         LayerKernels(
             name=parts[0].name,
             forward=kernel([part.forward for part in parts]),
             backward=kernel([part.backward for part in parts]),
-            ntk=kernel([part.ntk for part in parts]),
+            ntk=known([part.ntk for part in parts]),
             width=parts[0].width,
         )
         for parts in zip(*(run.layers for run in runs), strict=True)
@@ -356,7 +398,7 @@ def combine(runs: Sequence[Trajectory], reduce: Callable[[Sequence[Tensor]], Ten
         outputs=reduce([run.outputs for run in runs]),
         losses=reduce([run.losses for run in runs]),
         layers=layers,
-        ntk=kernel([run.ntk for run in runs]),
+        ntk=known([run.ntk for run in runs]),
         stderr=None,
         replicas=(),
         curvature=None,

@@ -88,17 +88,32 @@ class Gathered:
     shared: list[tuple[Product, Places]] = field(default_factory=list)
 
 
-def gather(taken: Pass, owners: Owners | None, trained: Set[str]) -> Gathered:
+def gather(
+    taken: Pass, owners: Owners | None, trained: Set[str], *, retain_graph: bool = True, fields: bool = True
+) -> Gathered:
     """What every use of a pass gives.
 
     Args:
         taken: the pass.
         owners: where its samples are; None for a pass of one sample.
-        trained: names of the parameters that have a share in the NTK.
+        trained: names of the parameters that have a share in the NTK. Gradients by those that meet constants only are taken
+            in any case: G at that place follows from them.
+        retain_graph: False frees what the pass has kept for its derivatives, as gradients are taken for the last time.
+        fields: False frees then what came out of the uses, too; NaN is put in its place.
     """
+    if not (retain_graph or fields):
+        for use in taken.uses:
+            if use.meets_data:  # its place in the graph is known
+                use.output = use.output.detach().new_full((), torch.nan).expand(use.output.shape)
     samples, count = taken.outputs.shape
     gathered = Gathered(samples, count)
-    by_output = [gradients_of(taken.outputs[:, c].sum(), taken.uses) for c in range(count)]
+    trained = trained | {
+        name for use in taken.uses if not use.meets_data for names in use.weights.values() for name in names
+    }
+    by_output = [
+        gradients_of(taken.outputs[:, c].sum(), taken.uses, retain_graph=retain_graph or c < count - 1)
+        for c in range(count)
+    ]
     for number, use in enumerate(taken.uses):
         places = Places(owners, number, samples)
         if owners is not None:
@@ -109,8 +124,8 @@ def gather(taken: Pass, owners: Owners | None, trained: Set[str]) -> Gathered:
             continue
         if use.edge is None:
             continue
-        raw_gradients = torch.stack([torch.zeros_like(use.output) if one is None else one for one in raw])
-        gradients = torch.stack([_widened(places.split(None, one)) for one in raw_gradients], 1)
+        raw_gradients = _stacked([torch.zeros_like(use.output) if one is None else one for one in raw])
+        gradients = _stacked([_widened(places.split(None, one)) for one in raw_gradients], 1)
         for part in parts(use):
             weight = use.argument(part.slot)
             if isinstance(part, Product):
@@ -121,6 +136,11 @@ def gather(taken: Pass, owners: Owners | None, trained: Set[str]) -> Gathered:
             elif use.is_attached(part.slot) and use.weights[part.slot] & trained:
                 gathered.pulls.append(_pull(part, places, weight, gradients, raw_gradients))
     return gathered
+
+
+def _stacked(tensors: list[Tensor], axis: int = 0) -> Tensor:
+    """Tensors on a new axis; a single one is not copied."""
+    return tensors[0].unsqueeze(axis) if len(tensors) == 1 else torch.stack(tensors, axis)
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -30,9 +30,9 @@ outputs. The kernels of a layer that is used several times are averaged over its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import cast
 
 import torch
@@ -189,6 +189,17 @@ def backward_gram(left: Stream, right: Stream) -> Float[Tensor, "sample output s
         products = tuple(_inner_products(x.flatten(0, 1), y.flatten(0, 1)) for x, y in pairs)
     grams = [product * (g.shape[2] / features) for product, g in zip(products, left.gradients, strict=True)]
     return (_mean(grams) * (left.gradient_scale * right.gradient_scale)).reshape(*rows, *rows)
+
+
+def averaged_gram(left: Stream, right: Stream) -> Float[Tensor, "sample sample"]:
+    """``backward_gram`` averaged over equal outputs, one output after the other."""
+    outputs = left.gradients[0].shape[1]
+
+    def one(stream: Stream, c: int) -> Stream:
+        return replace(stream, gradients=tuple(g[:, c : c + 1] for g in stream.gradients))
+
+    grams = (backward_gram(one(left, c), one(right, c))[:, 0, :, 0] for c in range(outputs))
+    return reduce(torch.add, grams) / outputs
 
 
 def _inner_products(x: Float[Tensor, "row position feature"], y: Float[Tensor, "other position feature"]) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.func import jacrev, jvp, vjp
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.materialised import require_materialised
@@ -16,11 +16,12 @@ from torch_dmft.core.memory import require_memory
 from torch_dmft.core.spread import inside
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.batch_norm import Statistics, require_choice
-from torch_dmft.measurement.functional import called_with
+from torch_dmft.measurement.functional import called_with, plain_attention
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.projection import refuse_classes_of
 from torch_dmft.measurement.snapshot import snapshot, squeeze_outputs
 from torch_dmft.measurement.subject import subject_of
+from torch_dmft.measurement.wanted import Wanted
 from torch_dmft.uses.outputs import Example, Runs, Selection, count, output_rows
 from torch_dmft.uses.products import gram
 
@@ -36,6 +37,7 @@ def empirical_ntk(
     method: str = "layerwise",
     outputs: Selection | None = None,
     batch_norm: str = "probe",
+    per_output: bool = True,
 ) -> Tensor:
     r"""The neural tangent kernel of a finite network without dropout, per unit of the base learning rate.
 
@@ -55,21 +57,31 @@ def empirical_ntk(
             Jacobian-vector product, for the same models, and needs memory for one gradient only.
         outputs: which of the model's outputs is f: a key, an index or a function of what it returns, as in ``Recorder``.
         batch_norm: whose statistics BatchNorm has, ``"probe"`` (those of the inputs, as in train mode) or ``"run"``.
+        per_output: False averages over equal outputs, (sum over c of K[mu c, alpha c]) / C: exact, one output after the other,
+            where the kernel of all pairs of outputs is too large. Not with targets.
 
     Returns:
-        ``(sample, sample)`` for one output or with targets, else ``(sample, output, sample, output)``.
+        ``(sample, sample)`` for one output, with targets or averaged, else ``(sample, output, sample, output)``.
 
     Raises:
         UnsupportedModelError: if ``"layerwise"`` does not cover the model, or samples interact.
         InsufficientMemoryError: if the estimate exceeds what is free.
-        InvalidInputError: for an unknown method, a twin with another method than ``"layerwise"``, or outputs that are
-            not ``(sample, output)``.
+        InvalidInputError: for an unknown method, a twin with another method than ``"layerwise"``, outputs that are
+            not ``(sample, output)``, or targets beside ``per_output=False``.
     """
     refuse_classes_of(outputs, targets)
     require_choice(batch_norm)
+    if targets is not None and not per_output:
+        raise InvalidInputError(
+            "Targets choose one function of the outputs, of which nothing is left to average.",
+            got="targets and per_output=False",
+            remedy="one of the two",
+        )
     match method:
         case "layerwise":
-            kernel = snapshot(subject_of(model, inputs, outputs=outputs, batch_norm=batch_norm), inputs).ntk
+            subject = subject_of(model, inputs, outputs=outputs, batch_norm=batch_norm)
+            wanted = Wanted(per_output=per_output, fields=False)
+            kernel = snapshot(replace(subject, wanted=wanted), inputs).known_ntk
             if kernel.ndim == 2:
                 kernel = kernel[:, None, :, None]
         case "jacobian" | "vjp":
@@ -77,9 +89,9 @@ def empirical_ntk(
             refuse_lazily_sampled(module, f"method={method!r}")
             statistics = Statistics(module, module, batch_norm)
             module, multipliers = Runs(module, outputs), {f"model.{name}": m for name, m in multipliers.items()}
-            # The fused kernels of attention know neither forward derivatives nor batches of gradients.
-            with undisturbed(module), sdpa_kernel(SDPBackend.MATH), statistics.set(module, inputs):
-                kernel = (_jacobian if method == "jacobian" else _row_by_row)(module, multipliers, inputs)
+            with undisturbed(module), plain_attention(), statistics.set(module, inputs):
+                way = _jacobian if method == "jacobian" else _row_by_row
+                kernel = way(module, multipliers, inputs, per_output=per_output)
         case _:
             raise InvalidInputError("Unknown method.", got=repr(method), remedy='"layerwise", "jacobian" or "vjp"')
     if targets is None:
@@ -111,7 +123,7 @@ def refuse_lazily_sampled(module: nn.Module, what: str) -> None:
             )
 
 
-def _jacobian(module: nn.Module, multipliers: Mapping[str, float], inputs: Example) -> Tensor:
+def _jacobian(module: nn.Module, multipliers: Mapping[str, float], inputs: Example, *, per_output: bool) -> Tensor:
     parameters = {name: value.detach() for name, value in module.named_parameters() if name in multipliers}
 
     def run(values: dict[str, Tensor]) -> Tensor:
@@ -123,13 +135,15 @@ def _jacobian(module: nn.Module, multipliers: Mapping[str, float], inputs: Examp
         outputs.numel() * outputs.element_size() * sum(value.numel() for value in parameters.values()),
         outputs.device,
         what="The full Jacobian",
-        remedy='method="layerwise" or method="vjp"',
+        remedy='method="layerwise" (with per_output=False where there are many outputs) or method="vjp"',
     )
     jacobian = jacrev(run)(parameters)
+    if not per_output:  # all outputs of a sample side by side: one function with so many times the parameters
+        jacobian = {name: block.flatten(1)[:, None] / outputs.shape[1] ** 0.5 for name, block in jacobian.items()}
     return torch.stack([multipliers[name] * gram(block) for name, block in jacobian.items()]).sum(0)
 
 
-def _row_by_row(module: nn.Module, multipliers: Mapping[str, float], inputs: Example) -> Tensor:
+def _row_by_row(module: nn.Module, multipliers: Mapping[str, float], inputs: Example, *, per_output: bool) -> Tensor:
     """K e_i = J M J^T e_i for every output i: one product with J^T, one with J."""
     parameters = {name: value.detach() for name, value in module.named_parameters() if name in multipliers}
 
@@ -137,9 +151,15 @@ def _row_by_row(module: nn.Module, multipliers: Mapping[str, float], inputs: Exa
         return output_rows(called_with(module, values, inputs), count(inputs))
 
     outputs, pull_back = vjp(run, parameters)[:2]
+    samples, number = outputs.shape
     rows = []
-    for unit in torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device):
-        (gradient,) = pull_back(unit.reshape(outputs.shape), retain_graph=True)
+    for place in range(outputs.numel()):
+        unit = torch.zeros_like(outputs)
+        unit[place // number, place % number] = 1.0
+        (gradient,) = pull_back(unit, retain_graph=True)
         direction = {name: multipliers[name] * value for name, value in gradient.items()}
-        rows.append(jvp(run, (parameters,), (direction,))[1])
-    return torch.stack(rows).reshape(*outputs.shape, *outputs.shape).detach()
+        row = jvp(run, (parameters,), (direction,))[1].detach()
+        rows.append(row if per_output else row[:, place % number])
+    if per_output:
+        return torch.stack(rows).reshape(*outputs.shape, *outputs.shape)
+    return torch.stack(rows).reshape(samples, number, samples).mean(1)[:, None, :, None]

@@ -4,7 +4,7 @@ r"""The neural tangent kernel of many samples, never written out: products with 
 
 with J the Jacobian of all outputs by the trained parameters and M their learning rates. J^T v is one backward pass, J u one
 pass of forward derivatives, both in blocks of samples: memory is that of one block and of a few copies of the parameters, and
-never the square of the number of samples.
+never the square of the number of samples. The size of a block follows from the memory that it may take.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp, vjp
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.memory import require_memory
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.batch_norm import Statistics, require_choice
-from torch_dmft.measurement.functional import called_with
+from torch_dmft.measurement.functional import called_with, plain_attention
 from torch_dmft.measurement.ntk import refuse_lazily_sampled, trained
 from torch_dmft.uses.outputs import Example, Runs, Selection, count, output_rows, rows
 
@@ -42,17 +42,23 @@ class NTKOperator:
         inputs: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``, on the device of the model.
         outputs: which of the model's outputs is f, as in ``Recorder``.
         batch_norm: whose statistics BatchNorm has, ``"probe"`` (those of all inputs together) or ``"run"``.
-        block: samples that are run at once.
+        memory: bytes that a product may take beside what there is already, an upper bound. The default is 1 GiB.
+        block: samples that are run at once, instead of as many as the memory allows.
 
     Attributes:
         samples: P.
         outputs: C.
+        block: samples that are run at once.
+        memory: the estimate of what a product takes, in bytes: of a block what a backward pass keeps of it and five times the
+            largest tensor in that, two copies of the trained parameters, and a tenth more.
 
     Raises:
-        InvalidInputError: for an infinite-width twin, or outputs that are not ``(sample, output)``.
+        InvalidInputError: for an infinite-width twin, outputs that are not ``(sample, output)``, or a memory that is too small
+            for one sample.
+        InsufficientMemoryError: if a product takes more than is free.
 
     Example:
-        >>> kernel = NTKOperator(plan, images)  # doctest: +SKIP
+        >>> kernel = NTKOperator(plan, images, memory=2**31)  # doctest: +SKIP
         >>> values, vectors = kernel.largest(10)
     """
 
@@ -63,18 +69,38 @@ class NTKOperator:
         *,
         outputs: Selection | None = None,
         batch_norm: str = "probe",
-        block: int = 256,
+        memory: int = 2**30,
+        block: int | None = None,
     ) -> None:
         require_choice(batch_norm)
-        require_whole("block", block, at_least=1)
+        require_whole("memory", memory, at_least=1)
+        if block is not None:
+            require_whole("block", block, at_least=1)
         module, rates = trained(model)
         refuse_lazily_sampled(module, "NTKOperator")
         self._statistics = Statistics(module, module, batch_norm)
-        self._module, self._inputs, self._block = Runs(module, outputs), inputs, block
+        self._module, self._inputs = Runs(module, outputs), inputs
         self._rates = {f"model.{name}": rate for name, rate in rates.items()}
         self.samples = count(inputs)
         with self._ready(), torch.no_grad():
             self.outputs = self._function([0, 1][: self.samples])(self._differentiated()).shape[1]
+        with self._ready():
+            fixed, each = self._needs()
+        fitting = (memory - fixed) // max(1, each)
+        if block is None and fitting < 1:
+            raise InvalidInputError(
+                "The memory must be enough for one sample.",
+                got=f"{memory} bytes",
+                remedy=f"memory={fixed + each} or more",
+            )
+        self.block = min(self.samples, fitting if block is None else block)
+        self.memory = fixed + self.block * each
+        require_memory(
+            self.memory,
+            next(iter(self._differentiated().values())).device,
+            what=f"A product in blocks of {self.block} samples",
+            remedy=f"a smaller block= or memory=; one sample takes {(fixed + each) / 2**30:.2g} GiB",
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -96,12 +122,14 @@ class NTKOperator:
         with self._ready():
             parameters = self._differentiated()
             v = vector.detach().to(next(iter(parameters.values()))).reshape(self.samples, self.outputs)
-            gradient: dict[str, Tensor] = {}
+            gradient = {name: torch.zeros_like(value) for name, value in parameters.items()}
             for some, function in self._blocks():
                 (part,) = vjp(function, parameters)[1](v[some])
-                gradient = {name: value + gradient[name] if gradient else value for name, value in part.items()}
-            direction = {name: self._rates[name] * value for name, value in gradient.items()}
-            products = [jvp(function, (parameters,), (direction,))[1] for _, function in self._blocks()]
+                for name in parameters:
+                    gradient[name] += part.pop(name)
+            for name, value in gradient.items():
+                value *= self._rates[name]
+            products = [jvp(function, (parameters,), (gradient,))[1] for _, function in self._blocks()]
             return torch.cat(products).detach().reshape(vector.shape)
 
     def largest(self, number: int = 10, *, tolerance: float = 1e-4) -> tuple[Tensor, Tensor]:
@@ -139,6 +167,29 @@ class NTKOperator:
         found = torch.from_numpy(vectors[:, order].copy()).reshape(self.samples, self.outputs, number)
         return torch.from_numpy(values[order].copy()), found
 
+    def _needs(self) -> tuple[int, int]:
+        """Bytes of a product, whatever the block, and for each sample in it."""
+        parameters = {name: value.clone().requires_grad_() for name, value in self._differentiated().items()}
+        own = {value.untyped_storage().data_ptr() for value in (*parameters.values(), *self._module.buffers())}
+
+        def kept(some: list[int]) -> tuple[int, int]:
+            sizes: dict[int, int] = {}
+
+            def note(tensor: Tensor) -> Tensor:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in own:
+                    sizes[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                _ = self._function(some)(parameters)
+            return sum(sizes.values()), max(sizes.values(), default=0)
+
+        (one, largest), (two, _) = kept([0]), kept([0, 1][: self.samples])
+        each = two - one if self.samples > 1 else one
+        copies = 2 * sum(value.nbytes for value in parameters.values())
+        return int(1.1 * (copies + max(0, one - each))), int(1.1 * (max(1, each) + 5 * largest))
+
     def _differentiated(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self._module.named_parameters() if name in self._rates}
 
@@ -148,19 +199,11 @@ class NTKOperator:
         return lambda values: output_rows(called_with(self._module, values, inputs), count(inputs))
 
     def _blocks(self) -> Iterator[tuple[Tensor, Callable[[Values], Tensor]]]:
-        for some in torch.arange(self.samples, device="cpu").split(self._block):
+        for some in torch.arange(self.samples, device="cpu").split(self.block):
             yield some, self._function(some)
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
-        """The model as it is measured; fused kernels of attention know no forward derivatives."""
-        is_fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            yield from self._measured()
-        finally:
-            torch.backends.mha.set_fastpath_enabled(is_fast)
-
-    def _measured(self) -> Iterator[None]:
-        with undisturbed(self._module), sdpa_kernel(SDPBackend.MATH), self._statistics.set(self._module, self._inputs):
+        """The model as it is measured."""
+        with undisturbed(self._module), plain_attention(), self._statistics.set(self._module, self._inputs):
             yield

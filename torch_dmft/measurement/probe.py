@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -77,6 +78,44 @@ class Probe:
         where = torch.device(device)
         targets = None if self.targets is None else self.targets.to(where)
         return replace(self, inputs=moved(self.inputs, where), targets=targets)
+
+    def at_rows(self, chosen: Tensor | Sequence[int]) -> Probe:
+        """Some of the samples, as a probe of its own.
+
+        Args:
+            chosen: ``(kept,)`` their positions, or ``(sample,)`` bool.
+
+        Raises:
+            InvalidInputError: for positions that there are not or that come twice, fewer than two, or none that is trained on.
+        """
+        places = self.places(chosen)
+        targets = None if self.targets is None else self.targets[places.to(self.targets.device)]
+        return replace(self, inputs=rows(self.inputs, places), targets=targets, train=self.train_rows[places])
+
+    def places(self, chosen: Tensor | Sequence[int]) -> Tensor:
+        """Positions of some samples, ``(kept,)`` on the CPU, which may be given as a mask."""
+        given = torch.as_tensor(chosen, device="cpu").flatten()
+        is_mask = given.dtype == torch.bool and len(given) == len(self)
+        places = given.nonzero().flatten() if is_mask else given
+        whole = not (places.is_floating_point() or places.is_complex() or places.dtype == torch.bool)
+        if (
+            not whole
+            or len(places) < 2
+            or len(places.unique()) < len(places)
+            or not 0 <= places.min() <= places.max() < len(self)
+        ):
+            raise InvalidInputError(
+                "Some rows of a probe are told by their positions, at least two, each once.",
+                got=f"{given.tolist()[:8]} of {len(self)} samples",
+                remedy="rows=range(100), or a bool mask with one entry per sample",
+            )
+        if not bool(self.train_rows[places].any()):
+            raise InvalidInputError(
+                "At least one of the rows must be trained on: the loss is of these.",
+                got=f"{len(places)} rows, none of them trained on",
+                remedy="rows with some of probe.train_rows.nonzero() among them",
+            )
+        return places
 
     @property
     def tensor(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.training import Training
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
-from torch_dmft.measurement.moment import Snapshot
+from torch_dmft.measurement.moment import LayerSnapshot, Snapshot
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.subject import Subject
 
@@ -33,10 +33,10 @@ def record_of(
         "step": step,
         "outputs": taken.outputs.cpu(),
         "loss": loss,
-        "ntk": taken.ntk.cpu(),
+        "ntk": None if taken.ntk is None else taken.ntk.cpu(),
         "notes": taken.notes,
         "layers": [
-            {"name": each.name, **{kernel: getattr(each, kernel).cpu() for kernel in _KERNELS}} for each in taken.layers
+            {"name": each.name, **{name: array.cpu() for name, array in _arrays(each)}} for each in taken.layers
         ],
     }
     return restored(subject, probe, kept, like=like)
@@ -48,13 +48,18 @@ def plain(record: Trajectory) -> dict[str, Any]:
         "step": int(record.steps[0]),
         "outputs": record.outputs[0],
         "loss": float(record.losses[0]),
-        "ntk": record.ntk.array[0],
+        "ntk": None if record.ntk is None else record.ntk.array[0],
         "notes": record.notes,
         "layers": [
-            {"name": layer.name, **{kernel: getattr(layer, kernel).array[0] for kernel in _KERNELS}}
+            {"name": layer.name, **{name: kernel.array[0] for name, kernel in _arrays(layer)}}
             for layer in record.layers
         ],
     }
+
+
+def _arrays(layer: LayerSnapshot | LayerKernels) -> Iterator[tuple[str, Any]]:
+    """The kernels of a layer that there are."""
+    return ((name, getattr(layer, name)) for name in _KERNELS if getattr(layer, name) is not None)
 
 
 def restored(subject: Subject, probe: Probe, kept: Mapping[str, Any], *, like: Trajectory | None = None) -> Trajectory:
@@ -64,7 +69,9 @@ def restored(subject: Subject, probe: Probe, kept: Mapping[str, Any], *, like: T
     widths = {layer.name: layer.width for layer in like.layers} or _widths(subject)
     layers = []
     for each in kept["layers"]:
-        forward, backward, ntk = (Kernel(each[kernel][None]) for kernel in _KERNELS)
+        forward, backward, ntk = (Kernel(each[kernel][None]) if kernel in each else None for kernel in _KERNELS)
+        assert forward is not None  # only the NTK may be missing
+        assert backward is not None
         layers.append(LayerKernels(each["name"], forward, backward, ntk, width=widths.get(each["name"])))
     return replace(
         like,
@@ -72,7 +79,7 @@ def restored(subject: Subject, probe: Probe, kept: Mapping[str, Any], *, like: T
         outputs=outputs[None],
         losses=outputs.new_tensor([kept["loss"]]),
         layers=tuple(layers),
-        ntk=Kernel(kept["ntk"][None]),
+        ntk=None if kept["ntk"] is None else Kernel(kept["ntk"][None]),
         training=replace(like.training, steps=kept["step"]),
         notes=tuple(kept["notes"]),
     )
@@ -108,17 +115,21 @@ def joined(records: Sequence[Trajectory]) -> Trajectory:
     def stacked(kernels: Iterable[Kernel]) -> Kernel:
         return Kernel(torch.cat([kernel.array for kernel in kernels]))
 
+    def known(kernels: Sequence[Kernel | None]) -> Kernel | None:
+        there = [kernel for kernel in kernels if kernel is not None]
+        return stacked(there) if len(there) == len(kernels) else None
+
     first, layers = records[0], []
     for every in zip(*(record.layers for record in records), strict=True):
-        forward, backward, ntk = (stacked(getattr(layer, kernel) for layer in every) for kernel in _KERNELS)
-        layers.append(replace(every[0], forward=forward, backward=backward, ntk=ntk))
+        forward, backward = stacked(layer.forward for layer in every), stacked(layer.backward for layer in every)
+        layers.append(replace(every[0], forward=forward, backward=backward, ntk=known([layer.ntk for layer in every])))
     return replace(
         first,
         steps=torch.cat([record.steps for record in records]),
         outputs=torch.cat([record.outputs for record in records]),
         losses=torch.cat([record.losses for record in records]),
         layers=tuple(layers),
-        ntk=stacked(record.ntk for record in records),
+        ntk=known([record.ntk for record in records]),
         notes=tuple(dict.fromkeys(note for record in records for note in record.notes)),
     )
 

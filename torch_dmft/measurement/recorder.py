@@ -36,6 +36,7 @@ from torch_dmft.measurement.schedule import every as every_steps
 from torch_dmft.measurement.snapshot import Snapshot, snapshot
 from torch_dmft.measurement.subject import subject_of
 from torch_dmft.measurement.two_time import TwoTimeMemory
+from torch_dmft.measurement.wanted import Wanted
 from torch_dmft.parameterization import Plan
 from torch_dmft.uses.outputs import Example, Selection, moved
 
@@ -80,6 +81,12 @@ class Recorder:
             rows, so that their outputs are those of train mode with these rows as the batch, or ``"run"``, the running averages
             of eval mode. Both are constants: samples do not interact. Norms that stand in eval mode while the model trains keep
             their running averages.
+        ntk: whether the NTK is recorded; False for Phi and G alone.
+        per_output: whether G and the NTK are recorded of all pairs (sample, output), or, if False, averaged over equal outputs,
+            ``(sample, sample)``: exact (it is ``trajectory.per_sample()`` of the full record), without the array of all pairs
+            or the gradients of more than one output at a time. ``fields`` and ``two_time`` keep those of all outputs still.
+        rows: of which of the probe's rows everything is recorded, positions or a bool mask; default all. The training set, and
+            the statistics of BatchNorm, are still those of the whole probe. ``recorder.probe`` holds these rows.
         temperature: T of the Langevin noise that the loop brings into the gradients; they are not checked then.
         callbacks: called with ``(step, record)`` after each record, the trajectory of this one step, outside the protection
             described above.
@@ -108,6 +115,9 @@ class Recorder:
         model: nn.Module | None = None,
         outputs: Selection | None = None,
         batch_norm: str = "probe",
+        ntk: bool = True,
+        per_output: bool = True,
+        rows: Tensor | Sequence[int] | None = None,
         temperature: float = 0.0,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -120,15 +130,21 @@ class Recorder:
         if schedule is None:
             schedule = every_steps(1 if every is None else every)
         require_number("temperature", temperature, at_least=0, remedy="temperature=0.0: no noise")
-        self.probe = probe
+        self.probe = probe if rows is None else probe.at_rows(rows)
         self.schedule: Schedule = schedule if callable(schedule) else at_steps(schedule)
         self.callbacks = tuple(callbacks)
         self.step = 0
         self.records: list[Trajectory] = []
         refuse_classes_of(outputs, probe.targets)
         self.subject = subject_of(plan_or_model, probe.inputs, run=model, outputs=outputs, batch_norm=batch_norm)
-        self.subject = replace(self.subject, trained_rows=probe.batch_rows)
-        self._loss = ProbeLoss(self.subject, probe, loss)
+        self.subject = replace(
+            self.subject,
+            trained_rows=probe.batch_rows,
+            kernel_rows=None if rows is None else tuple(probe.places(rows).tolist()),
+            wanted=Wanted(ntk=ntk, per_output=per_output, fields=fields is not False or two_time),
+        )
+        self._whole = probe
+        self._loss = ProbeLoss(self.subject, self.probe, loss)
         self._conditions = Conditions(self.subject)
         training_set = None if data is None else TrainingSet(data)
         self._observer = Observer(
@@ -140,7 +156,8 @@ class Recorder:
         chosen = None if isinstance(fields, bool) else fields if callable(fields) else at_steps(fields)
         is_chain = self.subject.architecture.is_chain
         self._fields = FieldMemory(chosen, is_chain=is_chain) if fields is not False else None
-        self._two_time = [TwoTimeMemory() for _ in self.subject.architecture.layers] if two_time else []
+        layers = self.subject.architecture.layers
+        self._two_time = [TwoTimeMemory(per_output=per_output) for _ in layers] if two_time else []
 
     @contextmanager
     def attach(self, *optimizers: Optimizer) -> Iterator[Recorder]:
@@ -246,7 +263,7 @@ class Recorder:
         device = next(self.subject.run.parameters()).device
         layouts = None if check else self._layouts
         with whole(self.subject.run):
-            return snapshot(self.subject, moved(self.probe.inputs, device), layouts=layouts)
+            return snapshot(self.subject, moved(self._whole.inputs, device), layouts=layouts)
 
     def keep(self, taken: Snapshot) -> Trajectory:
         """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""
@@ -303,7 +320,7 @@ class Recorder:
         return problem_of_run(
             self.subject,
             self.training,
-            self.probe,
+            self._whole,
             self._loss.loss,
             self._observer.rows.data,
             batches=batches,
@@ -329,7 +346,12 @@ class Recorder:
             )
         run, plan = joined(self.records), self.subject.plan
         unseen = Training.unseen(int(run.steps[-1]), plan)
-        curvature = None if run.targets is None else curvatures(run.outputs, run.ntk, self.probe.train_rows, self._loss)
+        curvature = None
+        if run.targets is not None and run.ntk is not None and run.is_per_output:
+            self._loss.number(
+                run.outputs[-1]
+            )  # brings the targets into their form, which must not be done inside transforms
+            curvature = curvatures(run.outputs, run.ntk, self.probe.train_rows, self._loss)
         return replace(
             run,
             layers=tuple(self._completed(layer, index) for index, layer in enumerate(run.layers)),
@@ -349,6 +371,7 @@ class Recorder:
             "records": [plain(record) for record in self.records],
             "fields": None if self._fields is None else self._fields.state_dict(),
             "two_time": [memory.state_dict() for memory in self._two_time],
+            "recorded": self._recorded,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -359,10 +382,12 @@ class Recorder:
         """
         paths = [layer.path for layer in self.subject.architecture.layers]
         found = [layer["name"] for record in state["records"][:1] for layer in record["layers"]]
-        if (found and found != paths) or len(state["two_time"]) != len(self._two_time):
+        settings = state.get("recorded", self._recorded)
+        if (found and found != paths) or len(state["two_time"]) != len(self._two_time) or settings != self._recorded:
+            shown = ", ".join(f"{name}={value}" for name, value in settings.items())
             raise InvalidInputError(
                 "The recorder's checkpoint does not fit this recorder.",
-                got=f"layers {found}, two_time={bool(state['two_time'])}",
+                got=f"layers {found}, two_time={bool(state['two_time'])}, {shown}",
                 remedy="build the recorder for the same model with the same settings before loading",
             )
         self._observer.load_state_dict(state["observer"])
@@ -379,6 +404,12 @@ class Recorder:
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles have: they are attached to nothing."""
         return {**vars(self), "_attached": False}
+
+    @property
+    def _recorded(self) -> dict[str, Any]:
+        """Which kernels, of which rows."""
+        wanted, rows = self.subject.wanted, self.subject.kernel_rows
+        return {"ntk": wanted.ntk, "per_output": wanted.per_output, "rows": None if rows is None else list(rows)}
 
     def _completed(self, layer: LayerKernels, index: int) -> LayerKernels:
         """The kernels of a weight with its fields and, if they are kept, between two times."""

@@ -22,10 +22,24 @@ _NOTHING = {torch.float64: 1e-14, torch.float32: 1e-7, torch.float16: 1e-2, torc
 """What is nothing beside the sum over all parameters."""
 
 
+_ROWS = 256
+"""Rows of a gradient that are squared at once."""
+
+
 def probe_vector(outputs: Tensor) -> Tensor:
     """The random numbers v, always the same."""
     generator = torch.Generator("cpu").manual_seed(0)
     return torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+
+
+def combination(outputs: Tensor) -> Tensor:
+    """One random combination of the outputs, ``(sample, 1)``: what is held against a backward pass where not all are measured.
+
+    What is wrong in a use of a parameter is wrong in the gradient of this one function too.
+    """
+    generator = torch.Generator("cpu").manual_seed(1)
+    weights = torch.randn(outputs.shape[1], 1, generator=generator, dtype=torch.float64, device="cpu")
+    return outputs @ (weights / outputs.shape[1] ** 0.5).to(outputs)
 
 
 def squares(outputs: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -35,9 +49,19 @@ def squares(outputs: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tens
         return {name: scalar.new_zeros((), dtype=torch.float64) for name in parameters}
     found = torch.autograd.grad(scalar, list(parameters.values()), retain_graph=True, allow_unused=True)
     blank = scalar.detach().new_zeros(1)
+    gradients = dict(zip(parameters, (blank if one is None else one.detach() for one in found), strict=True))
+    del found
+    # A large parameter is not copied: its rows are squared one after the other.
     return {
-        name: (blank if one is None else one).detach().double().square().sum()
-        for name, one in zip(parameters, found, strict=True)
+        name: torch.stack(
+            [
+                torch.linalg.vector_norm(row, dtype=torch.float64)
+                for row in torch.atleast_1d(gradients.pop(name)).split(_ROWS)
+            ]
+        )
+        .square()
+        .sum()
+        for name in parameters
     }
 
 

@@ -42,37 +42,40 @@ class Shares:
     flows: list[list[Flow]]
 
 
-def shares(passes: Sequence[Gathered], parameters: Mapping[str, Tensor]) -> Shares:
+def shares(passes: Sequence[Gathered], parameters: Mapping[str, Tensor], *, ntk: bool = True) -> Shares:
     """The shares of all parameters.
 
     Args:
         passes: one pass of all samples, or one of every sample.
         parameters: the trained parameters by name.
+        ntk: whether the shares are wanted, or the flows alone.
 
     Raises:
         InsufficientMemoryError: if the gradients that have to be written out do not fit.
     """
     factored = _factored(passes, parameters)
-    _require_memory(passes, {name: value for name, value in parameters.items() if name not in factored})
+    meet_constants = {name for one in passes for product, _ in one.shared for name in product.names}
+    others = {
+        name: value for name, value in parameters.items() if name not in factored and (ntk or name in meet_constants)
+    }
+    _require_memory(passes, others)
     jacobians: list[dict[str, Tensor]] = []
     flows: list[list[Flow]] = []
     for one in passes:
-        written_out = [f for f in one.flows if f.product.names & parameters.keys() and not f.product.names <= factored]
-        others = {name: value for name, value in parameters.items() if name not in factored}
+        written_out = [f for f in one.flows if f.product.names & (others.keys() | meet_constants)]
         found, made = pull_to_parameters(one, written_out, others)
         jacobians.append({name: value for name, value in found.items() if name in others})
         flows.append([*one.flows, *made])
-    ntk = {}
-    for name, parameter in parameters.items():
+    of_parameters = {}
+    for name in parameters if ntk else ():
         if name in factored:
-            ntk[name] = _products([[f for f in one.flows if f.product.names == {name}] for one in passes])
+            of_parameters[name] = _products([[f for f in one.flows if f.product.names == {name}] for one in passes])
         else:
             known = next((found[name] for found in jacobians if name in found), None)
             if known is not None:
                 blank = known.new_zeros(1, *known.shape[1:])
-                ntk[name] = gram(torch.cat([found.get(name, blank) for found in jacobians]))
-        del parameter
-    return Shares(ntk, flows)
+                of_parameters[name] = gram(torch.cat([found.get(name, blank) for found in jacobians]))
+    return Shares(of_parameters, flows)
 
 
 def _factored(passes: Sequence[Gathered], parameters: Mapping[str, Tensor]) -> set[str]:

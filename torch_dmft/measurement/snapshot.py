@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -10,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Layer
-from torch_dmft.core.memory import require_memory
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.capture import Taps, Use, capture
 from torch_dmft.measurement.gradients import Layouts, find_layouts, gradients
-from torch_dmft.measurement.moment import LayerSnapshot, Snapshot, squeeze_outputs
+from torch_dmft.measurement.moment import LayerSnapshot, Part, Snapshot, averaged, squeeze_outputs
 from torch_dmft.measurement.normal_form import (
     Layout,
     Stream,
@@ -27,9 +26,10 @@ from torch_dmft.measurement.normal_form import (
     vocabulary,
 )
 from torch_dmft.measurement.precision import precision_note, precision_of
-from torch_dmft.measurement.self_check import contradiction, squares, wrong
+from torch_dmft.measurement.self_check import combination, contradiction, squares, wrong
 from torch_dmft.measurement.subject import Subject
-from torch_dmft.measurement.watched import Known, measure_watched
+from torch_dmft.measurement.wanted import Wanted, require_room
+from torch_dmft.measurement.watched import Known, measure_watched, measured_rows
 from torch_dmft.uses.failures import outputs_on
 from torch_dmft.uses.outputs import Example, count, moved, output_rows, rows
 from torch_dmft.uses.ownership import close
@@ -47,14 +47,19 @@ def snapshot(subject: Subject, inputs: Example, *, layouts: Layouts | Known | No
     known, found = (layouts, None) if isinstance(layouts, Known) else (None, layouts)
     if not (subject.is_chain or subject.is_sampled):
         return measure_watched(subject, inputs, known)
+    some = measured_rows(subject, inputs)
     with undisturbed(subject.run):
-        if found is None and not subject.is_sampled and not _is_steady(subject.run, inputs):
+        if found is None and not subject.is_sampled and not _is_steady(subject.run, some):
             return measure_watched(subject, inputs)  # which finds the place
         with capture(subject) as taps:
-            outputs = output_rows(outputs_on(subject.run, inputs), count(inputs))
+            outputs = output_rows(outputs_on(subject.run, some), count(some))
         taken = measure(taps, outputs, layouts=found, retain_graph=found is None)
-        if found is None:
+        if found is None and subject.wanted.is_whole:
             _check(subject, outputs, taken)
+        elif found is None:
+            one = combination(outputs)
+            whole = replace(subject, wanted=Wanted())
+            _check(whole, one, measure(replace(taps, subject=whole), one, layouts=taken.layouts, retain_graph=True))
     return taken
 
 
@@ -74,7 +79,7 @@ def _check(subject: Subject, outputs: Tensor, taken: Snapshot) -> None:
     trained = {name: value for name, value in subject.model.named_parameters() if rates.get(name, 0.0)}
     backward = {name: rates[name] * square for name, square in squares(outputs, trained).items()}
     known = {layer.path: (layer.weight, layer.bias) for layer in subject.architecture.layers}
-    given = {layer.name: layer.ntk for layer in taken.layers}
+    given = {layer.name: layer.ntk for layer in taken.layers if layer.ntk is not None}
     of_layers = {
         path: torch.stack([backward[n] for n in names if n in backward]).sum()
         for path, names in known.items()
@@ -117,6 +122,22 @@ def measure(
     if layouts is None:
         layouts, certain = find_layouts(taps, outputs)
     _require_memory(taps, layouts, outputs)
+    known, wanted, number = layouts, subject.wanted, outputs.shape[1]
+
+    def part(some: list[int]) -> Part:
+        functions = outputs if len(some) == number else outputs[:, some]
+        return _part(taps, known, functions, retain_graph=retain_graph or some[-1] < number - 1)
+
+    parts = map(part, wanted.blocks(number))
+    layers, total = next(parts) if wanted.per_output else averaged(parts, number, fields=wanted.fields)
+    precision = precision_of((use.output for use in taps.flat()), outputs.dtype)
+    said = precision_note(precision, subject.model)
+    return Snapshot(outputs.detach(), layers, total, layouts if certain else None, said, precision)
+
+
+def _part(taps: Taps, layouts: Layouts, outputs: Float[Tensor, "sample output"], *, retain_graph: bool) -> Part:
+    """The layers and the NTK of some functions of the network."""
+    subject = taps.subject
     found = gradients(taps, layouts, outputs, retain_graph=retain_graph)
     uses = {
         path: [UseWithGradient(*parts) for parts in zip(taps.uses[path], layouts[path], found[path], strict=True)]
@@ -125,23 +146,22 @@ def measure(
     layers, ntks = [], []
     for layer in subject.architecture.layers:
         stream = _stream(subject, layer, uses[layer.path])
-        ntk = _layer_ntk(subject, layer, uses[layer.path], stream)
-        ntks.append(ntk)
+        ntk = _layer_ntk(subject, layer, uses[layer.path], stream) if subject.wanted.ntk else None
+        ntks += [] if ntk is None else [ntk]
         layers.append(
             LayerSnapshot(
                 name=layer.path,
                 forward=forward_gram(stream, stream),
                 backward=squeeze_outputs(backward_gram(stream, stream)),
-                ntk=squeeze_outputs(ntk),
+                ntk=None if ntk is None else squeeze_outputs(ntk),
                 stream=stream,
             )
         )
+    if not subject.wanted.ntk:
+        return tuple(layers), None
     owners = dict.fromkeys(vector.path for vector in subject.architecture.vectors)
     ntks += [_owner_ntk(subject, path, uses[path]) for path in owners]
-    total = squeeze_outputs(reduce(torch.add, ntks))
-    precision = precision_of((use.output for use in taps.flat()), outputs.dtype)
-    said = precision_note(precision, subject.model)
-    return Snapshot(outputs.detach(), tuple(layers), total, layouts if certain else None, said, precision)
+    return tuple(layers), squeeze_outputs(reduce(torch.add, ntks))
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,19 +233,23 @@ def _owner_ntk(
 
 def _require_memory(taps: Taps, layouts: Layouts, outputs: Tensor) -> None:
     samples, count = outputs.shape
-    entries = 2 * (samples * count) ** 2 * (2 * len(taps.uses) + 1)
-    for path, uses in taps.uses.items():
-        for use, layout in zip(uses, layouts[path], strict=True):
-            entries += count * use.output.numel() * (samples if layout is Layout.SHARED else 1) * 2
-    entries += sum(
-        layer.fan_in * use.output.numel() // layer.out_features
+    fields = sum(
+        use.output.numel() / (1 if layout is Layout.SHARED else samples)
+        for path, uses in taps.uses.items()
+        for use, layout in zip(uses, layouts[path], strict=True)
+    )
+    under_kernels = sum(
+        layer.fan_in * use.output.numel() / layer.out_features / samples
         for layer in taps.subject.architecture.layers
         for use in taps.uses[layer.path]
         if layer.kind == "conv"
     )
-    require_memory(
-        entries * outputs.element_size(),
-        outputs.device,
-        what=f"Measuring {samples} samples and {count} outputs",
-        remedy="a probe with fewer samples, or outputs= with fewer numbers, as torch_dmft.measurement.Projection(8) has",
-    )
+
+    def estimate(wanted: Wanted, rows: int) -> int:
+        together = wanted.together(count)
+        kernels = 2 * (rows * together) ** 2 * (len(taps.uses) * (1 + wanted.ntk) + 1)
+        kept = count if wanted.fields else together
+        entries = kernels + rows * ((together + kept) * fields + under_kernels * wanted.ntk)
+        return int(entries * outputs.element_size())
+
+    require_room(taps.subject.wanted, samples, count, outputs.device, estimate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.core.materialised import require_materialised
 from torch_dmft.core.spread import inside, whole
 from torch_dmft.measurement.batch_norm import require_choice
+from torch_dmft.measurement.wanted import Wanted
 from torch_dmft.parameterization import Plan, parameter_rules
 from torch_dmft.parameterization.centered import Centered
 from torch_dmft.uses.outputs import Example, Runs, Selection
@@ -28,6 +29,8 @@ class Subject:
         frozen: names of parameters that are not trained, beside those with ``requires_grad=False``.
         batch_norm: whose statistics BatchNorm is measured with, ``"probe"`` or ``"run"``.
         trained_rows: which of the inputs' rows are trained on, of which the statistics of the probe are taken; None: all.
+        kernel_rows: of which of the inputs' rows everything is measured; None: all.
+        wanted: what is measured of them.
     """
 
     plan: Plan
@@ -35,6 +38,8 @@ class Subject:
     frozen: frozenset[str] = frozenset()
     batch_norm: str = "probe"
     trained_rows: tuple[int, ...] | None = None
+    kernel_rows: tuple[int, ...] | None = None
+    wanted: Wanted = field(default_factory=Wanted)
 
     @property
     def model(self) -> nn.Module:

@@ -86,7 +86,7 @@ def suggested_rate(
     taken = ProbeLoss(recorder.subject, probe, loss)
     if optimizer == "sgd":
         record = recorder.record()
-        curvature = float(curvatures(record.outputs, record.ntk, record.train, taken)[0])
+        curvature = float(curvatures(record.outputs, record.known_ntk, record.train, taken)[0])
         limit = 2 / curvature if curvature else math.inf
     else:
         limit = _first_step(plan, probe, taken, outputs)

@@ -10,14 +10,19 @@ from torch import Tensor
 from torch_dmft.architecture import Layer
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.memory import require_memory
-from torch_dmft.measurement.normal_form import Stream, backward_gram, forward_gram
+from torch_dmft.measurement.normal_form import Stream, averaged_gram, backward_gram, forward_gram
 from torch_dmft.measurement.snapshot import squeeze_outputs
 
 
 class TwoTimeMemory:
-    """One layer's fields at all records, on the model's device, and the blocks K(t, s), s <= t, on the CPU."""
+    """One layer's fields at all records, on the model's device, and the blocks K(t, s), s <= t, on the CPU.
 
-    def __init__(self) -> None:
+    Args:
+        per_output: whether G is of pairs (sample, output), or averaged over equal outputs.
+    """
+
+    def __init__(self, *, per_output: bool = True) -> None:
+        self._per_output = per_output
         self._streams: list[Stream] = []
         self._forward: list[list[Tensor]] = []
         self._backward: list[list[Tensor]] = []
@@ -37,7 +42,9 @@ class TwoTimeMemory:
         )
         self._streams.append(stream)
         self._forward.append([forward_gram(stream, earlier).cpu() for earlier in self._streams])
-        self._backward.append([squeeze_outputs(backward_gram(stream, earlier)).cpu() for earlier in self._streams])
+        gram = backward_gram if self._per_output else averaged_gram
+        blocks = (gram(stream, earlier) for earlier in self._streams)
+        self._backward.append([(squeeze_outputs(block) if self._per_output else block).cpu() for block in blocks])
 
     def kernels(self) -> tuple[Kernel, Kernel]:
         """Phi and G between all pairs of recorded times."""

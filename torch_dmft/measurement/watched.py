@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.core.errors import InsufficientMemoryError, Place, UnsupportedModelError
 from torch_dmft.core.memory import require_memory
 from torch_dmft.core.torch_private import ConvBase, padding_twice, parameters_of
 from torch_dmft.core.undisturbed import all_graded
 from torch_dmft.measurement.batch_norm import Statistics
 from torch_dmft.measurement.gather import Flow, gather
-from torch_dmft.measurement.moment import LayerSnapshot, Snapshot, squeeze_outputs
+from torch_dmft.measurement.moment import LayerSnapshot, Part, Snapshot, averaged, squeeze_outputs
 from torch_dmft.measurement.normal_form import backward_gram, forward_gram
 from torch_dmft.measurement.precision import precision_note, precision_of
-from torch_dmft.measurement.self_check import contradiction, squares, wrong
+from torch_dmft.measurement.self_check import combination, contradiction, squares, wrong
 from torch_dmft.measurement.shares import Shares, shares, stream
 from torch_dmft.measurement.subject import Subject
+from torch_dmft.measurement.wanted import Wanted, require_room
 from torch_dmft.uses.anatomy import Names
+from torch_dmft.uses.failures import outputs_on
 from torch_dmft.uses.forms import Product, parts
-from torch_dmft.uses.outputs import Example, rows
+from torch_dmft.uses.outputs import Example, copied, count, output_rows, rows
 from torch_dmft.uses.ownership import Owners, chosen, close, copies, find_owners
 from torch_dmft.uses.passes import prepared, watched_pass
 from torch_dmft.uses.products import gram
@@ -79,8 +83,13 @@ def measure_watched(subject: Subject, inputs: Example, known: Known | None = Non
     statistics = Statistics(subject.model, subject.run, subject.batch_norm)
     batch = inputs if subject.trained_rows is None else rows(inputs, list(subject.trained_rows))
     with prepared(subject.model, subject.run), statistics.set(subject.run, batch):
-        taken = _measured_somehow(subject, rates, inputs, known)
+        taken = _measured_somehow(subject, rates, measured_rows(subject, inputs), known)
     return replace(taken, notes=(*statistics.notes, *taken.notes))
+
+
+def measured_rows(subject: Subject, inputs: Example) -> Any:
+    """The inputs of the rows that are measured."""
+    return inputs if subject.kernel_rows is None else rows(inputs, list(subject.kernel_rows))
 
 
 def _measured_somehow(subject: Subject, rates: Mapping[str, float], inputs: Example, known: Known | None) -> Snapshot:
@@ -102,30 +111,101 @@ def _measured(
     model, run = subject.model, subject.run
     _refuse_unplanned(model, rates)
     parameters: dict[str, Tensor] = {n: value for n, value in parameters_of(model).items() if rates.get(n, 0.0)}
+    earlier = _outputs(run, inputs) if known is None else None
     whole = watched_pass(model, run, inputs, attached=attached)
-    samples, outputs = whole.outputs.shape
-    _require_memory(whole, len(parameters))
+    wanted, outputs = subject.wanted, whole.outputs.shape[1]
+    _require_memory(whole, len(parameters), wanted)
     first = known is None or not known.still_holds(whole)
     if known is None or first:
-        known = _find_out(subject, inputs, whole, attached=attached)
-    taken = [whole]
+        earlier = _outputs(run, inputs) if earlier is None else earlier
+        known = _find_out(subject, inputs, whole, earlier, attached=attached)
+    taken = _Taken(whole, (whole,))
     if known.owners is None:
-        taken = [watched_pass(model, run, rows(inputs, [mu]), attached=attached) for mu in range(samples)]
-    gathered = [gather(one, known.owners, parameters.keys()) for one in taken]
-    of_products = {n: v for n, v in parameters.items() if n not in known.by_samples}
-    found = shares(gathered, of_products)
-    ntk = found.ntk | _by_samples(whole, {name: parameters[name] for name in known.by_samples})
-    if first:
-        known, ntk = _checked(subject, whole, known, found, ntk, parameters)
-    layers, total = _layers(subject, rates, found, ntk, samples, outputs)
-    if first:
-        _check_total(total, whole.outputs, rates, parameters)
-    precision = precision_of((f.product.use.output for flows in found.flows for f in flows), whole.outputs.dtype)
+        alone = [watched_pass(model, run, rows(inputs, [mu]), attached=attached) for mu in range(len(whole.outputs))]
+        taken = _Taken(whole, tuple(alone))
+    if first and not wanted.is_whole:
+        known = _known_of_one(subject, rates, taken, known, parameters)
+    if wanted.per_output:
+        known, (layers, total) = _part(subject, rates, taken, known, parameters, first=first and wanted.ntk, last=True)
+    else:
+        blocks = [*wanted.blocks(outputs)]
+        parts_ = (taken.of(itemgetter((slice(None), block))) for block in blocks)
+        each = (
+            _part(subject, rates, part, known, parameters, first=False, last=block is blocks[-1])[1]
+            for part, block in zip(parts_, blocks, strict=True)
+        )
+        layers, total = averaged(each, outputs, fields=wanted.fields)
+    precision = precision_of((part.use.output for part in taken.products()), whole.outputs.dtype)
     said = (*known.notes, *precision_note(precision, model))
-    return Snapshot(whole.outputs.detach(), layers, squeeze_outputs(total), known, said, precision)
+    return Snapshot(whole.outputs.detach(), layers, total, known, said, precision)
 
 
-def _require_memory(whole: Pass, parameters: int) -> None:
+def _outputs(run: nn.Module, inputs: Example) -> Tensor:
+    return output_rows(outputs_on(run, copied(inputs)), count(inputs)).detach()
+
+
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    """Watched passes: ``whole`` over all samples at once, and those that are measured, itself or one of every sample."""
+
+    whole: Pass
+    passes: tuple[Pass, ...]
+
+    def of(self, function: Callable[[Tensor], Tensor]) -> _Taken:
+        """The same passes of a function ``(sample, output)`` of the outputs."""
+        whole, *alone = (replace(one, outputs=function(one.outputs)) for one in (self.whole, *self.passes))
+        return _Taken(whole, tuple(alone))
+
+    def products(self) -> Iterator[Product]:
+        """All products in the pass of all samples."""
+        return (part for use in self.whole.uses for part in parts(use) if isinstance(part, Product))
+
+
+def _part(
+    subject: Subject,
+    rates: Mapping[str, float],
+    taken: _Taken,
+    known: Known,
+    parameters: dict[str, Tensor],
+    *,
+    first: bool,
+    last: bool,
+) -> tuple[Known, Part]:
+    """The kernels of all outputs of some passes; the first time held against an ordinary backward pass."""
+    wanted = subject.wanted
+    retain_graph = first or not last or bool(known.by_samples)
+    trained = parameters.keys() if wanted.ntk else frozenset()
+    backward = squares(taken.whole.outputs, parameters) if first else {}  # before there are gradients of every use
+    how = {"retain_graph": retain_graph, "fields": wanted.fields}
+    gathered = [gather(one, known.owners, trained, **how) for one in taken.passes]
+    of_products = {n: v for n, v in parameters.items() if n not in known.by_samples}
+    found = shares(gathered, of_products, ntk=wanted.ntk)
+    ntk = None
+    if wanted.ntk:
+        ntk = found.ntk | _by_samples(taken.whole, {name: parameters[name] for name in known.by_samples})
+    if ntk is not None and first:
+        known, ntk = _checked(taken.whole, known, found, ntk, parameters, backward)
+    layers, total = _layers(subject, rates, found, ntk, *taken.whole.outputs.shape)
+    if total is not None and first:
+        _check_total(total, taken.whole.outputs, rates, backward)
+    return known, (layers, None if total is None else squeeze_outputs(total))
+
+
+def _known_of_one(
+    subject: Subject, rates: Mapping[str, float], taken: _Taken, known: Known, parameters: dict[str, Tensor]
+) -> Known:
+    """Hold the NTK of one combination of the outputs against a backward pass, where the whole of it is not measured."""
+    whole = replace(subject, wanted=Wanted())
+    try:
+        return _part(whole, rates, taken.of(combination), known, parameters, first=True, last=False)[0]
+    except InsufficientMemoryError:
+        if subject.wanted.ntk:
+            raise
+        note = "not held against a backward pass, as the NTK of one output needs more memory than is free"
+        return replace(known, notes=(*known.notes, note))
+
+
+def _require_memory(whole: Pass, parameters: int, wanted: Wanted) -> None:
     """Refuse kernels and gradients of more outputs than fit.
 
     Raises:
@@ -133,22 +213,23 @@ def _require_memory(whole: Pass, parameters: int) -> None:
     """
     samples, outputs = whole.outputs.shape
     layers = sum(isinstance(part, Product) for use in whole.uses for part in parts(use))
-    fields = sum(use.output.numel() * use.output.element_size() for use in whole.uses if use.meets_data)
-    kernels = (samples * outputs) ** 2 * whole.outputs.element_size() * (2 * layers + parameters + 1)
-    require_memory(
-        2 * outputs * fields + kernels,
-        whole.outputs.device,
-        what=f"Measuring {samples} samples and {outputs} outputs",
-        remedy="a probe with fewer samples, or outputs= with fewer numbers, as torch_dmft.measurement.Projection(8) has",
-    )
+    fields = sum(use.output.numel() * use.output.element_size() for use in whole.uses if use.meets_data) / samples
+    size = whole.outputs.element_size()
+
+    def estimate(wanted: Wanted, rows_: int) -> int:
+        pairs = (rows_ * wanted.together(outputs)) ** 2 * size
+        kernels = pairs * (2 * layers + (parameters + 1) * wanted.ntk)
+        kept = outputs if wanted.fields else wanted.together(outputs)
+        return int((wanted.together(outputs) + kept) * rows_ * fields) + kernels
+
+    require_room(wanted, samples, outputs, whole.outputs.device, estimate)
 
 
-def _find_out(subject: Subject, inputs: Example, whole: Pass, *, attached: bool) -> Known:
+def _find_out(subject: Subject, inputs: Example, whole: Pass, earlier: Tensor | None, *, attached: bool) -> Known:
     model, run, samples = subject.model, subject.run, len(whole.outputs)
     _refuse_unbounded(whole)
-    again = watched_pass(model, run, inputs, attached=attached)
-    _refuse_random(whole, again)
-    del again
+    if earlier is not None and not close(whole.outputs.detach(), earlier):
+        raise _random_at(whole, watched_pass(model, run, inputs, attached=attached))
     apart = {mu: rows(inputs, [mu] * copies(samples)) for mu in chosen(samples)}
     alone = {mu: watched_pass(model, run, given, attached=attached) for mu, given in apart.items()}
 
@@ -171,14 +252,13 @@ def _refuse_unbounded(whole: Pass) -> None:
     )
 
 
-def _refuse_random(one: Pass, other: Pass) -> None:
-    if close(one.outputs.detach(), other.outputs.detach()):
-        return
+def _random_at(one: Pass, other: Pass) -> UnsupportedModelError:
+    """The error for a model that gives other outputs when it is run again, with the place where two passes part."""
     pairs = zip(one.uses, other.uses, strict=False)
     path = next(
         (a.path for a, b in pairs if a.output.shape != b.output.shape or not torch.equal(a.output, b.output)), "(model)"
     )
-    raise UnsupportedModelError(
+    return UnsupportedModelError(
         "The model gives other outputs when it is run again in evaluation mode:",
         [
             Place(
@@ -210,10 +290,14 @@ def _by_samples(whole: Pass, parameters: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _checked(
-    subject: Subject, whole: Pass, known: Known, found: Shares, ntk: dict[str, Tensor], parameters: dict[str, Tensor]
+    whole: Pass,
+    known: Known,
+    found: Shares,
+    ntk: dict[str, Tensor],
+    parameters: dict[str, Tensor],
+    backward: Mapping[str, Tensor],
 ) -> tuple[Known, dict[str, Tensor]]:
     """Hold the shares against a backward pass; parameters whose uses were not all seen are taken sample by sample."""
-    backward = squares(whole.outputs, parameters)
     dtype = torch.promote_types(whole.outputs.dtype, torch.float16)
     off = wrong(ntk, backward, whole.outputs, dtype=dtype)
     if not off:
@@ -227,13 +311,12 @@ def _checked(
     return known, ntk | _by_samples(whole, {name: parameters[name] for name in off})
 
 
-def _check_total(total: Tensor, outputs: Tensor, rates: Mapping[str, float], parameters: Mapping[str, Tensor]) -> None:
+def _check_total(total: Tensor, outputs: Tensor, rates: Mapping[str, float], backward: Mapping[str, Tensor]) -> None:
     """Hold the whole NTK against a backward pass: nothing is in it but what is trained, each at its rate.
 
     Raises:
         UnsupportedModelError: if it differs.
     """
-    backward = squares(outputs, parameters)
     expected = sum(
         (rates[name] * square for name, square in backward.items()), outputs.new_zeros((), dtype=torch.float64)
     )
@@ -247,14 +330,15 @@ def _layers(
     subject: Subject,
     rates: Mapping[str, float],
     found: Shares,
-    ntk: dict[str, Tensor],
+    ntk: dict[str, Tensor] | None,
     samples: int,
     outputs: int,
-) -> tuple[tuple[LayerSnapshot, ...], Tensor]:
-    """The layers of the architecture with their kernels, and the NTK."""
-    shares_left = {name: rates[name] * share for name, share in ntk.items()}
+) -> Part:
+    """The layers of the architecture with their kernels, and the NTK ``(sample, output, sample, output)``."""
+    shares_left = {} if ntk is None else {name: rates[name] * share for name, share in ntk.items()}
     like = next(flow.gradients for flows in found.flows for flow in flows)
-    total = sum(shares_left.values(), start=like.new_zeros(samples, outputs, samples, outputs))
+    blank = like.new_zeros(()).expand(samples, outputs, samples, outputs)
+    total = None if ntk is None else sum(shares_left.values(), start=blank.clone())
     names = Names.of(subject.model)
     named = names.layers(flow.product for flows in found.flows for flow in flows)
     layers = []
@@ -264,7 +348,7 @@ def _layers(
         border = () if some is None else _border(subject.model, some)
         through = stream(layer, subject.gamma0, own, samples, outputs, border)
         members = {layer.weight, layer.bias} | (set() if some is None else set(some.product.names))
-        share = torch.zeros_like(total)
+        share = blank
         for name in sorted(name for name in members if name in shares_left):
             share = share + shares_left.pop(name)
         layers.append(
@@ -272,7 +356,7 @@ def _layers(
                 name=layer.path,
                 forward=forward_gram(through, through),
                 backward=squeeze_outputs(backward_gram(through, through)),
-                ntk=squeeze_outputs(share),
+                ntk=None if ntk is None else squeeze_outputs(share),
                 stream=through,
             )
         )

@@ -109,7 +109,12 @@ def kernels(comparison: Comparison, which: str = "forward", time: int = -1) -> F
     Returns:
         A row for each of at most eight weights, evenly spaced from the first to the last; those whose kernel is given
         (Phi of the first, G of the last) are left out.
+
+    Raises:
+        NotRecordedError: for an NTK that was not recorded.
     """
+    if which == "ntk":
+        _ = comparison.measured.known_ntk
     measured, predicted = comparison.measured, comparison.predictions[0]
     weights = shown_weights(len(measured.layers), which)
     figure = new_figure(8.4, 0.8 + 2.3 * len(weights), f"{_NAMES[which]} at step {int(comparison.steps[time])}")
@@ -211,13 +216,14 @@ def _curve(axes: Axes, run: Trajectory, values: Tensor, stderr: Tensor | None, l
 
 def _deviations(comparison: Comparison, title: str, name: str, *, draw: _Draw) -> tuple[Figure, NDArray]:
     """Rows: predictions. Columns: Phi, G, NTK. Lines: weights, dark to light with depth; given kernels are left out."""
+    known = [which for which in _SYMBOLS if which != "ntk" or comparison.measured.ntk is not None]
     rows, count = len(comparison.predictions), len(comparison.measured.layers)
     figure = new_figure(9.2, 1.1 + 2.3 * rows, title)
-    grid = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey="row")
+    grid = figure.subplots(rows, len(known), squeeze=False, sharex=True, sharey="row")
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, count))
     times = _array(comparison.measured.times)
     for row, prediction, deviations in zip(grid, comparison.predictions, comparison.deviations, strict=True):
-        for axes, which in zip(row, _SYMBOLS, strict=True):
+        for axes, which in zip(row, known, strict=True):
             for position, layer in enumerate(deviations.layers):
                 given = (which, position) in (("forward", 0), ("backward", count - 1))
                 if not given:
@@ -228,7 +234,7 @@ def _deviations(comparison: Comparison, title: str, name: str, *, draw: _Draw) -
         row[0].set_ylabel(name, fontsize=9)
     for axes in grid[-1]:
         axes.set_xlabel(_TIME, fontsize=9)
-    _legend_below(figure, grid[0][2])
+    _legend_below(figure, *reversed(grid[0]))  # the NTK has all weights, or G the first of them
     return figure, grid
 
 
@@ -257,9 +263,13 @@ def _panels(count: int, title: str, height: float) -> tuple[Figure, list[Axes]]:
     return figure, panels[:count]
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False, fontsize=8)
+def _legend_below(figure: Figure, *panels: Axes) -> None:
+    """A legend of all lines, of those with one label once."""
+    lines = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = list(lines)
+    figure.legend(
+        list(lines.values()), labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False, fontsize=8
+    )
 
 
 def _matrix(layer: LayerKernels, which: str, time: int, order: Tensor) -> NDArray:

@@ -51,10 +51,13 @@ def metrics(comparison: Comparison) -> dict[str, float]:
     """How the run ended, beside its first prediction: NTK alignment, relative error of Phi and G, loss, movement of Phi."""
     deviations = comparison.deviations[0]
     moved = [movement(layer.forward)[-1] for layer in comparison.measured.layers[1:]]
-    moved = moved or [movement(comparison.measured.ntk)[-1]]
-    return {
-        "final/NTK alignment": deviations.ntk.alignment[-1].item(),
+    if not moved and comparison.measured.ntk is not None:
+        moved = [movement(comparison.measured.ntk)[-1]]
+    results = {
         "final/relative error": deviations.mean_error[-1].item(),
         "final/loss": comparison.measured.losses[-1].item(),
-        "final/movement": torch.stack(moved).mean().item(),
+        "final/movement": torch.stack(moved).mean().item() if moved else 0.0,
     }
+    return (
+        results if deviations.ntk is None else {"final/NTK alignment": deviations.ntk.alignment[-1].item(), **results}
+    )

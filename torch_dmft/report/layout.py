@@ -16,7 +16,7 @@ _PREDICTED = {"Phi": slice(1, None), "G": slice(-1), "NTK": slice(None)}
 _Chart = tuple[str, list[str | list[str]]]
 
 
-def layout(weights: int, *, has_targets: bool, has_widths: bool, has_scatter: bool) -> Summary:
+def layout(weights: int, *, has_targets: bool, has_widths: bool, has_scatter: bool, has_ntk: bool = True) -> Summary:
     """The page of a comparison of networks with so many weights; titles hold indices, so that models share charts.
 
     Args:
@@ -24,17 +24,14 @@ def layout(weights: int, *, has_targets: bool, has_widths: bool, has_scatter: bo
         has_targets: whether alignments with the targets were written.
         has_widths: whether the widths of the network are known.
         has_scatter: whether the scatter of networks of its width is known.
+        has_ntk: whether the NTK was recorded.
     """
+    whole = [*map(_lines, ("NTK alignment/all", "NTK relative error/all"))] if has_ntk else []
     categories: dict[str, dict[str, list]] = {
         "Loss": dict([_lines("loss"), _lines("loss, log10"), _band("loss")]),
-        "All weights": dict(
-            [
-                *map(_lines, ("NTK alignment/all", "NTK relative error/all", "relative error/all")),
-                _band("NTK trace/all"),
-            ]
-        ),
+        "All weights": dict([*whole, _lines("relative error/all"), *([_band("NTK trace/all")] if has_ntk else [])]),
     }
-    for kind in KINDS:
+    for kind in KINDS if has_ntk else ("Phi", "G"):
         for quantity in ("alignment", "relative error", "moved", "trace"):
             categories[f"{kind}: {quantity}"] = dict(_each(f"{kind} {quantity}", range(weights)))
         predicted = range(weights)[_PREDICTED[kind]]

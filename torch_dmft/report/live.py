@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from torch_dmft.comparison.deviation import deviations
-from torch_dmft.comparison.match import refuse_mismatch
+from torch_dmft.comparison.match import in_one_layout, refuse_mismatch
 from torch_dmft.comparison.scatter import scatter
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
@@ -119,6 +119,7 @@ class LiveComparison(LiveScalars):
                         has_targets=self.recorder.probe.targets is not None,
                         has_widths=True,
                         has_scatter=bool(self._awaited) or any(run.replicas for run in self._given),
+                        has_ntk=record.ntk is not None,
                     )
                 )
         while self._given:
@@ -157,8 +158,9 @@ class _LivePrediction:
 
     def __init__(self, logdir: Path, recorder: Recorder, predicted: Trajectory) -> None:
         self.recorder = recorder
-        self.scatter = scatter(predicted)
         first = recorder.records[0]
+        predicted = in_one_layout((first, predicted))[1]
+        self.scatter = scatter(predicted)
         about = prediction_about(predicted, first.origin)
         self.predicted = replace(predicted, replicas=())
         self.positions = {step: at for at, step in enumerate(predicted.steps.tolist())}
@@ -181,7 +183,7 @@ class _LivePrediction:
             if at is not None:
                 values = scalars(self.predicted, at, self.predicted, record.targets)
                 values |= band_scalars(values, self.predicted.stderr, at)
-                off = deviations(record, self.predicted.at_steps(record.steps))
+                off = deviations(*in_one_layout((record, self.predicted.at_steps(record.steps))))
                 values |= deviation_scalars(off, 0)
                 units = {key: errors[at].item() for key, errors in self.scatter.items()}
                 values |= width_scalars(off, 0, self.widths, units)
@@ -210,5 +212,5 @@ class _LivePrediction:
         known = [record for record in self.recorder.records if int(record.steps) in self.positions]
         if known:
             measured = replace(known[-1], training=self.recorder.training)
-            refuse_mismatch(measured, self.predicted.at_steps(measured.steps))
+            refuse_mismatch(*in_one_layout((measured, self.predicted.at_steps(measured.steps))))
             self._checked = max(self.recorder.step, 1)

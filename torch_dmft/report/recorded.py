@@ -82,16 +82,21 @@ class Rows:
             for kind, attribute in KINDS.items()
             for position, layer in enumerate(run.layers)
         }
-        return {name: self._seen(kernel, time) for name, kernel in {**kernels, "NTK/all": run.ntk}.items()}
+        known = {name: kernel for name, kernel in {**kernels, "NTK/all": run.ntk}.items() if kernel is not None}
+        return {name: self._seen(kernel, time) for name, kernel in known.items()}
 
     def spectrum(self, run: Trajectory, time: int, number: int) -> tuple[list[float], list[float]] | None:
-        """Leading eigenvalues of the NTK on the training rows, and the share of the targets along each; None if too large.
+        """Leading eigenvalues of the NTK on the training rows, and the share of the targets along each.
+
+        None if the NTK is too large, or was not recorded.
 
         Args:
             run: the run.
             time: position of the step.
             number: of the record; of large kernels only every so many-th has its spectrum taken.
         """
+        if run.ntk is None:
+            return None
         trained, ntk = self.train.nonzero().flatten(), run.ntk.equal_time[time].detach().cpu()
         kernel = ntk.index_select(0, trained).index_select(ntk.ndim // 2, trained)
         size = kernel.shape[: kernel.ndim // 2].numel()
@@ -102,10 +107,13 @@ class Rows:
         except torch.linalg.LinAlgError:  # numbers of very different sizes, before a run diverges
             return None
         values, vectors = values.flip(0)[:_EIGENVALUES], vectors.flip(1)[:, :_EIGENVALUES]
-        y = None if self.targets is None else self.targets[self.train].double().flatten()
-        if y is None or len(y) != size:
+        y = None if self.targets is None else self.targets[self.train].double()
+        if y is None or y.numel() != len(trained) * run.outputs.shape[2]:
             return values.tolist(), [math.nan] * len(values)
-        shares = (vectors.mT @ y).square() / y.square().sum().clamp(min=torch.finfo(y.dtype).tiny)
+        along = (
+            (vectors.mT @ y.reshape(size, -1)).square().sum(-1)
+        )  # columns: one, or the outputs of an averaged kernel
+        shares = along / y.square().sum().clamp(min=torch.finfo(y.dtype).tiny)
         return values.tolist(), shares.tolist()
 
     def _seen(self, kernel: Kernel, time: int) -> NDArray:
@@ -155,12 +163,14 @@ class LiveRecords:
 def network_about(plan: Plan, record: Trajectory) -> About:
     """What a network is that is being trained, without its rows."""
     facts = {"gamma0": plan.gamma0, "width": record.width, "depth": len(record.layers) - 1, "scheme": plan.scheme}
-    return About(record.origin, "network", _weights(record), rows=(), facts=facts, plan=plan_lines(plan))
+    has_ntk = record.ntk is not None
+    return About(record.origin, "network", _weights(record), rows=(), facts=facts, plan=plan_lines(plan), ntk=has_ntk)
 
 
 def prediction_about(run: Trajectory, network: str) -> About:
     """What a prediction is of the network with this origin, without its rows."""
-    return About(run.origin, kind_of(run), _weights(run), rows=(), facts=_facts(run), network=network)
+    has_ntk = run.ntk is not None
+    return About(run.origin, kind_of(run), _weights(run), rows=(), facts=_facts(run), network=network, ntk=has_ntk)
 
 
 def shown_values(values: Mapping[str, float]) -> dict[str, float]:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from torch_dmft.comparison import Comparison, Deviations, relative_error, target_alignment
+from torch_dmft.comparison import Comparison, Deviation, Deviations, relative_error, target_alignment
 from torch_dmft.comparison.scatter import scatter
 from torch_dmft.comparison.yardstick import narrowest
+from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import Trajectory
 
 KINDS = {"Phi": "forward", "G": "backward", "NTK": "ntk"}
@@ -77,19 +78,22 @@ def scalars(run: Trajectory, time: int, first: Trajectory, targets: Tensor | Non
 
     Returns:
         ``loss`` and its logarithm; per weight l and kernel ``Phi trace/l`` (the mean diagonal entry), ``Phi moved/l``
-        (|K - K(0)| / |K(0)|), the same for G and NTK, and ``Phi on targets/l``; for the whole NTK ``.../all``.
+        (|K - K(0)| / |K(0)|), the same for G and, if it was recorded, NTK, and ``Phi on targets/l``; for the whole NTK
+        ``.../all``.
     """
     loss = run.losses[time].item()
     values = {"loss": loss}
     if loss > 0:
         values["loss, log10"] = math.log10(loss)
-    kernels = [("NTK", "all", run.ntk, first.ntk)]
+    kernels: list[tuple[str, str, Kernel | None, Kernel | None]] = [("NTK", "all", run.ntk, first.ntk)]
     for position, (layer, start) in enumerate(zip(run.layers, first.layers, strict=True)):
         for kind, attribute in KINDS.items():
             kernels.append((kind, str(position), getattr(layer, attribute), getattr(start, attribute)))
         if targets is not None:
             values[f"Phi on targets/{position}"] = target_alignment(layer.forward.equal_time[time], targets)
     for kind, place, kernel, beginning in kernels:
+        if kernel is None or beginning is None:
+            continue
         now = kernel.equal_time[time]
         values[f"{kind} trace/{place}"] = _mean_diagonal(now)
         values[f"{kind} moved/{place}"] = relative_error(now, beginning.equal_time[0])
@@ -101,12 +105,15 @@ def deviation_scalars(deviations: Deviations, time: int) -> dict[str, float]:
     values = {
         "outputs, rms difference": deviations.outputs.rms[time].item(),
         "relative error/all": deviations.mean_error[time].item(),
-        "NTK relative error/all": deviations.ntk.relative_error[time].item(),
-        "NTK alignment/all": deviations.ntk.alignment[time].item(),
     }
+    if deviations.ntk is not None:
+        values["NTK relative error/all"] = deviations.ntk.relative_error[time].item()
+        values["NTK alignment/all"] = deviations.ntk.alignment[time].item()
     for position, layer in enumerate(deviations.layers):
         for kind, attribute in KINDS.items():
-            deviation = getattr(layer, attribute)
+            deviation: Deviation | None = getattr(layer, attribute)
+            if deviation is None:
+                continue
             values[f"{kind} relative error/{position}"] = deviation.relative_error[time].item()
             values[f"{kind} alignment/{position}"] = deviation.alignment[time].item()
     return values
@@ -133,7 +140,10 @@ def width_scalars(
     values = {}
     for position, layer in enumerate(deviations.layers):
         for kind, kernel in KINDS.items():
-            error = getattr(layer, kernel).relative_error[time].item()
+            deviation: Deviation | None = getattr(layer, kernel)
+            if deviation is None:
+                continue
+            error = deviation.relative_error[time].item()
             width = narrowest(widths, kernel, position)
             if width is not None:
                 values[f"{kind} error, root N/{position}"] = error * math.sqrt(width)
@@ -154,10 +164,11 @@ def band_scalars(values: Mapping[str, float], stderr: Trajectory | None = None, 
     """
     spread = {}
     if stderr is not None:
-        spread = {"loss": stderr.losses[time].item(), "NTK trace/all": _mean_diagonal(stderr.ntk.equal_time[time])}
+        spread = {"loss": stderr.losses[time].item()}
+        kernels: list[tuple[str, Kernel | None]] = [("NTK trace/all", stderr.ntk)]
         for position, layer in enumerate(stderr.layers):
-            for kind, attribute in KINDS.items():
-                spread[f"{kind} trace/{position}"] = _mean_diagonal(getattr(layer, attribute).equal_time[time])
+            kernels += [(f"{kind} trace/{position}", getattr(layer, attribute)) for kind, attribute in KINDS.items()]
+        spread |= {tag: _mean_diagonal(kernel.equal_time[time]) for tag, kernel in kernels if kernel is not None}
     ends = {}
     for tag in (tag for tag in values if tag == "loss" or " trace/" in tag):
         ends[f"{LOWER}/{tag}"] = values[tag] - WIDTHS * spread.get(tag, 0.0)

@@ -68,6 +68,7 @@ def write_comparison(
                 has_targets=comparison.targets is not None,
                 has_widths=comparison.narrowest is not None,
                 has_scatter=any(run.replicas for run in comparison.predictions),
+                has_ntk=comparison.measured.ntk is not None,
             )
         )
         for name, markdown in comparison_text(comparison).items():
@@ -106,6 +107,8 @@ def _write_kernels(log: EventLog, comparison: Comparison) -> None:
     titles = [run.origin for run in comparison.runs]
     times = sorted({round(float(time)) for time in torch.linspace(0, last, _PICTURES)})
     for kind, attribute in KINDS.items():
+        if attribute == "ntk" and comparison.measured.ntk is None:
+            continue
         for position in shown_weights(len(layers), attribute):
             kernels = [getattr(run.layers[position], attribute).per_sample().equal_time for run in comparison.runs]
             for time in times:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,13 +21,17 @@ _TICKS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 
 def gap_table(gaps: Sequence[Gap]) -> Page:
     """One row per width, and the exponent of each kernel's gap in the last row."""
-    rows = [(str(gap.width), *(f"{getattr(gap, kind):.3g}" for kind in _KINDS)) for gap in gaps]
+    known = _known(gaps)
+    rows = [(str(gap.width), *(f"{getattr(gap, kind):.3g}" for kind in known)) for gap in gaps]
     if len(gaps) > 1:
-        rows.append(("exponent", *(f"{slope(gaps, kind):.2f}" for kind in _KINDS)))
+        rows.append(("exponent", *(f"{slope(gaps, kind):.2f}" for kind in known)))
     title = "One network's mean relative error against theory, by width"
-    return Page(
-        (Grid(title, ("width",), tuple(("", name) for name in _KINDS.values()), tuple(rows), (len(gaps) - 1,)),)
-    )
+    return Page((Grid(title, ("width",), tuple(("", name) for name in known.values()), tuple(rows), (len(gaps) - 1,)),))
+
+
+def _known(gaps: Sequence[Gap]) -> dict[str, str]:
+    """The kinds of kernels that all networks recorded."""
+    return {kind: name for kind, name in _KINDS.items() if not any(math.isnan(getattr(gap, kind)) for gap in gaps)}
 
 
 def gap_figure(gaps: Sequence[Gap]) -> Figure:
@@ -34,7 +39,7 @@ def gap_figure(gaps: Sequence[Gap]) -> Figure:
     figure = new_figure(5.2, 3.8, "Gap between single networks and theory")
     axes = figure.add_subplot()
     widths = np.array([gap.width for gap in gaps], dtype=float)
-    for (kind, symbol), color, marker in zip(_KINDS.items(), COLORS, _MARKERS, strict=False):
+    for (kind, symbol), color, marker in zip(_known(gaps).items(), COLORS, _MARKERS, strict=False):
         heights = [getattr(gap, kind) for gap in gaps]
         exponent = f", exponent {slope(gaps, kind):.2f}" if len(gaps) > 1 else ""
         axes.loglog(widths, heights, marker=marker, color=color, label=f"{symbol}{exponent}")

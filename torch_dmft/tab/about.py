@@ -9,8 +9,8 @@ from typing import Any
 
 from torch_dmft.core.errors import InvalidInputError
 
-SCHEMA = 1
-"""Raised whenever a file written now could not be read by the code before."""
+SCHEMA = 2
+"""Raised whenever a file written now could not be read by the code before; files of all earlier ones are read."""
 FORMAT = "torch_dmft records"
 
 MOST_SAMPLES, MOST_WEIGHTS, MOST_TIMES = 1024, 4096, 4096
@@ -38,6 +38,7 @@ class About:
         plan: the table of the network's parameters, its head first.
         times: steps of the two-time kernels; () if there are none.
         pairs: whether these are kept for pairs of samples, beside their mean over equal samples.
+        ntk: whether the NTK was recorded.
     """
 
     origin: str
@@ -53,12 +54,14 @@ class About:
     plan: tuple[tuple[str, ...], ...] = ()
     times: tuple[int, ...] = ()
     pairs: bool = False
+    ntk: bool = True
 
     @property
     def kernels(self) -> tuple[str, ...]:
         """Names of the kernels of one step in the order of the file: ``"Phi/0"``, ..., ``"NTK/all"``."""
-        each = [f"{kind}/{weight}" for kind in ("Phi", "G", "NTK") for weight in range(len(self.weights))]
-        return (*each, "NTK/all")
+        kinds = ("Phi", "G", "NTK") if self.ntk else ("Phi", "G")
+        each = [f"{kind}/{weight}" for kind in kinds for weight in range(len(self.weights))]
+        return (*each, "NTK/all") if self.ntk else tuple(each)
 
     @property
     def two_time_kernels(self) -> tuple[str, ...]:
@@ -72,7 +75,8 @@ class About:
 
     def same_layout(self, other: About) -> bool:
         """Whether records of both can stand in one file."""
-        return (self.weights, self.rows, self.labels) == (other.weights, other.rows, other.labels)
+        mine, theirs = ((about.weights, about.rows, about.labels, about.ntk) for about in (self, other))
+        return mine == theirs
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, which ``from_json`` reads."""
@@ -110,6 +114,7 @@ class About:
             and all(map(_is_fact, about.facts.values()))
             and all(map(_is_fact, about.labels))
             and isinstance(about.samples, int)
+            and isinstance(about.ntk, bool)
             and isinstance(about.plan, tuple)
             and all(isinstance(line, tuple) and all(isinstance(cell, str) for cell in line) for line in about.plan)
             and len(about.labels) in (0, rows)

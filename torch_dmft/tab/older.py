@@ -19,7 +19,7 @@ from torch_dmft.tab.about import About
 from torch_dmft.tab.reader import Records
 from torch_dmft.tab.runs import Member
 
-_EVERY, _DEVIATION = "NTK moved/0", "NTK alignment/0"
+_EVERY, _DEVIATION = "Phi moved/0", "Phi alignment/0"
 """Tags that every run has, and every prediction."""
 _POINTS = 1000
 _PROBLEM = (
@@ -51,7 +51,7 @@ def older_runs(provider: DataProvider | None) -> dict[str, Member]:
 
 def _about(name: str, tags: Mapping[str, Any], network: str | None) -> About:
     origin = _origin(name)
-    count = sum(tag.startswith("NTK moved/") and tag.rpartition("/")[2].isdigit() for tag in tags)
+    count = sum(tag.startswith("Phi moved/") and tag.rpartition("/")[2].isdigit() for tag in tags)
     kind = "network" if _DEVIATION not in tags else "static" if origin.startswith("static") else "theory"
     of = None if kind == "network" or network is None else _origin(network)
     return About(origin, kind, tuple(map(str, range(count))), rows=(), network=of)

@@ -161,9 +161,9 @@ def _opening(line: bytes) -> tuple[About, str]:
         opening = None
     if not isinstance(opening, dict) or opening.get("format") != FORMAT:
         raise InvalidInputError(f"{TEXT} holds no records of torch_dmft.", got=line[:40].decode("ascii", "replace"))
-    if opening.get("schema") != SCHEMA:
+    if opening.get("schema") not in range(1, SCHEMA + 1):
         raise InvalidInputError(
-            f"These records have schema {opening.get('schema')!r}; this version of torch_dmft reads schema {SCHEMA}.",
+            f"These records have schema {opening.get('schema')!r}; this version of torch_dmft reads schemas up to {SCHEMA}.",
             remedy="show them with the version that wrote them, or write them again with this one",
         )
     return About.from_json(opening.get("about")), str(opening.get("key"))

@@ -60,7 +60,7 @@ def problem_like(plan: Plan, probe: Probe, training: Training, loss: Loss | None
         rule.name for rule in plan.rules if not rule.lr or not plan.model.get_parameter(rule.name).requires_grad
     )
     seen = replace(training, gamma0=plan.gamma0, frozen=frozen, starts=starts_of(plan, untrained=False))
-    inputs, targets, rows = _rows_of_probe(probe)
+    inputs, targets, rows = _rows_of_probe(probe, None)
     return _posed(plan, inputs, targets, rows, seen, loss, assume_gaussian=assume_gaussian)
 
 
@@ -97,21 +97,29 @@ def problem_of_run(
             got="; ".join(training.notes),
             remedy="record a run without it; measuring goes on with anything",
         )
+    recorded = subject.kernel_rows
     if data is None:
-        inputs, targets, rows = _rows_of_probe(probe)
+        inputs, targets, rows = _rows_of_probe(probe, recorded)
     else:
-        inputs, targets, rows = _rows_of_data(probe, data)
+        inputs, targets, rows = _rows_of_data(probe if recorded is None else probe.at_rows(recorded), data)
     training = _with_batches(training, len(targets), batches, generator, knows_data=data is not None)
     return _posed(plan, inputs, targets, rows, training, loss, assume_gaussian=assume_gaussian)
 
 
-def _rows_of_probe(probe: Probe) -> tuple[Tensor, Tensor, Tensor | None]:
+def _rows_of_probe(probe: Probe, recorded: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Training rows of a probe, then its other rows that are recorded; targets; where the recorded rows are."""
     train = probe.train_rows
-    order = torch.cat([train.nonzero().flatten(), (~train).nonzero().flatten()])
+    kept = torch.arange(len(probe), device="cpu") if recorded is None else torch.tensor(recorded, device="cpu")
+    seen = torch.zeros_like(train).index_fill(0, kept, True)
+    order = torch.cat([train.nonzero().flatten(), (~train & seen).nonzero().flatten()])
     assert probe.targets is not None  # required
     inputs, targets = probe.tensor[order.to(probe.tensor.device)], probe.targets[train.to(probe.targets.device)]
-    in_order = bool((order == torch.arange(len(order), device=order.device)).all())
-    return inputs, targets, None if in_order else torch.argsort(order).to(inputs.device)
+    where = torch.zeros(len(probe), dtype=torch.int64, device="cpu").index_copy(
+        0, order, torch.arange(len(order), device="cpu")
+    )
+    places = where[kept]
+    in_order = torch.equal(places, torch.arange(len(order), device="cpu"))
+    return inputs, targets, None if in_order else places.to(inputs.device)
 
 
 def _rows_of_data(probe: Probe, data: TrainingSet) -> tuple[Tensor, Tensor, Tensor]:

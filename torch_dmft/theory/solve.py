@@ -75,7 +75,7 @@ def solve(
     answer = replace(
         _marked(trajectory, problem), solver=type(solver).__name__, metadata={**facts, **trajectory.metadata}
     )
-    if len(answer.steps) and bool(answer.train.any()):
+    if len(answer.steps) and bool(answer.train.any()) and answer.ntk is not None:
         mine = problem.kept[(problem.kept < problem.train_samples)]
         curvature = curvatures(answer.outputs, answer.ntk, answer.train, lambda f: problem.loss_on(f, mine))
         answer = replace(answer, curvature=curvature)

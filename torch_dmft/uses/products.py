@@ -23,8 +23,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-_BLOCK = 2**24
-"""Largest number of entries of an intermediate array, 128 MB in float64."""
+_BLOCK = 2**21
+"""Largest number of entries of per-sample gradients that are there at once, 16 MB in float64; larger ones are no faster."""
+_PAIRS = 2**24
+"""Largest number of pairs of positions whose inner products are formed."""
 
 
 def weight_ntk(
@@ -174,7 +176,7 @@ def is_cheaper_by_positions(samples: int, outputs: int, count: int, features: in
     """Whether gradients are better avoided than written out, for so many output positions and inputs of a neuron."""
     by_positions = (samples * count) ** 2 * (features + outputs**2 * (neurons + 2))
     by_gradients = samples * outputs * features * neurons * (count + samples * outputs)
-    return (samples * outputs * count) ** 2 <= _BLOCK and by_positions <= by_gradients
+    return (samples * outputs * count) ** 2 <= _PAIRS and by_positions <= by_gradients
 
 
 _MANY_CHANNELS, _MANY_ENTRIES = 8, 2**18

@@ -282,12 +282,12 @@ def edges_of(uses: Iterable[Use]) -> dict[int, GradientEdge]:
     return {number: use.edge for number, use in enumerate(uses) if use.edge is not None and use.meets_data}
 
 
-def gradients_of(scalar: Tensor, uses: Sequence[Use]) -> list[Tensor | None]:
+def gradients_of(scalar: Tensor, uses: Sequence[Use], *, retain_graph: bool = True) -> list[Tensor | None]:
     """Gradients of a number by the outputs of all uses."""
     edges = edges_of(uses)
     found: list[Tensor | None] = [None] * len(uses)
     if edges and scalar.requires_grad:
-        gradients = torch.autograd.grad(scalar, list(edges.values()), retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(scalar, list(edges.values()), retain_graph=retain_graph, allow_unused=True)
         for number, gradient in zip(edges, gradients, strict=True):
             found[number] = gradient
     return found

@@ -55,6 +55,11 @@ export class Run {
     return this.network.about.weights;
   }
 
+  /** Kinds of kernels that were recorded, and their signs. */
+  get kinds() {
+    return Object.entries(KINDS).filter(([kind]) => kind !== "NTK" || this.network.about.ntk !== false);
+  }
+
   /** A weight in a few words: its index, and its path unless that is a number too. */
   weightLabel(l) {
     return /^\d+$/.test(this.weights[l]) ? String(l) : `${l} · ${this.weights[l]}`;

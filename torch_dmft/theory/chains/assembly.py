@@ -80,7 +80,7 @@ def assemble(
         The trajectory in the problem's dtype, without standard error.
     """
     readout = _identity_over_outputs(forward[-1], chain.outputs)
-    layers = []
+    layers, shares = [], []
     for weight, (name, phi, g) in enumerate(zip(problem.network.paths, forward, [*backward, readout], strict=True)):
         if weight < chain.depth:
             hidden = chain.hidden[weight]
@@ -88,14 +88,15 @@ def assemble(
         else:
             gain, biased, scale = 1.0, chain.readout_bias, 1.0
         ntk = scale * g * _over_outputs(gain**2 * phi + float(biased))
-        layers.append(LayerKernels(name, Kernel(phi), _kernel(g, chain.outputs), _kernel(ntk, chain.outputs)))
+        shares.append(_kernel(ntk, chain.outputs))
+        layers.append(LayerKernels(name, Kernel(phi), _kernel(g, chain.outputs), shares[-1]))
     dtype = problem.dtype
     return Trajectory(
         steps=steps,
         outputs=outputs,
         losses=torch.stack([problem.training_loss(f.to(dtype)) for f in outputs]),
         layers=tuple(layers),
-        ntk=Kernel(torch.stack([layer.ntk.array for layer in layers]).sum(0)),
+        ntk=Kernel(torch.stack([share.array for share in shares]).sum(0)),
         origin=origin,
         training=problem.training,
         train=problem.train,

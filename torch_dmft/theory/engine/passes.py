@@ -141,7 +141,7 @@ class ChainPass:
         unit = torch.eye(outputs, dtype=self.outputs.dtype, device=self.outputs.device)
         self._descend(unit.expand(samples, outputs, outputs))
         layers = tuple(self._kernels(weight) for weight in self._weights)
-        total = torch.stack([layer.ntk for layer in layers]).sum(0)
+        total = torch.stack([layer.ntk for layer in layers if layer.ntk is not None]).sum(0)
         return Snapshot(self.outputs, layers, total, None)
 
     @torch.no_grad()

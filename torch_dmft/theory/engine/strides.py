@@ -83,7 +83,7 @@ class _State:
     @property
     def ntk(self) -> Float[Tensor, "row row"]:
         rows = self.one.outputs.numel()
-        return self.taken.ntk.reshape(rows, rows).double()
+        return self.taken.known_ntk.reshape(rows, rows).double()
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,10 +288,7 @@ def interpolated(
             array = torch.tensordot(mix.to(array), array.movedim(half, 0), 1).movedim(0, half)
         return Kernel(array)
 
-    layers = tuple(
-        replace(layer, forward=kernel(layer.forward), backward=kernel(layer.backward), ntk=kernel(layer.ntk))
-        for layer in trajectory.layers
-    )
+    layers = tuple(layer.each(kernel) for layer in trajectory.layers)
     steps = steps.to(trajectory.steps)
     losses = outputs.new_full((len(steps),), torch.nan)  # nobody asked
     return replace(
@@ -300,6 +297,6 @@ def interpolated(
         outputs=outputs,
         losses=losses,
         layers=layers,
-        ntk=kernel(trajectory.ntk),
+        ntk=kernel(trajectory.known_ntk),
         curvature=None,
     )

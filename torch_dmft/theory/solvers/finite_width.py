@@ -151,14 +151,5 @@ def _is_covered(problem: Problem) -> bool:
 
 def _equal_times(run: Trajectory) -> Trajectory:
     """What a comparison needs of a replica: R of them are kept."""
-    layers = tuple(
-        replace(
-            layer,
-            forward=Kernel(layer.forward.equal_time),
-            backward=Kernel(layer.backward.equal_time),
-            ntk=Kernel(layer.ntk.equal_time),
-            fields=None,
-        )
-        for layer in run.layers
-    )
-    return replace(run, layers=layers, ntk=Kernel(run.ntk.equal_time))
+    layers = tuple(replace(layer.each(lambda kernel: Kernel(kernel.equal_time)), fields=None) for layer in run.layers)
+    return replace(run, layers=layers, ntk=Kernel(run.known_ntk.equal_time))

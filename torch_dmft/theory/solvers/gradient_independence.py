@@ -103,7 +103,7 @@ class FollowTheTangentKernel:
             error = self._problem.error(outputs, step)
             one.backward(error)
             rows, lr = error.numel(), self._problem.training.at("lr", step)
-            moved = lr * (snapshot.ntk.reshape(rows, rows) @ error.flatten()).reshape(error.shape)
+            moved = lr * (snapshot.known_ntk.reshape(rows, rows) @ error.flatten()).reshape(error.shape)
             self._outputs = outputs + moved
 
         return Moment(outputs, update, replace(snapshot, outputs=outputs))

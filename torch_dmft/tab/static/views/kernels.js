@@ -12,8 +12,11 @@ const NOTES = {
   NTK: "NTK: how a step on one sample moves the output on another.",
 };
 
-export function kernels(context) {
-  const { run, state, set } = context;
+export function kernels(given) {
+  const { run, set } = given;
+  const isKnown = run.kinds.some(([kind]) => kind === given.state.kind);
+  const state = isKnown ? given.state : { ...given.state, kind: "Phi" };
+  const context = { ...given, state };
   const weight = validWeight(run, state);
   const name = `${state.kind}/${weight}`;
   const watchers = [];
@@ -22,7 +25,7 @@ export function kernels(context) {
   const controls = h(
     "div",
     { class: "controls" },
-    toggle(Object.entries(KINDS), state.kind, (kind) => set({ kind })),
+    toggle(run.kinds, state.kind, (kind) => set({ kind })),
     choice("Weight", weights, weight, (value) => set({ weight: value })),
     choice(
       "Colours",

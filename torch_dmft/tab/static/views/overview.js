@@ -180,7 +180,7 @@ function alignmentPanel(context, watchers) {
   const what = UNITS[unit];
   const member = source(run, state, what);
   const readout = h("p", { class: "readout" }, "\u00a0");
-  const grids = Object.keys(KINDS).map((kind) => grid(context, member, what, kind, readout));
+  const grids = run.kinds.map(([kind]) => grid(context, member, what, kind, readout));
   const all = range(grids.map((one) => one.values));
   const [low, high] = [what.bottom ?? Math.min(all[0], 0.999), what.top ?? all[1]];
   for (const one of grids) {
@@ -229,7 +229,8 @@ function alignmentPanel(context, watchers) {
 
 /** The member that has a unit's numbers: the chosen prediction, or the first that has them. */
 function source(run, state, what) {
-  const has = (member) => member?.column(`NTK ${what.name}/all`) || member?.column(`NTK ${what.name}/0`);
+  const names = [`NTK ${what.name}/all`, `NTK ${what.name}/0`, `Phi ${what.name}/1`, `G ${what.name}/0`];
+  const has = (member) => names.some((name) => member?.column(name));
   if (what.own) return has(run.network) ? run.network : null;
   return [run.predictions[state.against], ...run.predictions].find(has) ?? null;
 }

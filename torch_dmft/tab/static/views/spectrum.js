@@ -19,7 +19,10 @@ export function spectrum(context) {
     node.append(
       empty(
         "No spectrum",
-        "It is written for probes of at most 1024 training rows times outputs, with every record or every few.",
+        run.network.about.ntk === false
+          ? "The NTK was not recorded. Recorder(...) without ntk=False records it, with per_output=False averaged over outputs."
+          : "It is written for probes of at most 1024 training rows times outputs, with every record or every few; of more " +
+              "outputs, Recorder(..., per_output=False) records an NTK with one row for each sample.",
       ),
     );
   }

@@ -36,8 +36,8 @@ def last_sane(runs: Sequence[Trajectory]) -> int:
 
 def not_finite(run: Trajectory, time: int) -> list[str]:
     """What of a run is not finite at a recorded time, by name; a loss of NaN is one that nobody knows."""
-    kernels = [kernel for layer in run.layers for kernel in (layer.forward, layer.backward, layer.ntk)]
-    arrays = [run.outputs, run.ntk.equal_time, *(kernel.equal_time for kernel in kernels)]
+    kernels = [run.ntk, *(kernel for layer in run.layers for kernel in (layer.forward, layer.backward, layer.ntk))]
+    arrays = [run.outputs, *(kernel.equal_time for kernel in kernels if kernel is not None)]
     # A sum is finite only if all its terms are, and takes a fraction of the time; where it is not, a closer look tells.
     if all(math.isfinite(float(array[time].sum())) for array in arrays) and not bool(run.losses[time].isinf()):
         return []

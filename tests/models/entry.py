@@ -1,4 +1,4 @@
-"""One model of the compatibility table."""
+"""One model of the compatibility table, at any width."""
 
 from __future__ import annotations
 
@@ -17,16 +17,39 @@ class Model:
     Attributes:
         library: where it comes from.
         name: what it is called there.
-        build: makes it; random numbers are seeded.
+        build: makes it with all widths multiplied by a whole number; random numbers are seeded.
         inputs: for so many samples, what ``forward`` takes.
         outputs: which of its outputs is f.
+        scales: what widths are multiplied by in the coordinate check; empty where only wrapping is tried.
+        fixed: why its widths cannot be varied; empty if they can.
     """
 
     library: str
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[[int], nn.Module]
     inputs: Callable[[int], Any]
     outputs: Any = None
+    scales: tuple[int, ...] = (2, 4, 8)
+    fixed: str = ""
+
+
+@dataclass(frozen=True)
+class Width:
+    """A number in a configuration that grows with the width: a size, or a number of heads of fixed size."""
+
+    base: float
+
+
+def at_scale(settings: Any, scale: int) -> Any:
+    """A configuration with its widths multiplied by a whole number."""
+    match settings:
+        case Width():
+            return scale * settings.base
+        case dict():
+            return {name: at_scale(value, scale) for name, value in settings.items()}
+        case list() | tuple():
+            return type(settings)(at_scale(value, scale) for value in settings)
+    return settings
 
 
 def images(size: int = 32, channels: int = 3) -> Callable[[int], Tensor]:

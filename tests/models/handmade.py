@@ -10,19 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tests.measurement.zoo import ZOO
+from tests.measurement.zoo import ZOO, Entry
 from tests.models.entry import Model, images, vectors
 
 D = 12
+"""The width at scale one."""
 
 
 class Nerf(nn.Module):
     """Colours along rays, added up by the transparency in front of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.first, self.skip, self.density = nn.Linear(12, D), nn.Linear(D + 12, D), nn.Linear(D, 1)
-        self.colour = nn.Linear(D, 3)
+        self.first, self.skip, self.density = nn.Linear(12, d), nn.Linear(d + 12, d), nn.Linear(d, 1)
+        self.colour = nn.Linear(d, 3)
 
     def forward(self, points: Tensor) -> Tensor:
         waves = torch.cat([points.sin(), points.cos(), (2 * points).sin(), (2 * points).cos()], -1)
@@ -35,10 +36,10 @@ class Nerf(nn.Module):
 class Messages(nn.Module):
     """Message passing on graphs of one size, with an edge list for each; messages are added up by index."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.first, self.message, self.update = nn.Linear(3, D), nn.Linear(2 * D, D), nn.GRUCell(D, D)
-        self.head = nn.Linear(D, 1)
+        self.first, self.message, self.update = nn.Linear(3, d), nn.Linear(2 * d, d), nn.GRUCell(d, d)
+        self.head = nn.Linear(d, 1)
 
     def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
         samples, count = nodes.shape[:2]
@@ -54,15 +55,15 @@ class Messages(nn.Module):
 class Equilibrium(nn.Module):
     """A fixed point, found without gradients and attached by one Newton-like step (phantom gradients)."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.into, self.inner, self.head = nn.Linear(3, D), nn.Linear(D, D), nn.Linear(D, 1)
+        self.into, self.inner, self.head = nn.Linear(3, d), nn.Linear(d, d), nn.Linear(d, 1)
 
     def step(self, z: Tensor, x: Tensor) -> Tensor:
         return torch.tanh(0.2 * self.inner(z) + self.into(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        z = torch.zeros(len(x), D, dtype=x.dtype)
+        z = x.new_zeros(len(x), self.inner.in_features)
         with torch.no_grad():
             for _ in range(30):
                 z = self.step(z, x)
@@ -74,12 +75,12 @@ class Equilibrium(nn.Module):
 class Ode(nn.Module):
     """Runge-Kutta steps of one vector field."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
         self.into, self.field, self.head = (
-            nn.Linear(3, D),
-            nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D)),
-            nn.Linear(D, 1),
+            nn.Linear(3, d),
+            nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, d)),
+            nn.Linear(d, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,11 +93,11 @@ class Ode(nn.Module):
 
 
 class UNet(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.down, self.deep = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 12, 3, padding=1)
-        self.up, self.out = nn.ConvTranspose2d(12, 6, 2, stride=2), nn.Conv2d(12, 1, 3, padding=1)
-        self.norm = nn.InstanceNorm2d(6, affine=True)
+        self.down, self.deep = nn.Conv2d(1, d, 3, padding=1), nn.Conv2d(d, 2 * d, 3, padding=1)
+        self.up, self.out = nn.ConvTranspose2d(2 * d, d, 2, stride=2), nn.Conv2d(2 * d, 1, 3, padding=1)
+        self.norm = nn.InstanceNorm2d(d, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
         a = torch.relu(self.norm(self.down(x)))
@@ -107,9 +108,9 @@ class UNet(nn.Module):
 class Autoencoder(nn.Module):
     """The decoder is the transpose of the encoder."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(D, 5) / 3), nn.Parameter(torch.zeros(5))
+        self.weight, self.bias = nn.Parameter(torch.randn(d, 5) / 3), nn.Parameter(torch.zeros(5))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(torch.tanh(F.linear(x, self.weight)), self.weight.t(), self.bias)[:, :2]
@@ -118,22 +119,22 @@ class Autoencoder(nn.Module):
 class Hyper(nn.Module):
     """A network makes the weights of another, for each sample its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.maker, self.head = nn.Linear(3, 3 * D), nn.Linear(D, 1)
+        self.maker, self.head = nn.Linear(3, 3 * d), nn.Linear(d, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        made = self.maker(x).unflatten(1, (3, D))
+        made = self.maker(x).unflatten(1, (3, -1))
         return self.head(torch.tanh(torch.einsum("si,sio->so", x, made)))
 
 
 class StateSpace(nn.Module):
     """A diagonal linear recurrence, scanned."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.into, self.head = nn.Linear(2, D), nn.Linear(D, 1)
-        self.rate, self.b, self.c = (nn.Parameter(torch.randn(D)) for _ in range(3))
+        self.into, self.head = nn.Linear(2, d), nn.Linear(d, 1)
+        self.rate, self.b, self.c = (nn.Parameter(torch.randn(d)) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         u, state, out = self.into(x), 0.0, []
@@ -147,9 +148,9 @@ class StateSpace(nn.Module):
 class Splines(nn.Module):
     """Kolmogorov-Arnold: learned functions on the edges, in a basis of bumps."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Parameter(torch.randn(3, D, 5) / 3), nn.Parameter(torch.randn(D, 1, 5) / 3)
+        self.first, self.second = nn.Parameter(torch.randn(3, d, 5) / 3), nn.Parameter(torch.randn(d, 1, 5) / 3)
         self.register_buffer("grid", torch.linspace(-2, 2, 5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,9 +162,9 @@ class Splines(nn.Module):
 class Siren(nn.Module):
     """A field and its derivative: a physics-informed residual is the output."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Linear(2, D), nn.Linear(D, D), nn.Linear(D, 1)
+        self.a, self.b, self.c = nn.Linear(2, d), nn.Linear(d, d), nn.Linear(d, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
@@ -176,11 +177,11 @@ class Siren(nn.Module):
 class Causal(nn.Module):
     """Dilated causal convolutions with gates."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.first = nn.Conv1d(2, D, 1)
-        self.gated = nn.ModuleList(nn.Conv1d(D, 2 * D, 2, dilation=2**i) for i in range(3))
-        self.head = nn.Linear(D, 1)
+        self.first = nn.Conv1d(2, d, 1)
+        self.gated = nn.ModuleList(nn.Conv1d(d, 2 * d, 2, dilation=2**i) for i in range(3))
+        self.head = nn.Linear(d, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
@@ -190,9 +191,9 @@ class Causal(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.qkv, self.head = nn.Linear(3, 3 * D, bias=False), nn.Linear(D, 1)
+        self.qkv, self.head = nn.Linear(3, 3 * d, bias=False), nn.Linear(d, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, -1)
@@ -203,10 +204,10 @@ class LinearAttention(nn.Module):
 class Batched(nn.Module):
     """Soft experts, all at once by a batched product."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
         self.route = nn.Linear(3, 4)
-        self.up, self.down = nn.Parameter(torch.randn(4, 3, D) / 2), nn.Parameter(torch.randn(4, D, 1) / 3)
+        self.up, self.down = nn.Parameter(torch.randn(4, 3, d) / 2), nn.Parameter(torch.randn(4, d, 1) / 3)
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.bmm(torch.relu(torch.bmm(x.expand(4, -1, -1), self.up)), self.down)
@@ -216,12 +217,12 @@ class Batched(nn.Module):
 class Cells(nn.Module):
     """Recurrent cells, stepped by hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.cell, self.other, self.head = nn.LSTMCell(3, D), nn.RNNCell(D, D), nn.Linear(D, 1)
+        self.cell, self.other, self.head = nn.LSTMCell(3, d), nn.RNNCell(d, d), nn.Linear(d, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = c = s = torch.zeros(len(x), D, dtype=x.dtype)
+        h = c = s = x.new_zeros(len(x), self.other.hidden_size)
         for t in range(x.shape[1]):
             h, c = self.cell(x[:, t], (h, c))
             s = self.other(h, s)
@@ -229,19 +230,19 @@ class Cells(nn.Module):
 
 
 class Checkpointed(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.first, self.body, self.head = nn.Linear(3, D), nn.Sequential(nn.Linear(D, D), nn.Tanh()), nn.Linear(D, 1)
+        self.first, self.body, self.head = nn.Linear(3, d), nn.Sequential(nn.Linear(d, d), nn.Tanh()), nn.Linear(d, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(checkpoint(self.body, torch.tanh(self.first(x)), use_reentrant=False))
 
 
 class Volume(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv3d(1, 6, 3, stride=2, groups=1), nn.BatchNorm3d(6)
-        self.head = nn.Linear(6, 1)
+        self.conv, self.norm = nn.Conv3d(1, d, 3, stride=2, groups=1), nn.BatchNorm3d(d)
+        self.head = nn.Linear(d, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.silu(self.norm(self.conv(x))).mean((2, 3, 4)))
@@ -250,10 +251,10 @@ class Volume(nn.Module):
 class Shuffled(nn.Module):
     """Squeeze and excitation, weight standardisation, pixel shuffle."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.conv, self.squeeze, self.excite = nn.Conv2d(1, 8, 3), nn.Linear(8, 4), nn.Linear(4, 8)
-        self.out = nn.Conv2d(8, 4, 1)
+        self.conv, self.squeeze, self.excite = nn.Conv2d(1, 2 * d, 3), nn.Linear(2 * d, d), nn.Linear(d, 2 * d)
+        self.out = nn.Conv2d(2 * d, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.conv.weight
@@ -266,9 +267,9 @@ class Shuffled(nn.Module):
 class Mixture(nn.Module):
     """A density: log-likelihood of a flow of affine couplings."""
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(nn.Sequential(nn.Linear(2, D), nn.Tanh(), nn.Linear(D, 4)) for _ in range(2))
+        self.nets = nn.ModuleList(nn.Sequential(nn.Linear(2, d), nn.Tanh(), nn.Linear(d, 4)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = x.chunk(2, 1)
@@ -280,14 +281,14 @@ class Mixture(nn.Module):
         return volume - 0.5 * (a.square() + b.square()).sum(1)
 
 
-def _spectral() -> nn.Module:
+def _spectral(d: int) -> nn.Module:
     make = torch.nn.utils.parametrizations.spectral_norm
-    return nn.Sequential(make(nn.Linear(3, D)), nn.ReLU(), make(nn.Linear(D, D)), nn.ReLU(), nn.Linear(D, 1))
+    return nn.Sequential(make(nn.Linear(3, d)), nn.ReLU(), make(nn.Linear(d, d)), nn.ReLU(), nn.Linear(d, 1))
 
 
-def _orthogonal() -> nn.Module:
+def _orthogonal(d: int) -> nn.Module:
     make = torch.nn.utils.parametrizations.orthogonal
-    return nn.Sequential(nn.Linear(3, D), nn.Tanh(), make(nn.Linear(D, D)), nn.Tanh(), nn.Linear(D, 1))
+    return nn.Sequential(nn.Linear(3, d), nn.Tanh(), make(nn.Linear(d, d)), nn.Tanh(), nn.Linear(d, 1))
 
 
 def _graph(samples: int) -> dict[str, Tensor]:
@@ -297,24 +298,24 @@ def _graph(samples: int) -> dict[str, Tensor]:
     }
 
 
-def _transformer() -> nn.Module:
-    class Whole(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Transformer(D, 3, 1, 1, 2 * D, dropout=0.1, batch_first=True)
-            self.head = nn.Linear(D, 1)
+class Translator(nn.Module):
+    """``nn.Transformer``, with a number of heads or a size of heads that grows."""
 
-        def forward(self, source: Tensor, target: Tensor) -> Tensor:
-            return self.head(self.body(source, target)[:, -1])
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.source, self.target = nn.Linear(3, d), nn.Linear(3, d)
+        self.body = nn.Transformer(d, heads, 1, 1, 2 * d, dropout=0.1, batch_first=True)
+        self.head = nn.Linear(d, 1)
 
-    return Whole()
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        return self.head(self.body(self.source(source), self.target(target))[:, -1])
 
 
 def _two(samples: int) -> tuple[Tensor, Tensor]:
-    return vectors(4, D)(samples), vectors(3, D)(samples)
+    return vectors(4, 3)(samples), vectors(3, 3)(samples)
 
 
-_KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any], Any]] = {
+_KINDS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], Any], Any]] = {
     "NeRF": (Nerf, vectors(6, 3), None),
     "message passing": (Messages, _graph, None),
     "deep equilibrium": (Equilibrium, vectors(3), None),
@@ -335,18 +336,28 @@ _KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any], Any]] = {
     "normalising flow": (Mixture, vectors(4), None),
     "spectral norm": (_spectral, vectors(3), None),
     "orthogonal parametrization": (_orthogonal, vectors(3), None),
-    "nn.Transformer": (_transformer, _two, None),
+    "nn.Transformer": (lambda d: Translator(d, d // 4), _two, None),
+    "nn.Transformer, heads that grow": (lambda d: Translator(d, 3), _two, None),
 }
 
 
-def _of_zoo(build: Callable[[int], nn.Module], inputs: Callable[[torch.Generator, int], Any]) -> tuple[Any, Any]:
+_BASES = {"U-Net": 6, "3d convolution": 6, "weight standardisation": 4}
+"""Widths at scale one that are not D."""
+
+
+def _of_zoo(entry: Entry) -> Model:
     def draw(samples: int) -> Any:
-        return inputs(torch.Generator().manual_seed(0), samples)
+        return entry.inputs(torch.Generator().manual_seed(0), samples)
 
-    return (lambda: build(8)), draw
+    return Model(
+        "by hand", f"{entry.name} (zoo)", lambda scale: entry.build(8 * scale), draw, entry.outputs, scales=(8, 16, 32)
+    )
 
 
-MODELS = [
-    *(Model("by hand", f"{one.name} (zoo)", *_of_zoo(one.build, one.inputs), one.outputs) for one in ZOO),
-    *(Model("by hand", name, *parts) for name, parts in _KINDS.items()),
-]
+def _of_kind(name: str) -> Model:
+    build, inputs, outputs = _KINDS[name]
+    base = _BASES.get(name, D)
+    return Model("by hand", name, lambda scale: build(base * scale), inputs, outputs, scales=(4, 8, 16))
+
+
+MODELS = [*map(_of_zoo, ZOO), *map(_of_kind, _KINDS)]

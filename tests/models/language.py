@@ -8,21 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.models.entry import Model, images, tokens
+from tests.models.entry import Model, Width, at_scale, images, tokens
 
 _V = 40
 _SIZES: dict[str, Any] = {
     "vocab_size": _V,
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": Width(32),
+    "intermediate_size": Width(48),
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
+    "num_attention_heads": Width(4),
     "max_position_embeddings": 32,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_KEYS = {"num_key_value_heads": 2, "head_dim": 8}
+_GPT2: dict[str, Any] = {"n_embd": Width(32), "n_layer": 2, "n_positions": 32}
+_KEYS = {"num_key_value_heads": Width(2), "head_dim": 8}
 
 
 def _last(out: Any) -> Tensor:
@@ -33,24 +34,24 @@ def _logits(out: Any) -> Tensor:
     return out.logits
 
 
-def _made(config: str, model: str, **settings: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
+def _made(config: str, model: str, **settings: Any) -> Callable[[int], nn.Module]:
+    def build(scale: int) -> nn.Module:
         import transformers
 
-        made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**settings))
+        made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**at_scale(settings, scale)))
         return made
 
     return build
 
 
-def _decoder(name: str, **settings: Any) -> Model:
-    build = _made(f"{name}Config", f"{name}ForCausalLM", **{**_SIZES, **settings})
-    return Model("transformers", f"{name}ForCausalLM", build, tokens(), _last)
+def _decoder(name: str, variant: str = "", head: str = "ForCausalLM", **settings: Any) -> Model:
+    build = _made(f"{name}Config", f"{name}{head}", **{**_SIZES, "tie_word_embeddings": False, **settings})
+    return Model("transformers", f"{name}{head}{variant}", build, tokens(), _last)
 
 
-def _encoder(name: str, head: str = "ForSequenceClassification", **settings: Any) -> Model:
+def _encoder(name: str, variant: str = "", head: str = "ForSequenceClassification", **settings: Any) -> Model:
     build = _made(f"{name}Config", f"{name}{head}", **{**_SIZES, "num_labels": 1, **settings})
-    return Model("transformers", f"{name}{head}", build, tokens(), _logits)
+    return Model("transformers", f"{name}{head}{variant}", build, tokens(), _logits)
 
 
 def _both(name: str, **settings: Any) -> Model:
@@ -63,28 +64,30 @@ def _both(name: str, **settings: Any) -> Model:
 
 _BART: dict[str, Any] = {
     "vocab_size": _V,
-    "d_model": 32,
+    "d_model": Width(32),
     "encoder_layers": 1,
     "decoder_layers": 1,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
+    "encoder_attention_heads": Width(4),
+    "decoder_attention_heads": Width(4),
+    "encoder_ffn_dim": Width(48),
+    "decoder_ffn_dim": Width(48),
     "max_position_embeddings": 32,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "decoder_start_token_id": 2,
+    "tie_word_embeddings": False,
 }
 _T5: dict[str, Any] = {
     "vocab_size": _V,
-    "d_model": 32,
+    "d_model": Width(32),
     "d_kv": 8,
-    "d_ff": 48,
+    "d_ff": Width(48),
     "num_layers": 1,
     "num_decoder_layers": 1,
-    "num_heads": 4,
+    "num_heads": Width(4),
     "decoder_start_token_id": 0,
+    "tie_word_embeddings": False,
 }
 
 
@@ -92,31 +95,31 @@ def _pixels(size: int = 16) -> Callable[[int], dict[str, Tensor]]:
     return lambda samples: {"pixel_values": images(size)(samples)}
 
 
-def _vision(name: str, head: str = "ForImageClassification", *, size: int = 16, **settings: Any) -> Model:
-    build = _made(f"{name}Config", f"{name}{head}", **{"num_labels": 1, **settings})
-    return Model("transformers", f"{name}{head}", build, _pixels(size), _logits)
+def _vision(name: str, variant: str = "", *, size: int = 16, **settings: Any) -> Model:
+    build = _made(f"{name}Config", f"{name}ForImageClassification", **{"num_labels": 1, **settings})
+    return Model("transformers", f"{name}ForImageClassification{variant}", build, _pixels(size), _logits)
 
 
 _VIT: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": Width(32),
+    "intermediate_size": Width(48),
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
+    "num_attention_heads": Width(4),
     "image_size": 16,
     "patch_size": 4,
 }
 _WAVES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": Width(32),
+    "intermediate_size": Width(48),
     "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "conv_dim": (8, 8),
+    "num_attention_heads": Width(4),
+    "conv_dim": (Width(8), Width(8)),
     "conv_stride": (3, 2),
     "conv_kernel": (5, 3),
     "num_feat_extract_layers": 2,
     "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 2,
-    "classifier_proj_size": 16,
+    "classifier_proj_size": Width(16),
     "num_labels": 1,
     "mask_time_prob": 0.0,
     "layerdrop": 0.0,
@@ -137,53 +140,50 @@ def _pairs(samples: int) -> dict[str, Tensor]:
 
 
 MODELS = [
-    Model(
-        "transformers",
-        "GPT2LMHeadModel",
-        _made(
-            "GPT2Config", "GPT2LMHeadModel", **{**_SIZES, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
-        ),
-        tokens(),
-        _last,
-    ),
-    _decoder("GPTNeo", num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=4),
+    _decoder("GPT2", head="LMHeadModel", **_GPT2, n_head=Width(4)),
+    _decoder("GPT2", ", heads that grow", "LMHeadModel", **_GPT2, n_head=4),
+    _decoder("GPT2", ", tied", "LMHeadModel", **_GPT2, n_head=Width(4), tie_word_embeddings=True),
+    _decoder("GPTNeo", num_layers=2, num_heads=Width(4), attention_types=[[["global", "local"], 1]], window_size=4),
     _decoder("GPTNeoX"),
-    _decoder("GPTJ", n_embd=32, n_layer=2, n_head=4, n_positions=32, rotary_dim=4),
-    _decoder("GPTBigCode", n_embd=32, n_layer=2, n_head=4, n_positions=32),
-    _decoder("OPT", ffn_dim=48, word_embed_proj_dim=32),
-    _decoder("Bloom", n_layer=2, n_head=4),
+    _decoder("GPTJ", n_embd=Width(32), n_layer=2, n_head=Width(4), n_positions=32, rotary_dim=4),
+    _decoder("GPTBigCode", n_embd=Width(32), n_layer=2, n_head=Width(4), n_positions=32),
+    _decoder("OPT", ffn_dim=Width(48), word_embed_proj_dim=Width(32)),
+    _decoder("Bloom", n_layer=2, n_head=Width(4)),
     _decoder("Falcon"),
-    _decoder("CodeGen", n_embd=32, n_layer=2, n_head=4, n_positions=32, rotary_dim=4),
+    _decoder("CodeGen", n_embd=Width(32), n_layer=2, n_head=Width(4), n_positions=32, rotary_dim=4),
     _decoder("Llama", **_KEYS),
+    _decoder("Llama", ", heads that grow", num_attention_heads=4, num_key_value_heads=2, head_dim=Width(8)),
     _decoder("Mistral", **_KEYS, sliding_window=4),
     _decoder("Mixtral", **_KEYS, num_local_experts=3, experts_implementation="eager"),
-    _decoder("Qwen2", num_key_value_heads=2),
+    _decoder("Qwen2", num_key_value_heads=Width(2)),
     _decoder("Qwen3", **_KEYS),
     _decoder(
         "Qwen2Moe",
-        num_key_value_heads=2,
+        num_key_value_heads=Width(2),
         num_experts=4,
         num_experts_per_tok=2,
-        moe_intermediate_size=16,
+        moe_intermediate_size=Width(16),
+        shared_expert_intermediate_size=Width(16),
         experts_implementation="eager",
     ),
     _decoder("Gemma", **_KEYS),
     _decoder("Gemma2", **_KEYS, sliding_window=4),
     _decoder("Phi"),
-    _decoder("Phi3", num_key_value_heads=2),
-    _decoder("StableLm", num_key_value_heads=2),
-    _decoder("Olmo", num_key_value_heads=2),
-    _decoder("Olmo2", num_key_value_heads=2),
-    _decoder("Cohere", num_key_value_heads=2),
-    _decoder("Granite", num_key_value_heads=2),
-    _decoder("Starcoder2", num_key_value_heads=2),
-    _decoder("Mamba", state_size=4, intermediate_size=64),
-    _decoder("Rwkv", attention_hidden_size=32, context_length=32),
+    _decoder("Phi3", num_key_value_heads=Width(2)),
+    _decoder("StableLm", num_key_value_heads=Width(2)),
+    _decoder("Olmo", num_key_value_heads=Width(2)),
+    _decoder("Olmo2", num_key_value_heads=Width(2)),
+    _decoder("Cohere", num_key_value_heads=Width(2)),
+    _decoder("Granite", num_key_value_heads=Width(2)),
+    _decoder("Starcoder2", num_key_value_heads=Width(2)),
+    _decoder("Mamba", state_size=4, intermediate_size=Width(64)),
+    _decoder("Rwkv", attention_hidden_size=Width(32), context_length=32),
     _encoder("Bert"),
+    _encoder("Bert", ", heads that grow", num_attention_heads=4),
     _encoder("Roberta"),
     _encoder("Albert", embedding_size=16, num_hidden_groups=1),
-    _encoder("DistilBert", dim=32, n_layers=2, n_heads=4, hidden_dim=48),
-    _encoder("Electra", embedding_size=16),
+    _encoder("DistilBert", dim=Width(32), n_layers=2, n_heads=Width(4), hidden_dim=Width(48)),
+    _encoder("Electra", embedding_size=Width(16)),
     _encoder("MPNet"),
     _encoder("DebertaV2", relative_attention=True, pos_att_type=["p2c", "c2p"]),
     Model(
@@ -193,20 +193,20 @@ MODELS = [
             "XLNetConfig",
             "XLNetForSequenceClassification",
             vocab_size=_V,
-            d_model=32,
+            d_model=Width(32),
             n_layer=2,
-            n_head=4,
-            d_inner=48,
+            n_head=Width(4),
+            d_inner=Width(48),
             num_labels=1,
         ),
         tokens(),
         _logits,
     ),
-    _encoder("ConvBert", embedding_size=16),
-    _encoder("MobileBert", embedding_size=16, intra_bottleneck_size=16, true_hidden_size=16),
+    _encoder("ConvBert", embedding_size=Width(16)),
+    _encoder("MobileBert", embedding_size=Width(16), intra_bottleneck_size=Width(16), true_hidden_size=Width(16)),
     _encoder("RemBert", input_embedding_size=16, output_embedding_size=16),
     _encoder("ModernBert", local_attention=4),
-    _encoder("SqueezeBert", embedding_size=32),
+    _encoder("SqueezeBert", embedding_size=Width(32)),
     Model(
         "transformers",
         "FNetForSequenceClassification",
@@ -219,19 +219,20 @@ MODELS = [
     _both("Pegasus", **_BART),
     _both("MBart", **_BART),
     _vision("ViT", **_VIT),
+    _vision("ViT", ", heads that grow", **{**_VIT, "num_attention_heads": 4}),
     _vision("DeiT", **_VIT),
     _vision("Beit", **_VIT, use_relative_position_bias=True, layer_scale_init_value=0.1),
     _vision("Dinov2", **_VIT),
-    _vision("ConvNext", hidden_sizes=[8, 16], depths=[1, 1], num_stages=2),
-    _vision("ResNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
-    _vision("Swin", embed_dim=16, depths=[2], num_heads=[2], window_size=2, image_size=16, patch_size=4),
+    _vision("ConvNext", hidden_sizes=[Width(8), Width(16)], depths=[1, 1], num_stages=2),
+    _vision("ResNet", embedding_size=Width(8), hidden_sizes=[Width(8), Width(16)], depths=[1, 1]),
+    _vision("Swin", embed_dim=Width(16), depths=[2], num_heads=[Width(2)], window_size=2, image_size=16, patch_size=4),
     _vision(
         "Segformer",
         size=32,
-        hidden_sizes=[8, 16],
+        hidden_sizes=[Width(8), Width(16)],
         depths=[1, 1],
         num_encoder_blocks=2,
-        num_attention_heads=[1, 2],
+        num_attention_heads=[Width(1), Width(2)],
         sr_ratios=[2, 1],
         strides=[4, 2],
         patch_sizes=[7, 3],
@@ -240,7 +241,7 @@ MODELS = [
     _vision(
         "PoolFormer",
         size=32,
-        hidden_sizes=[8, 16],
+        hidden_sizes=[Width(8), Width(16)],
         depths=[1, 1],
         num_encoder_blocks=2,
         patch_sizes=[7, 3],

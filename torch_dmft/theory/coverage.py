@@ -22,8 +22,9 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
         UnsupportedModelError: naming every such place.
     """
     places = []
+    modules = dict(model.named_modules())
     for layer in architecture.layers:
-        module = model.get_submodule(layer.path)
+        module = modules.get(layer.path)
         if layer.kind == "embedding":
             places.append(
                 Place(
@@ -36,6 +37,9 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
             places.append(
                 Place(layer.path, f"a {layer.kind} layer cannot have the role {layer.role}", "correct roles=")
             )
+        elif module is None:
+            reason = "a weight that is used without a module of its own is not covered by the theory yet"
+            places.append(Place(layer.path, reason, "train wide networks of several widths, or use it in an nn.Linear"))
         elif isinstance(module, ConvBase) and layer.role is Role.READOUT:
             reason = "a convolution as the readout is not covered by the theory yet"
             places.append(Place(layer.path, reason, "average over the positions, then read out with an nn.Linear"))

@@ -175,3 +175,26 @@ def test_steps_are_recorded_once_and_in_order() -> None:
     problem = dmft.Problem.mlp(INPUTS, TARGETS, steps=3)
     answer = dmft.solve(problem, dmft.solvers.InfiniteWidth(neurons=64, replicas=1), record=[3, 0, 3])
     assert answer.steps.tolist() == [0, 3]
+
+
+class Steps(nn.Module):
+    """A recurrent cell, which keeps two weights in one module, or a code of fixed size."""
+
+    def __init__(self, width: int, *, code: bool) -> None:
+        super().__init__()
+        kept = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 2), nn.Linear(2, width))
+        self.body, self.head = kept if code else nn.RNNCell(6, width), nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)))
+
+
+@pytest.mark.parametrize(
+    ("code", "place"),
+    [(False, r"body\.weight_hh: a weight that is used without a module"), (True, r"body\.2: fixed inner.*role code")],
+)
+def test_what_only_two_widths_can_wrap_is_refused_by_name(code: bool, place: str) -> None:
+    plan = dmft.parameterize(Steps(8, code=code), INPUTS, wider=lambda width: Steps(width, code=code))
+    problem = dmft.Problem.like(plan, dmft.Probe(INPUTS, TARGETS), steps=1, lr=0.1)
+    with pytest.raises(UnsupportedModelError, match=place):
+        dmft.solve(problem, dmft.solvers.InfiniteWidth(64))

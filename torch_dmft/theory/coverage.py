@@ -33,6 +33,9 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
                     "compare wide networks of several widths instead, or feed one-hot rows to an nn.Linear",
                 )
             )
+        elif layer.role in (Role.CODE, Role.INNER, Role.OUTER):
+            reason = f"fixed inner sizes are not covered by the theory yet, and this layer has the role {layer.role}"
+            places.append(Place(layer.path, reason, "train wide networks of several widths"))
         elif layer.role not in (Role.INPUT, Role.HIDDEN, Role.READOUT):
             places.append(
                 Place(layer.path, f"a {layer.kind} layer cannot have the role {layer.role}", "correct roles=")

@@ -140,9 +140,9 @@ def _pairs(samples: int) -> dict[str, Tensor]:
 
 
 MODELS = [
-    _decoder("GPT2", head="LMHeadModel", **_GPT2, n_head=Width(4)),
-    _decoder("GPT2", ", heads that grow", "LMHeadModel", **_GPT2, n_head=4),
-    _decoder("GPT2", ", tied", "LMHeadModel", **_GPT2, n_head=Width(4), tie_word_embeddings=True),
+    _decoder("GPT2", head="LMHeadModel", **_GPT2),
+    _decoder("GPT2", ", heads that grow", "LMHeadModel", **_GPT2, num_attention_heads=4),
+    _decoder("GPT2", ", tied", "LMHeadModel", **_GPT2, tie_word_embeddings=True),
     _decoder("GPTNeo", num_layers=2, num_heads=Width(4), attention_types=[[["global", "local"], 1]], window_size=4),
     _decoder("GPTNeoX"),
     _decoder("GPTJ", n_embd=Width(32), n_layer=2, n_head=Width(4), n_positions=32, rotary_dim=4),
@@ -150,7 +150,7 @@ MODELS = [
     _decoder("OPT", ffn_dim=Width(48), word_embed_proj_dim=Width(32)),
     _decoder("Bloom", n_layer=2, n_head=Width(4)),
     _decoder("Falcon"),
-    _decoder("CodeGen", n_embd=Width(32), n_layer=2, n_head=Width(4), n_positions=32, rotary_dim=4),
+    _decoder("CodeGen", n_embd=Width(64), n_layer=2, n_head=Width(8), n_positions=32, rotary_dim=4, hidden_size=Width(64), num_attention_heads=Width(8)),
     _decoder("Llama", **_KEYS),
     _decoder("Llama", ", heads that grow", num_attention_heads=4, num_key_value_heads=2, head_dim=Width(8)),
     _decoder("Mistral", **_KEYS, sliding_window=4),
@@ -232,7 +232,7 @@ MODELS = [
         hidden_sizes=[Width(8), Width(16)],
         depths=[1, 1],
         num_encoder_blocks=2,
-        num_attention_heads=[Width(1), Width(2)],
+        num_attention_heads=[Width(2), Width(2)],
         sr_ratios=[2, 1],
         strides=[4, 2],
         patch_sizes=[7, 3],

@@ -95,7 +95,7 @@ def _torchvision() -> list[Model]:
             ),
             (
                 "mobilenet_v2",
-                lambda scale: models.mobilenet_v2(num_classes=1, width_mult=0.25 * scale),
+                lambda scale: models.mobilenet_v2(num_classes=1, width_mult=0.5 * scale),
                 32,
                 None,
                 (),
@@ -169,10 +169,10 @@ _TIMM: dict[str, dict[str, Any]] = {
     "cait_xxs24_224": {**_VIT, "patch_size": 8},
     "xcit_nano_12_p16_224": _VIT,
     "poolformer_s12": {},
-    "pit_ti_224": {"img_size": 64, "base_dims": (16, 16, 16), "depth": (1, 1, 1), "heads": _sizes(1, 2, 4)},
-    "coat_lite_tiny": {"img_size": 32, "serial_depths": (1, 1, 1, 1), "embed_dims": _sizes(16, 32, 40, 64), "num_heads": Width(4)},
-    "pvt_v2_b0": {"depths": (1, 1, 1, 1), "embed_dims": _sizes(16, 32, 40, 64), "num_heads": _sizes(1, 2, 5, 8)},
-    "twins_svt_small": {"img_size": 32, "embed_dims": _sizes(16, 32, 48, 64), "depths": (2, 2, 2, 2), "num_heads": _sizes(1, 2, 3, 4)},
+    "pit_ti_224": {"img_size": 64, "base_dims": (16, 16, 16), "depth": (1, 1, 1), "heads": _sizes(2, 4, 8)},
+    "coat_lite_tiny": {"img_size": 32, "serial_depths": (1, 1, 1, 1), "embed_dims": _sizes(16, 32, 40, 64)},
+    "pvt_v2_b0": {"depths": (1, 1, 1, 1), "embed_dims": _sizes(16, 32, 40, 64), "num_heads": _sizes(2, 4, 5, 8)},
+    "twins_svt_small": {"img_size": 32, "embed_dims": _sizes(16, 32, 48, 64), "depths": (2, 2, 2, 2), "num_heads": _sizes(2, 4, 3, 4)},
     "visformer_tiny": {
         "img_size": 64,
         "embed_dim": Width(48),

@@ -14,6 +14,7 @@ from tests.parameterization.unit_form import UnitMLP, mlp, train
 from torch_dmft.architecture import Role
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.parameterization import Plan, parameterize
+from torch_dmft.parameterization.optimizer import OPTIMIZERS
 
 
 def jacobian_ntk(plan: Plan, x: torch.Tensor) -> torch.Tensor:
@@ -90,8 +91,29 @@ def test_vectors_and_embeddings_keep_their_own_init() -> None:
         kept = torch.equal(model.get_parameter(rule.name), own[rule.name])
         assert kept is (rule.role in (Role.VECTOR, Role.EMBEDDING)), rule.name
         if kept:
-            assert rule.lr == 0.5**2 * 12
+            size = rule.std if rule.role is Role.EMBEDDING else 1.0
+            assert rule.lr == pytest.approx(size**2 * 0.5**2 * 12)
+            assert rule.adam_lr == pytest.approx(size * 0.5)
             assert rule.std == pytest.approx(own[rule.name].square().mean().sqrt().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_small_embeddings_learn_as_large_ones_where_they_are_normalised(optimizer: str, generator: torch.Generator) -> None:
+    tokens = torch.randint(0, 7, (5, 4), generator=generator)
+    targets = torch.randn(5, 4, 1, generator=generator, dtype=torch.float64)
+    start = torch.randn(7, 16, generator=generator, dtype=torch.float64)
+    outputs = []
+    for size in (1.0, 0.02):
+        layers = nn.Embedding(7, 16), nn.RMSNorm(16, eps=0.0), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1)
+        model = nn.Sequential(*layers).double()
+        with torch.no_grad():
+            model[0].weight.copy_(size * start)
+            model[2].bias.zero_()
+        plan = parameterize(model, tokens, generator=torch.Generator().manual_seed(1))
+        groups = plan.param_groups(0.1, optimizer=optimizer, eps=1e-30)
+        outputs.append(train(model, OPTIMIZERS[optimizer](groups), tokens, targets, 5))
+    assert not torch.allclose(outputs[0][0], outputs[0][-1])
+    torch.testing.assert_close(outputs[1], outputs[0])
 
 
 def test_keep_rescales_the_weights_there_are() -> None:

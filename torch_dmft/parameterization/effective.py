@@ -83,9 +83,8 @@ def effective_scaling(
         if rule.role in (Role.INPUT, Role.HIDDEN):
             gains[rule.name] = rule.std * math.sqrt(rule.fan_in)
         if rule.name in rates:
-            scaling = mean_field(
-                rule.role, fan_in=rule.fan_in, width=width, gamma0=gamma0, gain=gains.get(rule.name, 1.0)
-            )
+            gain = rule.std or 1.0 if rule.role is Role.EMBEDDING else gains.get(rule.name, 1.0)
+            scaling = mean_field(rule.role, fan_in=rule.fan_in, width=width, gamma0=gamma0, gain=gain)
             lrs[rule.name] = rates[rule.name] / scaling.lr
     if readout.name not in lrs:
         raise InvalidInputError(

@@ -9,7 +9,7 @@ into the initial size and the learning rates, so nothing is added to the forward
     hidden        g / sqrt(fan_in)       m^2 gamma0^2 N_L      gamma0 / fan_in    1 / (gamma0 N_L)
     readout       1 / (gamma0 fan_in)    m^2 gamma0^2 N_L      1 / fan_in         1
     vector        own init kept          gamma0^2 N_L          gamma0             1 / (gamma0 N_L)
-    embedding     own init kept          gamma0^2 N_L          gamma0             1 / (gamma0 N_L)
+    embedding     g, own init kept       m^2 gamma0^2 N_L      g gamma0           1 / (gamma0 N_L)
     output bias   0                      1                     1                  1
     code          g / fan_in             m^2 gamma0^2 N_L      gamma0 / fan_in    1 / gamma0
     inner         own init kept          gamma0^2              gamma0             1 / gamma0
@@ -23,6 +23,9 @@ but send gradients of order 1/sqrt(N) to the layers before it, which then move b
 the code starts at zero (LoRA), c = 0 would be a saddle, as neither side has a gradient: there alone the initial size is
 g / sqrt(fan_in), at the same rates. *Inner* and *outer* parameters have no width on either side, with and without widths behind
 them; each df/dtheta is O(1/gamma0) and O(1), so a step that moves features by O(gamma0), or outputs by O(1), needs these rates.
+
+The g of an embedding is the size that its rows have. Transformers draw them with 0.02 and normalise them: at a rate without
+m^2, and the base rate at which the other weights learn, they would grow to many times their size in a few steps.
 
 The output bias has no width on either side: df/db = 1, so with the rate eta it adds 1 to the NTK, which is O(1) in the
 width and in gamma0 like every other part. It starts at zero, as the output itself does in the limit.
@@ -78,7 +81,7 @@ def mean_field(
         fan_in: inputs per neuron, kernel taps included; vectors and embeddings ignore it.
         width: N_L, the fan-in of the readout.
         gamma0: richness; gamma0 -> 0 is the lazy limit.
-        gain: the forward multiplier g of input and hidden weights.
+        gain: the forward multiplier g of input and hidden weights, and the size of embeddings.
         fold: what m is multiplied with beside: a number that the forward pass lacks, such as 1/sqrt(d) of scores.
         is_read_by_zeros: of a code, whether the weights that read it start at zero.
 
@@ -104,8 +107,10 @@ def _plain(role: Role, fan_in: int, width: int, gamma0: float, gain: float) -> S
         case Role.READOUT:
             std = 1 / (gamma0 * fan_in)
             return Scaling(std, std**2 * unit_rate, 1 / fan_in, 1.0)
-        case Role.VECTOR | Role.EMBEDDING:
+        case Role.VECTOR:
             return Scaling(None, unit_rate, gamma0, inside)
+        case Role.EMBEDDING:
+            return Scaling(None, gain**2 * unit_rate, gain * gamma0, inside)
         case Role.OUTPUT_BIAS:
             return Scaling(0.0, 1.0, 1.0, 1.0)
         case Role.CODE:

@@ -121,6 +121,7 @@ class Steps:
     def __init__(self) -> None:
         self.taken: list[Step] = []
         self._scales: dict[int, Scale] = {}
+        self._held: list[object] = []
 
     def note(
         self,
@@ -149,6 +150,8 @@ class Steps:
         for leaf in (*tree_leaves(result), *written):
             if isinstance(leaf, Tensor):
                 self._scales[storage_key(leaf)] = scale
+                # A number that python makes is stored where a tensor was that is gone, and nobody sees it made.
+                self._held.append(leaf.untyped_storage())
 
     def finish(self, outputs: Tensor) -> None:
         """Note the outputs."""

@@ -1,0 +1,20 @@
+"""Scales are those of tensors, not of the places at which they were stored."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from torch_dmft.uses.steps import Steps
+
+
+def test_a_number_stored_where_a_tensor_was_has_no_scale() -> None:
+    steps, features = Steps(), torch.ones(5, 7)
+    kept = features.sum()
+    steps.note("", "sum", (features,), {}, ("data",), kept, ())
+    for _ in range(20):
+        steps.note("", "sum", (features,), {}, ("data",), features.sum(), ())
+    assert steps.scale(kept).log == pytest.approx(math.log(35))
+    assert all(steps.scale(torch.tensor(float(number))).log == 0.0 for number in range(100))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,6 +53,17 @@ def _decoder(name: str, variant: str = "", head: str = "ForCausalLM", **settings
 def _encoder(name: str, variant: str = "", head: str = "ForSequenceClassification", **settings: Any) -> Model:
     build = _made(f"{name}Config", f"{name}{head}", **{**_SIZES, "num_labels": 1, **settings})
     return Model("transformers", f"{name}{head}{variant}", build, tokens(), _logits)
+
+
+def _untied(entry: Model) -> Model:
+    """A model whose configuration ties its readout to its embedding, with a readout of its own."""
+
+    def build(scale: int) -> nn.Module:
+        model: Any = entry.build(scale)
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+        return model
+
+    return replace(entry, name=f"{entry.name}, untied", build=build)
 
 
 def _both(name: str, **settings: Any) -> Model:
@@ -215,6 +227,7 @@ MODELS = [
         _logits,
     ),
     _both("T5", **_T5),
+    _untied(_both("T5", **_T5)),
     _both("Bart", **_BART),
     _both("Pegasus", **_BART),
     _both("MBart", **_BART),

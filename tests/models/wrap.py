@@ -19,7 +19,7 @@ from torch_dmft.parameterization import coordinate_check
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.uses.outputs import Runs
 
-SAMPLES, STEPS, SEEDS = 4, 4, 6
+SAMPLES, STEPS, SEEDS = 4, 4, 4
 RATES = {"sgd": 0.1, "adamw": 0.05}
 """Base learning rates, from which on smaller ones are tried until outputs move little."""
 LITTLE = 0.1

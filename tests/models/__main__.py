@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from tests.models.check import check, is_right
 from tests.models.entry import Model
 from tests.models.page import PAGE, RESULTS, page, versions
-from tests.models.wrap import scaled
+from tests.models.wrap import scaled, wider
 
 LIBRARIES = {"by hand": "handmade", "torchvision": "vision", "timm": "vision", "transformers": "language"}
 SECONDS = 240
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.models", description=__doc__)
     parser.add_argument("names", nargs="*", help="which models (default: those that are not right yet)")
     parser.add_argument("--again", action="store_true", help="all models")
-    parser.add_argument("--only", choices=("measured", "scaled"), help="one half of the table: measuring, or wrapping")
+    parser.add_argument("--only", choices=("measured", "scaled", "wider"), help="measuring; wrapping; wider networks")
     parser.add_argument(
         "--part", default="1/1", help="of several processes, which one: 1/2, 2/2; each keeps a file of its own"
     )
@@ -58,9 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wanted = entry.name in options.names if options.names else options.again or not is_done
         if not wanted or number % parts != part - 1:
             continue
-        if options.only != "scaled":
+        if options.only == "wider":
+            again = tried(partial(wider, row=row.get("scaled", {})), entry)
+            row["scaled"] = row["scaled"] if "failed" in again else again
+        elif options.only != "scaled":
             row = {**tried(check, entry), **({"scaled": row["scaled"]} if "scaled" in row else {})}
-        if options.only != "measured":
+        if options.only in (None, "scaled"):
             row["scaled"] = tried(scaled, entry)
         rows[key] = row
         print(f"{key:60s} {'right' if is_right(row) else 'NOT RIGHT':10s} {row}", file=sys.stderr, flush=True)

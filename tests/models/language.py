@@ -24,6 +24,7 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _GPT2: dict[str, Any] = {"n_embd": Width(32), "n_layer": 2, "n_positions": 32}
+_CODEGEN = {"hidden_size": Width(64), "num_attention_heads": Width(8), "n_positions": 32, "rotary_dim": 4}
 _KEYS = {"num_key_value_heads": Width(2), "head_dim": 8}
 
 
@@ -162,7 +163,7 @@ MODELS = [
     _decoder("OPT", ffn_dim=Width(48), word_embed_proj_dim=Width(32)),
     _decoder("Bloom", n_layer=2, n_head=Width(4)),
     _decoder("Falcon"),
-    _decoder("CodeGen", n_embd=Width(64), n_layer=2, n_head=Width(8), n_positions=32, rotary_dim=4, hidden_size=Width(64), num_attention_heads=Width(8)),
+    _decoder("CodeGen", **_CODEGEN),
     _decoder("Llama", **_KEYS),
     _decoder("Llama", ", heads that grow", num_attention_heads=4, num_key_value_heads=2, head_dim=Width(8)),
     _decoder("Mistral", **_KEYS, sliding_window=4),

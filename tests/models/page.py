@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.models.along_width import LEGEND, cells, counts, sections
 from tests.models.check import EXACT, SAMPLES, STEPS, is_right
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -39,40 +40,45 @@ def page(results: dict[str, Any]) -> str:
         f"{right} of {len(rows)} pass all of them. Made by `python -m tests.models` with {used};",
         "a short version runs with every change.",
         "",
+        *counts(rows),
+        "",
         "| column | what it says |",
         "|---|---|",
         "| weights | layers with kernels Phi and G |",
         f"| self-check | {self_check} |",
         f"| bit-identical | {STEPS} steps with a recorder leave weights, buffers and random numbers as {STEPS} steps without |",
         f"| Jacobian | {oracle} |",
+        *(f"| {name} | {said} |" for name, said in LEGEND.items()),
         "",
     ]
     for library in dict.fromkeys(key.split(": ")[0] for key in rows):
         some = {key.split(": ", 1)[1]: row for key, row in rows.items() if key.split(": ")[0] == library}
         lines += [f"## {library[0].upper() + library[1:] if library == 'by hand' else library}", ""]
         lines += [
-            "| model | parameters | weights | self-check | bit-identical | Jacobian |",
-            "|---|---|---|---|---|---|",
+            "| model | parameters | weights | self-check | bit-identical | Jacobian | wrapped | SGD | AdamW | reference |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [_line(name, row) for name, row in some.items()]
         lines.append("")
     wrong = {key: row for key, row in rows.items() if not is_right(row)}
     if wrong:
-        lines += ["## Those that do not pass", "", "| model | why |", "|---|---|"]
+        lines += ["## Not measured", "", "| model | why |", "|---|---|"]
         lines += [f"| {key} | {_why(row)} |" for key, row in wrong.items()]
         lines.append("")
+    lines += sections(rows)
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
-    if not row["measured"]:
-        return f"| {name} | {_count(row)} | | {'refused' if row.get('refused') else 'failed'} | | |"
+    scaled = " | ".join(cells(row))
+    if not row.get("measured"):
+        return f"| {name} | {_count(row)} | | {'refused' if row.get('refused') else 'failed'} | | | {scaled} |"
     check = "by samples" if "sample by sample" in row["notes"] else "yes"
     difference = (
         "" if row["difference"] is None else f"{row['difference']:.0e}{' (a)' if row['oracle'] == 'autograd' else ''}"
     )
     identical = "yes" if row["identical"] else "**no**"
-    return f"| {name} | {_count(row)} | {row['layers']} | {check} | {identical} | {difference} |"
+    return f"| {name} | {_count(row)} | {row['layers']} | {check} | {identical} | {difference} | {scaled} |"
 
 
 def _count(row: dict[str, Any]) -> str:
@@ -83,7 +89,7 @@ def _count(row: dict[str, Any]) -> str:
 
 
 def _why(row: dict[str, Any]) -> str:
-    if not row["measured"]:
+    if not row.get("measured"):
         return (
             str(row.get("refused") or row.get("failed") or "kernels are not finite")
             .replace("|", "\\|")

@@ -7,8 +7,12 @@ import json
 import pytest
 
 from tests.models.__main__ import models
+from tests.models.along_width import off
 from tests.models.check import check, is_right
+from tests.models.entry import Model
 from tests.models.page import PAGE, RESULTS, page
+from tests.models.reasons import REASONS
+from tests.models.wrap import coordinate, is_alike, median, stands_out, wrapped
 
 SHORT = (
     *("message passing", "deep equilibrium", "PINN of a SIREN", "spectral norm", "nn.Transformer"),
@@ -16,6 +20,16 @@ SHORT = (
     *("GPT2LMHeadModel", "MixtralForCausalLM", "ViTForImageClassification"),
 )
 """Models of every library and many kinds, in seconds each."""
+WRAPPED = (
+    *("message passing", "deep equilibrium", "recurrent cells", "nn.Transformer", "VisionTransformer", "MlpMixer"),
+    *(
+        "GPT2LMHeadModel",
+        "LlamaForCausalLM, heads that grow",
+        "MixtralForCausalLM",
+        "T5ForConditionalGeneration, untied",
+    ),
+)
+TIED = "GPT2LMHeadModel, tied"
 REFUSED = {"RwkvForCausalLM": "its forward pass writes to"}
 """Refused for a reason that is the model's own."""
 
@@ -46,3 +60,45 @@ def test_a_wrong_row_is_not_right(broken: dict[str, object]) -> None:
     row = {"measured": True, "identical": True, "difference": 1e-12}
     assert is_right(row)
     assert not is_right({**row, **broken})
+
+
+def entry(name: str) -> Model:
+    return next(model for model in models() if model.name == name)
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_model_is_wrapped_by_two_widths_and_undone_bit_for_bit(name: str) -> None:
+    row = wrapped(entry(name))
+    assert not row["refused"], row
+    assert row["undone"]
+
+
+def test_tied_weights_are_refused() -> None:
+    assert "one weight is embedding" in wrapped(entry(TIED))["refused"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["soft experts", "deep equilibrium"])
+def test_features_move_alike_at_every_width(name: str, optimizer: str) -> None:
+    found = coordinate(entry(name), optimizer)
+    assert is_alike(found), found
+    assert not found["still"]
+
+
+def test_every_model_of_the_results_is_wrapped_or_it_is_said_why_not() -> None:
+    rows = json.loads(RESULTS.read_text())["models"]
+    scaled = {key: row["scaled"] for key, row in rows.items() if "fixed" not in row["scaled"]}
+    undone = [key for key, one in scaled.items() if one.get("wrapped", {}).get("undone")]
+    assert len(undone) >= 90
+    for key in set(scaled) - set(undone):
+        assert key.split(": ", 1)[1] in REASONS, (key, scaled[key])
+    for key, optimizer, one in off(rows):
+        assert key.split(": ", 1)[1] in REASONS, (key, optimizer, median(one), stands_out(one))
+
+
+@pytest.mark.parametrize(("exponent", "is_none"), [(0.0, True), (-0.05, True), (0.5, False), (-0.5, False)])
+def test_exponents_are_told_from_none(exponent: float, is_none: bool) -> None:
+    found = {"exponents": {"a": exponent, "b": exponent, "c": 3.0}, "errors": {"a": 0.01, "b": 0.01, "c": 0.01}}
+    assert is_alike(found) is is_none
+    assert median(found) == (abs(exponent), 0.01)
+    assert stands_out(found) == (["c"] if is_none else ["a", "b", "c"])

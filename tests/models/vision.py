@@ -41,9 +41,7 @@ def _torchvision() -> list[Model]:
         return models.MobileNetV3(settings, 64 * scale, num_classes=1)
 
     def vit(scale: int, *, grows: bool) -> nn.Module:
-        return models.VisionTransformer(
-            16, 8, 2, 2 if grows else 2 * scale, 32 * scale, 64 * scale, num_classes=1
-        )
+        return models.VisionTransformer(16, 8, 2, 2 if grows else 2 * scale, 32 * scale, 64 * scale, num_classes=1)
 
     def swin(scale: int, **parts: Any) -> nn.Module:
         heads, size = [2 * scale, 4 * scale], [4, 4]
@@ -116,7 +114,9 @@ def _torchvision() -> list[Model]:
         "googlenet": ({"aux_logits": False, "init_weights": False}, 64, None),
     }
     bottlenecks = partial(models.ResNet, resnet.Bottleneck, [1, 1, 1, 1], num_classes=1)
-    builds = {name: partial(getattr(models, name), num_classes=1, **settings) for name, (settings, _, _) in fixed.items()}
+    builds = {
+        name: partial(getattr(models, name), num_classes=1, **settings) for name, (settings, _, _) in fixed.items()
+    }
     builds |= {"ResNet, bottlenecks": bottlenecks, "ResNeXt": partial(bottlenecks, groups=4, width_per_group=4)}
     for name, build in builds.items():
         _, size, outputs = fixed.get(name, ({}, 32, None))
@@ -172,7 +172,12 @@ _TIMM: dict[str, dict[str, Any]] = {
     "pit_ti_224": {"img_size": 64, "base_dims": (16, 16, 16), "depth": (1, 1, 1), "heads": _sizes(2, 4, 8)},
     "coat_lite_tiny": {"img_size": 32, "serial_depths": (1, 1, 1, 1), "embed_dims": _sizes(16, 32, 40, 64)},
     "pvt_v2_b0": {"depths": (1, 1, 1, 1), "embed_dims": _sizes(16, 32, 40, 64), "num_heads": _sizes(2, 4, 5, 8)},
-    "twins_svt_small": {"img_size": 32, "embed_dims": _sizes(16, 32, 48, 64), "depths": (2, 2, 2, 2), "num_heads": _sizes(2, 4, 3, 4)},
+    "twins_svt_small": {
+        "img_size": 32,
+        "embed_dims": _sizes(16, 32, 48, 64),
+        "depths": (2, 2, 2, 2),
+        "num_heads": _sizes(2, 4, 3, 4),
+    },
     "visformer_tiny": {
         "img_size": 64,
         "embed_dim": Width(48),
@@ -208,7 +213,16 @@ _TIMM: dict[str, dict[str, Any]] = {
     "nf_regnet_b0": {},
 }
 _DEEP = frozenset(
-    {"test_vit2", "test_vit3", "test_vit4", "starnet_s1", "dla46_c", "rexnetr_100", "edgenext_xx_small", "test_convnext"}
+    {
+        "test_vit2",
+        "test_vit3",
+        "test_vit4",
+        "starnet_s1",
+        "dla46_c",
+        "rexnetr_100",
+        "edgenext_xx_small",
+        "test_convnext",
+    }
     | {f"test_efficientnet_{kind}" for kind in ("gn", "ln", "evos")}
 )
 """So many layers that only wrapping is tried."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ LITTLE = 0.1
 """How far outputs may move, whose targets are one away."""
 MEDIAN = 0.1
 """Largest median |exponent| that counts as none."""
+LARGE = 0.25
+"""The |exponent| of a weight from which on it is looked at."""
+WIDER = 4
+"""What widths are multiplied by to tell what vanishes at large widths."""
 
 
 def wrapped(entry: Model) -> dict[str, Any]:
@@ -81,8 +86,8 @@ def coordinate(entry: Model, optimizer: str) -> dict[str, Any]:
     """How the movement of features depends on the width, for one optimizer.
 
     Returns:
-        ``lr``: the base rate; ``exponents`` and ``errors``: for each weight the exponent of its output's change in the width, and its standard error
-        from the scatter of the seeds; ``verdicts``: what is no number (did not move, diverged).
+        ``lr``: the base rate; ``exponents`` and ``errors``: for each weight the exponent of its output's change in the width,
+        and its standard error from the scatter of the seeds; ``verdicts``: what is no number (did not move, diverged).
     """
     with warnings.catch_warnings(), seeded(0):
         warnings.simplefilter("ignore")
@@ -143,6 +148,12 @@ def worst(found: dict[str, Any]) -> str:
     return max(found["exponents"], key=lambda name: abs(found["exponents"][name]))
 
 
+def stands_out(found: dict[str, Any]) -> list[str]:
+    """The weights whose exponent is large, and more than two standard errors above what counts as none."""
+    slopes = found["exponents"].items()
+    return [name for name, e in slopes if abs(e) > LARGE and abs(e) - 2 * found["errors"][name] > MEDIAN]
+
+
 def is_alike(found: dict[str, Any]) -> bool:
     """Whether the median |exponent| counts as none."""
     return bool(found.get("exponents")) and median(found)[0] <= MEDIAN
@@ -186,6 +197,16 @@ def scaled(entry: Model) -> dict[str, Any]:
     if not row["wrapped"]["refused"] and entry.scales:
         row |= {optimizer: coordinate(entry, optimizer) for optimizer in RATES}
     return {**row, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def wider(entry: Model, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the coordinate check at larger widths, for the optimizers with exponents that are not zero."""
+    wide = replace(entry, scales=tuple(WIDER * scale for scale in entry.scales))
+    for optimizer in RATES:
+        found = row.get(optimizer)
+        if found and found["exponents"] and (not is_alike(found) or stands_out(found)) and "wider" not in found:
+            row = {**row, optimizer: {**found, "wider": coordinate(wide, optimizer)}}
+    return row
 
 
 def _first(error: Exception) -> str:

@@ -15,7 +15,7 @@ REFERENCES = {"InfiniteWidth": "theory", "WideEnsemble": "wide networks", "": "n
 LEGEND = {
     "wrapped": "`parameterize(model, inputs, wider=the model at twice the width)` takes it, and `undo` after a step of "
     "training brings back every parameter, buffer and attribute bit for bit; *fixed*: its arguments do not vary its widths",
-    "SGD, AdamW": "the coordinate check along three widths, each twice the last: the median over the weights of the size of the "
+    "SGD, AdamW": "the coordinate check along three widths, each twice the last: median over the weights of the size of the "
     "exponent of the change of features, with the standard error of that weight; behind it the largest exponent "
     f"({SEEDS} seeds, {STEPS} steps, a base rate at which outputs move by at most {LITTLE:g}). *not tried*: so many layers "
     "that it takes too long",

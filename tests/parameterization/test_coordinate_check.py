@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests import transformer
 from tests.architecture.models import ResidualMLP
@@ -154,3 +154,24 @@ def test_other_layers_at_other_widths_are_refused(regression) -> None:
         coordinate_check(factory, *regression, widths=(16, 32))
     with pytest.raises(InvalidInputError, match="the same layers at every width"):
         coordinate_check(factory, *regression, widths=(16, 32), wider=False)
+
+
+class Routed(nn.Module):
+    """Every row goes to the experts that a threshold in its features says, which training moves."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, width), nn.Linear(width, 1)
+        self.one, self.other = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        goes = h[:, 0] > h[:, 1]
+        out = torch.zeros_like(h).index_put((goes,), self.one(h[goes])).index_put((~goes,), self.other(h[~goes]))
+        return self.head(torch.tanh(out))
+
+
+def test_experts_whose_rows_change_in_training_are_left_out(generator: torch.Generator) -> None:
+    inputs, targets = torch.randn(64, 4, generator=generator), torch.ones(64, 1)
+    check = coordinate_check(Routed, inputs, targets, widths=(16, 32), lr=0.3, seeds=4, wider=True, generator=generator)
+    assert check.layers == ("first", "head")

@@ -27,7 +27,8 @@ class CoordinateCheck:
 
     Attributes:
         widths: the widths that were trained.
-        layers: the weights, in forward order; frozen ones are left out.
+        layers: the weights, in forward order; left out are frozen ones, and those that read other rows after training, as
+            experts do when the routes change.
         updates: ``(layer, width)``, root mean square over samples and neurons of h(T) - h(0), averaged over the seeds.
         errors: ``(layer, width)``, standard errors of the updates.
         tolerance: largest exponent in size that counts as none.
@@ -149,7 +150,7 @@ def coordinate_check(
     """
     if len(set(widths)) < 2:
         raise InvalidInputError("`widths` must hold at least two widths, as a slope is fitted.", got=str(tuple(widths)))
-    found: list[dict[str, list[float]]] = []
+    found: list[dict[str, list[float | None]]] = []
     for number in track(range(len(widths) * seeds), "coordinate check", disable=not progress):
         position = number // seeds
         width, other = widths[position], widths[1 if position == 0 else position - 1]
@@ -161,11 +162,11 @@ def coordinate_check(
             found.append({path: [] for path in changes})
         for path, change in changes.items():
             found[-1][path].append(change)
-    layers = tuple(found[0])
-    if any(tuple(row) != layers for row in found):
+    if any(tuple(row) != tuple(found[0]) for row in found):
         raise InvalidInputError(
             "The model must have the same layers at every width.", remedy="let factory change the width only"
         )
+    layers = tuple(path for path in found[0] if all(None not in row[path] for row in found))
     every = torch.tensor([[row[path] for row in found] for path in layers], dtype=torch.float64, device="cpu")
     errors = every.std(-1) / math.sqrt(seeds) if seeds > 1 else torch.full_like(every[..., 0], torch.nan)
     return CoordinateCheck(tuple(widths), layers, every.mean(-1), errors, tolerance)
@@ -179,10 +180,10 @@ def _changes(
     loss: Loss,
     steps: int,
     outputs: Selection | None,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Root mean square of h(T) - h(0) for the output h of each layer that is trained; f for that of the readout.
 
-    Queries that are smaller by a factor, as their scores lack it, are counted without it.
+    Queries that are smaller by a factor, as their scores lack it, are counted without it. None where h(T) has other rows.
     """
     run = Runs(plan.model.eval(), outputs)
     before = layer_outputs(plan.model, run, inputs)
@@ -193,18 +194,20 @@ def _changes(
         optimizer.step()
     after = layer_outputs(plan.model, run, inputs)
     moved = run(inputs).detach() - start
-    found = {}
+    found: dict[str, float | None] = {}
     for layer in plan.architecture.layers:
         if plan.rule(layer.weight).lr:
-            one, other = before[layer.path], after[layer.path]
             # Of a readout's outputs f may be a part, and the others learn nothing.
-            change = (
-                _size([moved])
-                if layer is plan.architecture.readout
-                else _size([b - a for a, b in zip(one, other, strict=True)])
-            )
-            found[layer.path] = change / layer.fold
+            is_readout = layer is plan.architecture.readout
+            change = _size([moved]) if is_readout else _change(before.get(layer.path, []), after.get(layer.path, []))
+            found[layer.path] = None if change is None else change / layer.fold
     return found
+
+
+def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None:
+    if [one.shape for one in before] != [one.shape for one in after] or not before:
+        return None
+    return _size([b - a for a, b in zip(before, after, strict=True)])
 
 
 def _size(changes: Sequence[Tensor]) -> float:

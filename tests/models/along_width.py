@@ -17,7 +17,8 @@ LEGEND = {
     "training brings back every parameter, buffer and attribute bit for bit; *fixed*: its arguments do not vary its widths",
     "SGD, AdamW": "the coordinate check along three widths, each twice the last: median over the weights of the size of the "
     "exponent of the change of features, with the standard error of that weight; behind it the largest exponent "
-    f"({SEEDS} seeds, {STEPS} steps, a base rate at which outputs move by at most {LITTLE:g}). *not tried*: so many layers "
+    f"({SEEDS} seeds, or {4 * SEEDS} where they do not suffice; {STEPS} steps, a base rate at which outputs move by at "
+    f"most {LITTLE:g}). *not tried*: so many layers "
     "that it takes too long",
     "reference": "what predicts its training: the theory's infinitely wide twin, wide networks that are extrapolated, or none",
 }

@@ -349,9 +349,14 @@ def _of_zoo(entry: Entry) -> Model:
     def draw(samples: int) -> Any:
         return entry.inputs(torch.Generator().manual_seed(0), samples)
 
-    return Model(
-        "by hand", f"{entry.name} (zoo)", lambda scale: entry.build(8 * scale), draw, entry.outputs, scales=(8, 16, 32)
-    )
+    def build(scale: int) -> nn.Module:
+        model = entry.build(8 * scale)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and not parameter.any() and (entry.name, name) != ("lora", "up"):
+                nn.init.normal_(parameter)
+        return model
+
+    return Model("by hand", f"{entry.name} (zoo)", build, draw, entry.outputs, scales=(8, 16, 32))
 
 
 def _of_kind(name: str) -> Model:

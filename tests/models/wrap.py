@@ -29,6 +29,8 @@ MEDIAN = 0.1
 """Largest median |exponent| that counts as none."""
 LARGE = 0.25
 """The |exponent| of a weight from which on it is looked at."""
+CLEAR = 0.03
+"""The standard error of a median from which on there are more seeds."""
 WIDER = 4
 """What widths are multiplied by to tell what vanishes at large widths."""
 
@@ -82,7 +84,7 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def coordinate(entry: Model, optimizer: str) -> dict[str, Any]:
+def coordinate(entry: Model, optimizer: str, seeds: int = SEEDS) -> dict[str, Any]:
     """How the movement of features depends on the width, for one optimizer.
 
     Returns:
@@ -104,17 +106,26 @@ def coordinate(entry: Model, optimizer: str) -> dict[str, Any]:
             lr=lr,
             optimizer=optimizer,
             steps=STEPS,
-            seeds=SEEDS,
+            seeds=seeds,
             outputs=entry.outputs,
         )
     slopes, errors, verdicts = check.exponents, check.exponent_errors, check.verdicts
     still = {name: verdict for name, verdict in verdicts.items() if slopes[name] != slopes[name]}
     return {
         "lr": lr,
+        "seeds": seeds,
         "exponents": {name: round(slope, 3) for name, slope in slopes.items() if name not in still},
         "errors": {name: round(error, 3) for name, error in errors.items() if name not in still},
         "still": still,
     }
+
+
+def _coordinate(entry: Model, optimizer: str) -> dict[str, Any]:
+    """With four times the seeds where exponents are not zero and it is not clear that it is not by chance."""
+    found = coordinate(entry, optimizer)
+    if found["exponents"] and not is_alike(found) and median(found)[1] > CLEAR:
+        return coordinate(entry, optimizer, 4 * SEEDS)
+    return found
 
 
 def _rate(entry: Model, inputs: Any, targets: Tensor, optimizer: str) -> float:
@@ -195,7 +206,7 @@ def scaled(entry: Model) -> dict[str, Any]:
     row: dict[str, Any] = {"wrapped": wrapped(entry), "predicted": predicted(entry)}
     row["is_checked"] = bool(entry.scales)
     if not row["wrapped"]["refused"] and entry.scales:
-        row |= {optimizer: coordinate(entry, optimizer) for optimizer in RATES}
+        row |= {optimizer: _coordinate(entry, optimizer) for optimizer in RATES}
     return {**row, "seconds": round(time.perf_counter() - started, 1)}
 
 

@@ -30,7 +30,7 @@ REASONS: dict[str, str] = {
     "orthogonal parametrization": _MADE,
     "nn.Transformer, heads that grow": _PACKED,
     "VisionTransformer, heads that grow": _PACKED,
-    "MaxVit": "scores are divided by the root of all features while heads keep their size, so that attention fades with the width",
+    "MaxVit": "scores are divided by the root of all features while heads keep their size: attention fades with the width",
     "test_vit3": _CONSTANT,
     "GPT2LMHeadModel, tied": _TIED,
     "GemmaForCausalLM": _EMBEDDED,

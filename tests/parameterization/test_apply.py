@@ -98,7 +98,9 @@ def test_vectors_and_embeddings_keep_their_own_init() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_small_embeddings_learn_as_large_ones_where_they_are_normalised(optimizer: str, generator: torch.Generator) -> None:
+def test_small_embeddings_learn_as_large_ones_where_they_are_normalised(
+    optimizer: str, generator: torch.Generator
+) -> None:
     tokens = torch.randint(0, 7, (5, 4), generator=generator)
     targets = torch.randn(5, 4, 1, generator=generator, dtype=torch.float64)
     start = torch.randn(7, 16, generator=generator, dtype=torch.float64)

@@ -79,7 +79,7 @@ def parameterize(
         architecture = describe(model, example_input, roles=roles, wider=wider, outputs=outputs)
         if wider is None and architecture.notes:
             warnings.warn("; ".join(architecture.notes), stacklevel=2)
-        plan = _scaled(model, architecture, gamma0, scheme, gain=gain, init=init, generator=generator)
+        plan = scaled(model, architecture, gamma0, scheme, gain=gain, init=init, generator=generator)
         values = dict(model.named_parameters())
     if is_spread(model):
         for name, parameter in model.named_parameters():
@@ -95,17 +95,31 @@ def parameterize(
     return plan
 
 
-def _scaled(
+def scaled(
     model: nn.Module,
     architecture: Architecture,
     gamma0: float,
     scheme: str,
     *,
-    gain: float | str,
-    init: str,
-    generator: torch.Generator | None,
+    gain: float | str = "auto",
+    init: str = "normal",
+    generator: torch.Generator | None = None,
 ) -> Plan:
-    """Scale a model whose parameters are whole; see ``parameterize``."""
+    """Scale a model in place whose architecture is known and whose parameters are whole; see ``parameterize``.
+
+    Args:
+        model: the model.
+        architecture: what ``describe`` found in it, or in another instance that was built alike.
+        gamma0: richness.
+        scheme: the scaling.
+        gain: g of input and hidden weights.
+        init: how weights start.
+        generator: where "normal" draws from.
+
+    Raises:
+        InvalidInputError: if an argument is outside its range.
+    """
+    _check(gamma0, scheme, gain, init)
     initial = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     numbers = [(one, getattr(model.get_submodule(one.path), one.name)) for one in architecture.attributes]
     before = tuple(replace(one, value=number) for one, number in numbers) if scheme != "standard" else ()

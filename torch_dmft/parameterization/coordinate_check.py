@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.loss import Loss
-from torch_dmft.parameterization.apply import parameterize
+from torch_dmft.parameterization.apply import scaled
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.parameterization.plan import Plan
+from torch_dmft.uses.describe import describe
 from torch_dmft.uses.outputs import Example, Runs, Selection
 from torch_dmft.uses.passes import layer_outputs
 
@@ -154,8 +155,10 @@ def coordinate_check(
     for number in track(range(len(widths) * seeds), "coordinate check", disable=not progress):
         position = number // seeds
         width, other = widths[position], widths[1 if position == 0 else position - 1]
-        example = factory(other) if wider else None
-        plan = parameterize(factory(width), inputs, gamma0, scheme, wider=example, outputs=outputs, generator=generator)
+        model = factory(width)
+        if number % seeds == 0:
+            architecture = describe(model, inputs, wider=factory(other) if wider else None, outputs=outputs)
+        plan = scaled(model, architecture, gamma0, scheme, generator=generator)
         groups = plan.param_groups(lr, optimizer=optimizer)
         changes = _changes(plan, OPTIMIZERS[optimizer](groups), inputs, targets, loss, steps, outputs)
         if number % seeds == 0:

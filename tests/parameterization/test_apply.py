@@ -98,20 +98,31 @@ def test_vectors_and_embeddings_keep_their_own_init() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("inner", [None, 5])
 def test_small_embeddings_learn_as_large_ones_where_they_are_normalised(
-    optimizer: str, generator: torch.Generator
+    inner: int | None, optimizer: str, generator: torch.Generator
 ) -> None:
-    tokens = torch.randint(0, 7, (5, 4), generator=generator)
-    targets = torch.randn(5, 4, 1, generator=generator, dtype=torch.float64)
-    start = torch.randn(7, 16, generator=generator, dtype=torch.float64)
+    def build(width: int) -> nn.Module:
+        size = inner or width
+        layers = (
+            nn.Embedding(7, size),
+            nn.RMSNorm(size, eps=0.0),
+            nn.Linear(size, width),
+            nn.Tanh(),
+            nn.Linear(width, 1),
+        )
+        return nn.Sequential(*layers).double()
+
+    tokens = torch.randint(0, 7, (5,), generator=generator)
+    targets = torch.randn(5, 1, generator=generator, dtype=torch.float64)
+    start = torch.randn(7, inner or 16, generator=generator, dtype=torch.float64)
     outputs = []
     for size in (1.0, 0.02):
-        layers = nn.Embedding(7, 16), nn.RMSNorm(16, eps=0.0), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1)
-        model = nn.Sequential(*layers).double()
+        model = build(16)
         with torch.no_grad():
             model[0].weight.copy_(size * start)
             model[2].bias.zero_()
-        plan = parameterize(model, tokens, generator=torch.Generator().manual_seed(1))
+        plan = parameterize(model, tokens, wider=build(32), generator=torch.Generator().manual_seed(1))
         groups = plan.param_groups(0.1, optimizer=optimizer, eps=1e-30)
         outputs.append(train(model, OPTIMIZERS[optimizer](groups), tokens, targets, 5))
     assert not torch.allclose(outputs[0][0], outputs[0][-1])

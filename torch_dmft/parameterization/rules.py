@@ -84,7 +84,8 @@ def parameter_rules(
         own = float(parameter.detach().square().mean().sqrt()) if parameter.numel() else 0.0
         weight_gain = _gain(layer, gain) if is_weight and role is not Role.READOUT else 1.0
         keeps = (keeps_sizes or not parameter.requires_grad) and is_weight and role is not Role.READOUT
-        if role is Role.EMBEDDING and own:
+        is_table = layer is not None and layer.kind == "embedding" and name == layer.weight
+        if is_table and role in (Role.EMBEDDING, Role.INNER) and own:
             weight_gain = own
         if keeps and own:  # a weight that stays as it is: its gain is what its size amounts to
             weight_gain = own * (fan_in if role is Role.CODE else math.sqrt(fan_in))

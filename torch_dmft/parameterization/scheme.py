@@ -12,7 +12,7 @@ into the initial size and the learning rates, so nothing is added to the forward
     embedding     g, own init kept       m^2 gamma0^2 N_L      g gamma0           1 / (gamma0 N_L)
     output bias   0                      1                     1                  1
     code          g / fan_in             m^2 gamma0^2 N_L      gamma0 / fan_in    1 / gamma0
-    inner         own init kept          gamma0^2              gamma0             1 / gamma0
+    inner         g, own init kept       g^2 gamma0^2          g gamma0           1 / gamma0
     outer         own init kept          1                     1                  1
 
 A *code* is read from a width, is none, and is followed by widths (an inner code, a rank, a gate): c = W h with few outputs.
@@ -24,8 +24,9 @@ the code starts at zero (LoRA), c = 0 would be a saddle, as neither side has a g
 g / sqrt(fan_in), at the same rates. *Inner* and *outer* parameters have no width on either side, with and without widths behind
 them; each df/dtheta is O(1/gamma0) and O(1), so a step that moves features by O(gamma0), or outputs by O(1), needs these rates.
 
-The g of an embedding is the size that its rows have. Transformers draw them with 0.02 and normalise them: at a rate without
-m^2, and the base rate at which the other weights learn, they would grow to many times their size in a few steps.
+The g of an embedding, an inner one too, is the size that its rows have; of other inner parameters it is 1. Transformers
+draw them with 0.02 and normalise them: at a rate without m^2, and the base rate at which the other weights learn, they would
+grow to many times their size in a few steps.
 
 The output bias has no width on either side: df/db = 1, so with the rate eta it adds 1 to the NTK, which is O(1) in the
 width and in gamma0 like every other part. It starts at zero, as the output itself does in the limit.
@@ -117,7 +118,7 @@ def _plain(role: Role, fan_in: int, width: int, gamma0: float, gain: float) -> S
             std = gain / fan_in
             return Scaling(std, std**2 * unit_rate, gamma0 / fan_in, 1 / gamma0)
         case Role.INNER:
-            return Scaling(None, gamma0**2, gamma0, 1 / gamma0)
+            return Scaling(None, gain**2 * gamma0**2, gain * gamma0, 1 / gamma0)
         case Role.OUTER:
             return Scaling(None, 1.0, 1.0, 1.0)
 

@@ -16,7 +16,7 @@ import torch
 from tests.models.check import check, is_right
 from tests.models.entry import Model
 from tests.models.page import PAGE, RESULTS, page, versions
-from tests.models.wrap import scaled, wider
+from tests.models.wrap import is_complete, scaled, wider
 
 LIBRARIES = {"by hand": "handmade", "torchvision": "vision", "timm": "vision", "transformers": "language"}
 SECONDS = 240
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number, entry in enumerate(models()):
         key = f"{entry.library}: {entry.name}"
         row = dict(known.get(key, {}))
-        is_done = is_right(row) and "scaled" in row and "failed" not in row["scaled"]
+        is_done = is_right(row) and is_complete(row.get("scaled", {}))
         wanted = entry.name in options.names if options.names else options.again or not is_done
         if not wanted or number % parts != part - 1:
             continue

@@ -19,7 +19,7 @@ LEGEND = {
     "exponent of the change of features, with the standard error of that weight; behind it the largest exponent "
     f"({SEEDS} seeds, or {4 * SEEDS} where they do not suffice; {STEPS} steps, a base rate at which outputs move by at "
     f"most {LITTLE:g}). *not tried*: so many layers "
-    "that it takes too long",
+    "that it takes too long; *not yet*: `python -m tests.models` goes on with those",
     "reference": "what predicts its training: the theory's infinitely wide twin, wide networks that are extrapolated, or none",
 }
 
@@ -39,8 +39,10 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def _exponent(scaled: dict[str, Any], optimizer: str) -> str:
     found = scaled.get(optimizer)
-    if not found or not found["exponents"]:
-        return "not tried" if not scaled["is_checked"] else "**no number**"
+    if not found:
+        return "not yet" if scaled["is_checked"] else "not tried"
+    if not found["exponents"]:
+        return "**no number**"
     size, error = median(found)
     name = worst(found)
     said = f"{_short(size)} ± {_short(error)}"
@@ -56,7 +58,7 @@ def counts(rows: dict[str, dict[str, Any]]) -> list[str]:
     """How many models are wrapped, move alike at every width, and are predicted."""
     scaled = [row["scaled"] for row in rows.values() if "fixed" not in row.get("scaled", {"fixed": ""})]
     taken = [one for one in scaled if "wrapped" in one and one["wrapped"]["undone"]]
-    checked = [one for one in taken if one["is_checked"]]
+    checked = [one for one in taken if all(name in one for name in NAMES)]
     alike = {name: sum(is_alike(one[name]) for one in checked if name in one) for name in NAMES}
     again = {
         name: sum(is_alike(one[name].get("wider", {})) and not is_alike(one[name]) for one in checked) for name in NAMES

@@ -210,6 +210,13 @@ def scaled(entry: Model) -> dict[str, Any]:
     return {**row, "seconds": round(time.perf_counter() - started, 1)}
 
 
+def is_complete(row: dict[str, Any]) -> bool:
+    """Whether everything was tried that there is to try."""
+    if "fixed" in row or row.get("wrapped", {}).get("refused"):
+        return True
+    return "wrapped" in row and (not row["is_checked"] or all(optimizer in row for optimizer in RATES))
+
+
 def wider(entry: Model, row: dict[str, Any]) -> dict[str, Any]:
     """The row with the coordinate check at larger widths, for the optimizers with exponents that are not zero."""
     wide = replace(entry, scales=tuple(WIDER * scale for scale in entry.scales))

@@ -10,6 +10,14 @@ _TIED = "one weight is an embedding and the readout, and no size fits both"
 _DERIVATIVE = "a derivative in the forward pass uses every weight a second time, the other way round"
 _CONSTANT = "a weight multiplies a parameter, so that there are no features to see it by"
 _EMBEDDED = "the model multiplies its embeddings by sqrt(N)"
+_CODE = (
+    "gates are codes: they start at zero like 1/sqrt(N), and as long as experts are random their gradients are averages of "
+    "independent numbers, which vanish likewise; they learn late"
+)
+_SHARED = (
+    "one weight makes queries, which grow, and the keys and values that all heads share, which do not: as a code they need "
+    "smaller entries, for which one rate and one size for the weight leave no room"
+)
 
 REASONS: dict[str, str] = {
     "gpt (zoo)": _TIED,
@@ -40,5 +48,13 @@ REASONS: dict[str, str] = {
     "T5ForConditionalGeneration": _TIED,
     "Wav2Vec2ForSequenceClassification": _MADE,
     "HubertForSequenceClassification": _MADE,
+    "MixtralForCausalLM": _CODE,
+    "Qwen2MoeForCausalLM": _CODE,
+    "experts (zoo)": _CODE,
+    "GPTBigCodeForCausalLM": _SHARED,
+    "lora (zoo)": "a rank that is read by zeros starts with entries 1/sqrt(N), so that layers before it that are trained, too, "
+    "move more, the wider the model",
+    "T5ForConditionalGeneration, untied": "the library draws the biases of positions with 1/sqrt(N), and tables of rows learn "
+    "in proportion to their size",
 }
 """By the name of the model."""

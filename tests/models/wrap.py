@@ -45,10 +45,11 @@ def wrapped(entry: Model) -> dict[str, Any]:
     """
     with warnings.catch_warnings(), seeded(0):
         warnings.simplefilter("ignore")
-        model, inputs = entry.build(1).eval(), _singles(entry.inputs(SAMPLES))
+        scale = entry.scales[0] if entry.scales else 1
+        model, inputs = entry.build(scale).eval(), _singles(entry.inputs(SAMPLES))
         before = _state(model)
         try:
-            plan = dmft.parameterize(model, inputs, wider=lambda: entry.build(2).eval(), outputs=entry.outputs)
+            plan = dmft.parameterize(model, inputs, wider=lambda: entry.build(2 * scale).eval(), outputs=entry.outputs)
         except DMFTError as error:
             return {"refused": " ".join(str(error).split()), "undone": None, "roles": {}, "notes": []}
         optimizer = torch.optim.SGD(plan.param_groups(1e-3))

@@ -3,6 +3,7 @@
 from torch_dmft.parameterization.apply import parameterize
 from torch_dmft.parameterization.centered import centered
 from torch_dmft.parameterization.coordinate_check import CoordinateCheck, coordinate_check
+from torch_dmft.parameterization.depth_check import depth_check
 from torch_dmft.parameterization.effective import EffectiveScaling, effective_scaling
 from torch_dmft.parameterization.plan import Plan
 from torch_dmft.parameterization.rules import ParameterRule, parameter_rules
@@ -15,6 +16,7 @@ __all__ = [
     "Plan",
     "centered",
     "coordinate_check",
+    "depth_check",
     "effective_scaling",
     "mean_field",
     "parameter_rules",

@@ -120,3 +120,50 @@ def test_the_folded_plan_trains_like_multipliers_in_the_forward_pass(block, post
             stepper.step()
     assert (model(x) - start).abs().max() > 0.01
     torch.testing.assert_close(other(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+class Explicit(nn.Module):
+    """Blocks with multipliers written into the forward pass, which theory knows."""
+
+    def __init__(self, blocks: int, multiplier: float, width: int = N) -> None:
+        super().__init__()
+        self.multiplier = multiplier
+        self.stem, self.head = nn.Linear(D, width), nn.Linear(width, 2)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+        self.ups = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+        self.downs = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for norm, up, down in zip(self.norms, self.ups, self.downs, strict=True):
+            branch = down(torch.tanh(up(norm(h))))
+            h = h + (branch if self.multiplier == 1 else self.multiplier * branch)
+        return self.head(h)
+
+
+@pytest.mark.parametrize("depth", ALPHA)
+@pytest.mark.parametrize(
+    "solver",
+    [dmft.solvers.InfiniteWidth(neurons=256, replicas=2), dmft.solvers.FiniteWidth(32, replicas=4, tolerance=0.0)],
+    ids=["infinite", "finite"],
+)
+def test_theory_of_a_folded_plan_is_that_of_multipliers_in_the_forward_pass(solver, depth, generator) -> None:
+    x = torch.randn(SAMPLES, D, generator=generator, dtype=torch.float64)
+    y = torch.randn(SAMPLES, 2, generator=generator, dtype=torch.float64)
+    count = 3
+    answers = {}
+    for name, model in (("folded", Explicit(count, 1.0)), ("explicit", Explicit(count, count ** -ALPHA[depth]))):
+        model = model.double()
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter) if parameter.ndim == 1 and parameter[0] != 1 else None
+        seeded = torch.Generator().manual_seed(1)
+        plan = dmft.parameterize(model, x, depth=depth if name == "folded" else None, generator=seeded)
+        settings = {"weight_decay": 0.1, "loss": F.mse_loss, "lr": 0.05, "steps": 5}
+        problem = dmft.Problem.like(plan, dmft.Probe(x, y), **settings)
+        if name == "explicit" and depth == "1/L":
+            own = [one for one, _ in model.named_parameters() if one.startswith(("norms", "ups", "downs"))]
+            exceptions = {one: {"lr": 0.05 * count, "weight_decay": 0.1 / count} for one in own}
+            problem = problem.trained(exceptions=exceptions)
+        answers[name] = dmft.solve(problem, solver)
+    torch.testing.assert_close(answers["folded"].outputs, answers["explicit"].outputs, rtol=1e-8, atol=1e-8)
+    assert (answers["folded"].outputs[-1] - answers["folded"].outputs[0]).abs().max() > 0.05

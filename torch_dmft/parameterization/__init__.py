@@ -6,7 +6,7 @@ from torch_dmft.parameterization.coordinate_check import CoordinateCheck, coordi
 from torch_dmft.parameterization.depth_check import depth_check
 from torch_dmft.parameterization.effective import EffectiveScaling, effective_scaling
 from torch_dmft.parameterization.plan import Plan
-from torch_dmft.parameterization.rules import ParameterRule, parameter_rules
+from torch_dmft.parameterization.rules import ParameterRule, in_streams, parameter_rules
 from torch_dmft.parameterization.scheme import mean_field
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "coordinate_check",
     "depth_check",
     "effective_scaling",
+    "in_streams",
     "mean_field",
     "parameter_rules",
     "parameterize",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from torch_dmft.architecture import Architecture, Layer, Role
-from torch_dmft.parameterization.scheme import DEPTHS, STANDARD, at_depth, effective_gamma0, mean_field
+from torch_dmft.parameterization.scheme import DEPTHS, STANDARD, Scaling, at_depth, effective_gamma0, mean_field
 
 _SQRT2 = frozenset({"relu", "relu6", "leaky_relu", "gelu", "gelu_tanh", "silu", "mish"})
 
@@ -83,7 +83,6 @@ def parameter_rules(
     width = architecture.width
     gamma0 = effective_gamma0(scheme, gamma0, width)
     found = {entry[0]: entry[1:] for entry in _roles(architecture)}
-    standing = {name: (part, stream.branches) for stream in architecture.streams for name, part in stream.parts.items()}
     rules = []
     for name, parameter in model.named_parameters():
         path, role, layer, fan_in = found[name]
@@ -106,10 +105,7 @@ def parameter_rules(
                 fold=1.0 if layer is None else layer.fold,
                 is_read_by_zeros=layer is not None and layer.is_read_by_zeros,
             )
-        part = None
-        if depth is not None and name in standing:
-            part, branches = standing[name]
-            scaling = at_depth(scaling, part, branches=branches, alpha=DEPTHS[depth])
+        scaling = in_streams(scaling, name, architecture, depth)
         start = scaling.start if parameter.requires_grad and not keeps_sizes else 1.0
         rules.append(
             ParameterRule(
@@ -123,10 +119,25 @@ def parameter_rules(
                 adam_lr=scaling.adam_lr if parameter.requires_grad else 0.0,
                 gradient=scaling.gradient,
                 start=start,
-                part="" if part is None else str(part),
+                part=next((str(stream.parts[name]) for stream in architecture.streams if name in stream.parts), ""),
             )
         )
     return tuple(rules)
+
+
+def in_streams(scaling: Scaling, name: str, architecture: Architecture, depth: str | None) -> Scaling:
+    """The scaling of a parameter with what its place in a residual stream adds.
+
+    Args:
+        scaling: that of its role.
+        name: the parameter.
+        architecture: with its streams.
+        depth: what their branches are multiplied by; None for 1.
+    """
+    for stream in architecture.streams if depth is not None else ():
+        if name in stream.parts:
+            return at_depth(scaling, stream.parts[name], branches=stream.branches, alpha=DEPTHS[depth])
+    return scaling
 
 
 OWN_INIT = frozenset({Role.VECTOR, Role.EMBEDDING, Role.INNER, Role.OUTER})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from torch_dmft.core.errors import Place
@@ -38,10 +38,12 @@ class Stream:
     Attributes:
         branches: L, the number of branches: a block of a transformer has two, attention and MLP, a block of a ResNet one.
         parts: where its parameters stand, by name; those before the first branch and behind the last are left out.
+        shared: for those that several branches use, how many.
     """
 
     branches: int
     parts: Mapping[str, Part]
+    shared: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

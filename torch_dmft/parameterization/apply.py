@@ -64,9 +64,9 @@ def parameterize(
         wider: the same model at another width, a function that builds it, or a factory ``width -> model``: what differs
             between the two is a width. Settles the roles in models of any kind, library transformers included.
         outputs: with ``wider``: which of the model's outputs is f, a key, an index or a function; default as in ``Recorder``.
-        depth: what every residual branch b of a stream h + b(h) is multiplied by, "1/sqrt(L)" or "1/L", where L is the number of
-            branches (two per block of a transformer), so that training does not depend on L either; None for 1. The multiplier
-            is in the parameters that end the branch.
+        depth: what every residual branch b of a stream h + b(h) is multiplied by, "1/sqrt(L)" or "1/L", where L is the number
+            of branches (two per block of a transformer), so that training does not depend on L either; None for 1. The
+            multiplier is in the parameters that end the branch.
         generator: where "normal" draws from; torch's default generator if None.
 
     Returns:
@@ -220,7 +220,8 @@ def _check(gamma0: float, scheme: str, gain: float | str, init: str, depth: str 
         )
     if scheme == "standard" and depth is not None:
         raise InvalidInputError(
-            'With scheme="standard", `depth` must be left out, as weights stay as they are.', remedy='scheme="mean_field"'
+            'With scheme="standard", `depth` must be left out, as weights stay as they are.',
+            remedy='scheme="mean_field"',
         )
     if depth is not None and init == "untouched":
         raise InvalidInputError(

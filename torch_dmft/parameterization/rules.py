@@ -134,9 +134,10 @@ def in_streams(scaling: Scaling, name: str, architecture: Architecture, depth: s
         architecture: with its streams.
         depth: what their branches are multiplied by; None for 1.
     """
-    for stream in architecture.streams if depth is not None else ():
-        if name in stream.parts:
-            return at_depth(scaling, stream.parts[name], branches=stream.branches, alpha=DEPTHS[depth])
+    for stream in architecture.streams:
+        if depth is not None and name in stream.parts:
+            shared = stream.shared.get(name, 1)
+            return at_depth(scaling, stream.parts[name], branches=stream.branches, alpha=DEPTHS[depth], shared=shared)
     return scaling
 
 

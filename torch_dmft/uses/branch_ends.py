@@ -7,6 +7,7 @@ last product, the gain and shift of a norm layer, or a layer scale. Of a product
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,13 +19,15 @@ from torch_dmft.uses.graph import PICKS, RESHAPES, kind
 from torch_dmft.uses.residual import Features, ResidualSum
 from torch_dmft.uses.watch import Use
 
-_GATHERS = frozenset("Add Sub Cat Stack IndexAdd IndexPut Scatter ScatterAdd CopySlices Where MaskedFill".split())
+_GATHERS = frozenset(
+    re.findall(r"\w+", "Add Sub Cat Stack IndexAdd IndexPut Scatter ScatterAdd CopySlices Where MaskedFill")
+)
 """What is linear in all tensors that it takes together."""
 
-_FACTORS = frozenset("Mul Bmm Mm Mv".split())
+_FACTORS = frozenset(re.findall(r"\w+", "Mul Bmm Mm Mv"))
 """What is linear in each tensor that it takes."""
 
-_HOMOGENEOUS = frozenset("Relu LeakyRelu Abs MaxPool2DWithIndices MaxPool3DWithIndices".split())
+_HOMOGENEOUS = frozenset(re.findall(r"\w+", "Relu LeakyRelu Abs MaxPool2DWithIndices MaxPool3DWithIndices"))
 """Functions with f(c x) = c f(x) for c > 0."""
 
 _EXPERTS = frozenset({"_grouped_mm"})
@@ -40,12 +43,14 @@ class Branch:
         path: path of the module in which it ends.
         nodes: what reaches the output through this branch alone.
         ends: names of the parameters that it ends with.
+        way: the nodes from these to the sum.
     """
 
     sum: ResidualSum
     path: str
     nodes: frozenset[Node]
     ends: frozenset[str]
+    way: frozenset[Node]
 
 
 def branch_of(features: Features, one: ResidualSum, stops: set[Node]) -> Branch | Place:
@@ -71,12 +76,13 @@ def branch_of(features: Features, one: ResidualSum, stops: set[Node]) -> Branch 
     elif not walk.is_alone(one.node):
         reason = f"what ends a residual branch is used elsewhere as well: {', '.join(sorted(walk.names))}"
     else:
-        return Branch(one, path, frozenset(nodes), frozenset(walk.names))
+        return Branch(one, path, frozenset(nodes), frozenset(walk.names), frozenset(walk.seen))
     return Place(path or "(model)", reason, _REMEDY)
 
 
 _REMEDY = (
-    "end the branch with a weight, a norm layer with a gain, or a parameter of ones that it is multiplied by; or leave depth= out"
+    "end the branch with a weight, a norm layer with a gain, or a parameter of ones that it is multiplied by; "
+    "or leave depth= out"
 )
 
 
@@ -173,4 +179,3 @@ class _Walk:
                 ends = ends or not is_shift
                 self.names |= names
         return ends
-

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 from torch.autograd.graph import Node
 
-RESHAPES = frozenset("View UnsafeView Reshape Transpose T Permute Squeeze Unsqueeze Clone Alias Expand".split())
+RESHAPES = frozenset(
+    re.findall(r"\w+", "View UnsafeView Reshape Transpose T Permute Squeeze Unsqueeze Clone Alias Expand")
+)
 """What only arranges numbers anew."""
 
 PICKS = frozenset(
-    "Slice Select Narrow Index IndexSelect Gather Roll Flip Unfold Split SplitWithSizes Unbind ConstantPadNd Neg ToCopy "
-    "AsStrided Repeat Mean Sum AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D UpsampleNearest2D "
-    "UpsampleBilinear2D ReflectionPad2D NativeDropout PixelShuffle".split()
+    re.findall(
+        r"\w+",
+        "Slice Select Narrow Index IndexSelect Gather Roll Flip Unfold Split SplitWithSizes Unbind ConstantPadNd Neg ToCopy "
+        "AsStrided Repeat Mean Sum AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D UpsampleNearest2D "
+        "UpsampleBilinear2D ReflectionPad2D NativeDropout PixelShuffle",
+    )
 )
 """What is linear in the one tensor that it takes, beside reshaping."""
 
-_NORMS = frozenset("NativeLayerNorm NativeBatchNorm CudnnBatchNorm NativeGroupNorm FusedRmsNorm".split())
+_NORMS = frozenset(re.findall(r"\w+", "NativeLayerNorm NativeBatchNorm CudnnBatchNorm NativeGroupNorm FusedRmsNorm"))
 
 _CARRIERS = RESHAPES | _NORMS
 """What leaves the features of a layer its features: reshaping and norms."""

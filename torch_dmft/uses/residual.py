@@ -38,10 +38,11 @@ class Features:
         for use in taken.uses:
             if use.edge is not None and use.meets_data:
                 self.uses[use.edge.node].append(use)
-        self.nodes, self.before = [], {}
+        self.nodes: list[Node] = []
+        self.before: dict[Node, list[Node]] = {}
         assert taken.outputs.grad_fn is not None
         for node in _ancestors_first(taken.outputs.grad_fn):
-            made_of = [before for before, _ in node.next_functions if before in self.before]
+            made_of = [before for before, _ in node.next_functions if before is not None and before in self.before]
             if made_of or node in self.uses:
                 self.nodes.append(node)
                 self.before[node] = made_of
@@ -130,9 +131,7 @@ def _plain(features: Features, node: Node, left: Node, right: Node) -> ResidualS
         if features.between(stream, branch) & features.weighing:
             return ResidualSum(node, stream, branch, stream, is_projected=False)
     for stream, branch in ways:
-        forks = [
-            term for term in _terms(features, stream) if features.between(term, branch) & features.weighing
-        ]
+        forks = [term for term in _terms(features, stream) if features.between(term, branch) & features.weighing]
         if forks:
             return ResidualSum(node, stream, branch, max(forks, key=features.number.__getitem__), is_projected=False)
     return None

@@ -79,43 +79,42 @@ def _features(model: nn.Module, run: nn.Module, inputs: Example) -> Features:
     return Features(see(model, run, moved(inputs, next(model.parameters()).device)).taken)
 
 
-def _branches(
-    features: Features, stream: list[ResidualSum], sums: list[list[ResidualSum]]
-) -> list[Branch | Place]:
+def _branches(features: Features, stream: list[ResidualSum], sums: list[list[ResidualSum]]) -> list[Branch | Place]:
     stops = {one.node for each in sums for one in each}
     return [branch_of(features, one, stops) for one in stream]
 
 
 def _parts(features: Features, streams: list[list[Branch]]) -> tuple[list[Stream], list[Place]]:
-    """Where the parameters of every stream stand, and those that stand in several places."""
-    standing: dict[str, set[tuple[object, Part | None]]] = defaultdict(set)
-    inside: dict[Node, Branch] = {node: one for stream in streams for one in stream for node in one.nodes}
-    between: set[Node] = {node for stream in streams for node in _between(features, stream)}
+    """Where the parameters of every stream stand, and those that no rule fits."""
+    owners = {node: (number, one) for number, stream in enumerate(streams) for one in stream for node in one.nodes}
+    between = {node: number for number, stream in enumerate(streams) for node in _between(features, stream)}
+    standing: dict[str, dict[object, tuple[int, Part, str]]] = defaultdict(dict)
+    outside: set[str] = set()
     for node in features.uses:
-        owner = inside.get(node)
+        number, owner = owners.get(node, (between.get(node), None))
         for name in features.names(node):
-            if owner is not None:
-                standing[name].add((owner, Part.END if name in owner.ends else Part.INSIDE))
+            if number is None:
+                outside.add(name)
+            elif owner is None:
+                standing[name][node] = number, Part.BETWEEN, "the stream"
             else:
-                standing[name].add((node, Part.BETWEEN) if node in between else (None, None))
+                part = Part.END if name in owner.ends and node in owner.way else Part.INSIDE
+                standing[name][owner, part] = number, part, owner.path or "(model)"
     places = []
+    found: list[tuple[dict[str, Part], dict[str, int]]] = [({}, {}) for _ in streams]
     for name, several in standing.items():
-        if len(several) > 1 and any(part is not None for _, part in several):
-            paths = sorted({one.path if isinstance(one, Branch) else "the stream" for one, _ in several})
-            reason = f"one parameter is used in several places: {listed(paths)}"
-            places.append(Place(name, reason, "a parameter of its own for every branch, or leave depth= out"))
-    found = []
-    for stream in streams:
-        own = {id(one) for one in stream}
-        nodes = set(_between(features, stream))
-        parts = {
-            name: part
-            for name, several in standing.items()
-            for one, part in several
-            if part is not None and (id(one) in own or one in nodes)
-        }
-        found.append(Stream(len(stream), parts))
-    return found, places
+        number, part, _ = next(iter(several.values()))
+        is_one = len({one[:2] for one in several.values()}) == 1 and name not in outside
+        if is_one and (part is not Part.END or len(several) == 1):
+            found[number][0][name] = part
+            if len(several) > 1:
+                found[number][1][name] = len(several)
+            continue
+        paths = sorted({path for *_, path in several.values()}) + ["outside of branches"] * (name in outside)
+        ends = "ends a branch and " if any(one[1] is Part.END for one in several.values()) else ""
+        reason = f"one parameter {ends}is used in several places: {listed(paths)}"
+        places.append(Place(name, reason, "a parameter of its own for every place, or leave depth= out"))
+    return [Stream(len(stream), parts, shared) for stream, (parts, shared) in zip(streams, found, strict=True)], places
 
 
 def _between(features: Features, stream: list[Branch]) -> Iterator[Node]:

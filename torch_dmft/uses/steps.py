@@ -150,6 +150,10 @@ class Steps:
             if isinstance(leaf, Tensor):
                 self._scales[storage_key(leaf)] = scale
 
+    def forget(self, constant: Tensor) -> None:
+        """A constant has no scale, whatever lay in its memory before."""
+        self._scales.pop(storage_key(constant), None)
+
     def finish(self, outputs: Tensor) -> None:
         """Note the outputs."""
         self.taken.append(Step("", "output", (self.scale(outputs),), must_agree=True))

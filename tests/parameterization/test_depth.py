@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_dmft as dmft
+from tests.vision import torchvision
 from torch_dmft.parameterization import Plan
 
 D, N, SAMPLES = 5, 24, 7
@@ -167,3 +168,111 @@ def test_theory_of_a_folded_plan_is_that_of_multipliers_in_the_forward_pass(solv
         answers[name] = dmft.solve(problem, solver)
     torch.testing.assert_close(answers["folded"].outputs, answers["explicit"].outputs, rtol=1e-8, atol=1e-8)
     assert (answers["folded"].outputs[-1] - answers["folded"].outputs[0]).abs().max() > 0.05
+
+
+def gpt2(width: int, blocks: int = 3) -> nn.Module:
+    sizes = {"n_embd": width, "n_layer": blocks, "n_head": width // 8, "vocab_size": 50, "n_positions": 16}
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    return transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**sizes, **ids, num_labels=3))
+
+
+def vit(width: int) -> nn.Module:
+    return torchvision.models.VisionTransformer(8, 4, 3, width // 8, width, 2 * width, num_classes=3)
+
+
+def resnet(width: int) -> nn.Module:
+    block = torchvision.models.resnet.BasicBlock
+    stem = (nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+    blocks = (block(width, width), block(width, width), block(width, width))
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
+
+
+LIBRARIES = {
+    "GPT-2": (gpt2, {"input_ids": torch.arange(12, device="cpu").reshape(2, 6)}, 6, ("c_proj",)),
+    "ViT": (vit, torch.randn(2, 3, 8, 8, device="cpu"), 6, ("out_proj", "mlp.3")),
+    "ResNet": (resnet, torch.randn(2, 3, 8, 8, device="cpu"), 3, ("bn2",)),
+}
+
+
+@pytest.mark.parametrize("depth", ALPHA)
+@pytest.mark.parametrize("wider", [True, False], ids=["two widths", "one instance"])
+@pytest.mark.parametrize(("factory", "inputs", "branches", "ends"), LIBRARIES.values(), ids=LIBRARIES)
+def test_libraries_are_folded_where_branches_end_and_undone(factory, inputs, branches, ends, wider, depth) -> None:
+    if not wider and factory is not resnet:
+        pytest.skip("one instance does not say what its widths are")
+    torch.manual_seed(0)
+    model = factory(32)
+    model.requires_grad_(True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plain = copy.deepcopy(model)
+    settings = {"wider": factory if wider else None}
+    plan = dmft.parameterize(model, inputs, depth=depth, generator=torch.Generator().manual_seed(1), **settings)
+    other = dmft.parameterize(plain, inputs, generator=torch.Generator().manual_seed(1), **settings)
+    assert [stream.branches for stream in plan.architecture.streams] == [branches]
+    multiplier = branches ** -ALPHA[depth]
+    for name, parameter in model.named_parameters():
+        ended = name.rpartition(".")[0].endswith(ends)
+        expected = plain.get_parameter(name) * (multiplier if ended else 1)
+        torch.testing.assert_close(parameter, expected, msg=name)
+        assert plan.rule(name).std == pytest.approx(other.rule(name).std * (multiplier if ended else 1), abs=1e-12)
+    assert any(f"{branches} residual branches are multiplied by {depth}" in note for note in plan.notes)
+    plan.undo()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+class Shared(nn.Module):
+    """Post-norm blocks whose branches share a bias inside."""
+
+    def __init__(self, blocks: int, width: int = 64) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(D, width), nn.Linear(width, 1)
+        self.ups, self.downs = (nn.ModuleList(nn.Linear(width, width) for _ in range(blocks)) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+        self.common = nn.Parameter(torch.zeros(width, device="cpu"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for up, down, norm in zip(self.ups, self.downs, self.norms, strict=True):
+            h = norm(h + down(torch.tanh(up(h) + self.common)))
+        return self.head(h)
+
+
+def first_steps(plan: Plan, x: Tensor, *, adam: bool) -> dict[str, float]:
+    """By how much the first step on f of one sample moves it, by where parameters stand: sum of rate |df/dtheta|^2 or |.|_1."""
+    plan.model(x[:1]).sum().backward()
+    shared = {name for stream in plan.architecture.streams for name in stream.shared}
+    moved: dict[str, float] = {}
+    for name, parameter in plan.model.named_parameters():
+        rule = plan.rule(name)
+        part = "shared" if name in shared else rule.part
+        size = parameter.grad.abs().sum() * rule.adam_lr if adam else parameter.grad.square().sum() * rule.lr
+        moved[part] = moved.get(part, 0.0) + float(size)
+    return moved
+
+
+@pytest.mark.parametrize("adam", [False, True], ids=["SGD", "Adam"])
+@pytest.mark.parametrize("depth", [*ALPHA, None])
+def test_every_part_of_a_stream_has_the_same_share_in_a_step_at_every_depth(depth, adam, generator) -> None:
+    x = torch.randn(2, D, generator=generator)
+    depths, logs = (4, 16, 64), []
+    for blocks in depths:
+        several = []
+        for _ in range(8):
+            wider = Shared(blocks, 32)
+            plan = dmft.parameterize(Shared(blocks), x, wider=wider, depth=depth, generator=generator)
+            several.append(first_steps(plan, x, adam=adam))
+        logs.append({part: sum(one[part] for one in several) for part in several[0]})
+    ratio = torch.tensor(depths[-1] / depths[0]).log()
+    slopes = {part: float((torch.tensor(logs[-1][part] / logs[0][part])).log() / ratio) for part in logs[0]}
+    if depth is None:
+        assert slopes[""] > 1
+        return
+    # With random weights behind it, what branches share has a gradient of sqrt(L) L^-alpha, which grows to 1 as these learn.
+    at_start = (0.5 - ALPHA[depth]) * (1 if adam else 2)
+    expected = {"": 0.0, "in a branch": 0.0, "ends a branch": 0.0, "between branches": 0.0, "shared": at_start}
+    assert slopes == pytest.approx(expected, abs=0.2)

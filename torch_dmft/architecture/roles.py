@@ -38,7 +38,7 @@ class Stream:
     Attributes:
         branches: L, the number of branches: a block of a transformer has two, attention and MLP, a block of a ResNet one.
         parts: where its parameters stand, by name; those before the first branch and behind the last are left out.
-        shared: for those that several branches use, how many.
+        shared: for those that several branches have inside of them, how many.
     """
 
     branches: int

@@ -31,9 +31,9 @@ Biases keep their own init. PyTorch draws the bias of nn.Linear from U(-k, k), k
 vanishes in the limit and changes kernels by O(1/N), like all corrections to the limit; behind the data it stays.
 
 Depth. A residual stream h_{k+1} = h_k + a b_k(h_k), k = 1..L, keeps its size in L for a = L^-alpha with alpha = 1/2 (branches
-of independent weights add up like a random walk) or alpha = 1 (an ODE in k/L). With g = df/dh = O(1/(gamma0 N)) along the stream,
-the unit-form gradient of a parameter in a branch is a (db/dtheta)^T g, and a step moves the stream by a (db/dtheta) dtheta in
-each of L branches, all in one direction. With SGD at the rate c times that of the tables above the sum is L a^2 c = O(1), so
+of independent weights add up like a random walk) or alpha = 1 (an ODE in k/L). With g = df/dh = O(1/(gamma0 N)) along the
+stream, the unit-form gradient of a parameter in a branch is a (db/dtheta)^T g, and a step moves the stream by
+a (db/dtheta) dtheta in each of L branches, all in one direction. With SGD at the rate c times that of the tables above the sum is L a^2 c = O(1), so
 c = L^(2 alpha - 1); with Adam, whose steps have one size, it is L a c = O(1), so c = L^(alpha - 1). The multiplier a is folded
 into the parameters that b ends with (the last weight and its bias, or the gain and shift of a norm layer behind it), which
 changes their rates by a^2 with SGD and a with Adam, and their gradient by 1/a:
@@ -43,8 +43,8 @@ changes their rates by a^2 with SGD and a with Adam, and their gradient by 1/a:
     ends a branch            L^-alpha    1/L                 1/L              1
     between branches         1           1/L                 1/L              1
 
-each times what the role has. A parameter that n branches share has n times the gradient, moves n of them, and takes 1/n of the
-SGD rate. In a branch that is 1 and 1/sqrt(L) for alpha = 1/2, L and 1 for alpha = 1. *Between* branches are
+each times what the role has. If n branches share a parameter inside of them (a table of relative positions), their gradients
+add up like sqrt(n) or, once trained, like n, and L/n stands in the place of L: its share in a step is n/L. In a branch that is 1 and 1/sqrt(L) for alpha = 1/2, L and 1 for alpha = 1. *Between* branches are
 the norm layers that the stream itself passes after every sum (BERT): there are L of them, each of which moves the stream. What
 comes before the first branch and behind the last keeps its rates. Weight decay needs nothing: it is lambda eta / rate, so that
 a step multiplies every parameter by 1 - eta lambda at every depth. With alpha = 1/2 a branch's own steps move the features
@@ -132,19 +132,19 @@ def at_depth(scaling: Scaling, part: Part, *, branches: int, alpha: float, share
         part: where it stands to the stream.
         branches: L, the number of branches.
         alpha: 1/2 or 1.
-        shared: n, how many branches share the parameter.
+        shared: n, how many branches share a parameter inside of them.
 
     Returns:
         The scaling, with the multiplier in the parameters that end branches.
     """
-    scaling = replace(scaling, lr=scaling.lr / shared, gradient=scaling.gradient * shared)
     if part is Part.BETWEEN:
         return replace(scaling, lr=scaling.lr / branches, adam_lr=scaling.adam_lr / branches)
-    multiplier = branches**-alpha
+    count = branches / shared
+    multiplier = count**-alpha
     inside = replace(
         scaling,
-        lr=scaling.lr * branches ** (2 * alpha - 1),
-        adam_lr=scaling.adam_lr * branches ** (alpha - 1),
+        lr=scaling.lr * count ** (2 * alpha - 1),
+        adam_lr=scaling.adam_lr * count ** (alpha - 1),
         gradient=scaling.gradient * multiplier,
     )
     return inside.folded(multiplier) if part is Part.END else inside

@@ -105,7 +105,7 @@ def _parts(features: Features, streams: list[list[Branch]]) -> tuple[list[Stream
     for name, several in standing.items():
         number, part, _ = next(iter(several.values()))
         is_one = len({one[:2] for one in several.values()}) == 1 and name not in outside
-        if is_one and (part is not Part.END or len(several) == 1):
+        if is_one and (part is Part.INSIDE or len(several) == 1):
             found[number][0][name] = part
             if len(several) > 1:
                 found[number][1][name] = len(several)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 
 import torch_dmft as dmft
 from tests.vision import torchvision
-from torch_dmft.parameterization import Plan
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.parameterization import CoordinateCheck, Plan, depth_check, rules
+from torch_dmft.parameterization.scheme import at_depth
 
 D, N, SAMPLES = 5, 24, 7
 ALPHA = {"1/sqrt(L)": 0.5, "1/L": 1.0}
@@ -276,3 +279,87 @@ def test_every_part_of_a_stream_has_the_same_share_in_a_step_at_every_depth(dept
     at_start = (0.5 - ALPHA[depth]) * (1 if adam else 2)
     expected = {"": 0.0, "in a branch": 0.0, "ends a branch": 0.0, "between branches": 0.0, "shared": at_start}
     assert slopes == pytest.approx(expected, abs=0.2)
+
+
+def check(depth: str | None, optimizer: str, generator: torch.Generator, **settings) -> CoordinateCheck:
+    x = torch.randn(16, D, generator=generator)
+    settings = {"lr": {"sgd": 0.1, "adamw": 0.03}[optimizer], "depths": (4, 16, 64), "seeds": 2} | settings
+    return depth_check(
+        lambda blocks: Residual(blocks, 48), x, torch.sin(x[:, :2]), depth=depth, optimizer=optimizer, **settings
+    )
+
+
+@pytest.mark.parametrize(
+    ("depth", "optimizer", "gamma0"),
+    [
+        ("1/sqrt(L)", "sgd", 1.0),
+        ("1/L", "adamw", 0.3),
+        *(
+            pytest.param(depth, optimizer, gamma0, marks=pytest.mark.long)
+            for depth in ALPHA
+            for optimizer in ("sgd", "adamw")
+            for gamma0 in (1.0, 0.3)
+        ),
+    ],
+)
+def test_features_move_alike_at_every_depth(depth, optimizer, gamma0, generator) -> None:
+    found = check(depth, optimizer, generator, gamma0=gamma0, generator=generator)
+    assert found.passed, str(found)
+    assert "blocks.*.down, last third" in found.layers
+    assert "L=64" in str(found)
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.002), ("adamw", 0.01)])
+def test_without_the_multiplier_the_stream_moves_more_at_every_depth(optimizer, lr, generator) -> None:
+    found = check(None, optimizer, generator, lr=lr, generator=generator, seeds=1)
+    assert found.exponents["blocks.*.down, last third"] > 0.4
+    assert found.verdicts["blocks.*.down, last third"] == "grows with depth"
+
+
+def test_the_check_sees_a_wrong_rate(generator, monkeypatch) -> None:
+    def without_rate(scaling, part, *, branches, alpha, shared=1):
+        right = at_depth(scaling, part, branches=branches, alpha=alpha, shared=shared)
+        return replace(right, adam_lr=right.adam_lr * branches**0.5)
+
+    monkeypatch.setattr(rules, "at_depth", without_rate)
+    found = check("1/sqrt(L)", "adamw", generator, lr=0.01, generator=generator, seeds=1)
+    assert found.exponents["blocks.*.down, last third"] > 0.2
+
+
+def test_what_the_depth_check_refuses(generator) -> None:
+    with pytest.raises(InvalidInputError, match=r"`depths` must hold at least two depths of 3 or more"):
+        check("1/L", "sgd", generator, depths=(2, 8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"depth": "sqrt"}, r"""`depth` must be what .* Got: 'sqrt'. Remedy: "1/sqrt\(L\)" or "1/L"."""),
+        ({"depth": "1/L", "scheme": "standard"}, r'With scheme="standard", `depth` must be left out'),
+        ({"depth": "1/L", "init": "untouched"}, r'With init="untouched", `depth` must be left out'),
+    ],
+)
+def test_what_depth_cannot_be(settings, message, generator) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        dmft.parameterize(Residual(3), torch.randn(2, D, generator=generator), **settings)
+
+
+def test_groups_say_where_parameters_stand_and_a_plan_is_saved_with_its_depth(generator) -> None:
+    x = torch.randn(2, D, generator=generator)
+    plan = dmft.parameterize(Residual(4), x, depth="1/L", generator=generator)
+    names = {group["name"] for group in plan.param_groups(0.1)}
+    assert {f"hidden, fan-in {2 * N}, ends a branch", f"hidden, fan-in {N}, in a branch", "readout, fan-in 24"} <= names
+    other = dmft.parameterize(Residual(4), x)
+    other.load_state_dict(plan.state_dict())
+    assert (other.depth, other.rules) == ("1/L", plan.rules)
+
+
+def test_kept_weights_are_rescaled_with_the_multiplier(generator) -> None:
+    model = Residual(4).double()
+    before = model.blocks[1].down.weight.detach().clone()
+    x = torch.randn(2, D, generator=generator, dtype=torch.float64)
+    plan = dmft.parameterize(model, x, depth="1/L", init="keep")
+    found = model.blocks[1].down.weight
+    torch.testing.assert_close(found, before * found.norm() / before.norm())
+    assert float(found.square().mean().sqrt()) == pytest.approx(0.25 / (2 * N) ** 0.5)
+    assert plan.rule("blocks.1.down.weight").std == pytest.approx(0.25 / (2 * N) ** 0.5)

@@ -33,22 +33,23 @@ vanishes in the limit and changes kernels by O(1/N), like all corrections to the
 Depth. A residual stream h_{k+1} = h_k + a b_k(h_k), k = 1..L, keeps its size in L for a = L^-alpha with alpha = 1/2 (branches
 of independent weights add up like a random walk) or alpha = 1 (an ODE in k/L). With g = df/dh = O(1/(gamma0 N)) along the
 stream, the unit-form gradient of a parameter in a branch is a (db/dtheta)^T g, and a step moves the stream by
-a (db/dtheta) dtheta in each of L branches, all in one direction. With SGD at the rate c times that of the tables above the sum is L a^2 c = O(1), so
-c = L^(2 alpha - 1); with Adam, whose steps have one size, it is L a c = O(1), so c = L^(alpha - 1). The multiplier a is folded
-into the parameters that b ends with (the last weight and its bias, or the gain and shift of a norm layer behind it), which
-changes their rates by a^2 with SGD and a with Adam, and their gradient by 1/a:
+a (db/dtheta) dtheta in each of L branches, all in one direction. With SGD at the rate c times that of the tables above the sum
+is L a^2 c = O(1), so c = L^(2 alpha - 1); with Adam, whose steps have one size, it is L a c = O(1), so c = L^(alpha - 1). The
+multiplier a is folded into the parameters that b ends with (the last weight and its bias, or the gain and shift of a norm layer
+behind it), which changes their rates by a^2 with SGD and a with Adam, and their gradient by 1/a:
 
     part of the stream       start       SGD rate            Adam rate        size of the gradient
     in a branch              1           L^(2 alpha - 1)     L^(alpha - 1)    L^-alpha
     ends a branch            L^-alpha    1/L                 1/L              1
     between branches         1           1/L                 1/L              1
 
-each times what the role has. If n branches share a parameter inside of them (a table of relative positions), their gradients
-add up like sqrt(n) or, once trained, like n, and L/n stands in the place of L: its share in a step is n/L. In a branch that is 1 and 1/sqrt(L) for alpha = 1/2, L and 1 for alpha = 1. *Between* branches are
+each times what the role has. In a branch that is 1 and 1/sqrt(L) for alpha = 1/2, L and 1 for alpha = 1. *Between* branches are
 the norm layers that the stream itself passes after every sum (BERT): there are L of them, each of which moves the stream. What
-comes before the first branch and behind the last keeps its rates. Weight decay needs nothing: it is lambda eta / rate, so that
-a step multiplies every parameter by 1 - eta lambda at every depth. With alpha = 1/2 a branch's own steps move the features
-inside of it by O(1/sqrt(L)), so that it is linear in its weights, while with alpha = 1 they move them by O(1).
+comes before the first branch and behind the last keeps its rates. If n branches share a parameter inside of them (a table of
+relative positions), their gradients add up like sqrt(n) or, once trained, like n, and L/n stands in the place of L: its share
+in a step is n/L. Weight decay needs nothing: it is lambda eta / rate, so that a step multiplies every parameter by
+1 - eta lambda at every depth. With alpha = 1/2 a branch's own steps move the features inside of it by O(1/sqrt(L)), so that it
+is linear in its weights, while with alpha = 1 they move them by O(1).
 
 Sources: Bordelon, Noci, Li, Hanin, Pehlevan 2023 (1/sqrt(L), SGD); Yang, Yu, Zhu, Hayou 2023 (Depth-muP: Adam at 1/sqrt(L));
 Bordelon, Chaudhry, Pehlevan 2024 and Dey et al. 2025 (CompleteP: 1/L, with Adam's eps and weight decay).

@@ -203,16 +203,19 @@ LIBRARIES = {
 def test_libraries_are_folded_where_branches_end_and_undone(factory, inputs, branches, ends, wider, depth) -> None:
     if not wider and factory is not resnet:
         pytest.skip("one instance does not say what its widths are")
-    torch.manual_seed(0)
-    model = factory(32)
-    model.requires_grad_(True)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
+
+    def biased(width: int) -> nn.Module:
+        made = factory(width)
+        for name, parameter in made.named_parameters():
             if name.endswith("bias"):
-                parameter.normal_()
+                nn.init.normal_(parameter)
+        return made
+
+    torch.manual_seed(0)
+    model = biased(32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plain = copy.deepcopy(model)
-    settings = {"wider": factory if wider else None}
+    settings = {"wider": biased if wider else None}
     plan = dmft.parameterize(model, inputs, depth=depth, generator=torch.Generator().manual_seed(1), **settings)
     other = dmft.parameterize(plain, inputs, generator=torch.Generator().manual_seed(1), **settings)
     assert [stream.branches for stream in plan.architecture.streams] == [branches]

@@ -1,6 +1,28 @@
 """nn.Module -> Architecture: which weights a model has, their roles, fan-in, and which axes are widths."""
 
 from torch_dmft.architecture.describe import Wrapper, describe
-from torch_dmft.architecture.roles import Architecture, Attribute, Constant, DotProduct, Layer, Role, Vector
+from torch_dmft.architecture.roles import (
+    Architecture,
+    Attribute,
+    Constant,
+    DotProduct,
+    Layer,
+    Part,
+    Role,
+    Stream,
+    Vector,
+)
 
-__all__ = ["Architecture", "Attribute", "Constant", "DotProduct", "Layer", "Role", "Vector", "Wrapper", "describe"]
+__all__ = [
+    "Architecture",
+    "Attribute",
+    "Constant",
+    "DotProduct",
+    "Layer",
+    "Part",
+    "Role",
+    "Stream",
+    "Vector",
+    "Wrapper",
+    "describe",
+]

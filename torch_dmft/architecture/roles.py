@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from torch_dmft.core.errors import Place
@@ -20,6 +21,29 @@ class Role(StrEnum):
     CODE = "code"  # fan-in is a width, fan-out is not, and widths come after it: an inner code, a rank, a gate
     INNER = "inner"  # no side is a width, and widths come after it
     OUTER = "outer"  # no side is a width, and none comes after it: behind the readout
+
+
+class Part(StrEnum):
+    """Where a parameter stands to a residual stream h_{k+1} = h_k + b_k(h_k)."""
+
+    INSIDE = "in a branch"  # it acts within b_k
+    END = "ends a branch"  # b_k is proportional to it: the last weight and its bias, or gain and shift of a last norm layer
+    BETWEEN = "between branches"  # it acts on the stream itself, as the norm layers behind every sum of BERT
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream of features to which residual branches are added one after another.
+
+    Attributes:
+        branches: L, the number of branches: a block of a transformer has two, attention and MLP, a block of a ResNet one.
+        parts: where its parameters stand, by name; those before the first branch and behind the last are left out.
+        shared: for those that several branches have inside of them, how many.
+    """
+
+    branches: int
+    parts: Mapping[str, Part]
+    shared: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,6 +202,7 @@ class Architecture:
             ``row_independent``.
         attributes: numbers of modules that have to be set for the forward pass to be the same at every width.
         notes: what was assumed, or has no limit, in words.
+        streams: residual streams whose branches are scaled with their number; () if that was not asked for.
     """
 
     layers: tuple[Layer, ...]
@@ -191,6 +216,7 @@ class Architecture:
     train_differs: tuple[Place, ...] = ()
     attributes: tuple[Attribute, ...] = ()
     notes: tuple[str, ...] = ()
+    streams: tuple[Stream, ...] = ()
 
     @property
     def readout(self) -> Layer:

@@ -3,9 +3,10 @@
 from torch_dmft.parameterization.apply import parameterize
 from torch_dmft.parameterization.centered import centered
 from torch_dmft.parameterization.coordinate_check import CoordinateCheck, coordinate_check
+from torch_dmft.parameterization.depth_check import depth_check
 from torch_dmft.parameterization.effective import EffectiveScaling, effective_scaling
 from torch_dmft.parameterization.plan import Plan
-from torch_dmft.parameterization.rules import ParameterRule, parameter_rules
+from torch_dmft.parameterization.rules import ParameterRule, in_streams, parameter_rules
 from torch_dmft.parameterization.scheme import mean_field
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "Plan",
     "centered",
     "coordinate_check",
+    "depth_check",
     "effective_scaling",
+    "in_streams",
     "mean_field",
     "parameter_rules",
     "parameterize",

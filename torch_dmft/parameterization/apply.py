@@ -19,10 +19,11 @@ from torch_dmft.core.spread import assign, inside, is_spread, processes_differ, 
 from torch_dmft.core.torch_private import is_compiled
 from torch_dmft.parameterization.plan import Plan, set_attributes
 from torch_dmft.parameterization.rules import OWN_INIT, ParameterRule, parameter_rules
-from torch_dmft.parameterization.scheme import SCHEMES, effective_gamma0
+from torch_dmft.parameterization.scheme import DEPTHS, SCHEMES, effective_gamma0
 from torch_dmft.parameterization.start import is_fresh
 from torch_dmft.uses.describe import Wider, describe
-from torch_dmft.uses.outputs import Example, Selection
+from torch_dmft.uses.outputs import Example, Runs, Selection
+from torch_dmft.uses.streams import streams_of
 
 
 def parameterize(
@@ -36,6 +37,7 @@ def parameterize(
     roles: Roles | None = None,
     wider: Wider | None = None,
     outputs: Selection | None = None,
+    depth: str | None = None,
     generator: torch.Generator | None = None,
 ) -> Plan:
     """Scale a model in place: training no longer depends on width, and features move in proportion to gamma0.
@@ -62,6 +64,9 @@ def parameterize(
         wider: the same model at another width, a function that builds it, or a factory ``width -> model``: what differs
             between the two is a width. Settles the roles in models of any kind, library transformers included.
         outputs: with ``wider``: which of the model's outputs is f, a key, an index or a function; default as in ``Recorder``.
+        depth: what every residual branch b of a stream h + b(h) is multiplied by, "1/sqrt(L)" or "1/L", where L is the number
+            of branches (two per block of a transformer), so that training does not depend on L either; None for 1. The
+            multiplier is in the parameters that end the branch.
         generator: where "normal" draws from; torch's default generator if None.
 
     Returns:
@@ -72,14 +77,16 @@ def parameterize(
         InvalidInputError: if an argument is outside its range, the parameters have no numbers yet (meta device), or processes
             that train the model together draw different weights.
     """
-    _check(gamma0, scheme, gain, init)
+    _check(gamma0, scheme, gain, init, depth)
     require_materialised(model)
     model = model if is_compiled(model) else inside(model)
     with whole(model):
         architecture = describe(model, example_input, roles=roles, wider=wider, outputs=outputs)
+        if depth is not None:
+            architecture = replace(architecture, streams=streams_of(model, Runs(model, outputs), example_input))
         if wider is None and architecture.notes:
             warnings.warn("; ".join(architecture.notes), stacklevel=2)
-        plan = scaled(model, architecture, gamma0, scheme, gain=gain, init=init, generator=generator)
+        plan = scaled(model, architecture, gamma0, scheme, gain=gain, init=init, depth=depth, generator=generator)
         values = dict(model.named_parameters())
     if is_spread(model):
         for name, parameter in model.named_parameters():
@@ -103,6 +110,7 @@ def scaled(
     *,
     gain: float | str = "auto",
     init: str = "normal",
+    depth: str | None = None,
     generator: torch.Generator | None = None,
 ) -> Plan:
     """Scale a model in place whose architecture is known and whose parameters are whole; see ``parameterize``.
@@ -114,17 +122,18 @@ def scaled(
         scheme: the scaling.
         gain: g of input and hidden weights.
         init: how weights start.
+        depth: how residual branches are scaled.
         generator: where "normal" draws from.
 
     Raises:
         InvalidInputError: if an argument is outside its range.
     """
-    _check(gamma0, scheme, gain, init)
+    _check(gamma0, scheme, gain, init, depth)
     initial = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     numbers = [(one, getattr(model.get_submodule(one.path), one.name)) for one in architecture.attributes]
     before = tuple(replace(one, value=number) for one, number in numbers) if scheme != "standard" else ()
     rules = parameter_rules(
-        architecture, model, gamma0=gamma0, scheme=scheme, gain=gain, keeps_sizes=init == "untouched"
+        architecture, model, gamma0=gamma0, scheme=scheme, gain=gain, keeps_sizes=init == "untouched", depth=depth
     )
     rescaled: dict[str, float] = {}
     if scheme != "standard":
@@ -149,6 +158,7 @@ def scaled(
         drawn=drawn,
         before=before,
         rescaled=rescaled,
+        depth=depth,
     )
 
 
@@ -176,9 +186,12 @@ def _initialise(
     Returns:
         What it was multiplied by, if it was kept.
     """
-    if rule.role in OWN_INIT or not parameter.requires_grad or init == "untouched":
+    if not parameter.requires_grad or init == "untouched":
         return None
-    if rule.role is Role.OUTPUT_BIAS:
+    if rule.role in OWN_INIT:
+        if rule.start != 1.0:
+            parameter.mul_(rule.start)
+    elif rule.role is Role.OUTPUT_BIAS:
         parameter.zero_()
     elif init == "keep":
         size = float(parameter.square().mean().sqrt())
@@ -193,7 +206,7 @@ def _initialise(
     return None
 
 
-def _check(gamma0: float, scheme: str, gain: float | str, init: str) -> None:
+def _check(gamma0: float, scheme: str, gain: float | str, init: str, depth: str | None) -> None:
     if scheme not in SCHEMES:
         raise InvalidInputError(
             "`scheme` must name a scaling.", got=repr(scheme), remedy='"mean_field", "ntk" or "standard"'
@@ -213,6 +226,22 @@ def _check(gamma0: float, scheme: str, gain: float | str, init: str) -> None:
             f'With scheme="{scheme}", gamma0 must be left out; it is 1/sqrt(width).',
             got=f"gamma0={gamma0}",
             remedy='scheme="mean_field"',
+        )
+    if depth is not None and depth not in DEPTHS:
+        raise InvalidInputError(
+            "`depth` must be what residual branches are multiplied by.",
+            got=repr(depth),
+            remedy=" or ".join(f'"{name}"' for name in DEPTHS),
+        )
+    if scheme == "standard" and depth is not None:
+        raise InvalidInputError(
+            'With scheme="standard", `depth` must be left out, as weights stay as they are.',
+            remedy='scheme="mean_field"',
+        )
+    if depth is not None and init == "untouched":
+        raise InvalidInputError(
+            'With init="untouched", `depth` must be left out, as its multiplier would be in the weights.',
+            remedy='init="keep" or "normal", or leave depth= out',
         )
     if scheme == "standard" and (gain != "auto" or init != "normal"):
         raise InvalidInputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,30 +20,33 @@ from torch_dmft.parameterization.plan import Plan
 from torch_dmft.uses.describe import describe
 from torch_dmft.uses.outputs import Example, Runs, Selection
 from torch_dmft.uses.passes import layer_outputs
+from torch_dmft.uses.streams import stream_states
 
 
 @dataclass(frozen=True)
 class CoordinateCheck:
-    """How the change of each layer's output scales with width.
+    """How the change of each layer's output scales with width, or with depth.
 
     Attributes:
-        widths: the widths that were trained.
+        sizes: the widths N that were trained, or the depths L.
         layers: the weights, in forward order; left out are frozen ones, and those that read other rows after training, as
-            experts do when the routes change.
-        updates: ``(layer, width)``, root mean square over samples and neurons of h(T) - h(0), averaged over the seeds.
-        errors: ``(layer, width)``, standard errors of the updates.
+            experts do when the routes change. Along depth: kinds of layers, and thirds of the depth.
+        updates: ``(layer, size)``, root mean square over samples and neurons of h(T) - h(0), averaged over the seeds.
+        errors: ``(layer, size)``, standard errors of the updates.
         tolerance: largest exponent in size that counts as none.
+        axis: what was changed, "width" or "depth".
     """
 
-    widths: tuple[int, ...]
+    sizes: tuple[int, ...]
     layers: tuple[str, ...]
-    updates: Float[Tensor, "layer width"]
-    errors: Float[Tensor, "layer width"]
+    updates: Float[Tensor, "layer size"]
+    errors: Float[Tensor, "layer size"]
     tolerance: float
+    axis: str = "width"
 
     @property
     def exponents(self) -> dict[str, float]:
-        """The slope of log update against log width, by least squares, for each layer; 0 is right."""
+        """The slope of log update against log N or log L, by least squares, for each layer; 0 is right."""
         logs = self.updates.double().log()
         slopes = (logs * self._weights).sum(1).where(logs.isfinite().all(1), torch.nan)
         return dict(zip(self.layers, slopes.tolist(), strict=True))
@@ -56,13 +59,13 @@ class CoordinateCheck:
 
     @property
     def _weights(self) -> Tensor:
-        x = torch.tensor(self.widths, dtype=torch.float64, device="cpu").log()
+        x = torch.tensor(self.sizes, dtype=torch.float64, device="cpu").log()
         x = x - x.mean()
         return x / (x * x).sum()
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """For each layer "stable", "grows with width", "vanishes with width", "did not move" or "diverged"."""
+        """For each layer "stable", "grows with width", "vanishes with width" (or depth), "did not move" or "diverged"."""
 
         def verdict(layer: str, updates: Tensor) -> str:
             if not updates.isfinite().all():
@@ -72,7 +75,7 @@ class CoordinateCheck:
             exponent = self.exponents[layer]
             if abs(exponent) <= self.tolerance:
                 return "stable"
-            return "grows with width" if exponent > 0 else "vanishes with width"
+            return f"{'grows' if exponent > 0 else 'vanishes'} with {self.axis}"
 
         return {layer: verdict(layer, row) for layer, row in zip(self.layers, self.updates, strict=True)}
 
@@ -93,7 +96,8 @@ class CoordinateCheck:
             )
             for layer, row in zip(self.layers, self.updates.tolist(), strict=True)
         ]
-        numbers = (*(("", f"N={width}") for width in self.widths), ("", "exponent"), ("", "+-"))
+        letter = "N" if self.axis == "width" else "L"
+        numbers = (*(("", f"{letter}={size}") for size in self.sizes), ("", "exponent"), ("", "+-"))
         return Grid("change of each layer's output, rms", ("weight", "verdict"), numbers, tuple(rows))
 
     def __str__(self) -> str:
@@ -160,7 +164,7 @@ def coordinate_check(
             architecture = describe(model, inputs, wider=factory(other) if wider else None, outputs=outputs)
         plan = scaled(model, architecture, gamma0, scheme, generator=generator)
         groups = plan.param_groups(lr, optimizer=optimizer)
-        changes = _changes(plan, OPTIMIZERS[optimizer](groups), inputs, targets, loss, steps, outputs)
+        changes = changes_of(plan, OPTIMIZERS[optimizer](groups), inputs, targets, loss, steps, outputs)
         if number % seeds == 0:
             found.append({path: [] for path in changes})
         for path, change in changes.items():
@@ -170,12 +174,24 @@ def coordinate_check(
             "The model must have the same layers at every width.", remedy="let factory change the width only"
         )
     layers = tuple(path for path in found[0] if all(None not in row[path] for row in found))
+    return summary(widths, layers, found, tolerance, "width")
+
+
+def summary(
+    sizes: Sequence[int],
+    layers: Sequence[str],
+    found: Sequence[Mapping[str, Sequence[float | None]]],
+    tolerance: float,
+    axis: str,
+) -> CoordinateCheck:
+    """The check of what was found at every size: for every layer the changes of all seeds."""
     every = torch.tensor([[row[path] for row in found] for path in layers], dtype=torch.float64, device="cpu")
+    seeds = every.shape[-1]
     errors = every.std(-1) / math.sqrt(seeds) if seeds > 1 else torch.full_like(every[..., 0], torch.nan)
-    return CoordinateCheck(tuple(widths), layers, every.mean(-1), errors, tolerance)
+    return CoordinateCheck(tuple(sizes), tuple(layers), every.mean(-1), errors, tolerance, axis)
 
 
-def _changes(
+def changes_of(
     plan: Plan,
     optimizer: torch.optim.Optimizer,
     inputs: Example,
@@ -183,13 +199,26 @@ def _changes(
     loss: Loss,
     steps: int,
     outputs: Selection | None,
+    *,
+    along_stream: bool = False,
 ) -> dict[str, float | None]:
     """Root mean square of h(T) - h(0) for the output h of each layer that is trained; f for that of the readout.
 
     Queries that are smaller by a factor, as their scores lack it, are counted without it. None where h(T) has other rows.
+
+    Args:
+        plan: a fresh plan.
+        optimizer: takes its groups.
+        inputs: of every step.
+        targets: of every step.
+        loss: (outputs, targets) -> scalar.
+        steps: T.
+        outputs: which of the model's outputs is f.
+        along_stream: whether h is the stream behind the sum instead, for what ends a residual branch.
     """
     run = Runs(plan.model.eval(), outputs)
     before = layer_outputs(plan.model, run, inputs)
+    states = stream_states(plan.model, run, inputs) if along_stream else {}
     start = run(inputs).detach()
     for _ in range(steps):
         optimizer.zero_grad()
@@ -197,9 +226,15 @@ def _changes(
         optimizer.step()
     after = layer_outputs(plan.model, run, inputs)
     moved = run(inputs).detach() - start
+    states_after = stream_states(plan.model, run, inputs) if along_stream else {}
     found: dict[str, float | None] = {}
+    owners = {layer.weight: layer.path for layer in plan.architecture.layers}
+    owners |= {layer.bias: layer.path for layer in plan.architecture.layers if layer.bias is not None}
+    for name, state in states.items():
+        if plan.rule(name).lr:
+            found[owners.get(name, name.rpartition(".")[0])] = _size([states_after[name] - state])
     for layer in plan.architecture.layers:
-        if plan.rule(layer.weight).lr:
+        if plan.rule(layer.weight).lr and layer.path not in found:
             # Of a readout's outputs f may be a part, and the others learn nothing.
             is_readout = layer is plan.architecture.readout
             change = _size([moved]) if is_readout else _change(before.get(layer.path, []), after.get(layer.path, []))

@@ -40,8 +40,9 @@ def param_groups(
         }
         if optimizer != "sgd":
             settings["eps"] = eps * rule.gradient
-        key = (rule.role, rule.fan_in, *settings.values())
+        key = (rule.role, rule.fan_in, rule.part, *settings.values())
         name = f"{rule.role}, fan-in {rule.fan_in}" if rule.fan_in > 1 else str(rule.role)
+        name = f"{name}, {rule.part}" if rule.part else name
         group = groups.setdefault(key, {"name": name, "params": [], **settings})
         group["params"].append(model.get_parameter(rule.name))
     return list(groups.values())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.architecture import Architecture, Attribute, Role
+from torch_dmft.architecture import Architecture, Attribute, Part, Role
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.listed import listed
@@ -44,6 +44,7 @@ class Plan:
         is_limit: whether the model is an infinite-width twin, whose neurons are samples and no width.
         drawn: a few entries of every parameter as they were when the plan was made, by name; {} if nothing was drawn.
         rescaled: what weights that were kept were multiplied by, by name.
+        depth: what residual branches are multiplied by, "1/sqrt(L)" or "1/L"; None for 1.
         origin: what legends call this model: ``"network (N=512)"``, ``"network (32 channels)"`` if the readout reads flattened
             images of so many, or ``"theory (N=inf)"`` for an infinite-width twin.
     """
@@ -63,6 +64,7 @@ class Plan:
         drawn: Mapping[str, Tensor] | None = None,
         before: Iterable[Attribute] = (),
         rescaled: Mapping[str, float] | None = None,
+        depth: str | None = None,
     ) -> None:
         """Put a plan together; ``initial`` and ``before`` hold what ``undo`` brings back, None if it cannot."""
         self.model = model
@@ -75,6 +77,7 @@ class Plan:
         self.is_limit = is_limit
         self.drawn = dict(drawn or {})
         self.rescaled = dict(rescaled or {})
+        self.depth = depth
         self._initial = initial
         self._before = tuple(before)
 
@@ -110,9 +113,15 @@ class Plan:
         numbers = [
             f"{listed(scales)}: set so that the scores are q.k/d; whoever loads a checkpoint of this model has to wrap it first"
         ]
+        streams = [
+            f"{stream.branches} residual branches are multiplied by {self.depth}, L = {stream.branches}, in initial sizes and "
+            f"rates of what ends them: {listed([name for name, part in stream.parts.items() if part is Part.END])}"
+            for stream in self.architecture.streams
+        ]
         return (
             *self.architecture.notes,
             *kept,
+            *streams,
             *(folded if layers else []),
             *(numbers if scales else []),
         )
@@ -221,6 +230,7 @@ class Plan:
             "version": _VERSION,
             "scheme": self.scheme,
             "gamma0": self.gamma0,
+            "depth": self.depth,
             "rules": [{**asdict(rule), "role": rule.role.value} for rule in self.rules],
             "drawn": {name: entries.tolist() for name, entries in self.drawn.items()},
         }
@@ -256,6 +266,7 @@ class Plan:
                 remedy="wrap the model of this width anew; gamma0 and the base learning rate carry over",
             )
         self.rules, self.scheme, self.gamma0 = rules, state["scheme"], state["gamma0"]
+        self.depth = state.get("depth")
         self.drawn = {
             name: torch.tensor(entries, dtype=torch.float64, device="cpu")
             for name, entries in state.get("drawn", {}).items()

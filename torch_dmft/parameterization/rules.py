@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from torch_dmft.architecture import Architecture, Layer, Role
-from torch_dmft.parameterization.scheme import STANDARD, effective_gamma0, mean_field
+from torch_dmft.parameterization.scheme import DEPTHS, STANDARD, Scaling, at_depth, effective_gamma0, mean_field
 
 _SQRT2 = frozenset({"relu", "relu6", "leaky_relu", "gelu", "gelu_tanh", "silu", "mish"})
 
@@ -28,7 +28,9 @@ class ParameterRule:
             had when the plan was made (a bias of N(0, s_b^2) has s_b).
         lr: SGD learning rate in units of the base rate eta; 0 for a frozen parameter.
         adam_lr: Adam and AdamW learning rate in units of eta; 0 for a frozen parameter.
-        gradient: size of the gradient in width and gamma0; Adam's eps is multiplied by it.
+        gradient: size of the gradient in width, depth and gamma0; Adam's eps is multiplied by it.
+        start: what its own init was multiplied by, if it keeps that.
+        part: where it stands to a residual stream whose branches are scaled, in words; "" if it stands in none.
     """
 
     name: str
@@ -40,6 +42,8 @@ class ParameterRule:
     lr: float
     adam_lr: float
     gradient: float
+    start: float = 1.0
+    part: str = ""
 
     @property
     def decay(self) -> float:
@@ -60,6 +64,7 @@ def parameter_rules(
     scheme: str = "mean_field",
     gain: float | str = "auto",
     keeps_sizes: bool = False,
+    depth: str | None = None,
 ) -> tuple[ParameterRule, ...]:
     """A rule for every parameter of a model, in the order of its parameters.
 
@@ -70,6 +75,7 @@ def parameter_rules(
         scheme: "mean_field", "ntk" or "standard".
         gain: g of input and hidden weights; "auto" is sqrt(2) before relu, gelu, silu and their kin, 1 otherwise.
         keeps_sizes: whether all weights stay as they are, as frozen ones do; their sizes then enter as gains.
+        depth: what branches of the architecture's streams are multiplied by, "1/sqrt(L)" or "1/L"; None for 1.
 
     Returns:
         The rules.
@@ -102,6 +108,8 @@ def parameter_rules(
                 fold=1.0 if layer is None else layer.fold,
                 is_read_by_zeros=layer is not None and layer.is_read_by_zeros,
             )
+        scaling = in_streams(scaling, name, architecture, depth)
+        start = scaling.start if parameter.requires_grad and not keeps_sizes else 1.0
         rules.append(
             ParameterRule(
                 name=name,
@@ -109,13 +117,31 @@ def parameter_rules(
                 role=role,
                 fan_in=fan_in,
                 gain=weight_gain,
-                std=own if scaling.std is None or keeps_sizes else scaling.std,
+                std=own * start if scaling.std is None or keeps_sizes else scaling.std,
                 lr=scaling.lr if parameter.requires_grad else 0.0,
                 adam_lr=scaling.adam_lr if parameter.requires_grad else 0.0,
                 gradient=scaling.gradient,
+                start=start,
+                part=next((str(stream.parts[name]) for stream in architecture.streams if name in stream.parts), ""),
             )
         )
     return tuple(rules)
+
+
+def in_streams(scaling: Scaling, name: str, architecture: Architecture, depth: str | None) -> Scaling:
+    """The scaling of a parameter with what its place in a residual stream adds.
+
+    Args:
+        scaling: that of its role.
+        name: the parameter.
+        architecture: with its streams.
+        depth: what their branches are multiplied by; None for 1.
+    """
+    for stream in architecture.streams:
+        if depth is not None and name in stream.parts:
+            shared = stream.shared.get(name, 1)
+            return at_depth(scaling, stream.parts[name], branches=stream.branches, alpha=DEPTHS[depth], shared=shared)
+    return scaling
 
 
 OWN_INIT = frozenset({Role.VECTOR, Role.EMBEDDING, Role.INNER, Role.OUTER})

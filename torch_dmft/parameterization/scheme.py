@@ -34,6 +34,30 @@ width and in gamma0 like every other part. It starts at zero, as the output itse
 Biases keep their own init. PyTorch draws the bias of nn.Linear from U(-k, k), k = 1/sqrt(fan_in): behind a width this
 vanishes in the limit and changes kernels by O(1/N), like all corrections to the limit; behind the data it stays.
 
+Depth. A residual stream h_{k+1} = h_k + a b_k(h_k), k = 1..L, keeps its size in L for a = L^-alpha with alpha = 1/2 (branches
+of independent weights add up like a random walk) or alpha = 1 (an ODE in k/L). With g = df/dh = O(1/(gamma0 N)) along the
+stream, the unit-form gradient of a parameter in a branch is a (db/dtheta)^T g, and a step moves the stream by
+a (db/dtheta) dtheta in each of L branches, all in one direction. With SGD at the rate c times that of the tables above the sum
+is L a^2 c = O(1), so c = L^(2 alpha - 1); with Adam, whose steps have one size, it is L a c = O(1), so c = L^(alpha - 1). The
+multiplier a is folded into the parameters that b ends with (the last weight and its bias, or the gain and shift of a norm layer
+behind it), which changes their rates by a^2 with SGD and a with Adam, and their gradient by 1/a:
+
+    part of the stream       start       SGD rate            Adam rate        size of the gradient
+    in a branch              1           L^(2 alpha - 1)     L^(alpha - 1)    L^-alpha
+    ends a branch            L^-alpha    1/L                 1/L              1
+    between branches         1           1/L                 1/L              1
+
+each times what the role has. In a branch that is 1 and 1/sqrt(L) for alpha = 1/2, L and 1 for alpha = 1. *Between* branches are
+the norm layers that the stream itself passes after every sum (BERT): there are L of them, each of which moves the stream. What
+comes before the first branch and behind the last keeps its rates. If n branches share a parameter inside of them (a table of
+relative positions), their gradients add up like sqrt(n) or, once trained, like n, and L/n stands in the place of L: its share
+in a step is n/L. Weight decay needs nothing: it is lambda eta / rate, so that a step multiplies every parameter by
+1 - eta lambda at every depth. With alpha = 1/2 a branch's own steps move the features inside of it by O(1/sqrt(L)), so that it
+is linear in its weights, while with alpha = 1 they move them by O(1).
+
+Sources: Bordelon, Noci, Li, Hanin, Pehlevan 2023 (1/sqrt(L), SGD); Yang, Yu, Zhu, Hayou 2023 (Depth-muP: Adam at 1/sqrt(L));
+Bordelon, Chaudhry, Pehlevan 2024 and Dey et al. 2025 (CompleteP: 1/L, with Adam's eps and weight decay).
+
 "ntk" is "mean_field" with gamma0 = 1/sqrt(N_L), the lazy scaling. "standard" is PyTorch's own: nothing is changed, one
 learning rate for all.
 """
@@ -43,9 +67,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from torch_dmft.architecture import Role
+from torch_dmft.architecture import Part, Role
 
 SCHEMES = ("mean_field", "ntk", "standard")
+
+DEPTHS = {"1/sqrt(L)": 0.5, "1/L": 1.0}
+"""What a residual branch is multiplied by, and alpha."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +83,20 @@ class Scaling:
         std: initial standard deviation m; None if the parameter keeps its own init.
         lr: SGD learning rate in units of the base rate eta.
         adam_lr: Adam learning rate in units of eta.
-        gradient: size of its gradient in width and gamma0; Adam's eps scales with it.
+        gradient: size of its gradient in width, depth and gamma0; Adam's eps scales with it.
+        start: what its own init is multiplied by, if it keeps that.
     """
 
     std: float | None
     lr: float
     adam_lr: float
     gradient: float
+    start: float = 1.0
+
+    def folded(self, fold: float) -> Scaling:
+        """With a number in the parameter that the forward pass lacks: theta' = fold theta, and both move alike."""
+        std = None if self.std is None else self.std * fold
+        return Scaling(std, self.lr * fold**2, self.adam_lr * fold, self.gradient / fold, self.start * fold)
 
 
 def mean_field(
@@ -92,10 +126,33 @@ def mean_field(
     found = _plain(role, fan_in, width, gamma0, gain)
     if is_read_by_zeros and found.std is not None:
         found = replace(found, std=found.std * math.sqrt(fan_in))
-    if fold == 1.0:
-        return found
-    std = None if found.std is None else found.std * fold
-    return Scaling(std, found.lr * fold**2, found.adam_lr * fold, found.gradient / fold)
+    return found if fold == 1.0 else found.folded(fold)
+
+
+def at_depth(scaling: Scaling, part: Part, *, branches: int, alpha: float, shared: int = 1) -> Scaling:
+    """The scaling of a parameter of a residual stream whose branches are multiplied by L^-alpha; see the table of the module.
+
+    Args:
+        scaling: what it has where branches are not scaled.
+        part: where it stands to the stream.
+        branches: L, the number of branches.
+        alpha: 1/2 or 1.
+        shared: n, how many branches share a parameter inside of them.
+
+    Returns:
+        The scaling, with the multiplier in the parameters that end branches.
+    """
+    if part is Part.BETWEEN:
+        return replace(scaling, lr=scaling.lr / branches, adam_lr=scaling.adam_lr / branches)
+    count = branches / shared
+    multiplier = count**-alpha
+    inside = replace(
+        scaling,
+        lr=scaling.lr * count ** (2 * alpha - 1),
+        adam_lr=scaling.adam_lr * count ** (alpha - 1),
+        gradient=scaling.gradient * multiplier,
+    )
+    return inside.folded(multiplier) if part is Part.END else inside
 
 
 def _plain(role: Role, fan_in: int, width: int, gamma0: float, gain: float) -> Scaling:

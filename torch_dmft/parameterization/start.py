@@ -60,7 +60,7 @@ def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -
         return f"numbers of size {size:.3g} instead of zero" if size and untrained else None
     if rule.role is not Role.VECTOR:
         return None
-    usual = float(rule.name.rpartition(".")[2] == "weight")
+    usual = float(rule.name.rpartition(".")[2] == "weight") * rule.start
     is_norm = all(rule.name != layer.bias for layer in plan.architecture.layers)
     if not math.isclose(size, rule.std, rel_tol=_KEPT, abs_tol=1e-12):
         if untrained:

@@ -50,6 +50,11 @@ class ChainNetwork:
         return None
 
     @property
+    def depth(self) -> str | None:
+        """What residual branches are multiplied by; None for 1."""
+        return None
+
+    @property
     def gains(self) -> dict[str, float]:
         """The forward multiplier g of every input and hidden weight, by its path in the model that ``build`` makes."""
         return {path: layer.gain for path, layer in zip(built_paths(self.chain), self.chain.hidden, strict=False)}
@@ -114,6 +119,11 @@ class ModelNetwork:
     def shown(self) -> Architecture | None:
         """The architecture at the width of the plan."""
         return self.plan.architecture
+
+    @property
+    def depth(self) -> str | None:
+        """What residual branches are multiplied by; None for 1."""
+        return self.plan.depth
 
     @property
     def gains(self) -> dict[str, float]:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 from torch.autograd.graph import Node
 
-_RESHAPES = (
-    "View",
-    "UnsafeView",
-    "Reshape",
-    "Transpose",
-    "T",
-    "Permute",
-    "Squeeze",
-    "Unsqueeze",
-    "Clone",
-    "Alias",
-    "Expand",
+RESHAPES = frozenset(
+    re.findall(r"\w+", "View UnsafeView Reshape Transpose T Permute Squeeze Unsqueeze Clone Alias Expand")
 )
-_CARRIERS = frozenset(
-    {*_RESHAPES, "NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm", "FusedRmsNorm"}
+"""What only arranges numbers anew."""
+
+PICKS = frozenset(
+    re.findall(
+        r"\w+",
+        "Slice Select Narrow Index IndexSelect Gather Roll Flip Unfold Split SplitWithSizes Unbind ConstantPadNd Neg ToCopy "
+        "AsStrided Repeat Mean Sum AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D UpsampleNearest2D "
+        "UpsampleBilinear2D ReflectionPad2D NativeDropout PixelShuffle",
+    )
 )
+"""What is linear in the one tensor that it takes, beside reshaping."""
+
+_NORMS = frozenset(re.findall(r"\w+", "NativeLayerNorm NativeBatchNorm CudnnBatchNorm NativeGroupNorm FusedRmsNorm"))
+
+_CARRIERS = RESHAPES | _NORMS
 """What leaves the features of a layer its features: reshaping and norms."""
 
 _PASSED_OVER = frozenset({"Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Convolution", "Add"})
@@ -46,6 +49,11 @@ def kind(node: Node) -> str:
     """What a node is the derivative of, in torch's words: ``"Relu"``, ``"Addmm"``."""
     name = node.name().rpartition("::")[2]
     return name.partition("Backward")[0]
+
+
+def is_norm(node: Node) -> bool:
+    """Whether a node is that of a norm layer."""
+    return kind(node) in _NORMS
 
 
 def ancestors(nodes: Iterable[Node], *, stop: frozenset[Node] | set[Node] = frozenset()) -> set[Node]:

@@ -153,6 +153,10 @@ class Steps:
                 # A number that python makes is stored where a tensor was that is gone, and nobody sees it made.
                 self._held.append(leaf.untyped_storage())
 
+    def forget(self, constant: Tensor) -> None:
+        """A constant has no scale, whatever lay in its memory before."""
+        self._scales.pop(storage_key(constant), None)
+
     def finish(self, outputs: Tensor) -> None:
         """Note the outputs."""
         self.taken.append(Step("", "output", (self.scale(outputs),), must_agree=True))

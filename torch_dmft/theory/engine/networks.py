@@ -10,7 +10,7 @@ import torch
 
 from torch_dmft.architecture import Role, describe
 from torch_dmft.architecture.widen import NORMS, materialise
-from torch_dmft.parameterization import ParameterRule, Plan, mean_field, parameter_rules
+from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
 from torch_dmft.theory.engine.course import named_rules
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import replica_generators
@@ -38,7 +38,9 @@ def network_of(problem: Problem, width: int) -> Plan:
     materialise(model, problem.inputs)
     model.train()
     architecture = describe(model, problem.inputs[:2], like=network.shown)
-    unscaled = parameter_rules(architecture, model, gamma0=problem.gamma0)
+    if network.shown is not None:
+        architecture = replace(architecture, streams=network.shown.streams)
+    unscaled = parameter_rules(architecture, model, gamma0=problem.gamma0, depth=network.depth)
     norms = {vector.name for vector in architecture.vectors}
 
     def scaled(rule: ParameterRule) -> ParameterRule:
@@ -47,6 +49,7 @@ def network_of(problem: Problem, width: int) -> Plan:
             scaling = mean_field(
                 rule.role, fan_in=rule.fan_in, width=architecture.width, gamma0=problem.gamma0, gain=gain
             )
+            scaling = in_streams(scaling, rule.name, architecture, network.depth)
             assert scaling.std is not None
             return replace(rule, gain=gain, std=scaling.std, lr=scaling.lr if rule.lr else 0.0)
         if rule.role is Role.VECTOR and rule.name not in norms:
@@ -54,7 +57,7 @@ def network_of(problem: Problem, width: int) -> Plan:
         return rule
 
     rules = tuple(scaled(rule) for rule in unscaled)
-    plan = Plan(model, architecture, rules, scheme="mean_field", gamma0=problem.gamma0)
+    plan = Plan(model, architecture, rules, scheme="mean_field", gamma0=problem.gamma0, depth=network.depth)
     return frozen_as(problem, plan)
 
 
@@ -87,9 +90,10 @@ def initialise(plan: Plan, generator: torch.Generator, zero: Collection[str] = (
             module.reset_parameters()
     norms = {vector.name for vector in plan.architecture.vectors}
     for rule in plan.rules:
-        if rule.name in norms:
-            continue
         parameter = plan.model.get_parameter(rule.name)
+        if rule.name in norms:
+            parameter.mul_(rule.start)
+            continue
         drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device=generator.device)
         parameter.copy_(drawn.mul_(0.0 if rule.name in zero else rule.std))
 

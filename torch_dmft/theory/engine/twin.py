@@ -15,7 +15,7 @@ from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.torch_private import ConvBase
-from torch_dmft.parameterization import ParameterRule, Plan, mean_field, parameter_rules
+from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
 from torch_dmft.theory.coverage import refuse_unsupported, rows_per_sample
 from torch_dmft.theory.engine.conv import InfiniteConv
 from torch_dmft.theory.engine.layers import InfiniteLinear, InfiniteReadout
@@ -122,8 +122,10 @@ def infinite_width(
         doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
     describe(doubled, example_input, like=architecture)
     positions = rows_per_sample(narrow, architecture, example_input)
-    gains = {rule.path: rule.gain for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)}
+    matrices = [rule for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)]
+    gains = {rule.path: rule.gain for rule in matrices}
     gains |= gain if isinstance(gain, Mapping) else {}
+    starts = {rule.name: rule.start for rule in rules}
     biases |= bias_std or {}
     if isinstance(model_or_factory, nn.Module | Plan):
         wide = widened(narrow, architecture, neurons)
@@ -133,15 +135,20 @@ def infinite_width(
     architecture = _resized(architecture, wide)
     # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
     matched = "network" if has_composite_axes(architecture) else law
-    draw = _Draw(matched, generator, example_input, gains, biases, quasi=not architecture.has_parts)
+    multiplied = {rule.path: gains[rule.path] * rule.start for rule in matrices}
+    draw = _Draw(matched, generator, example_input, multiplied, biases, quasi=not architecture.has_parts)
     for layer in architecture.layers:
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
         settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path])}
         module = wide.get_submodule(layer.path)
         wide.set_submodule(layer.path, draw.layer(layer, module, architecture.width, gamma0, settings))
     materialise(wide, example_input)
+    with torch.no_grad():
+        for vector in architecture.vectors:
+            wide.get_parameter(vector.name).mul_(starts.get(vector.name, 1.0))
     architecture = replace(architecture, layers=tuple(_renamed(layer) for layer in architecture.layers))
-    twin_rules = _rules(wide, architecture, gamma0, gains)
+    depth = model_or_factory.depth if isinstance(model_or_factory, Plan) else None
+    twin_rules = _rules(wide, architecture, gamma0, gains, depth)
     origin = "theory (N=inf)" if law == "limit" else f"lazily sampled network (N={architecture.width})"
     return Plan(
         wide,
@@ -152,6 +159,7 @@ def infinite_width(
         origin=origin,
         optimizers=("sgd",),
         is_limit=law == "limit",
+        depth=depth,
     )
 
 
@@ -164,7 +172,7 @@ def _built(factory: Callable[[int], nn.Module], width: int, like: Tensor) -> nn.
 
 def _refuse_other_starts(architecture: Architecture, rules: tuple[ParameterRule, ...]) -> None:
     """Refuse norm layers whose gain or shift did not start at one and zero, as those of the twin do."""
-    started = {rule.name: rule.std for rule in rules}
+    started = {rule.name: rule.std / rule.start for rule in rules}
     places = [
         Place(
             vector.path,
@@ -259,7 +267,7 @@ def _renamed(layer: Layer) -> Layer:
 
 
 def _rules(
-    model: nn.Module, architecture: Architecture, gamma0: float, gains: Mapping[str, float]
+    model: nn.Module, architecture: Architecture, gamma0: float, gains: Mapping[str, float], depth: str | None
 ) -> tuple[ParameterRule, ...]:
     """Scaling rules of the twin's parameters; the scale of the initial weights decays like the weights themselves."""
     known: dict[str, tuple[Layer | Vector, Role]] = {}
@@ -277,6 +285,8 @@ def _rules(
         fan_in = owner.fan_in if is_matrix and isinstance(owner, Layer) else 1
         gain = gains[owner.path] if role in (Role.INPUT, Role.HIDDEN) else 1.0
         scaling = mean_field(role, fan_in=fan_in, width=architecture.width, gamma0=gamma0, gain=gain)
+        is_weight = name.rpartition(".")[2] in ("core", "initial_scale")
+        scaling = in_streams(scaling, f"{owner.path}.weight" if is_weight else name, architecture, depth)
         rules.append(
             ParameterRule(
                 name=name,

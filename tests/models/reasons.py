@@ -56,6 +56,8 @@ REASONS: dict[str, str] = {
     "AlbertForSequenceClassification": "embeddings of fixed size: at the start their gradients are averages of independent "
     "numbers, which vanish like 1/sqrt(N)",
     "ElectraForSequenceClassification": "small widths",
+    "vit_tiny_patch16_224": "small widths",
+    "ViTForImageClassification, heads that grow": "small widths",
     "MixtralForCausalLM": _CODE,
     "Qwen2MoeForCausalLM": _CODE,
     "experts (zoo)": _CODE,

@@ -58,6 +58,8 @@ REASONS: dict[str, str] = {
     "ElectraForSequenceClassification": "small widths",
     "vit_tiny_patch16_224": "small widths",
     "ViTForImageClassification, heads that grow": "small widths",
+    "CLIPModel, image embedding": "outputs are brought to length one, and those of a mean-field network start at zero like "
+    "1/sqrt(N): what learns through them has gradients that are larger by the inverse",
     "MixtralForCausalLM": _CODE,
     "Qwen2MoeForCausalLM": _CODE,
     "experts (zoo)": _CODE,

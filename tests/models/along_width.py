@@ -7,7 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.models.reasons import REASONS
-from tests.models.wrap import LARGE, LITTLE, MEDIAN, RATES, SEEDS, STEPS, is_alike, median, stands_out, worst
+from tests.models.wrap import (
+    LARGE,
+    LITTLE,
+    MEDIAN,
+    RATES,
+    SEEDS,
+    STEPS,
+    is_alike,
+    is_by_chance,
+    median,
+    stands_out,
+    worst,
+)
 
 NAMES = {"sgd": "SGD", "adamw": "AdamW"}
 REFERENCES = {"InfiniteWidth": "theory", "WideEnsemble": "wide networks", "": "none"}
@@ -124,7 +136,7 @@ def _not_zero(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
                 f"{_short(median(again)[0])} ± {_short(median(again)[1])} "
                 f"({_short(again['exponents'][name])} ± {_short(again['errors'][name])})"
             )
-        why = REASONS.get(key.split(": ", 1)[1], "")
+        why = REASONS.get(key.split(": ", 1)[1], "within its error" if is_by_chance(one) else "")
         cells = [key, NAMES[optimizer], f"{_short(size)} ± {_short(error)}", ", ".join(said), wider, why]
         yield f"| {' | '.join(cells)} |"
     yield ""

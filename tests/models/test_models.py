@@ -12,7 +12,7 @@ from tests.models.check import check, is_right
 from tests.models.entry import Model
 from tests.models.page import PAGE, RESULTS, page
 from tests.models.reasons import REASONS
-from tests.models.wrap import coordinate, is_alike, is_complete, median, stands_out, wrapped
+from tests.models.wrap import coordinate, is_alike, is_by_chance, is_complete, median, stands_out, wrapped
 
 SHORT = (
     *("message passing", "deep equilibrium", "PINN of a SIREN", "spectral norm", "nn.Transformer"),
@@ -94,7 +94,7 @@ def test_every_model_of_the_results_is_wrapped_or_it_is_said_why_not() -> None:
     for key in set(scaled) - set(undone):
         assert key.split(": ", 1)[1] in REASONS, (key, scaled[key])
     for key, optimizer, one in off(rows):
-        assert key.split(": ", 1)[1] in REASONS, (key, optimizer, median(one), stands_out(one))
+        assert is_by_chance(one) or key.split(": ", 1)[1] in REASONS, (key, optimizer, median(one), stands_out(one))
 
 
 @pytest.mark.parametrize(("exponent", "is_none"), [(0.0, True), (-0.05, True), (0.5, False), (-0.5, False)])

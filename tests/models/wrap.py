@@ -211,6 +211,12 @@ def scaled(entry: Model) -> dict[str, Any]:
     return {**row, "seconds": round(time.perf_counter() - started, 1)}
 
 
+def is_by_chance(found: dict[str, Any]) -> bool:
+    """Whether the median may be none within two standard errors, and no weight stands out."""
+    size, error = median(found)
+    return size - 2 * error <= MEDIAN and not stands_out(found)
+
+
 def is_complete(row: dict[str, Any]) -> bool:
     """Whether everything was tried that there is to try."""
     if "fixed" in row or row.get("wrapped", {}).get("refused"):

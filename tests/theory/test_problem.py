@@ -156,7 +156,7 @@ def test_test_rows_may_stand_anywhere_in_the_probe() -> None:
     torch.testing.assert_close(a.losses, b.losses)
 
 
-def test_like_refuses_tokens_by_the_embeddings_that_read_them() -> None:
+def test_tokens_are_refused_by_the_embeddings_that_read_them() -> None:
     model = nn.Sequential(nn.Embedding(7, 8), nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 1))
     tokens = torch.arange(10).reshape(5, 2) % 7
     plan = dmft.parameterize(model, tokens)

@@ -178,8 +178,8 @@ class Architecture:
             ``row_independent``.
         attributes: numbers of modules that have to be set for the forward pass to be the same at every width.
         notes: what was assumed, or has no limit, in words.
-        is_traced: whether the data flow between the layers is known, axis by axis; False if all that is known is the uses of the
-            parameters.
+        is_traced: whether the data flow between the layers is known, axis by axis; False if all that is known is the uses of
+            the parameters.
     """
 
     layers: tuple[Layer, ...]

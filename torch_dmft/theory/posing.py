@@ -80,9 +80,8 @@ def problem_of_run(
     """A run that was recorded, as a question; see ``Recorder.problem``."""
     plan = subject.plan
     _require_plan_and_probe(plan, probe)
-    run, selection = subject.run, None
-    if isinstance(run, Runs):
-        run, selection = run.model, run.selection
+    run = subject.run.model if isinstance(subject.run, Runs) else subject.run
+    selection = subject.run.selection if isinstance(subject.run, Runs) else None
     if run is not plan.model and not isinstance(run, Centered):
         raise UnsupportedProblemError(
             "The recorded module must be the plan's model, which is what theory knows.",

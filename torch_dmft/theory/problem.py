@@ -40,8 +40,8 @@ class Problem:
     Build it with ``Problem.mlp`` or ``Problem.like`` before training, or with ``recorder.problem()`` of a run.
 
     Attributes:
-        inputs: ``(sample, ...)``, training rows first, then other rows; of a wrapped model whatever its ``forward`` takes, as in
-            ``Probe``.
+        inputs: ``(sample, ...)``, training rows first, then other rows; of a wrapped model whatever its ``forward`` takes, as
+            in ``Probe``.
         targets: targets of the training rows as the loss takes them, ``(train, output)`` or ``(train,)`` floats or ``(train,)``
             classes.
         loss: ``loss(outputs, targets) -> scalar`` with its own reduction; outputs are ``(train, output)``.

@@ -1,9 +1,8 @@
 """Networks that the user's factory builds: wrapped, started and trained as the run was, at any width.
 
-What of a network has a width is the factory's and the plan's: parameters that the plan draws are drawn, and those that keep
-their own start (embeddings, biases, gains, frozen weights) start as the factory starts them, each network by itself. What has no
-width axis and is kept, a fixed matrix of features of the data as well as the slope of a PReLU, belongs to the problem as the
-data do: it has the values of the run in every network.
+What has a width axis is drawn anew in every network: by the plan what it draws, and by the factory what keeps its own start
+(embeddings, biases, gains, frozen weights). What has none and is kept, such as a fixed matrix of features of the data or the
+slope of a PReLU, belongs to the problem as the data do: it has the values of the run in every network.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch_dmft.theory.network import ModelNetwork
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import replica_generators
 from torch_dmft.uses import describe
-from torch_dmft.uses.outputs import rows
+from torch_dmft.uses.outputs import Example, rows
 
 Factory = Callable[[int], nn.Module]
 """Builds the model at a width, which is whatever number the factory takes for it."""
@@ -65,11 +64,10 @@ class Built:
         copy = torch.Generator(generator.device)
         copy.set_state(generator.get_state())
         (self._seeds,) = replica_generators(copy, 1)
-        models = [built(factory, size, plan, seed=0) for size in (width, other)]
-        self._architecture = _architecture(plan, *models, example)
-        others = dict(models[1].named_parameters()) | dict(models[1].named_buffers())
-        self._shared = shared_start(plan, others, models[0])
-        drawn = self._wrapped(models[0], torch.Generator().manual_seed(0))
+        model, second = (built(factory, size, plan, seed=0) for size in (width, other))
+        self._architecture = _architecture(plan, model, second, example)
+        self._shared = shared_start(plan, model, second)
+        drawn = self._wrapped(model, torch.Generator().manual_seed(0))
         _require_alike(plan, drawn, width)
         self.width = drawn.width
         readouts = {rule.name for rule in drawn.rules if rule.role == "readout"}
@@ -157,23 +155,23 @@ def built(factory: Factory, width: int, plan: Plan, seed: int) -> nn.Module:
     return made.to(like)
 
 
-def shared_start(plan: Plan, other: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def shared_start(plan: Plan, model: nn.Module, second: nn.Module) -> dict[str, Tensor]:
     """What keeps its start and has no width axis, with its values in the run before it was wrapped.
 
     Args:
         plan: the run's model.
-        other: parameters and buffers of a network of another width than ``model``.
         model: a network of the factory.
+        second: one of another width.
     """
     start = start_of(plan)
     keeps = plan.wrapping.init != "normal"
     kept = {rule.name for rule in plan.rules if rule.role in OWN_INIT or rule.lr == 0 or keeps}
     kept |= {name for name, _ in model.named_buffers()}
-    mine = dict(model.named_parameters()) | dict(model.named_buffers())
+    mine, other = (dict(one.named_parameters()) | dict(one.named_buffers()) for one in (model, second))
     return {
         name: start[name]
-        for name in kept
-        if name in mine and name in start and mine[name].shape == other[name].shape == start[name].shape
+        for name in kept & mine.keys() & start.keys()
+        if mine[name].shape == other[name].shape == start[name].shape
     }
 
 
@@ -182,11 +180,11 @@ def start_of(plan: Plan) -> Mapping[str, Tensor]:
     return plan.initial or {name: value.detach() for name, value in plan.model.state_dict().items()}
 
 
-def _architecture(plan: Plan, model: nn.Module, other: nn.Module, example: object) -> Architecture:
+def _architecture(plan: Plan, model: nn.Module, other: nn.Module, example: Example) -> Architecture:
     """What a network is made of, found in the way of the run's plan."""
     wrapping = plan.wrapping
     wider = None if wrapping.wider is None else other
-    found = describe(model, example, roles=wrapping.roles, wider=wider, outputs=wrapping.outputs)  # type: ignore[arg-type]
+    found = describe(model, example, roles=wrapping.roles, wider=wider, outputs=wrapping.outputs)
     random = found.train_differs or plan.architecture.train_differs
     if random:
         raise UnsupportedModelError("No network can repeat a training that is random:", random)

@@ -36,7 +36,7 @@ def require_factory(factory: object) -> None:
 
 
 def factory_for(problem: Problem, given: Factory | None) -> Factory | None:
-    """The factory that builds the networks: the one given, or that of the plan where nothing else can; None: they are widened."""
+    """The factory that builds the networks: the one given, or that of the plan where nothing else can; None without one."""
     if given is not None or problem.factory is None:
         return given
     try:

@@ -17,7 +17,7 @@ from torch_dmft.architecture import Architecture
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.core.listed import listed
 from torch_dmft.core.random_state import random_state_of
-from torch_dmft.measurement import Recorder
+from torch_dmft.measurement import Recorder, Snapshot
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.apply import scaled
 from torch_dmft.parameterization.rules import OWN_INIT
@@ -61,6 +61,7 @@ class Built:
         example = rows(problem.inputs, [0, 1])
         self.problem = replace(problem, network=ModelNetwork(plan, example, problem.selection, problem.outputs))
         self._plan, self._factory, self._argument = plan, factory, width
+        self._looks: list[Snapshot] = []
         copy = torch.Generator(generator.device)
         copy.set_state(generator.get_state())
         (self._seeds,) = replica_generators(copy, 1)
@@ -88,7 +89,7 @@ class Built:
     def view(self, problem: Problem, recorder: Recorder) -> View:
         """That of the recorder, as at any module, but for a dense chain."""
         is_chain = recorder.subject.is_chain and isinstance(problem.inputs, Tensor)
-        return own_view(problem, recorder) if is_chain else Looked(problem, recorder)
+        return own_view(problem, recorder) if is_chain else Looked(problem, recorder, self._looks)
 
     def _wrapped(self, model: nn.Module, generator: torch.Generator) -> Plan:
         plan, problem = self._plan, self.problem

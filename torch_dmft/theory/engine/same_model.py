@@ -14,7 +14,7 @@ from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.plan import set_attributes
 from torch_dmft.parameterization.rules import OWN_INIT
-from torch_dmft.parameterization.start import shape_of
+from torch_dmft.parameterization.start import shape_of, starts_of
 from torch_dmft.theory.engine.built import Factory, built, start_of, wrapped_model
 from torch_dmft.theory.network import outputs_of
 from torch_dmft.theory.problem import Problem
@@ -61,6 +61,24 @@ def own_width(problem: Problem, factory: Factory, widths: Sequence[int]) -> int:
     )
     _require_same_function(problem, plan, model, width)
     return width
+
+
+def require_same_starts(problem: Problem, made: Plan) -> None:
+    """Refuse a network whose weights are as theory starts them where those of the run are not: a checkpoint that was loaded.
+
+    Args:
+        problem: of the run.
+        made: a wrapped network of the factory, of the run's own width.
+
+    Raises:
+        InvalidInputError: naming the parameters and how they started.
+    """
+    theirs = starts_of(made, untrained=True)
+    _refuse(
+        f"{name} starts as {start} in the run, as the plan has it in the factory's"
+        for name, start in problem.training.starts.items()
+        if start != "zero" and name not in theirs
+    )
 
 
 def pair_of(widths: Sequence[int], factory: Factory, plan: Plan) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from torch_dmft.theory.cost import Cost, answer_memory, networks_cost
 from torch_dmft.theory.engine.built import Built, Factory, built, wrapped_model
 from torch_dmft.theory.engine.networks import Networks, Widened
 from torch_dmft.theory.engine.posed import rotated
-from torch_dmft.theory.engine.same_model import own_width, pair_of
+from torch_dmft.theory.engine.same_model import own_width, pair_of, require_same_starts
 from torch_dmft.theory.problem import Problem
 from torch_dmft.uses.outputs import Runs, moved, rows
 
@@ -65,7 +65,12 @@ def require_networks(problem: Problem, given: Factory | None, widths: Sequence[i
     plan = wrapped_model(problem)
     if plan.architecture.train_differs:
         raise UnsupportedModelError("No network can repeat a training that is random:", plan.architecture.train_differs)
-    own_width(problem, factory, pair_of(widths, factory, plan))
+    pair = pair_of(widths, factory, plan)
+    own = own_width(problem, factory, pair)
+    if "other starts" in problem.training.traits:
+        generator = torch.Generator().manual_seed(0)
+        networks = Built(problem, factory, own, other=pair[0] if pair[0] != own else pair[1], generator=generator)
+        require_same_starts(problem, networks.draw(generator))
 
 
 def networks_of(

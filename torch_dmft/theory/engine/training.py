@@ -16,13 +16,14 @@ from torch.optim import Optimizer
 
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder, Snapshot
+from torch_dmft.measurement.snapshot import snapshot
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.engine.course import Course
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
 from torch_dmft.theory.engine.passes import Passes
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.stepping import require_finite
-from torch_dmft.uses.outputs import output_rows, rows
+from torch_dmft.uses.outputs import moved, output_rows, rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,18 +175,25 @@ class Apart:
 
 
 class Looked:
-    """A look of the recorder for the measurement, as at any module, and a pass of the rows of the batch for the update."""
+    """A look of the recorder for the measurement, as at any module, and a pass of the rows of the batch for the update.
 
-    def __init__(self, problem: Problem, recorder: Recorder) -> None:
-        self._problem, self._recorder = problem, recorder
+    Args:
+        problem: what the model is trained on.
+        recorder: looks at it.
+        alike: looks at networks alike, whose knowledge of where samples are is this one's; it is added to.
+    """
+
+    def __init__(self, problem: Problem, recorder: Recorder, alike: list[Snapshot]) -> None:
+        self._problem, self._recorder, self._alike = problem, recorder, alike
+        self._inputs = moved(recorder.probe.inputs, next(recorder.subject.run.parameters()).device)
 
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
         """Look, then pass the batch in train mode."""
         problem, subject = self._problem, self._recorder.subject
-        snapshot = self._recorder.look() if measured else None
+        taken = self._look() if measured else None
         if not trained:
-            assert snapshot is not None  # the last state is looked at for its measurement
-            return Moment(snapshot.outputs, lambda: None, snapshot)
+            assert taken is not None  # the last state is looked at for its measurement
+            return Moment(taken.outputs, lambda: None, taken)
         batch = problem.rows_of(step)
         attached = output_rows(subject.run(rows(problem.inputs, batch)), len(batch))
         outputs = attached.detach()
@@ -194,7 +202,13 @@ class Looked:
             subject.model.zero_grad()
             attached.backward(gradient=-problem.error_on(outputs, batch))
 
-        return Moment(outputs, update, snapshot)
+        return Moment(outputs, update, taken)
+
+    def _look(self) -> Snapshot:
+        layouts = self._alike[0].layouts if self._alike else None
+        taken = snapshot(self._recorder.subject, self._inputs, layouts=layouts)
+        self._alike[:] = [taken]
+        return taken
 
 
 def finished(problem: Problem, recorded: Trajectory) -> Trajectory:

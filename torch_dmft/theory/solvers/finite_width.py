@@ -57,9 +57,9 @@ class FiniteWidth:
     ``replicas`` hold every network; ``theory.covariance`` is that of any two of their numbers.
     ``compare(measured, answer)`` judges by them whether a measured network behaves as its width explains.
 
-    Any loss, setting of SGD, Langevin noise, and network that can be built at width N. Cost: ``replicas`` runs of
-    O(P N^2 T) if dense (the paper's Table 1), O(P N k T) if sampled; all replicas are kept, O(R P^2 T). Refuses Adam, dropout,
-    and what cannot be built at another width.
+    Any loss, setting of SGD, Adam, Langevin noise, and network that can be built at width N. Cost: ``replicas`` runs of
+    O(P N^2 T) if dense (the paper's Table 1), O(P N k T) if sampled; all replicas are kept, O(R P^2 T). Refuses dropout, and
+    what cannot be built at another width.
 
     Args:
         width: N, neurons of the last hidden layer; other widths in proportion.
@@ -67,6 +67,7 @@ class FiniteWidth:
         generator: source of randomness; None for a fresh one with seed 0.
         tolerance: relative part of a feature or gradient vector that lazy sampling may ignore; 0 for dense networks
             throughout, None for 1e-2 * min(1, gamma0) and dense networks up to a width of 512.
+        factory: width -> model, builds the networks of a wrapped model, as for ``WideEnsemble``; ``width`` is what it takes.
     """
 
     width: int

@@ -54,8 +54,12 @@ class WideEnsemble:
     convolutions, Adam and AdamW, Langevin noise (that of the readout has opposite signs in a pair), and BatchNorm (trained in
     train mode, recorded in eval mode, as ``Recorder`` does). Under Adam the NTK is that of SGD still, and does not say how the
     outputs move. Refuses whatever makes training random or another forward pass (dropout, stochastic depth), noise
-    together with parameters that have numbers of their own, grouped convolutions other than depthwise ones, and modules
-    with parameters of another kind.
+    together with parameters that have numbers of their own, and, without a factory, grouped convolutions other than
+    depthwise ones and modules with parameters of another kind.
+
+    With a factory, every network is built by it and wrapped as the run's model was (``torch_dmft.theory.engine.built``), so
+    that any wrapped model will do: recurrent nets, embeddings, transformers, inputs of any structure. Where the readout keeps
+    its own start (``init="keep"``), the networks of a pair are independent.
 
     The answer's metadata hold ``chi_squared``, the squared residual of the fit in units of its error, averaged over all
     numbers, per degree of freedom. It is about 1 if the widths are large enough for a straight line in 1/N; entries are
@@ -68,6 +72,8 @@ class WideEnsemble:
         widths: N of the last hidden layer, at least two.
         pairs: antithetic pairs per width.
         generator: source of randomness; None for a fresh one with seed 0.
+        factory: width -> model, builds the networks of a wrapped model; widths are then what it takes. None: the network is
+            widened by itself, or, where that is not possible, by the factory that was given as ``wider`` when it was wrapped.
     """
 
     widths: tuple[int, ...] = (128, 256, 512)

@@ -15,7 +15,12 @@ from torch.optim import SGD
 import torch_dmft as dmft
 from tests.measurement.zoo import Gpt, Masked, ids_with_mask, masked
 from torch_dmft.core import memory
-from torch_dmft.core.errors import InsufficientMemoryError, InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.errors import (
+    InsufficientMemoryError,
+    InvalidInputError,
+    UnsupportedModelError,
+    UnsupportedProblemError,
+)
 from torch_dmft.measurement import Projection
 from torch_dmft.uses.outputs import count, rows
 
@@ -431,8 +436,8 @@ def test_theory_is_about_one_tensor(generator: torch.Generator) -> None:
     model = nn.Sequential(nn.Linear(3, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
     plan = dmft.parameterize(model, torch.randn(P, 3), generator=generator)
     probe = dmft.Probe((torch.randn(P, 3),), torch.randn(P, 1))
-    with pytest.raises(UnsupportedProblemError, match="one tensor"):
-        dmft.Problem.like(plan, probe, lr=0.1, steps=2)
+    with pytest.raises(UnsupportedModelError, match=r"a tuple and not one tensor.*WideEnsemble\(factory=...\)"):
+        dmft.solve(dmft.Problem.like(plan, probe, lr=0.1, steps=2))
 
 
 class Twice(nn.Module):

@@ -155,7 +155,7 @@ REFUSED: dict[str, set[str]] = {
     "GradientIndependence": {"noise", "adam", "groups"} | MOMENTUM,
     "AlternatingMonteCarlo": {"adam", "relu"} | OF_THEIR_OWN | NETWORKS,
     "Perturbation": {"noise", "adam", "relu"} | MOMENTUM | OF_THEIR_OWN | NETWORKS,
-    "FiniteWidth": {"adam"},
+    "FiniteWidth": set(),
     "WideEnsemble": set(),
     "DeepLinear": set(PROBLEMS) - {"linear", "white"},
     "WhitenedLinear": set(PROBLEMS) - {"white"},

@@ -203,6 +203,8 @@ class Architecture:
         attributes: numbers of modules that have to be set for the forward pass to be the same at every width.
         notes: what was assumed, or has no limit, in words.
         streams: residual streams whose branches are scaled with their number; () if that was not asked for.
+        is_traced: whether the data flow between the layers is known, axis by axis; False if all that is known is the uses of
+            the parameters.
     """
 
     layers: tuple[Layer, ...]
@@ -217,6 +219,7 @@ class Architecture:
     attributes: tuple[Attribute, ...] = ()
     notes: tuple[str, ...] = ()
     streams: tuple[Stream, ...] = ()
+    is_traced: bool = True
 
     @property
     def readout(self) -> Layer:

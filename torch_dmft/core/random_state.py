@@ -26,3 +26,18 @@ def random_state_kept(devices: Iterable[torch.device] = ()) -> Iterator[None]:
             here = [device for device in accelerators if device.type == kind]
             stack.enter_context(torch.random.fork_rng(devices=here, device_type=kind))
         yield
+
+
+@contextmanager
+def random_state_of(seed: int, devices: Iterable[torch.device] = ()) -> Iterator[None]:
+    """Run the body with the random states of this seed, and put back those of before.
+
+    Args:
+        seed: of python, numpy and torch, on all devices.
+        devices: accelerators in use.
+    """
+    with random_state_kept(devices):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002, models may draw there
+        torch.random.manual_seed(seed)
+        yield

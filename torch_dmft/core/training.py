@@ -218,8 +218,12 @@ class Training:
             yield "groups", f"numbers of their own for {_listed(self.exceptions)}"
         if self.frozen:
             yield "frozen", f"frozen parameters ({_listed(self.frozen)})"
-        if self.starts:
-            yield "starts", f"another start of {_listed(self.starts)}"
+        zeros = [name for name, start in self.starts.items() if start == "zero"]
+        others = [f"{name} ({start})" for name, start in self.starts.items() if start != "zero"]
+        if zeros:
+            yield "starts", f"a start at zero of {_listed(zeros)}"
+        if others:
+            yield "other starts", f"another start of {listed(others)}"
         if self.temperature:
             yield "noise", f"temperature {self.temperature:g}"
         if self.batches is not None:

@@ -21,6 +21,7 @@ from torch_dmft.parameterization.plan import Plan, set_attributes
 from torch_dmft.parameterization.rules import OWN_INIT, ParameterRule, parameter_rules
 from torch_dmft.parameterization.scheme import DEPTHS, SCHEMES, effective_gamma0
 from torch_dmft.parameterization.start import is_fresh
+from torch_dmft.parameterization.wrapping import Wrapping
 from torch_dmft.uses.describe import Wider, describe
 from torch_dmft.uses.outputs import Example, Runs, Selection
 from torch_dmft.uses.streams import streams_of
@@ -86,7 +87,10 @@ def parameterize(
             architecture = replace(architecture, streams=streams_of(model, Runs(model, outputs), example_input))
         if wider is None and architecture.notes:
             warnings.warn("; ".join(architecture.notes), stacklevel=2)
-        plan = scaled(model, architecture, gamma0, scheme, gain=gain, init=init, depth=depth, generator=generator)
+        wrapping = Wrapping(gain, init, roles, wider, outputs, depth)
+        plan = scaled(model, architecture, wrapping, gamma0=gamma0, scheme=scheme, generator=generator)
+        if init == "normal" and scheme != "standard":
+            _warn_of_lost(plan)
         values = dict(model.named_parameters())
     if is_spread(model):
         for name, parameter in model.named_parameters():
@@ -105,29 +109,26 @@ def parameterize(
 def scaled(
     model: nn.Module,
     architecture: Architecture,
+    wrapping: Wrapping,
+    *,
     gamma0: float,
     scheme: str,
-    *,
-    gain: float | str = "auto",
-    init: str = "normal",
-    depth: str | None = None,
     generator: torch.Generator | None = None,
 ) -> Plan:
-    """Scale a model in place whose architecture is known and whose parameters are whole; see ``parameterize``.
+    """Scale a model whose architecture is known and whose parameters are whole, in place.
 
     Args:
         model: the model.
-        architecture: what ``describe`` found in it, or in another instance that was built alike.
-        gamma0: richness.
-        scheme: the scaling.
-        gain: g of input and hidden weights.
-        init: how weights start.
-        depth: how residual branches are scaled.
-        generator: where "normal" draws from.
+        architecture: what it is made of.
+        wrapping: the gain and the way to draw weights; the rest is kept in the plan.
+        gamma0: as in ``parameterize``.
+        scheme: likewise.
+        generator: likewise.
 
     Raises:
         InvalidInputError: if an argument is outside its range.
     """
+    gain, init, depth = wrapping.gain, wrapping.init, wrapping.depth
     _check(gamma0, scheme, gain, init, depth)
     initial = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     numbers = [(one, getattr(model.get_submodule(one.path), one.name)) for one in architecture.attributes]
@@ -138,8 +139,6 @@ def scaled(
     rescaled: dict[str, float] = {}
     if scheme != "standard":
         matrices = [rule for rule in rules if rule.role not in OWN_INIT and rule.role is not Role.OUTPUT_BIAS]
-        if init == "normal":
-            _warn_of_lost(model, matrices)
         is_blank = not any(bool(model.get_parameter(rule.name).any()) for rule in matrices)
         for rule in rules:
             factor = _initialise(model.get_parameter(rule.name), rule, init, generator, is_blank=is_blank)
@@ -159,15 +158,19 @@ def scaled(
         before=before,
         rescaled=rescaled,
         depth=depth,
+        wrapping=wrapping,
     )
 
 
-def _warn_of_lost(model: nn.Module, matrices: list[ParameterRule]) -> None:
+def _warn_of_lost(plan: Plan) -> None:
     """Say which weights are drawn anew that are no fresh draw: a checkpoint, or a structured start."""
     lost = [
         rule.name
-        for rule in matrices
-        if (parameter := model.get_parameter(rule.name)).requires_grad and not is_fresh(parameter.detach().double())
+        for rule in plan.rules
+        if rule.role not in OWN_INIT
+        and rule.role is not Role.OUTPUT_BIAS
+        and plan.model.get_parameter(rule.name).requires_grad
+        and not is_fresh(plan.initial[rule.name].double())
     ]
     if lost:
         warnings.warn(

@@ -17,6 +17,7 @@ from torch_dmft.core.loss import Loss
 from torch_dmft.parameterization.apply import scaled
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.parameterization.plan import Plan
+from torch_dmft.parameterization.wrapping import Wrapping
 from torch_dmft.uses.describe import describe
 from torch_dmft.uses.outputs import Example, Runs, Selection
 from torch_dmft.uses.passes import layer_outputs
@@ -162,7 +163,7 @@ def coordinate_check(
         model = factory(width)
         if number % seeds == 0:
             architecture = describe(model, inputs, wider=factory(other) if wider else None, outputs=outputs)
-        plan = scaled(model, architecture, gamma0, scheme, generator=generator)
+        plan = scaled(model, architecture, Wrapping(), gamma0=gamma0, scheme=scheme, generator=generator)
         groups = plan.param_groups(lr, optimizer=optimizer)
         changes = changes_of(plan, OPTIMIZERS[optimizer](groups), inputs, targets, loss, steps, outputs)
         if number % seeds == 0:

@@ -18,6 +18,7 @@ from torch_dmft.core.spread import assign, reshard, whole
 from torch_dmft.parameterization.optimizer import OPTIMIZERS, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
 from torch_dmft.parameterization.table import as_table
+from torch_dmft.parameterization.wrapping import Wrapping
 
 if TYPE_CHECKING:
     from torch_dmft.core.loss import Loss
@@ -45,6 +46,7 @@ class Plan:
         drawn: a few entries of every parameter as they were when the plan was made, by name; {} if nothing was drawn.
         rescaled: what weights that were kept were multiplied by, by name.
         depth: what residual branches are multiplied by, "1/sqrt(L)" or "1/L"; None for 1.
+        wrapping: how it was made, so that other instances of the model can be wrapped alike.
         origin: what legends call this model: ``"network (N=512)"``, ``"network (32 channels)"`` if the readout reads flattened
             images of so many, or ``"theory (N=inf)"`` for an infinite-width twin.
     """
@@ -65,6 +67,7 @@ class Plan:
         before: Iterable[Attribute] = (),
         rescaled: Mapping[str, float] | None = None,
         depth: str | None = None,
+        wrapping: Wrapping | None = None,
     ) -> None:
         """Put a plan together; ``initial`` and ``before`` hold what ``undo`` brings back, None if it cannot."""
         self.model = model
@@ -75,6 +78,7 @@ class Plan:
         self.origin = _called(architecture) if origin is None else origin
         self.optimizers = optimizers
         self.is_limit = is_limit
+        self.wrapping = Wrapping() if wrapping is None else wrapping
         self.drawn = dict(drawn or {})
         self.rescaled = dict(rescaled or {})
         self.depth = depth
@@ -85,6 +89,11 @@ class Plan:
     def width(self) -> int:
         """N_L, the fan-in of the readout."""
         return self.architecture.width
+
+    @property
+    def initial(self) -> Mapping[str, Tensor]:
+        """Parameters and buffers as they were before the model was scaled, by name; {} if that is not known any more."""
+        return self._initial or {}
 
     @property
     def multipliers(self) -> dict[str, float]:

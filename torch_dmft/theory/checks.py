@@ -14,6 +14,7 @@ from torch_dmft.core.series import series
 from torch_dmft.core.sight import NUMBERS
 from torch_dmft.core.training import Training
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
+from torch_dmft.uses.outputs import Example, named_tensors
 
 if TYPE_CHECKING:
     from torch_dmft.theory.problem import Problem
@@ -29,16 +30,20 @@ def check_problem(problem: Problem) -> None:
     Raises:
         InvalidInputError: for the first mistake, with its remedy.
     """
-    check_inputs(problem.inputs)
+    if problem.network.plan is None or (isinstance(problem.inputs, Tensor) and problem.inputs.is_floating_point()):
+        _require_tensor("inputs", problem.inputs)
+        check_inputs(problem.tensor)
+        if not bool(problem.tensor.any()):
+            raise InvalidInputError(
+                "Some inputs must differ from zero.", got=f"{problem.samples} rows", remedy="rows that differ"
+            )
+    else:
+        _check_any_inputs(problem.inputs)
     check_targets(problem.targets)
-    if not bool(problem.inputs.any()):
-        raise InvalidInputError(
-            "Some inputs must differ from zero.", got=f"{len(problem.inputs)} rows", remedy="rows that differ"
-        )
-    if len(problem.targets) > len(problem.inputs) or len(problem.inputs) < 2:
+    if len(problem.targets) > problem.samples or problem.samples < 2:
         raise InvalidInputError(
             "A problem needs at least two rows of inputs, and at most one target for each.",
-            got=f"{len(problem.targets)} targets, {len(problem.inputs)} inputs",
+            got=f"{len(problem.targets)} targets, {problem.samples} inputs",
             remedy="one row of inputs for every target, and a test row beside a single training row",
         )
     _check_fit(problem.targets, problem.outputs)
@@ -145,6 +150,18 @@ def check_inputs(inputs: Tensor, name: str = "inputs") -> None:
             got=f"a number of size {float(inputs.abs().max()):.0e} in {inputs.dtype}",
             remedy="standardise the inputs",
         )
+
+
+def _check_any_inputs(inputs: Example) -> None:
+    """Refuse inputs of a model of any kind unless there are tensors, finite ones."""
+    named = named_tensors(inputs)
+    if not named:
+        raise InvalidInputError(
+            "The inputs of a problem must hold a tensor.",
+            got=type(inputs).__name__,
+            remedy="what forward takes: a tensor, a tuple or a mapping of its arguments",
+        )
+    _require_finite_rows(named[0][0], named[0][1])
 
 
 def check_targets(targets: Tensor) -> None:
@@ -286,7 +303,7 @@ def check_loss(problem: Problem) -> None:
         InvalidInputError: if it fails, or its value or its gradient is not finite.
     """
     form = "loss(outputs, targets) -> scalar, with outputs (train, output) and targets alike, or (train,) classes"
-    outputs = problem.inputs.new_zeros(problem.samples, problem.outputs).requires_grad_()
+    outputs = problem.zeros(problem.samples).requires_grad_()
     with torch.enable_grad():
         try:
             value = problem.training_loss(outputs)

@@ -18,7 +18,9 @@ from torch_dmft.core.errors import (
 from torch_dmft.theory import solvers
 from torch_dmft.theory.chains.movement import feature_movement
 from torch_dmft.theory.cost import Cost
+from torch_dmft.theory.coverage import STAND_IN, UNKNOWN
 from torch_dmft.theory.engine.posed import enough_neurons
+from torch_dmft.theory.engine.sources import factory_for
 from torch_dmft.theory.engine.strides import check_strides
 from torch_dmft.theory.fitting import what_fits
 from torch_dmft.theory.problem import Problem
@@ -67,7 +69,7 @@ def choose(
     """
     offers, refused = _ask(problem, record, two_time=two_time)
     if not offers:
-        raise _nobody(list(refused.values()))
+        raise _nobody(problem, list(refused.values()))
     reasons = {name: _reason(error) for name, error in refused.items()}
     has_networks = any(isinstance(offer.solver, solvers.WideEnsemble) for offer in offers)
     sensible = [offer for offer in offers if not (offer.cost.saturated and has_networks)]
@@ -104,7 +106,7 @@ def _ask(
         solvers.InfiniteWidth(neurons=max(2048, enough), strides=strides),
         solvers.StaticNTK(),
         solvers.AlternatingMonteCarlo(),
-        solvers.WideEnsemble(),
+        _wide_ensemble(problem),
     )
     for solver in candidates:
         try:
@@ -119,6 +121,19 @@ def _ask(
         if error == 0:
             break
     return offers, refused
+
+
+def _wide_ensemble(problem: Problem) -> solvers.WideEnsemble:
+    """Plain networks; those of a factory at multiples of the run's own width, which it is known to take."""
+    plan = problem.network.plan
+    if plan is None or factory_for(problem, None) is None:
+        return solvers.WideEnsemble()
+    least = plan.width * max(1, round(_LEAST / plan.width))
+    return solvers.WideEnsemble(widths=(least, 2 * least, 4 * least))
+
+
+_LEAST = 128
+"""The smallest width of an ensemble, where the factory takes it."""
 
 
 def _strides(problem: Problem, record: Iterable[int] | int | Tensor | None) -> bool:
@@ -161,18 +176,24 @@ def _percent(part: float) -> str:
     return f"{100 * part:.2g}%"
 
 
-def _nobody(refused: Sequence[DMFTError]) -> DMFTError:
+def _nobody(problem: Problem, refused: Sequence[DMFTError]) -> DMFTError:
     """One error for all: with every place if models are refused, otherwise the error of the last candidate."""
     models = [error for error in refused if isinstance(error, UnsupportedModelError)]
     if len(models) < 2:
         return refused[-1]
-    what = "Neither the theory nor plain networks of several widths can predict this model:"
-    return UnsupportedModelError(what, _joined(models[0].places, models[-1].places))
+    what = "Neither the theory nor plain networks of several widths can predict this model"
+    plan = problem.network.plan
+    if plan is not None and not plan.architecture.train_differs:
+        what += f"; {STAND_IN}"
+    return UnsupportedModelError(f"{what}:", _joined(models[0].places, models[-1].places))
 
 
 def _joined(without_law: tuple[Place, ...], unwidenable: tuple[Place, ...]) -> Iterator[Place]:
     """The places that plain networks refuse, each with both reasons and the theory's remedy."""
     theory = {place.path: place for place in without_law}
+    if any(place.reason == UNKNOWN for place in unwidenable):  # how to build the model, whatever its parts are
+        yield from without_law
+        return
     for place in unwidenable:
         other = theory.get(place.path, place)
         reasons = dict.fromkeys((other.reason, place.reason))

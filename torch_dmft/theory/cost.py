@@ -69,7 +69,7 @@ class Cost:
         Raises:
             InsufficientMemoryError: if more is needed than is free where the problem's data are.
         """
-        require_memory(self.memory, problem.inputs.device, what="This solution", remedy=remedy)
+        require_memory(self.memory, problem.device, what="This solution", remedy=remedy)
 
 
 def answer_memory(problem: Problem, recorded: int, *, two_time: bool, rows: int | None = None) -> int:
@@ -84,7 +84,7 @@ def answer_memory(problem: Problem, recorded: int, *, two_time: bool, rows: int 
     layers, samples = len(problem.network.paths), len(problem.kept) if rows is None else rows
     features, gradients = samples**2, (samples * problem.outputs) ** 2
     entries = layers * (features + 2 * gradients) + gradients
-    return entries * (recorded**2 if two_time else recorded) * problem.inputs.element_size()
+    return entries * (recorded**2 if two_time else recorded) * problem.dtype.itemsize
 
 
 def deterministic_cost(
@@ -111,7 +111,7 @@ def deterministic_cost(
         error: see ``Cost``.
     """
     answer = answer_memory(problem, recorded, two_time=two_time, rows=problem.samples)
-    double = answer * 8 // problem.inputs.element_size()
+    double = answer * 8 // problem.dtype.itemsize
     speed = min(_PEAK, _PER_ROW * problem.samples) / 2
     return Cost(double + copies * answer + int(8 * numbers), work, work / speed + calls * _CALL, error)
 
@@ -132,10 +132,10 @@ def networks_cost(
         error: see ``Cost``.
     """
     matrices, _ = _hidden_matrices(problem)
-    element, steps, load = problem.inputs.element_size(), problem.steps + 1, _Load.of(problem, recorded)
+    element, steps, load = problem.dtype.itemsize, problem.steps + 1, _Load.of(problem, recorded)
     row_passes = 6 * load.trained + 2 * (load.apart + problem.outputs) * load.measured * recorded / steps
     per_row = sum(matrix.written * matrix.taps for matrix in matrices)
-    thin = problem.inputs[0].numel() + problem.outputs
+    thin = problem.tensor[0].numel() + problem.outputs
     flops = row_passes * count * steps * sum(width**2 * per_row + width * thin for width in widths)
     weights = max(width**2 * sum(matrix.taps for matrix in matrices) + width * thin for width in widths)
     fields = max(widths) * load.most * (1 + problem.outputs) * (recorded if two_time else 2)
@@ -175,7 +175,7 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
         two_time: whether kernels are kept at pairs of times, for which the fields of all records are.
     """
     matrices, smooth = _hidden_matrices(problem)
-    outputs, steps, element = problem.outputs, problem.steps, problem.inputs.element_size()
+    outputs, steps, element = problem.outputs, problem.steps, problem.dtype.itemsize
     time = math.log1p(steps)
     per_gradient, per_feature = (2 * time + 1, 2 * time + 1) if smooth else (10 * time, 3 * time + 1)
     share = recorded / max(steps, 1)
@@ -186,7 +186,7 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
     fields = neurons * load.most * (1 + outputs) * (recorded if two_time else 2)
     memory += fields * (sum(matrix.read + matrix.written for matrix in matrices) + 2) * element
     passed = load.trained + load.apart * load.measured * share  # rows in a step, on average
-    flops = 6.0 * passed * problem.inputs[0].numel() * (steps + 1)
+    flops = 6.0 * passed * problem.tensor[0].numel() * (steps + 1)
     for matrix in matrices:
         seen, sent = load.met * matrix.read, load.met * matrix.written
         gradients = min(neurons, sent * outputs * (steps + 1), math.ceil(sent * outputs * per_gradient))
@@ -256,7 +256,7 @@ def _hidden_matrices(problem: Problem) -> tuple[list[_Matrix], bool]:
         return [_Matrix(1, 1, 1)] * (chain.depth - 1), smooth
     plan = problem.network.plan
     architecture = plan.architecture
-    rows = rows_per_sample(plan.model, architecture, problem.inputs[:1])
+    rows = rows_per_sample(plan.model, architecture, problem.tensor[:1])
     named = [layer.activation for layer in architecture.layers if layer.activation is not None]
     hidden = [layer for layer in architecture.layers if layer.role is Role.HIDDEN]
     return [_Matrix(*rows[layer.path], layer.taps) for layer in hidden], all(activation(name).smooth for name in named)

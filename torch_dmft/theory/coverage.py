@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.architecture import Architecture, Layer, Role
+from torch_dmft.architecture import Architecture, Layer, Role, describe
 from torch_dmft.architecture.widen import WIDENED
-from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.torch_private import BatchNormBase, ConvBase
 from torch_dmft.core.undisturbed import undisturbed
+from torch_dmft.parameterization import Plan
+from torch_dmft.uses.outputs import Example
+
+UNKNOWN = "how to build it at another width is not known"
+_EMBEDDINGS = "embeddings are not covered by the theory yet"
+STAND_IN = "solvers.WideEnsemble(factory=...), where factory(width) builds the model, is a reference from wide networks"
 
 
-def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
+def refuse_unsupported(model: nn.Module, architecture: Architecture, beyond: Sequence[Place] = ()) -> None:
     """Refuse a model whose infinite-width law is not implemented.
+
+    Args:
+        model: the model.
+        architecture: what it is made of.
+        beyond: what else is known to be beyond the theory.
 
     Raises:
         UnsupportedModelError: naming every such place.
     """
-    places = []
+    places = list(beyond)
+    if not architecture.is_traced:
+        places = places or [Place("(model)", "its data flow is not known, only the uses of its parameters", STAND_IN)]
+        raise UnsupportedModelError("The theory cannot predict this model:", [*places, *architecture.train_differs])
     modules = dict(model.named_modules())
     for layer in architecture.layers:
         module = modules.get(layer.path)
@@ -29,8 +43,8 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
             places.append(
                 Place(
                     layer.path,
-                    "embeddings are not covered by the theory yet",
-                    "compare wide networks of several widths instead, or feed one-hot rows to an nn.Linear",
+                    _EMBEDDINGS,
+                    f"{STAND_IN}; or feed one-hot rows to an nn.Linear",
                 )
             )
         elif layer.role in (Role.CODE, Role.INNER, Role.OUTER):
@@ -64,20 +78,55 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture) -> None:
         raise UnsupportedModelError("The theory cannot predict this model:", places)
 
 
-def refuse_unwidenable(model: nn.Module, architecture: Architecture) -> None:
+def beyond_theory(plan: Plan, example: Example | None, *, selects: bool) -> Iterator[Place]:
+    """What of a wrapped model is beyond networks of layers in sight, that map one tensor of numbers to all of f.
+
+    Args:
+        plan: the model and its scaling.
+        example: two rows that it runs on; None if they are one tensor of numbers.
+        selects: whether f is a part of what it returns.
+    """
+    if selects:
+        yield Place("(model)", "f is a part of what it returns (outputs=)", STAND_IN)
+    if example is not None and not isinstance(example, Tensor):
+        yield Place("(model)", f"its inputs are a {type(example).__name__} and not one tensor", STAND_IN)
+    found: tuple[Place, ...] = ()
+    if example is not None and not plan.architecture.is_traced:
+        try:
+            describe(plan.model, example)
+        except UnsupportedModelError as error:
+            found = error.places
+        except InvalidInputError:  # of a model whose outputs are no rows
+            pass
+    for place in found:
+        yield Place(place.path, place.reason, STAND_IN)
+    for layer in () if plan.architecture.is_traced else plan.architecture.layers:
+        if layer.kind == "embedding":
+            yield Place(layer.path, _EMBEDDINGS, STAND_IN)
+
+
+def refuse_unwidenable(model: nn.Module, architecture: Architecture, *, is_plain: bool = True) -> None:
     """Refuse a model that cannot be built at another width, or whose training is random.
+
+    Args:
+        model: the model.
+        architecture: what it is made of.
+        is_plain: whether it maps one tensor of numbers to all of f.
 
     Raises:
         UnsupportedModelError: naming every such place.
     """
     places = []
+    if not is_plain or not architecture.is_traced:
+        places.append(Place("(model)", UNKNOWN, STAND_IN))
+        raise UnsupportedModelError("This model cannot be widened:", [*places, *architecture.train_differs])
     for path, module in model.named_modules():
         groups = getattr(module, "groups", 1)
         if isinstance(module, ConvBase) and groups not in (1, module.in_channels):
-            places.append(Place(path, f"{groups} groups of channels cannot be scaled with the width", "groups=1"))
+            places.append(Place(path, f"{groups} groups of channels cannot be scaled with the width", STAND_IN))
         elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, WIDENED):
             reason = f"a {type(module).__name__} cannot be built at another width yet"
-            places.append(Place(path or "(model)", reason, "use linear, convolution, LayerNorm, RMSNorm or BatchNorm"))
+            places.append(Place(path or "(model)", reason, STAND_IN))
     places += architecture.train_differs
     if places:
         raise UnsupportedModelError("This model cannot be widened:", places)

@@ -27,7 +27,7 @@ def what_fits(solver: Solver, problem: Problem, record: Tensor, *, two_time: boo
         record: ``(time,)`` steps to keep.
         two_time: whether kernels are kept at pairs of times.
     """
-    free = free_memory(problem.inputs.device)
+    free = free_memory(problem.device)
 
     def fits(solver: Any = solver, problem: Problem = problem, count: int = len(record), **other: bool) -> bool:
         some = record[torch.linspace(0, len(record) - 1, count, device="cpu").round().long()]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Role
 from torch_dmft.architecture.widen import widened
+from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.plan import function_of
 from torch_dmft.theory.chain import Chain, chain_of
-from torch_dmft.theory.coverage import refuse_unsupported, refuse_unwidenable
+from torch_dmft.theory.coverage import beyond_theory, refuse_unsupported, refuse_unwidenable
+from torch_dmft.uses.outputs import Example, Runs, Selection, moved, output_rows, rows
+from torch_dmft.uses.outputs import count as samples_in
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,30 @@ class ChainNetwork:
     Attributes:
         chain: the chain.
         paths: module paths of the weights l = 0..L, as answers and trainings name them.
+        plan: the wrapped model that it is, if it was posed of one.
     """
 
     chain: Chain
     paths: tuple[str, ...]
+    plan: Plan | None = field(default=None, compare=False)
 
     @classmethod
     def unnamed(cls, chain: Chain) -> ChainNetwork:
         """A chain that was posed without a model; its weights are called as in ``Chain.build``."""
         return cls(chain, built_paths(chain))
 
+    selection: None = None
+    """Of a chain all outputs are f."""
+
     @property
     def outputs(self) -> int:
         """C."""
         return self.chain.outputs
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights where there is a model."""
+        return torch.get_default_dtype() if self.plan is None else dtype_of(self.plan)
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -94,9 +108,15 @@ class ModelNetwork:
 
     Attributes:
         plan: the model and its scaling.
+        example: two rows that it runs on; None if they are one tensor of numbers.
+        selection: which part of what it returns, or what function of it, is f; None for the usual one.
+        count: C, if f is a part of what the model returns.
     """
 
     plan: Plan
+    example: Example | None = None
+    selection: Selection | None = None
+    count: int | None = None
 
     chain: None = None
 
@@ -108,7 +128,12 @@ class ModelNetwork:
     @property
     def outputs(self) -> int:
         """C."""
-        return self.plan.architecture.outputs
+        return self.plan.architecture.outputs if self.count is None else self.count
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights."""
+        return dtype_of(self.plan)
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -155,7 +180,8 @@ class ModelNetwork:
         Raises:
             UnsupportedModelError: naming every place.
         """
-        refuse_unsupported(self.plan.model, self.plan.architecture)
+        beyond = tuple(beyond_theory(self.plan, self.example, selects=self.selection is not None))
+        refuse_unsupported(self.plan.model, self.plan.architecture, beyond)
 
     def require_widenable(self) -> None:
         """Refuse a network that cannot be built at another width.
@@ -163,18 +189,40 @@ class ModelNetwork:
         Raises:
             UnsupportedModelError: naming every place.
         """
-        refuse_unwidenable(self.plan.model, self.plan.architecture)
+        is_number = self.example is None or (isinstance(self.example, Tensor) and self.example.is_floating_point())
+        is_plain = is_number and self.selection is None
+        refuse_unwidenable(self.plan.model, self.plan.architecture, is_plain=is_plain)
 
 
 Network = ChainNetwork | ModelNetwork
 
 
-def network_in(plan: Plan) -> Network:
-    """The network of a wrapped model: a chain if it is one."""
-    chain = chain_of(plan)
-    if chain is None:
-        return ModelNetwork(plan)
-    return ChainNetwork(chain, tuple(layer.path for layer in plan.architecture.layers))
+def network_in(plan: Plan, inputs: Example, selection: Selection | None = None) -> Network:
+    """The network of a wrapped model: a chain if it is one.
+
+    Args:
+        plan: the model and its scaling.
+        inputs: what it is run on.
+        selection: which part of what it returns is f; None for the usual one.
+    """
+    chain = chain_of(plan) if selection is None and isinstance(inputs, Tensor) else None
+    if chain is not None:
+        return ChainNetwork(chain, tuple(layer.path for layer in plan.architecture.layers), plan)
+    example = rows(inputs, [0, 1])
+    count = None if selection is None else outputs_of(plan, example, selection).shape[1]
+    return ModelNetwork(plan, example, selection, count)
+
+
+def outputs_of(plan: Plan, inputs: Example, selection: Selection | None) -> Float[Tensor, "sample output"]:
+    """F of a wrapped model as it is, in evaluation mode."""
+    device = next(plan.model.parameters()).device
+    with undisturbed(plan.model), torch.no_grad():
+        return output_rows(Runs(plan.model, selection)(moved(inputs, device)), samples_in(inputs))
+
+
+def dtype_of(plan: Plan) -> torch.dtype:
+    """The floating-point type of a model's parameters."""
+    return next(p.dtype for p in plan.model.parameters() if p.is_floating_point())
 
 
 def built_paths(chain: Chain) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, default_loss
+from torch_dmft.core.prints import prints_agree
 from torch_dmft.core.training import Training
 from torch_dmft.measurement import Probe
 from torch_dmft.measurement.rows import TrainingSet, row_places
@@ -19,11 +20,11 @@ from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.centered import Centered
 from torch_dmft.parameterization.start import starts_of
 from torch_dmft.theory.checks import require_list
-from torch_dmft.theory.coverage import refuse_unsupported
 from torch_dmft.theory.engine.course import require_optimizer
 from torch_dmft.theory.network import network_in
 from torch_dmft.theory.problem import Problem
-from torch_dmft.uses.outputs import Runs
+from torch_dmft.uses.outputs import Example, Runs, Selection, tensors
+from torch_dmft.uses.outputs import rows as rows_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def problem_like(plan: Plan, probe: Probe, training: Training, loss: Loss | None
     )
     seen = replace(training, gamma0=plan.gamma0, frozen=frozen, starts=starts_of(plan, untrained=False))
     inputs, targets, rows = _rows_of_probe(probe, None)
-    return _posed(plan, inputs, targets, rows, seen, loss, assume_gaussian=assume_gaussian)
+    selection = plan.wrapping.outputs
+    return _posed(plan, inputs, targets, rows, seen, loss, selection, assume_gaussian=assume_gaussian)
 
 
 def problem_of_run(
@@ -78,16 +80,12 @@ def problem_of_run(
     """A run that was recorded, as a question; see ``Recorder.problem``."""
     plan = subject.plan
     _require_plan_and_probe(plan, probe)
-    if isinstance(subject.run, Runs):
-        raise UnsupportedProblemError(
-            "Theory is about all outputs of the plan's model.",
-            got="a recorder with outputs=",
-            remedy="let the model itself return what is f, wrap that, and record without outputs=; measuring goes on with any",
-        )
-    if subject.run is not plan.model and not isinstance(subject.run, Centered):
+    run = subject.run.model if isinstance(subject.run, Runs) else subject.run
+    selection = subject.run.selection if isinstance(subject.run, Runs) else None
+    if run is not plan.model and not isinstance(run, Centered):
         raise UnsupportedProblemError(
             "The recorded module must be the plan's model, which is what theory knows.",
-            got=f"{type(subject.run).__name__} around it",
+            got=f"{type(run).__name__} around it",
             remedy="wrap the whole module with parameterize, or record plan.model; measuring goes on with any",
         )
     require_optimizer(training)
@@ -101,34 +99,43 @@ def problem_of_run(
     if data is None:
         inputs, targets, rows = _rows_of_probe(probe, recorded)
     else:
-        inputs, targets, rows = _rows_of_data(probe if recorded is None else probe.at_rows(recorded), data)
+        inputs, targets, rows = _rows_of_data(probe, recorded, data)
     training = _with_batches(training, len(targets), batches, generator, knows_data=data is not None)
-    return _posed(plan, inputs, targets, rows, training, loss, assume_gaussian=assume_gaussian)
+    return _posed(plan, inputs, targets, rows, training, loss, selection, assume_gaussian=assume_gaussian)
 
 
-def _rows_of_probe(probe: Probe, recorded: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _rows_of_probe(probe: Probe, recorded: Sequence[int] | None) -> tuple[Example, Tensor, Tensor | None]:
     """Training rows of a probe, then its other rows that are recorded; targets; where the recorded rows are."""
     train = probe.train_rows
     kept = torch.arange(len(probe), device="cpu") if recorded is None else torch.tensor(recorded, device="cpu")
     seen = torch.zeros_like(train).index_fill(0, kept, True)
     order = torch.cat([train.nonzero().flatten(), (~train & seen).nonzero().flatten()])
     assert probe.targets is not None  # required
-    inputs, targets = probe.tensor[order.to(probe.tensor.device)], probe.targets[train.to(probe.targets.device)]
-    where = torch.zeros(len(probe), dtype=torch.int64, device="cpu").index_copy(
-        0, order, torch.arange(len(order), device="cpu")
-    )
+    targets = probe.targets[train.to(probe.targets.device)]
+    everything = torch.arange(len(order), device="cpu")
+    where = torch.zeros(len(probe), dtype=torch.int64, device="cpu").index_copy(0, order, everything)
     places = where[kept]
-    in_order = torch.equal(places, torch.arange(len(order), device="cpu"))
-    return inputs, targets, None if in_order else places.to(inputs.device)
+    inputs = (
+        probe.inputs if torch.equal(order, torch.arange(len(probe), device="cpu")) else rows_of(probe.inputs, order)
+    )
+    in_order = torch.equal(places, everything)
+    return inputs, targets, None if in_order else places.to(tensors(inputs)[0].device)
 
 
-def _rows_of_data(probe: Probe, data: TrainingSet) -> tuple[Tensor, Tensor, Tensor]:
+def _rows_of_data(
+    probe: Probe, recorded: Sequence[int] | None, data: TrainingSet
+) -> tuple[Example, Tensor, Tensor | None]:
     """Training rows, then the rows of the probe that are not among them; their targets; where the probe's rows are."""
     inputs, targets = data.rows()
-    if not isinstance(inputs, Tensor):
-        raise UnsupportedProblemError(
-            "Theory is about networks whose data are one tensor.", got=f"a training set of {type(inputs).__name__}"
-        )
+    if not isinstance(inputs, Tensor) or not isinstance(probe.inputs, Tensor):
+        if not prints_agree(data.print, TrainingSet((probe.inputs, probe.targets)).print):
+            raise UnsupportedProblemError(
+                "Inputs that are not one tensor can be trained on only where they are the rows of the probe.",
+                got=f"a training set of {len(data)} rows beside a probe of {len(probe)}",
+                remedy="Probe(inputs, targets) of the whole training set",
+            )
+        return _rows_of_probe(probe, recorded)
+    probe = probe if recorded is None else probe.at_rows(recorded)
     inputs, targets = inputs.to(probe.tensor.device), targets.to(probe.tensor.device)
     if not data.is_fixed:
         raise InvalidInputError(
@@ -213,28 +220,30 @@ def _drawn(size: int, count: int, steps: int, generator: torch.Generator | None)
 
 def _posed(
     plan: Plan,
-    inputs: Tensor,
+    inputs: Example,
     targets: Tensor,
     rows: Tensor | None,
     training: Training,
     loss: Loss | None,
+    selection: Selection | None,
     *,
     assume_gaussian: bool,
 ) -> Problem:
     structured = {name: start for name, start in training.starts.items() if start != "zero"}
-    if structured and not assume_gaussian:
+    if structured and not assume_gaussian and plan.wrapping.wider is None:
         raise UnsupportedProblemError(
             "The theory draws Gaussian weights, and these start otherwise.",
             got="; ".join(f"{name}: {start}" for name, start in structured.items()),
             remedy='parameterize(..., init="normal"), or assume_gaussian=True to predict the Gaussian weights of the plan',
         )
-    if structured:
+    if structured and assume_gaussian:
         zeros = {name: start for name, start in training.starts.items() if start == "zero"}
         training = replace(training, starts=zeros, assumptions=(*training.assumptions, "start"))
     loss = default_loss(targets) if loss is None else loss
-    if returns_one_number(plan.model, inputs):
+    if returns_one_number(Runs(plan.model, selection), inputs):
         loss = OfOneNumber(loss)
-    return Problem(inputs=inputs, targets=targets, loss=loss, training=training, network=network_in(plan), probe=rows)
+    network = network_in(plan, inputs, selection)
+    return Problem(inputs=inputs, targets=targets, loss=loss, training=training, network=network, probe=rows)
 
 
 def _require_plan_and_probe(plan: object, probe: object) -> None:
@@ -255,11 +264,3 @@ def _require_plan_and_probe(plan: object, probe: object) -> None:
         raise InvalidInputError(
             "The probe has no targets, so there is nothing to train on.", remedy="Probe(inputs, targets)"
         )
-    if not isinstance(probe.inputs, Tensor):
-        raise UnsupportedProblemError(
-            "Theory is about networks whose data are one tensor.",
-            got=f"inputs of type {type(probe.inputs).__name__}",
-            remedy="a model of one argument (sample, ...) and a probe of such a tensor; measuring goes on with any inputs",
-        )
-    if not probe.tensor.is_floating_point():
-        refuse_unsupported(plan.model, plan.architecture)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.core.equality import by_value
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.prints import data_print, printed_rows
@@ -28,6 +28,8 @@ from torch_dmft.theory.checks import (
     require_list,
 )
 from torch_dmft.theory.network import ChainNetwork, Network
+from torch_dmft.uses.outputs import Example, Selection, copied, count, named_tensors, tensors
+from torch_dmft.uses.outputs import rows as rows_of
 
 
 @by_value
@@ -38,7 +40,8 @@ class Problem:
     Build it with ``Problem.mlp`` or ``Problem.like`` before training, or with ``recorder.problem()`` of a run.
 
     Attributes:
-        inputs: ``(sample, ...)``, training rows first, then other rows.
+        inputs: ``(sample, ...)``, training rows first, then other rows; of a wrapped model whatever its ``forward`` takes, as
+            in ``Probe``.
         targets: targets of the training rows as the loss takes them, ``(train, output)`` or ``(train,)`` floats or ``(train,)``
             classes.
         loss: ``loss(outputs, targets) -> scalar`` with its own reduction; outputs are ``(train, output)``.
@@ -47,7 +50,7 @@ class Problem:
         probe: ``(kept,)``, the rows that kernels are kept of and that answers are about; None for all of them.
     """
 
-    inputs: Tensor
+    inputs: Example
     targets: Tensor
     loss: Loss
     training: Training
@@ -65,20 +68,30 @@ class Problem:
     def __post_init__(self) -> None:
         """Refuse problems that no solver can solve."""
         check_problem(self)
-        for name in ("inputs", "targets"):
-            object.__setattr__(self, name, getattr(self, name).detach())
-        settled = as_the_loss_takes_them(
-            self.loss, self.inputs.new_zeros(self.train_samples, self.outputs), self.targets
-        )
+        inputs = self.inputs.detach() if isinstance(self.inputs, Tensor) else copied(self.inputs)
+        for name, value in (("inputs", inputs), ("targets", self.targets.detach())):
+            object.__setattr__(self, name, value)
+        settled = as_the_loss_takes_them(self.loss, self.zeros(self.train_samples), self.targets)
         object.__setattr__(self, "targets", settled)
         check_loss(self)
-        rows = printed_rows(self.train_samples).to(self.inputs.device)
-        facts: dict[str, Any] = {"data_print": data_print(self.train_samples, self.inputs[rows], self.targets[rows])}
+        seen = printed_rows(self.train_samples).to(self.device)
+        columns = (*tensors(rows_of(self.inputs, seen)), self.targets[seen])
+        facts: dict[str, Any] = {"data_print": data_print(self.train_samples, *columns)}
         if not self.training.loss_print:
             facts["loss"] = loss_name(self.loss)
             classes = not self.targets.is_floating_point()
             facts["loss_print"] = loss_print(self.loss, self.outputs, classes=classes, rows=self.train_samples)
         object.__setattr__(self, "training", replace(self.training, **facts))
+
+    @property
+    def selection(self) -> Selection | None:
+        """Which part of what the model returns is f; None for the usual one."""
+        return self.network.selection
+
+    @property
+    def factory(self) -> Callable[[int], nn.Module] | None:
+        """What builds the model at any width, if it was wrapped with ``wider=`` such a function."""
+        return None if self.network.plan is None else self.network.plan.wrapping.factory
 
     @property
     def chain(self) -> Chain | None:
@@ -93,7 +106,31 @@ class Problem:
     @property
     def samples(self) -> int:
         """Rows in all, training and other rows."""
-        return len(self.inputs)
+        return count(self.inputs)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The inputs, where they are one tensor of numbers, as theory needs them.
+
+        Raises:
+            UnsupportedProblemError: if they are not.
+        """
+        if not isinstance(self.inputs, Tensor) or not self.inputs.is_floating_point():
+            raise UnsupportedProblemError(
+                "Theory is about networks whose data are one tensor of numbers.",
+                got=", ".join(f"{name} of {leaf.dtype}" for name, leaf in named_tensors(self.inputs)),
+                remedy="solvers.WideEnsemble(factory=...), with a function width -> model",
+            )
+        return self.inputs
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data are."""
+        return tensors(self.inputs)[0].device
+
+    def zeros(self, rows: int) -> Tensor:
+        """Outputs of zero: ``(rows, output)``."""
+        return torch.zeros(rows, self.outputs, dtype=self.dtype, device=self.device)
 
     @property
     def train_samples(self) -> int:
@@ -103,17 +140,18 @@ class Problem:
     @property
     def train(self) -> Tensor:
         """``(sample,)`` bool mask of the training rows."""
-        return torch.arange(self.samples, device=self.inputs.device) < self.train_samples
+        return torch.arange(self.samples, device=self.device) < self.train_samples
 
     @property
     def kept(self) -> Tensor:
         """``(kept,)``, the rows that answers are about."""
-        return torch.arange(self.samples, device=self.inputs.device) if self.probe is None else self.probe
+        return torch.arange(self.samples, device=self.device) if self.probe is None else self.probe
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating-point type of the inputs, in which solvers answer."""
-        return self.inputs.dtype
+        """The floating-point type of the inputs, or of the network where they are no numbers; solvers answer in it."""
+        is_one = isinstance(self.inputs, Tensor) and self.inputs.is_floating_point()
+        return tensors(self.inputs)[0].dtype if is_one else self.network.dtype
 
     # How it is trained, where one number says it
 
@@ -173,7 +211,7 @@ class Problem:
     @property
     def input_kernel(self) -> Tensor:
         """K^x = X X^T / D: ``(sample, sample)``."""
-        flat = self.inputs.flatten(1)
+        flat = self.tensor.flatten(1)
         return flat @ flat.T / flat.shape[1]
 
     @property
@@ -190,7 +228,7 @@ class Problem:
     def rows_of(self, step: int) -> Tensor:
         """Rows that the update of this step sees: ``(row,)``."""
         rows = self.batch(step)
-        return torch.arange(self.train_samples, device=self.inputs.device) if rows is None else rows
+        return torch.arange(self.train_samples, device=self.device) if rows is None else rows
 
     def recorded(self, record: Iterable[int] | int | Tensor | None = None) -> Tensor:
         """The steps to keep, sorted and each once: ``(time,)`` integers in 0..steps; None for all.
@@ -225,13 +263,13 @@ class Problem:
 
     def loss_on(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """The loss of the outputs ``(row, output)`` of some training rows."""
-        return self.loss(outputs.to(self.inputs.device), self.targets[rows])
+        return self.loss(outputs.to(self.device), self.targets[rows])
 
     def training_loss(self, outputs: Tensor, rows: Tensor | None = None) -> Tensor:
         """The loss on the training rows, or on ``rows`` of them: ``outputs`` is ``(sample, output)``, other rows ignored."""
         predictions = outputs[: self.train_samples]
         if rows is None:
-            return self.loss(predictions.to(self.inputs.device), self.targets)
+            return self.loss(predictions.to(self.device), self.targets)
         return self.loss_on(predictions[rows.to(predictions.device)], rows)
 
     def kept_loss(self, outputs: Tensor) -> Tensor:
@@ -394,7 +432,6 @@ class Problem:
 
         Raises:
             UnsupportedProblemError: if the plan's scheme or the initial weights do not have this infinite-width limit.
-            UnsupportedModelError: if the model reads tokens, naming its embeddings.
             InvalidInputError: if the probe lacks targets.
         """
         from torch_dmft.theory.posing import problem_like  # it makes problems

@@ -18,6 +18,7 @@ from torch_dmft.theory.choose import choose
 from torch_dmft.theory.fitting import what_fits
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solver import Solver
+from torch_dmft.uses.outputs import rows, tensors
 
 
 def solve(
@@ -85,12 +86,12 @@ def solve(
 
 def _marked(answer: Trajectory, problem: Problem) -> Trajectory:
     """An answer, and the networks that it is the mean of, with the prints of the problem's data: solvers may turn theirs."""
-    rows = problem.kept[printed_rows(len(problem.kept)).to(problem.kept.device)]
+    seen = problem.kept[printed_rows(len(problem.kept)).to(problem.kept.device)]
     return replace(
         answer,
         training=replace(answer.training, data_print=problem.training.data_print),
         network=problem.network.functions,
-        probe_print=data_print(len(problem.kept), problem.inputs[rows]),
+        probe_print=data_print(len(problem.kept), *tensors(rows(problem.inputs, seen))),
         replicas=tuple(_marked(replica, problem) for replica in answer.replicas),
     )
 

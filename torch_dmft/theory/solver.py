@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.cost import Cost
+from torch_dmft.theory.coverage import STAND_IN
 from torch_dmft.theory.problem import Problem
 
 
@@ -51,6 +52,8 @@ def require_training(problem: Problem, solver: str, covers: frozenset[str], *, r
         return
     if "optimizer" in beyond or "maximize" in beyond:
         remedy = "train with torch.optim.SGD, Adam or AdamW, and descend; measuring goes on with any optimizer"
+    elif "other starts" in beyond:
+        remedy = f"{STAND_IN}; or assume_gaussian=True for Gaussian weights of their size"
     elif "adam" in beyond:
         remedy = "solvers.WideEnsemble(), a reference from wide networks"
     elif "noise" in beyond:

@@ -106,7 +106,7 @@ def anatomy(model: nn.Module, products: Sequence[Product], last: Product, output
         for name, parameter in own.items()
         if name not in taken
     )
-    return Architecture(tuple(layers), vectors, is_chain=False, row_independent=True, outputs=outputs)
+    return Architecture(tuple(layers), vectors, is_chain=False, row_independent=True, outputs=outputs, is_traced=False)
 
 
 def _bias(weight: str, own: Mapping[str, object]) -> str | None:

@@ -151,7 +151,7 @@ def _second(model: nn.Module, wider: Wider) -> nn.Module:
         own = next(wider.parameters(), like)
         return wider if (own.dtype, own.device) == (like.dtype, like.device) else copy.deepcopy(wider).to(like)
     with random_state_kept({like.device}):
-        if not _takes_a_width(wider):
+        if not takes_a_width(wider):
             return _built(wider()).to(like)
         shapes = [parameter.shape for parameter in model.parameters()]
         failed: Exception | None = None
@@ -174,7 +174,10 @@ def _second(model: nn.Module, wider: Wider) -> nn.Module:
     )
 
 
-def _takes_a_width(wider: Callable[..., Any]) -> bool:
+def takes_a_width(wider: Wider | None) -> bool:
+    """Whether this is a factory ``width -> model``."""
+    if wider is None or isinstance(wider, nn.Module):
+        return False
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return any(one.kind in by_position for one in inspect.signature(wider).parameters.values())
 

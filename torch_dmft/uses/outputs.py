@@ -150,19 +150,23 @@ class Runs(nn.Module):
 
     Attributes:
         model: the model.
-        selects: whether a part of its outputs, or a function of them, is chosen.
+        selection: which part of its outputs, or what function of them, is f; None for the usual one.
     """
 
     def __init__(self, model: nn.Module, outputs: Selection | None = None) -> None:
         super().__init__()
         self.model = model
-        self.selects = outputs is not None
-        self._outputs = outputs
+        self.selection = outputs
+
+    @property
+    def selects(self) -> bool:
+        """Whether a part of its outputs, or a function of them, is chosen."""
+        return self.selection is not None
 
     def forward(self, inputs: Example) -> Tensor:
         """The outputs f on these inputs."""
         args, kwargs = arguments(inputs)
-        return select(self.model(*args, **kwargs), self._outputs)
+        return select(self.model(*args, **kwargs), self.selection)
 
 
 def output_rows(outputs: Tensor, samples: int) -> Float[Tensor, "sample output"]:

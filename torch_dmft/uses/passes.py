@@ -18,7 +18,7 @@ from torch_dmft.core.undisturbed import all_graded, undisturbed
 from torch_dmft.uses.anatomy import Names, anatomy
 from torch_dmft.uses.failures import outputs_on
 from torch_dmft.uses.forms import Product, parts
-from torch_dmft.uses.outputs import Example, copied, count, output_rows, rows, tensors
+from torch_dmft.uses.outputs import Example, Runs, copied, count, output_rows, rows, tensors
 from torch_dmft.uses.ownership import are_alike, copies, mark_per_sample
 from torch_dmft.uses.watch import Pass, Watch, gradients_of, watching
 
@@ -113,10 +113,44 @@ def draws_in_train_mode(run: nn.Module, inputs: Example) -> tuple[Place, ...]:
     # Statistics of a batch are the same in every pass.
     if _is_one(outputs):
         return ()
-    return (Place("(model)", "it draws random numbers in train mode", "set dropout and the like to 0"),)
+    paths = _that_draw(run, inputs, devices) or ["(model)"]
+    return tuple(
+        Place(path, "it draws random numbers in train mode", "set dropout and the like to 0") for path in paths
+    )
 
 
 _PASSES = 4
+
+
+def _that_draw(run: nn.Module, inputs: Example, devices: Iterable[torch.device]) -> list[str]:
+    """The paths of the modules that draw random numbers in train mode themselves, and not in modules inside of them."""
+    found: dict[str, None] = {}
+    inside: list[tuple[str, list[object]]] = []  # path and the states up to which is known who drew
+
+    def look(state: list[object]) -> None:
+        if inside and inside[-1][1] != state:
+            found[inside[-1][0]] = None
+
+    def enter(path: str) -> None:
+        state = _states(devices)
+        look(state)
+        inside.append((path, state))
+
+    def leave() -> None:
+        state = _states(devices)
+        look(state)
+        inside.pop()
+        if inside:
+            inside[-1] = inside[-1][0], state
+
+    with undisturbed(run), ExitStack() as hooks:
+        for path, module in run.named_modules():
+            module.training = True
+            name = path.removeprefix("model").removeprefix(".") if isinstance(run, Runs) else path
+            hooks.callback(module.register_forward_pre_hook(lambda *_, n=name: enter(n or "(model)")).remove)
+            hooks.callback(module.register_forward_hook(lambda *_: leave()).remove)
+        run(copied(inputs))
+    return list(found)
 
 
 def _is_one(outputs: list[Tensor]) -> bool:

@@ -135,7 +135,7 @@ class SiteSampler:
         self.responses, self.equal_time = responses, equal_time
         self.samples, self.outputs = problem.samples, chain.outputs
         rows = times * self.samples
-        self.inputs = problem.inputs.flatten(1).double() / math.sqrt(chain.input_dim)
+        self.inputs = problem.tensor.flatten(1).double() / math.sqrt(chain.input_dim)
 
         def normals(size: int) -> Tensor:
             drawn = torch.randn(neurons // 2, size, generator=generator, dtype=torch.float64, device=self.inputs.device)
@@ -278,11 +278,11 @@ def _moment_matched(normals: Float[Tensor, "neuron column"]) -> Float[Tensor, "n
 
 def free_covariances(problem: Problem, times: int) -> tuple[Tensor, Tensor]:
     """C(t, s), the covariance of an untrained weight: its part from initial values of variance one, and that from the noise."""
-    left, _, answers = (each.to(problem.inputs.device) for each in propagators(problem.training, times))
+    left, _, answers = (each.to(problem.device) for each in propagators(problem.training, times))
     kicks = torch.cat([problem.training.lr[: times - 1], torch.zeros(1, dtype=torch.float64, device="cpu")]).to(answers)
     return left[:, None] * left, (answers * (2 * problem.temperature * kicks)) @ answers.T
 
 
 def _update_weights(problem: Problem, times: int) -> Tensor:
     """w(t, s), the weight of the gradient of step s < t in state t: ``(time, time)``."""
-    return propagators(problem.training, times)[1].to(problem.inputs.device)
+    return propagators(problem.training, times)[1].to(problem.device)

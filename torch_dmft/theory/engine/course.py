@@ -78,10 +78,10 @@ def named_rules(network: Network, plan: Plan) -> Iterator[tuple[ParameterRule, s
     """
     names = network.names
     for rule in plan.rules:
-        path = names.get(rule.path, rule.path)
-        kind_in_model = rule.name.rpartition(".")[2]
+        owner, dot, kind_in_model = rule.name.rpartition(".")
+        path = names.get(owner, owner)
         kind = "weight" if kind_in_model in ("core", "initial_scale") else kind_in_model
-        yield rule, f"{path}.{kind}" if path else kind
+        yield rule, f"{path}{dot if path else ''}{kind}"
 
 
 def require_optimizer(training: Training) -> None:

@@ -5,18 +5,70 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from torch_dmft.architecture import Role, describe
 from torch_dmft.architecture.widen import NORMS, materialise
+from torch_dmft.measurement import Recorder
 from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
 from torch_dmft.theory.engine.course import named_rules
+from torch_dmft.theory.engine.matched_start import matchable
+from torch_dmft.theory.engine.training import View, own_view
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import replica_generators
 
 _MATRICES = (Role.INPUT, Role.HIDDEN)
 _READOUT = (Role.READOUT, Role.OUTPUT_BIAS)
+
+
+@runtime_checkable
+class Networks(Protocol):
+    """Independent networks of one width.
+
+    Attributes:
+        problem: what they are trained on.
+        width: N, the fan-in of the readout.
+        is_symmetric: whether a network with the opposite readout is as likely.
+    """
+
+    problem: Problem
+    width: int
+    is_symmetric: bool
+
+    def draw(self, generator: torch.Generator) -> Plan:
+        """A network at its start; it may be the module of the draw before, drawn anew."""
+
+    def matchable(self) -> tuple[bool, ...]:
+        """The populations whose initial moments can be matched, see ``matched_start``."""
+
+    def view(self, problem: Problem, recorder: Recorder) -> View:
+        """How a network is looked at while it is trained."""
+
+
+class Widened:
+    """Networks of a problem that is widened by itself."""
+
+    is_symmetric = True
+
+    def __init__(self, problem: Problem, width: int) -> None:
+        self.problem = problem
+        self._plan = network_of(problem, width)
+        self.width = self._plan.width
+
+    def draw(self, generator: torch.Generator) -> Plan:
+        """The same module with weights drawn anew."""
+        initialise(self._plan, generator, zero_starts(self.problem, self._plan))
+        return self._plan
+
+    def matchable(self) -> tuple[bool, ...]:
+        """Of this width."""
+        return matchable(self._plan)
+
+    def view(self, problem: Problem, recorder: Recorder) -> View:
+        """The cheapest one."""
+        return own_view(problem, recorder)
 
 
 def network_of(problem: Problem, width: int) -> Plan:
@@ -35,9 +87,9 @@ def network_of(problem: Problem, width: int) -> Plan:
     network.require_widenable()
     model = network.build(width)
     gains, biases = network.gains, network.bias_stds
-    materialise(model, problem.inputs)
+    materialise(model, problem.tensor)
     model.train()
-    architecture = describe(model, problem.inputs[:2], like=network.shown)
+    architecture = describe(model, problem.tensor[:2], like=network.shown)
     if network.shown is not None:
         architecture = replace(architecture, streams=network.shown.streams)
     unscaled = parameter_rules(architecture, model, gamma0=problem.gamma0, depth=network.depth)

@@ -27,7 +27,7 @@ def twin_of(
     problem: Problem, neurons: int, *, tolerance: float, generator: torch.Generator, law: str, responses: bool
 ) -> Plan:
     """The infinite-width twin of a problem's network."""
-    example = problem.inputs[:2]
+    example = problem.tensor[:2]
     settings: dict[str, Any] = {
         "tolerance": tolerance,
         "generator": generator,
@@ -63,8 +63,10 @@ def rotated(problem: Problem) -> Problem:
     independent rows the basis is the one in which each has a coordinate of its own, as far as that goes: the symmetric root
     of their Gram matrix. Adam, which treats every entry of a weight by itself, sees rotations.
     """
-    flat = problem.inputs.flatten(1)
-    if problem.chain is None or flat.shape[1] <= len(flat) or problem.training.optimizer != "SGD":
+    if problem.chain is None or problem.training.optimizer != "SGD":
+        return problem
+    flat = problem.tensor.flatten(1)
+    if flat.shape[1] <= len(flat):
         return problem
     left, singular, _ = torch.linalg.svd(flat.double(), full_matrices=False)
     used = singular > singular[0] * 1e-12 * flat.shape[1]
@@ -72,7 +74,7 @@ def rotated(problem: Problem) -> Problem:
     if bool(used.all()):
         coordinates = coordinates @ left.T
     dim = coordinates.shape[1]
-    inputs = (coordinates * math.sqrt(dim / flat.shape[1])).to(problem.inputs)
+    inputs = (coordinates * math.sqrt(dim / flat.shape[1])).to(problem.tensor)
     network = ChainNetwork(replace(problem.chain, input_dim=dim), problem.network.paths)
     return replace(problem, inputs=inputs, network=network)
 

@@ -179,7 +179,7 @@ class _Strider:
 
     def look(self, step: int) -> _State:
         """Measure the network as it is."""
-        one = self.passes(self.problem.inputs, measured=True)
+        one = self.passes(self.problem.tensor, measured=True)
         self.passed += 1
         require_finite(self.problem, one.outputs, step)
         return _State(step, one, one.measure())

@@ -16,12 +16,14 @@ from torch.optim import Optimizer
 
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder, Snapshot
+from torch_dmft.measurement.snapshot import snapshot
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.engine.course import Course
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
 from torch_dmft.theory.engine.passes import Passes
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.stepping import require_finite
+from torch_dmft.uses.outputs import moved, output_rows, rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +117,7 @@ def train_and_record(
     Raises:
         ConvergenceError: if the outputs stop being finite.
     """
-    recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time)
+    recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time, outputs=problem.selection)
 
     def keep(step: int, taken: Snapshot) -> None:
         recorder.step = step
@@ -142,7 +144,7 @@ class Together:
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
         """Pass all rows, or only those that are trained on."""
         problem = self._problem
-        one = self._passes(problem.inputs if measured else problem.inputs[: problem.train_samples], measured=measured)
+        one = self._passes(problem.tensor if measured else problem.tensor[: problem.train_samples], measured=measured)
         snapshot = one.measure() if measured else None
         return Moment(one.outputs, lambda: one.backward(problem.error(one.outputs, step)), snapshot)
 
@@ -161,15 +163,52 @@ class Apart:
         """Pass the probe, then the batch."""
         problem, snapshot = self._problem, None
         if measured and self._recorder.subject.architecture.row_independent:
-            snapshot = self._measures(problem.inputs[self._rows], measured=True).measure()
+            snapshot = self._measures(problem.tensor[self._rows], measured=True).measure()
         elif measured:
             snapshot = self._recorder.look()
         if not trained:
             assert snapshot is not None  # the last state is looked at for its measurement
             return Moment(snapshot.outputs, lambda: None, snapshot)
         rows = problem.rows_of(step)
-        one = self._passes(problem.inputs[rows], measured=False)
+        one = self._passes(problem.tensor[rows], measured=False)
         return Moment(one.outputs, lambda: one.backward(problem.error_on(one.outputs, rows)), snapshot)
+
+
+class Looked:
+    """A look of the recorder for the measurement, as at any module, and a pass of the rows of the batch for the update.
+
+    Args:
+        problem: what the model is trained on.
+        recorder: looks at it.
+        alike: looks at networks alike, whose knowledge of where samples are is this one's; it is added to.
+    """
+
+    def __init__(self, problem: Problem, recorder: Recorder, alike: list[Snapshot]) -> None:
+        self._problem, self._recorder, self._alike = problem, recorder, alike
+        self._inputs = moved(recorder.probe.inputs, next(recorder.subject.run.parameters()).device)
+
+    def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
+        """Look, then pass the batch in train mode."""
+        problem, subject = self._problem, self._recorder.subject
+        taken = self._look() if measured else None
+        if not trained:
+            assert taken is not None  # the last state is looked at for its measurement
+            return Moment(taken.outputs, lambda: None, taken)
+        batch = problem.rows_of(step)
+        attached = output_rows(subject.run(rows(problem.inputs, batch)), len(batch))
+        outputs = attached.detach()
+
+        def update() -> None:
+            subject.model.zero_grad()
+            attached.backward(gradient=-problem.error_on(outputs, batch))
+
+        return Moment(outputs, update, taken)
+
+    def _look(self) -> Snapshot:
+        layouts = self._alike[0].layouts if self._alike else None
+        taken = snapshot(self._recorder.subject, self._inputs, layouts=layouts)
+        self._alike[:] = [taken]
+        return taken
 
 
 def finished(problem: Problem, recorded: Trajectory) -> Trajectory:
@@ -193,7 +232,7 @@ def known_targets(problem: Problem) -> Tensor | None:
 def probe_of(problem: Problem) -> Probe:
     """The rows that are measured; the problem adds their targets afterwards."""
     train = problem.train[problem.kept].cpu()
-    return Probe(problem.inputs[problem.kept], train=train if bool(train.any()) else None)
+    return Probe(rows(problem.inputs, problem.kept), train=train if bool(train.any()) else None)
 
 
 def lazy_layers(plan: Plan) -> list[LazyLayer]:

@@ -32,7 +32,7 @@ def linear_responses(problem: Problem, solver: DeepLinear) -> list[tuple[Tensor,
     times, samples, outputs = problem.steps + 1, problem.samples, problem.outputs
     exact = solver.run(problem, torch.arange(times), two_time=True, progress=False)
     rows, rows_c = times * samples, times * samples * outputs
-    nothing = torch.zeros(rows, rows_c, dtype=torch.float64, device=problem.inputs.device)
+    nothing = torch.zeros(rows, rows_c, dtype=torch.float64, device=problem.device)
     order = OrderParameters(
         exact.outputs.double(),
         tuple(layer.forward.values.double().reshape(rows, rows) for layer in exact.layers),

@@ -56,7 +56,7 @@ def twin_responses(problem: Problem, twin: Plan, *, tolerance: float) -> list[tu
     """
     layers = [module for module in twin.model.modules() if isinstance(module, InfiniteLinear)]
     logs = _train_and_log(problem, twin, layers)
-    decay = propagators(problem.training, problem.steps + 1)[0].to(problem.inputs.device)
+    decay = propagators(problem.training, problem.steps + 1)[0].to(problem.device)
     responses = []
     for layer, log in zip(layers, logs, strict=True):
         forward, backward = layer.matrix.forward_side, layer.matrix.backward_side
@@ -78,7 +78,7 @@ def _train_and_log(problem: Problem, twin: Plan, layers: list[InfiniteLinear]) -
     logs = [_Log() for _ in layers]
 
     def view(step: int, *, measured: bool, trained: bool) -> Moment:
-        outputs = twin.model(problem.inputs)
+        outputs = twin.model(problem.tensor)
         _log_gradients(twin, layers, logs, outputs)
 
         def update() -> None:

@@ -177,7 +177,7 @@ class AlternatingMonteCarlo:
     def order_parameters(self, problem: Problem, times: int, *, progress: bool) -> Iterator[Solution]:
         """All kernels and responses between the first ``times`` states, one solution per replica."""
         chain = require_chain(problem, "AlternatingMonteCarlo")
-        generator = self.generator or torch.Generator(problem.inputs.device).manual_seed(0)
+        generator = self.generator or torch.Generator(problem.device).manual_seed(0)
         for _ in track(range(self.replicas), "alternating Monte Carlo, replicas", progress=progress):
             sampler = SiteSampler(
                 problem,

@@ -135,7 +135,7 @@ def require_linear(chain: Chain, solver: str) -> None:
 
 def _input_coordinates(problem: Problem, chain: Chain, tolerance: float) -> Tensor:
     """Vectors with the inner products Phi^0, in as few dimensions as the data have: ``(coordinate, sample)``."""
-    rows = problem.inputs.flatten(1).double() / math.sqrt(chain.input_dim)
+    rows = problem.tensor.flatten(1).double() / math.sqrt(chain.input_dim)
     values, vectors = torch.linalg.eigh(rows @ rows.mT)
     used = values > tolerance * values[-1]
     return (vectors[:, used] * values[used].sqrt()).mT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,13 +12,23 @@ from torch_dmft.core.errors import UnsupportedModelError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.measurement import Recorder
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator
-from torch_dmft.theory.cost import Cost, networks_cost, twin_cost
+from torch_dmft.theory.cost import Cost, twin_cost
+from torch_dmft.theory.engine.built import Factory
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
-from torch_dmft.theory.engine.networks import initialise, langevin_noise, network_of, zero_starts
+from torch_dmft.theory.engine.networks import Networks, initialise, langevin_noise, network_of, zero_starts
 from torch_dmft.theory.engine.posed import renamed, rotated, twin_of
-from torch_dmft.theory.engine.training import rows_at_once, train_and_record
+from torch_dmft.theory.engine.sources import (
+    cost_of_networks,
+    covered_starts,
+    factory_for,
+    networks_of,
+    require_factory,
+    require_networks,
+)
+from torch_dmft.theory.engine.training import View, rows_at_once, train_and_record
 from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
@@ -47,9 +57,9 @@ class FiniteWidth:
     ``replicas`` hold every network; ``theory.covariance`` is that of any two of their numbers.
     ``compare(measured, answer)`` judges by them whether a measured network behaves as its width explains.
 
-    Any loss, setting of SGD, Langevin noise, and network that can be built at width N. Cost: ``replicas`` runs of
-    O(P N^2 T) if dense (the paper's Table 1), O(P N k T) if sampled; all replicas are kept, O(R P^2 T). Refuses Adam, dropout,
-    and what cannot be built at another width.
+    Any loss, setting of SGD, Adam, Langevin noise, and network that can be built at width N. Cost: ``replicas`` runs of
+    O(P N^2 T) if dense (the paper's Table 1), O(P N k T) if sampled; all replicas are kept, O(R P^2 T). Refuses dropout, and
+    what cannot be built at another width.
 
     Args:
         width: N, neurons of the last hidden layer; other widths in proportion.
@@ -57,12 +67,14 @@ class FiniteWidth:
         generator: source of randomness; None for a fresh one with seed 0.
         tolerance: relative part of a feature or gradient vector that lazy sampling may ignore; 0 for dense networks
             throughout, None for 1e-2 * min(1, gamma0) and dense networks up to a width of 512.
+        factory: width -> model, builds the networks of a wrapped model, as for ``WideEnsemble``; ``width`` is what it takes.
     """
 
     width: int
     replicas: int = 64
     generator: torch.Generator | None = None
     tolerance: float | None = None
+    factory: Factory | None = None
 
     def __post_init__(self) -> None:
         """Refuse invalid settings."""
@@ -71,48 +83,51 @@ class FiniteWidth:
         if self.tolerance is not None:
             require_number("tolerance", self.tolerance, at_least=0, below=1)
         require_generator(self.generator)
+        require_factory(self.factory)
 
     def check(self, problem: Problem) -> None:
-        """Refuse Adam, and networks that cannot be built at another width."""
-        require_training(
-            problem, "FiniteWidth", COVERS | ({"noise"} if "groups" not in problem.training.traits else set())
-        )
-        problem.network.require_widenable()
+        """Refuse unknown optimizers, and networks that cannot be built at another width."""
+        covers = COVERS | {"adam"} | ({"noise"} if "groups" not in problem.training.traits else set())
+        require_networks(problem, self.factory, (self.width,))
+        require_training(problem, "FiniteWidth", covers | covered_starts(problem, self.factory))
 
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
     ) -> Cost:
         """What solving the problem will cost, by the cheaper of dense and lazily sampled networks."""
         recorded, count = len(problem.recorded(record)), self.replicas
-        dense = networks_cost(problem, (self.width,), count=count, recorded=recorded, two_time=two_time, error=None)
-        if self.width <= _SMALL or self.tolerance == 0 or problem.temperature or not _is_covered(problem):
+        dense = cost_of_networks(
+            problem, self.factory, (self.width,), count=count, recorded=recorded, two_time=two_time, error=None
+        )
+        is_built = factory_for(problem, self.factory) is not None
+        if self.width <= _SMALL or self.tolerance == 0 or is_built or not _is_covered(problem):
             return dense
         lazy = twin_cost(problem, neurons=self.width, replicas=count, recorded=recorded, two_time=two_time)
         return min(dense, replace(lazy, error=None), key=lambda cost: cost.seconds)
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` networks and average; see ``solve``."""
-        origin = f"theory (N={self.width})"
-        posed = rotated(problem)
-        networks = _Networks(self, posed)
+        networks = _Networks(self, problem)
+        posed, view, origin = networks.problem, networks.view, f"theory (N={networks.width})"
         runs = []
         for _ in track(range(self.replicas), origin, progress=progress):
             plan = next(networks)
             noise = langevin_noise(posed, plan, networks.generator)
             steps = range(problem.steps + 1)
-            run = train_and_record(posed, plan, record, two_time=two_time, steps=steps, noise=noise)
+            run = train_and_record(posed, plan, record, two_time=two_time, steps=steps, noise=noise, view=view)
             networks.learn(plan)
-            runs.append(renamed(run, problem))
+            runs.append(networks.named(run, problem))
         facts = {"replicas": self.replicas, "dense": networks.are_dense}
         answer = average(runs, origin=origin, metadata=facts)
-        return replace(answer, width=self.width, replicas=tuple(_equal_times(run) for run in runs))
+        return replace(answer, width=networks.width, replicas=tuple(_equal_times(run) for run in runs))
 
 
 class _Networks(Iterator[Plan]):
     """Independent networks of one width, lazily sampled ones as long as that is cheaper than dense ones."""
 
     def __init__(self, solver: FiniteWidth, problem: Problem) -> None:
-        self.problem, self.width = problem, solver.width
+        self.problem, self.width = rotated(problem), solver.width
+        self._built: Networks | None = None
         self.generator = solver.generator or torch.Generator().manual_seed(0)
         self.tolerance = default_tolerance(problem.gamma0) if solver.tolerance is None else solver.tolerance
         # One step brings every row's features and gradients; so a lazy network is not needed to find that out.
@@ -120,10 +135,25 @@ class _Networks(Iterator[Plan]):
         is_small = solver.tolerance is None and self.width <= _SMALL
         saturates = directions > _DENSE_FROM * self.width
         is_noisy = problem.temperature > 0  # in all directions at once
-        self.are_dense = self.tolerance == 0 or is_small or saturates or is_noisy or not _is_covered(problem)
+        is_dense = self.tolerance == 0 or is_small or saturates or is_noisy
+        self.are_dense = is_dense or not _is_covered(problem)
         self._dense: Plan | None = None
+        if factory_for(problem, solver.factory) is not None:
+            self._built = networks_of(problem, solver.width, solver.factory, (solver.width,), self.generator)
+            self.problem, self.width, self.are_dense = self._built.problem, self._built.width, True
+
+    @property
+    def view(self) -> Callable[[Problem, Recorder], View] | None:
+        """How they are looked at."""
+        return None if self._built is None else self._built.view
+
+    def named(self, run: Trajectory, problem: Problem) -> Trajectory:
+        """A run with the names of the problem's weights, which those of a factory have."""
+        return renamed(run, problem) if self._built is None else run
 
     def __next__(self) -> Plan:
+        if self._built is not None:
+            return self._built.draw(self.generator)
         if not self.are_dense:
             (generator,) = replica_generators(self.generator, 1)
             settings = {"law": "network", "responses": True, "tolerance": self.tolerance, "generator": generator}
@@ -141,7 +171,9 @@ class _Networks(Iterator[Plan]):
 
 
 def _is_covered(problem: Problem) -> bool:
-    """Whether the engine can sample this network lazily."""
+    """Whether the engine can sample this network lazily, and train it."""
+    if problem.temperature or problem.training.optimizer != "SGD":
+        return False
     try:
         problem.network.require_law()
     except UnsupportedModelError:

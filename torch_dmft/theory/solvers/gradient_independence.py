@@ -92,11 +92,11 @@ class FollowTheTangentKernel:
 
     def __init__(self, problem: Problem, recorder: Recorder) -> None:
         self._problem, self._passes = problem, Passes(recorder.subject)
-        self._outputs = problem.inputs.new_zeros(problem.samples, problem.outputs)
+        self._outputs = problem.zeros(problem.samples)
 
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
         """Measure the tangent kernel, and have the outputs move by it."""
-        one, outputs = self._passes(self._problem.inputs, measured=True), self._outputs
+        one, outputs = self._passes(self._problem.tensor, measured=True), self._outputs
         snapshot = one.measure()
 
         def update() -> None:

@@ -85,10 +85,10 @@ class InfiniteWidth:
 
     def check(self, problem: Problem) -> None:
         """Refuse networks without a twin, and data with more rows than the neurons have directions for."""
+        problem.network.require_law()
         require_training(problem, type(self).__name__, COVERS)
         if self.strides:
             check_strides(problem)
-        problem.network.require_law()
         if 4 * rows_at_once(problem) * (1 + problem.outputs) > self.neurons:
             raise UnsupportedProblemError(
                 "`neurons` must be larger: each row of the data needs its own directions among the neurons.",

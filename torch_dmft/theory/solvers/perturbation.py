@@ -119,7 +119,7 @@ class Perturbation:
         last = int(record[-1])
         outputs, drive = _lazy_training(problem, lazy.ntk, last)
         sites = _sites(chain, lazy)
-        generator = self.generator or torch.Generator(device=problem.inputs.device).manual_seed(0)
+        generator = self.generator or torch.Generator(device=problem.device).manual_seed(0)
         runs = []
         for _ in track(range(self.replicas), "perturbation theory", progress=progress):
             moments = [sample(site, drive, self.neurons, generator, record, two_time=two_time) for site in sites]

@@ -120,7 +120,7 @@ class WhitenedLinear:
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Solve one flow per direction of the targets; see ``Solver.run``."""
         chain = require_chain(problem, "WhitenedLinear")
-        unit, steps = problem.lr * (error_scale(problem) or 0.0), record.to(problem.inputs.device).double()
+        unit, steps = problem.lr * (error_scale(problem) or 0.0), record.to(problem.device).double()
 
         def solved(target: float) -> _Mode:
             return self._mode(chain, problem.gamma0, target, steps, unit)
@@ -149,7 +149,7 @@ class WhitenedLinear:
         self.check(problem)
         chain = require_chain(problem, "WhitenedLinear")
 
-        ever = torch.full((1,), math.inf, dtype=torch.float64, device=problem.inputs.device)
+        ever = torch.full((1,), math.inf, dtype=torch.float64, device=problem.device)
 
         def solved(target: float) -> _Mode:
             if chain.depth == 1:
@@ -206,7 +206,7 @@ def _superposed(
 ) -> Trajectory:
     """The solution from its modes: ``solved`` is asked for every strength s_k."""
     train = problem.train_samples
-    rows = problem.inputs.flatten(1).double() / math.sqrt(chain.input_dim)
+    rows = problem.tensor.flatten(1).double() / math.sqrt(chain.input_dim)
     input_kernel = rows @ rows.mT
     samples, strengths, outputs = torch.linalg.svd(problem.target_values.double(), full_matrices=False)
     used = [k for k, strength in enumerate(strengths) if strength >= 1e-14 * strengths[0]]

@@ -12,12 +12,20 @@ from torch import Tensor
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory, combine
-from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator, require_list
-from torch_dmft.theory.cost import Cost, extrapolation_error, networks_cost
-from torch_dmft.theory.engine.matched_start import match_moments, matchable
-from torch_dmft.theory.engine.networks import initialise, langevin_noise, negate_readout, network_of, zero_starts
-from torch_dmft.theory.engine.posed import renamed, rotated
+from torch_dmft.theory.cost import Cost, extrapolation_error
+from torch_dmft.theory.engine.built import Factory
+from torch_dmft.theory.engine.matched_start import match_moments
+from torch_dmft.theory.engine.networks import Networks, langevin_noise, negate_readout
+from torch_dmft.theory.engine.posed import renamed
+from torch_dmft.theory.engine.sources import (
+    cost_of_networks,
+    covered_starts,
+    factory_for,
+    networks_of,
+    require_factory,
+    require_networks,
+)
 from torch_dmft.theory.engine.training import train_and_record
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
@@ -46,8 +54,12 @@ class WideEnsemble:
     convolutions, Adam and AdamW, Langevin noise (that of the readout has opposite signs in a pair), and BatchNorm (trained in
     train mode, recorded in eval mode, as ``Recorder`` does). Under Adam the NTK is that of SGD still, and does not say how the
     outputs move. Refuses whatever makes training random or another forward pass (dropout, stochastic depth), noise
-    together with parameters that have numbers of their own, grouped convolutions other than depthwise ones, and modules
-    with parameters of another kind.
+    together with parameters that have numbers of their own, and, without a factory, grouped convolutions other than
+    depthwise ones and modules with parameters of another kind.
+
+    With a factory, every network is built by it and wrapped as the run's model was (``torch_dmft.theory.engine.built``), so
+    that any wrapped model will do: recurrent nets, embeddings, transformers, inputs of any structure. Where the readout keeps
+    its own start (``init="keep"``), the networks of a pair are independent.
 
     The answer's metadata hold ``chi_squared``, the squared residual of the fit in units of its error, averaged over all
     numbers, per degree of freedom. It is about 1 if the widths are large enough for a straight line in 1/N; entries are
@@ -60,11 +72,14 @@ class WideEnsemble:
         widths: N of the last hidden layer, at least two.
         pairs: antithetic pairs per width.
         generator: source of randomness; None for a fresh one with seed 0.
+        factory: width -> model, builds the networks of a wrapped model; widths are then what it takes. None: the network is
+            widened by itself, or, where that is not possible, by the factory that was given as ``wider`` when it was wrapped.
     """
 
     widths: tuple[int, ...] = (128, 256, 512)
     pairs: int = 32
     generator: torch.Generator | None = None
+    factory: Factory | None = None
 
     def __post_init__(self) -> None:
         """Refuse invalid settings."""
@@ -78,19 +93,21 @@ class WideEnsemble:
             )
         require_whole("pairs", self.pairs, at_least=4, remedy="at least four pairs, to estimate the error")
         require_generator(self.generator)
+        require_factory(self.factory)
 
     def check(self, problem: Problem) -> None:
         """Refuse unknown optimizers, and networks that cannot be built at another width."""
         covers = COVERS | {"adam"} | ({"noise"} if "groups" not in problem.training.traits else set())
-        require_training(problem, "WideEnsemble", covers)
-        problem.network.require_widenable()
+        require_networks(problem, self.factory, self.widths)
+        require_training(problem, "WideEnsemble", covers | covered_starts(problem, self.factory))
 
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
     ) -> Cost:
         """What solving the problem will cost, and how precise it will be."""
-        cost = networks_cost(
+        cost = cost_of_networks(
             problem,
+            self.factory,
             self.widths,
             count=self.pairs,
             recorded=len(problem.recorded(record)),
@@ -103,24 +120,25 @@ class WideEnsemble:
         """Train pairs of networks at every width and extrapolate; see ``solve``."""
         widths_asked = sorted(set(self.widths))
         generators = replica_generators(self.generator, len(widths_asked))
-        posed = rotated(problem)
         which: tuple[bool, ...] | None = None
         widths, estimates = [], []
         for width, generator in zip(widths_asked, generators, strict=True):
-            plan = network_of(posed, width)
-            which = matchable(plan) if which is None else which  # of the smallest width
+            networks = networks_of(problem, width, self.factory, self.widths, generator)
+            which = networks.matchable() if which is None else which  # of the smallest width
             pairs = []
-            for _ in track(range(self.pairs), f"pairs of networks of width {plan.width}", progress=progress):
-                pairs.append(_train_pair(posed, plan, record, generator, which, two_time=two_time))
-            widths.append(plan.width)
-            estimates.append(average(pairs, origin=plan.origin, metadata={}))
+            for _ in track(range(self.pairs), f"pairs of networks of width {networks.width}", progress=progress):
+                pairs.append(_train_pair(networks, record, generator, which, two_time=two_time))
+            widths.append(networks.width)
+            estimates.append(average(pairs, origin=f"networks (N={networks.width})", metadata={}))
         answer = extrapolate(widths, estimates)
         facts: dict[str, str | int | float | bool | None] = {
+            "networks": "the factory's" if factory_for(problem, self.factory) else "widened",
             "widths": ", ".join(map(str, widths)),
             "pairs": self.pairs,
             "kind": "wide-network reference, not DMFT",
         }
-        return renamed(replace(answer, metadata={**facts, **answer.metadata}), problem)
+        answer = replace(answer, metadata={**facts, **answer.metadata})
+        return answer if factory_for(problem, self.factory) else renamed(answer, problem)
 
 
 def extrapolate(widths: Sequence[int], estimates: Sequence[Trajectory]) -> Trajectory:
@@ -171,25 +189,34 @@ def _mean_of_all(run: Trajectory) -> float:
 
 
 def _train_pair(
-    problem: Problem,
-    plan: Plan,
+    networks: Networks,
     record: Tensor,
     generator: torch.Generator,
     matched: Sequence[bool],
     *,
     two_time: bool,
 ) -> Trajectory:
-    """The mean of a network and of the same network with the opposite readout, also in the noise."""
-    initialise(plan, generator, zero_starts(problem, plan))
-    match_moments(plan, matched)
+    """The mean of a network and of the same network with the opposite readout, also in the noise.
+
+    Where the readout is kept and not drawn, so that the opposite one is not as likely, it is the mean of two networks.
+    """
+    problem, runs = networks.problem, []
+    plan = networks.draw(generator)
+    if matched:
+        match_moments(plan, matched)
     start = {name: value.clone() for name, value in plan.model.state_dict().items()}
-    state, runs = generator.get_state(), []
-    for negated in (False, True):
-        plan.model.load_state_dict(start)
-        generator.set_state(state)
+    state = generator.get_state()
+    for second in (False, True):
+        if networks.is_symmetric:
+            plan.model.load_state_dict(start)
+            generator.set_state(state)
+        elif second:
+            plan = networks.draw(generator)
+        negated = second and networks.is_symmetric
         if negated:
             negate_readout(plan)
         noise = langevin_noise(problem, plan, generator, negated=negated)
         steps = range(int(record[-1]) + 1)
-        runs.append(train_and_record(problem, plan, record, two_time=two_time, steps=steps, noise=noise))
+        run = train_and_record(problem, plan, record, two_time=two_time, steps=steps, noise=noise, view=networks.view)
+        runs.append(run)
     return combine(runs, lambda values: (values[0] + values[1]) / 2)

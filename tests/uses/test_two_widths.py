@@ -313,12 +313,32 @@ def test_a_code_that_zeros_read_starts_at_random(generator) -> None:
     x = data(generator)
     stds = []
     for zero in (True, False):
-        plan = dmft.parameterize(lora(zero)(64).double(), x, wider=lora(zero))
+        model = lora(zero)(64).double()
+        model.first.requires_grad_(not zero)
+        plan = dmft.parameterize(model, x, wider=lora(zero))
         stds.append(plan.rule("a.weight").std)
         assert bool(plan.notes) is not zero
         assert not zero or not plan.model.b.weight.any()
         assert plan.rule("a.weight").lr == pytest.approx(1 / 64)
     assert stds == [pytest.approx(1 / 8), pytest.approx(1 / 64)]
+    plan = dmft.parameterize(lora(True)(64).double(), x, wider=lora(True))
+    assert plan.rule("a.weight").std == pytest.approx(1 / 64)  # a random start would shake the layer before it
+    assert "neither side has a gradient" in plan.notes[0]
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("seed", range(4))
+def test_small_recurrent_nets_are_not_refused_by_chance(cell, seed, generator) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.cell, self.head = cell(D, width, 2, batch_first=True), nn.Linear(width, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x)[0][:, -1])
+
+    torch.manual_seed(seed)
+    dmft.describe(Recurrent(8).double(), data(generator, 3, D)[:3], wider=Recurrent(16).double())
 
 
 def test_a_share_that_vanishes_is_said(generator) -> None:

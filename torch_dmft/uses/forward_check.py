@@ -3,7 +3,8 @@
 Numbers and sums are followed operator by operator (``balance``). What else may depend on the width shows itself in the sizes of
 features: tensors of constants, sums along neurons, a softmax over them, parameters that keep an initial size which falls with
 the width. With entries N(0, 1/fan-in) in every matrix, what products and activations are taken of is O(1) at every width, up to
-O(1/N).
+O(1/N). Vectors are drawn by one law at both widths, as the biases of torch fall like 1/sqrt(N), without effect in the limit;
+embeddings by their own.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from torch_dmft.uses.passes import Seen, see
 _EXPONENT = 0.25
 """The power of the width that is taken for one; sizes of narrow networks differ by O(1/N) beside it."""
 
-_DRAWS, _MOST = 4, 32
-_SIGMAS = 3.0
+_FEW, _ENOUGH, _MOST = 4, 12, 32
+"""Draws after which nothing large is left in peace, draws that tell a scatter, and the most that are made."""
+_SIGMAS = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +37,14 @@ class Instance:
         model: the model.
         run: maps the inputs to its outputs.
         inputs: what it is run on.
-        fan_ins: of the parameters that are drawn, by name.
+        laws: mean and standard deviation of the parameters that are drawn, by name.
         values: of parameters that are set, by name.
     """
 
     model: nn.Module
     run: nn.Module
     inputs: Example
-    fan_ins: Mapping[str, int]
+    laws: Mapping[str, tuple[float, float]]
     values: Mapping[str, Tensor]
 
     def sizes(self, seed: int) -> list[tuple[str, float]]:
@@ -57,7 +59,7 @@ class Instance:
     @contextmanager
     def _drawn(self, seed: int) -> Iterator[None]:
         generator = torch.Generator().manual_seed(seed)
-        changed = {**self.fan_ins, **self.values}
+        changed = self.laws.keys() | self.values.keys()
         parameters = {name: value for name, value in self.model.named_parameters() if name in changed}
         before = {name: value.detach().clone() for name, value in parameters.items()}
         try:
@@ -67,7 +69,8 @@ class Instance:
                         value.copy_(self.values[name])
                         continue
                     drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32, device="cpu")
-                    value.copy_(drawn / math.sqrt(self.fan_ins[name]))
+                    mean, deviation = self.laws[name]
+                    value.copy_(mean + deviation * drawn)
             yield
         finally:
             with torch.no_grad():
@@ -106,7 +109,7 @@ def grown(one: Instance, other: Instance, growth: float) -> Place | None:
         here, there = one.sizes(len(changes)), other.sizes(len(changes))
         paths = [path for path, _ in here]
         changes.append([b - a for (_, a), (_, b) in zip(here, there, strict=True)])
-        if len(changes) < _DRAWS:
+        if len(changes) < _FEW:
             continue
         found = torch.tensor(changes, dtype=torch.float64, device="cpu")
         exponents, errors = (
@@ -115,11 +118,11 @@ def grown(one: Instance, other: Instance, growth: float) -> Place | None:
         )
         large = exponents.abs() > _EXPONENT
         certain = large & ((exponents.abs() - _EXPONENT) > _SIGMAS * errors)
-        if bool(certain.any()):
-            at = int(certain.nonzero()[0])
-            return _place(paths[at], float(exponents[at]), growth)
         if not bool(large.any()):
             return None
+        if len(changes) >= _ENOUGH and bool(certain.any()):
+            at = int(certain.nonzero()[0])
+            return _place(paths[at], float(exponents[at]), growth)
     return None
 
 

@@ -66,8 +66,8 @@ def by_two_widths(
         raise UnsupportedModelError(REFUSAL, places)
     with _ready(model, run), _ready(other, other_run):
         place = grown(
-            _instance(model, run, inputs, comparison.fan_ins(0)),
-            _instance(other, other_run, inputs, comparison.fan_ins(1), comparison.fixed()),
+            _instance(model, run, inputs, comparison.laws(0)),
+            _instance(other, other_run, inputs, comparison.laws(1), comparison.fixed()),
             comparison.growth,
         )
     if place is not None:
@@ -96,10 +96,10 @@ def _instance(
     model: nn.Module,
     run: nn.Module,
     inputs: Example,
-    fan_ins: Mapping[str, int],
+    laws: Mapping[str, tuple[float, float]],
     values: Mapping[str, Tensor] | None = None,
 ) -> Instance:
-    return Instance(model, run, moved(inputs, next(model.parameters()).device), fan_ins, values or {})
+    return Instance(model, run, moved(inputs, next(model.parameters()).device), laws, values or {})
 
 
 def _steps(seen: Seen) -> list[tuple[str, str]]:
@@ -346,7 +346,7 @@ class _Comparison:
             in_axis=1 if matrix.grows[0] else None,
             out_axis=1 if matrix.grows[1] else None,
             fold=folds.get(layer.weight, 1.0),
-            is_read_by_zeros=role is Role.CODE and self._is_read_by_zeros(number),
+            is_read_by_zeros=role is Role.CODE and self._is_read_by_zeros(number) and not self._follows_trained(number),
         )
 
     def _is_read_by_zeros(self, number: int) -> bool:
@@ -363,6 +363,15 @@ class _Comparison:
                 ahead += news
         return bool(readers) and not any(bool(reader.weight.any()) for reader in readers)
 
+    def _follows_trained(self, number: int) -> bool:
+        """Whether weights that are trained come before a matrix; a random start would send them gradients of 1/sqrt(N)."""
+        node = self.matrices[number].node
+        before = set() if node is None else ancestors([node])
+        return any(
+            matrix.node in before and any(self.parameters[name].requires_grad for name in matrix.names)
+            for matrix in self.matrices
+        )
+
     def _vector(self, vector: Vector) -> Vector:
         as_matrix = [n for n, matrix in enumerate(self.matrices) if vector.name in matrix.names]
         if as_matrix:
@@ -374,22 +383,33 @@ class _Comparison:
         is_inside = any(edge is not None and edge.node in self.inside for edge in uses)
         return replace(vector, role=Role.INNER if is_inside else Role.OUTER)
 
-    def fan_ins(self, which: int) -> dict[str, int]:
-        """Fan-in of every matrix that has a role of its own, of the model (0) or of the other (1)."""
+    def laws(self, which: int) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of what is drawn anew to compare sizes: of the model (0) or of the other (1).
+
+        Matrices are of their fan-in at either width, embeddings as they are, and other random parameters as in the model.
+        """
         drawn = (Role.INPUT, Role.HIDDEN, Role.READOUT, Role.CODE)
-        found = {}
+        laws, embeddings = {}, set()
         for matrix, role in zip(self.matrices, self.roles, strict=True):
-            for name in matrix.names if role in drawn else ():
-                found[name] = matrix.fan_ins[which]
-        return found
+            for name in matrix.names:
+                if role in drawn:
+                    laws[name] = (0.0, matrix.fan_ins[which] ** -0.5)
+                elif role is Role.EMBEDDING:
+                    embeddings.add(name)
+        own, others = self.parameters, dict(self.other.named_parameters())
+        for name, value in own.items():
+            if name not in laws and self.grows[name] and _is_random(value):
+                numbers = (others if which and name in embeddings else own)[name].detach().double()
+                laws[name] = (float(numbers.mean()), float(numbers.std()))
+        return laws
 
     def fixed(self) -> dict[str, Tensor]:
         """Random parameters without a width: a few numbers, of which two models have others."""
-        drawn = self.fan_ins(0)
+        drawn = self.laws(0)
         return {
             name: value.detach()
             for name, value in self.parameters.items()
-            if not self.grows[name] and name not in drawn and bool((value != value.flatten()[0]).any())
+            if name not in drawn and not self.grows[name] and _is_random(value)
         }
 
     @property
@@ -400,6 +420,13 @@ class _Comparison:
 
     def _notes(self, layers: Sequence[Layer], numbers: Mapping[str, int]) -> Iterator[str]:
         codes = [layer.path for layer in layers if layer.role is Role.CODE and not layer.is_read_by_zeros]
+        saddles = [path for path in codes if self._is_read_by_zeros(numbers[path])]
+        if saddles:
+            yield (
+                f"{listed(saddles)}: read by weights that start at zero, so that neither side has a gradient in the limit; freeze the "
+                "layers before them (then they start at random), or start what reads them at random"
+            )
+            codes = [path for path in codes if path not in saddles]
         if codes:
             yield (
                 f"{listed(codes)}: their outputs are no width but widths follow, so that they start at zero like 1/sqrt(N) in "
@@ -422,6 +449,12 @@ _UNMADE = (
     "multiply with the parameter itself (torch.nn.utils.parametrize.remove_parametrizations for a parametrization); measuring "
     "needs no scaling"
 )
+
+
+def _is_random(parameter: Tensor) -> bool:
+    """Whether its entries differ."""
+    return bool((parameter != parameter.flatten()[0]).any()) if parameter.numel() else False
+
 
 _SOME = 64
 """Entries of a matrix that are looked for in its parameter."""

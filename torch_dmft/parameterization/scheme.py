@@ -21,8 +21,9 @@ mean-field network do. So the entries of W are O(1/N), and c starts at zero like
 numbers does; it moves by O(gamma0) with dW = eta m^2 gamma0^2 N_L h df/dc. With entries O(1/sqrt(N)), c would start at O(1),
 but send gradients of order 1/sqrt(N) to the layers before it, which then move by O(sqrt(N)) with SGD. Where all that reads
 the code starts at zero (LoRA), c = 0 would be a saddle, as neither side has a gradient: if nothing before it is trained, the
-initial size there is g / sqrt(fan_in), at the same rates. *Inner* and *outer* parameters have no width on either side, with and without widths behind
-them; each df/dtheta is O(1/gamma0) and O(1), so a step that moves features by O(gamma0), or outputs by O(1), needs these rates.
+initial size there is g / sqrt(fan_in), at the same rates. *Inner* and *outer* parameters have no width on either side, with
+and without widths behind them; each df/dtheta is O(1/gamma0) and O(1), so a step that moves features by O(gamma0), or outputs
+by O(1), needs these rates.
 
 The g of an embedding, an inner one too, is the size that its rows have; of other inner parameters it is 1. Transformers
 draw them with 0.02 and normalise them: at a rate without m^2, and the base rate at which the other weights learn, they would

@@ -423,8 +423,8 @@ class _Comparison:
         saddles = [path for path in codes if self._is_read_by_zeros(numbers[path])]
         if saddles:
             yield (
-                f"{listed(saddles)}: read by weights that start at zero, so that neither side has a gradient in the limit; freeze the "
-                "layers before them (then they start at random), or start what reads them at random"
+                f"{listed(saddles)}: read by weights that start at zero, so that neither side has a gradient in the limit; "
+                "freeze the layers before them (then they start at random), or start what reads them at random"
             )
             codes = [path for path in codes if path not in saddles]
         if codes:

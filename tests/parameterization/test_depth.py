@@ -265,10 +265,10 @@ def first_steps(plan: Plan, x: Tensor, *, adam: bool) -> dict[str, float]:
 @pytest.mark.parametrize("depth", [*ALPHA, None])
 def test_every_part_of_a_stream_has_the_same_share_in_a_step_at_every_depth(depth, adam, generator) -> None:
     x = torch.randn(2, D, generator=generator)
-    depths, logs = (4, 16, 64), []
+    depths, logs = (4, 32), []
     for blocks in depths:
         several = []
-        for _ in range(8):
+        for _ in range(4):
             wider = Shared(blocks, 32)
             plan = dmft.parameterize(Shared(blocks), x, wider=wider, depth=depth, generator=generator)
             several.append(first_steps(plan, x, adam=adam))
@@ -286,30 +286,30 @@ def test_every_part_of_a_stream_has_the_same_share_in_a_step_at_every_depth(dept
 
 def check(depth: str | None, optimizer: str, generator: torch.Generator, **settings) -> CoordinateCheck:
     x = torch.randn(16, D, generator=generator)
-    settings = {"lr": {"sgd": 0.1, "adamw": 0.03}[optimizer], "depths": (4, 16, 64), "seeds": 2} | settings
+    settings = {"lr": {"sgd": 0.1, "adamw": 0.03}[optimizer], "depths": (4, 8, 16), "seeds": 2} | settings
     return depth_check(
         lambda blocks: Residual(blocks, 48), x, torch.sin(x[:, :2]), depth=depth, optimizer=optimizer, **settings
     )
 
 
 @pytest.mark.parametrize(
-    ("depth", "optimizer", "gamma0"),
+    ("depth", "optimizer", "gamma0", "depths"),
     [
-        ("1/sqrt(L)", "sgd", 1.0),
-        ("1/L", "adamw", 0.3),
+        ("1/sqrt(L)", "sgd", 1.0, (4, 8, 16)),
+        ("1/L", "adamw", 0.3, (4, 8, 16)),
         *(
-            pytest.param(depth, optimizer, gamma0, marks=pytest.mark.long)
+            pytest.param(depth, optimizer, gamma0, (4, 8, 16, 32, 64), marks=pytest.mark.long)
             for depth in ALPHA
             for optimizer in ("sgd", "adamw")
             for gamma0 in (1.0, 0.3)
         ),
     ],
 )
-def test_features_move_alike_at_every_depth(depth, optimizer, gamma0, generator) -> None:
-    found = check(depth, optimizer, generator, gamma0=gamma0, generator=generator)
+def test_features_move_alike_at_every_depth(depth, optimizer, gamma0, depths, generator) -> None:
+    found = check(depth, optimizer, generator, gamma0=gamma0, depths=depths, generator=generator)
     assert found.passed, str(found)
     assert "blocks.*.down, last third" in found.layers
-    assert "L=64" in str(found)
+    assert f"L={depths[-1]}" in str(found)
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.002), ("adamw", 0.01)])

@@ -108,11 +108,9 @@ def _by_thirds(changes: dict[str, float]) -> dict[str, float]:
     seen: Counter[str] = Counter()
     parts: dict[str, list[float]] = defaultdict(list)
     for path, change in changes.items():
-        kind = kinds[path]
-        if counts[kind] < len(_THIRDS):
-            parts[path].append(change)
-            continue
-        third = int(len(_THIRDS) * (seen[kind] + 0.5) / counts[kind])
-        parts[f"{kind}, {_THIRDS[third]}"].append(change)
+        kind, count = kinds[path], counts[kinds[path]]
+        third = int(len(_THIRDS) * (seen[kind] + 0.5) / count)
         seen[kind] += 1
+        few = kind if count == 1 else f"{kind}, {seen[kind]} of {count}"  # a path may hold the number of blocks
+        parts[few if count < len(_THIRDS) else f"{kind}, {_THIRDS[third]}"].append(change)
     return {name: math.sqrt(sum(one**2 for one in several) / len(several)) for name, several in parts.items()}

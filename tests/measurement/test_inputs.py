@@ -15,7 +15,12 @@ from torch.optim import SGD
 import torch_dmft as dmft
 from tests.measurement.zoo import Gpt, Masked, ids_with_mask, masked
 from torch_dmft.core import memory
-from torch_dmft.core.errors import InsufficientMemoryError, InvalidInputError, UnsupportedModelError, UnsupportedProblemError
+from torch_dmft.core.errors import (
+    InsufficientMemoryError,
+    InvalidInputError,
+    UnsupportedModelError,
+    UnsupportedProblemError,
+)
 from torch_dmft.measurement import Projection
 from torch_dmft.uses.outputs import count, rows
 

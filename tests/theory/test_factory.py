@@ -404,7 +404,7 @@ def test_a_problem_without_a_model_has_no_use_for_a_factory() -> None:
 
 
 def test_what_has_no_theory_says_so_and_the_remedy_works() -> None:
-    problem = trained(Transformer, TOKENS, steps=1, wider=Transformer(32)).problem()
+    problem = trained(Transformer, TOKENS, steps=1, width=64, wider=Transformer(256)).problem()
     with pytest.raises(UnsupportedModelError, match=r"WideEnsemble\(factory=\.\.\.\)") as caught:
         dmft.solve(problem)
     assert {"attention", "positions", "tokens"} <= {place.path for place in caught.value.places}
@@ -414,7 +414,7 @@ def test_what_has_no_theory_says_so_and_the_remedy_works() -> None:
         dmft.solve(problem, WideEnsemble((8, 16), 4))
     assert dmft.solve(problem, WideEnsemble((8, 16), 4, factory=Transformer), record=[1]).stderr is not None
     # A plan that was made with the factory knows it.
-    solver, why = choose(trained(Transformer, TOKENS, steps=1, wider=Transformer).problem())
+    solver, why = choose(trained(Transformer, TOKENS, steps=1, width=64, wider=Transformer).problem())
     assert isinstance(solver, WideEnsemble)
     assert "no infinite-width law for attention" in why
     compared = dmft.compare(

@@ -115,7 +115,9 @@ def _rows_of_probe(probe: Probe, recorded: Sequence[int] | None) -> tuple[Exampl
     everything = torch.arange(len(order), device="cpu")
     where = torch.zeros(len(probe), dtype=torch.int64, device="cpu").index_copy(0, order, everything)
     places = where[kept]
-    inputs = probe.inputs if torch.equal(order, torch.arange(len(probe), device="cpu")) else rows_of(probe.inputs, order)
+    inputs = (
+        probe.inputs if torch.equal(order, torch.arange(len(probe), device="cpu")) else rows_of(probe.inputs, order)
+    )
     in_order = torch.equal(places, everything)
     return inputs, targets, None if in_order else places.to(tensors(inputs)[0].device)
 

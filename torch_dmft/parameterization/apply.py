@@ -80,7 +80,7 @@ def parameterize(
         architecture = describe(model, example_input, roles=roles, wider=wider, outputs=outputs)
         if wider is None and architecture.notes:
             warnings.warn("; ".join(architecture.notes), stacklevel=2)
-        wrapping = Wrapping(gain, init, roles, wider, outputs)
+        wrapping = Wrapping.of(gain, init, roles, outputs, wider)
         plan = scaled(model, architecture, wrapping, gamma0=gamma0, scheme=scheme, generator=generator)
         if init == "normal" and scheme != "standard":
             _warn_of_lost(plan)

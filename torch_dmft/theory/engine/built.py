@@ -184,7 +184,7 @@ def start_of(plan: Plan) -> Mapping[str, Tensor]:
 def _architecture(plan: Plan, model: nn.Module, other: nn.Module, example: Example) -> Architecture:
     """What a network is made of, found in the way of the run's plan."""
     wrapping, like = plan.wrapping, plan.architecture
-    wider = None if wrapping.wider is None else other
+    wider = other if wrapping.compares else None
     found = describe(model, example, roles=wrapping.roles, wider=wider, outputs=wrapping.outputs, like=like)
     random = found.train_differs or plan.architecture.train_differs
     if random:

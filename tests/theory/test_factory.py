@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import torch_dmft as dmft
 from tests.reference.ensembles import observables
@@ -250,6 +251,46 @@ def test_batches_are_the_run_s() -> None:
     first, second = run([[0, 1], [2, 3]]), run([[0, 1], [1, 2]])
     torch.testing.assert_close(first.outputs[:2], second.outputs[:2])
     assert not torch.allclose(first.outputs[2], second.outputs[2])
+
+
+class Nerf(nn.Module):
+    """A fixed random encoding of positions, which enter again beside the features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("encoding", torch.randn(6, 8))
+        self.first, self.second = nn.Linear(16, width), nn.Linear(width + 6, width)
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        waves = torch.cat([torch.sin(x @ self.encoding), torch.cos(x @ self.encoding)], 1)
+        return self.head(F.relu(self.second(torch.cat([F.relu(self.first(waves)), x], 1))))
+
+
+def normed(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 1))
+
+
+@pytest.mark.parametrize("factory", [Nerf, normed])
+def test_a_nerf_and_batch_norm_on_the_batches_of_a_loader(factory: Factory) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(3)
+        model = factory(64)
+        plan = dmft.parameterize(model, ROWS, wider=factory)
+        optimizer = torch.optim.SGD(plan.param_groups(0.05))
+        recorder = dmft.Recorder(plan, dmft.Probe(ROWS, TARGETS), schedule=[0, 4])
+        loader = DataLoader(TensorDataset(ROWS, TARGETS), batch_size=2, shuffle=True)
+        with recorder.attach(optimizer):
+            for _ in range(2):
+                for inputs, targets in recorder.batches(loader):
+                    optimizer.zero_grad()
+                    F.mse_loss(model(inputs), targets).backward()
+                    optimizer.step()
+    measured = recorder.trajectory()
+    networks = dmft.solve(recorder.problem(), FiniteWidth(64, 19, factory=factory), record=measured.steps)
+    judged = dmft.compare(measured, networks).deviations[0].consistency
+    assert judged is not None
+    assert judged.consistent
 
 
 # What starts how

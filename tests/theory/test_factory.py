@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import torch_dmft as dmft
 from tests.reference.ensembles import observables
@@ -252,6 +253,46 @@ def test_batches_are_the_run_s() -> None:
     assert not torch.allclose(first.outputs[2], second.outputs[2])
 
 
+class Nerf(nn.Module):
+    """A fixed random encoding of positions, which enter again beside the features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("encoding", torch.randn(6, 8))
+        self.first, self.second = nn.Linear(16, width), nn.Linear(width + 6, width)
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        waves = torch.cat([torch.sin(x @ self.encoding), torch.cos(x @ self.encoding)], 1)
+        return self.head(F.relu(self.second(torch.cat([F.relu(self.first(waves)), x], 1))))
+
+
+def normed(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 1))
+
+
+@pytest.mark.parametrize("factory", [Nerf, normed])
+def test_a_nerf_and_batch_norm_on_the_batches_of_a_loader(factory: Factory) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(3)
+        model = factory(64)
+        plan = dmft.parameterize(model, ROWS, wider=factory)
+        optimizer = torch.optim.SGD(plan.param_groups(0.05))
+        recorder = dmft.Recorder(plan, dmft.Probe(ROWS, TARGETS), schedule=[0, 4])
+        loader = DataLoader(TensorDataset(ROWS, TARGETS), batch_size=2, shuffle=True)
+        with recorder.attach(optimizer):
+            for _ in range(2):
+                for inputs, targets in recorder.batches(loader):
+                    optimizer.zero_grad()
+                    F.mse_loss(model(inputs), targets).backward()
+                    optimizer.step()
+    measured = recorder.trajectory()
+    networks = dmft.solve(recorder.problem(), FiniteWidth(64, 19, factory=factory), record=measured.steps)
+    judged = dmft.compare(measured, networks).deviations[0].consistency
+    assert judged is not None
+    assert judged.consistent
+
+
 # What starts how
 
 
@@ -404,7 +445,7 @@ def test_a_problem_without_a_model_has_no_use_for_a_factory() -> None:
 
 
 def test_what_has_no_theory_says_so_and_the_remedy_works() -> None:
-    problem = trained(Transformer, TOKENS, steps=1, wider=Transformer(32)).problem()
+    problem = trained(Transformer, TOKENS, steps=1, width=64, wider=Transformer(256)).problem()
     with pytest.raises(UnsupportedModelError, match=r"WideEnsemble\(factory=\.\.\.\)") as caught:
         dmft.solve(problem)
     assert {"attention", "positions", "tokens"} <= {place.path for place in caught.value.places}
@@ -414,7 +455,7 @@ def test_what_has_no_theory_says_so_and_the_remedy_works() -> None:
         dmft.solve(problem, WideEnsemble((8, 16), 4))
     assert dmft.solve(problem, WideEnsemble((8, 16), 4, factory=Transformer), record=[1]).stderr is not None
     # A plan that was made with the factory knows it.
-    solver, why = choose(trained(Transformer, TOKENS, steps=1, wider=Transformer).problem())
+    solver, why = choose(trained(Transformer, TOKENS, steps=1, width=64, wider=Transformer).problem())
     assert isinstance(solver, WideEnsemble)
     assert "no infinite-width law for attention" in why
     compared = dmft.compare(

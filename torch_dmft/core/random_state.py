@@ -36,8 +36,13 @@ def random_state_of(seed: int, devices: Iterable[torch.device] = ()) -> Iterator
         seed: of python, numpy and torch, on all devices.
         devices: accelerators in use.
     """
-    with random_state_kept(devices):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002, models may draw there
-        torch.random.manual_seed(seed)
+    where = list(devices)
+    with random_state_kept(where):
+        random.setstate(random.Random(seed).getstate())
+        np.random.set_state(np.random.RandomState(seed % 2**32).get_state())  # noqa: NPY002, models may draw there
+        torch.random.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+        for device in where:
+            if device.type not in ("cpu", "meta"):
+                state = torch.Generator(device).manual_seed(seed).get_state()
+                torch.get_device_module(device).set_rng_state(state, device)
         yield

@@ -87,7 +87,7 @@ def parameterize(
             architecture = replace(architecture, streams=streams_of(model, Runs(model, outputs), example_input))
         if wider is None and architecture.notes:
             warnings.warn("; ".join(architecture.notes), stacklevel=2)
-        wrapping = Wrapping(gain, init, roles, wider, outputs, depth)
+        wrapping = Wrapping.of(gain, init, roles, outputs, wider, depth)
         plan = scaled(model, architecture, wrapping, gamma0=gamma0, scheme=scheme, generator=generator)
         if init == "normal" and scheme != "standard":
             _warn_of_lost(plan)

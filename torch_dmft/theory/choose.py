@@ -15,6 +15,7 @@ from torch_dmft.core.errors import (
     UnsupportedModelError,
     UnsupportedProblemError,
 )
+from torch_dmft.core.listed import listed
 from torch_dmft.theory import solvers
 from torch_dmft.theory.chains.movement import feature_movement
 from torch_dmft.theory.cost import Cost
@@ -160,7 +161,7 @@ def _name(solver: Solver) -> str:
 
 def _reason(error: DMFTError) -> str:
     if isinstance(error, UnsupportedModelError):
-        return f"no infinite-width law for {', '.join(place.path for place in error.places)}"
+        return f"no infinite-width law for {listed(list(dict.fromkeys(place.path for place in error.places)))}"
     return error.what.rstrip(".")
 
 

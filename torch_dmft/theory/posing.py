@@ -230,7 +230,7 @@ def _posed(
     assume_gaussian: bool,
 ) -> Problem:
     structured = {name: start for name, start in training.starts.items() if start != "zero"}
-    if structured and not assume_gaussian and plan.wrapping.wider is None:
+    if structured and not assume_gaussian and not plan.wrapping.compares:
         raise UnsupportedProblemError(
             "The theory draws Gaussian weights, and these start otherwise.",
             got="; ".join(f"{name}: {start}" for name, start in structured.items()),

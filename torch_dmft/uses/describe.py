@@ -51,7 +51,8 @@ def describe(
         wider: the same model at another width (also a narrower one), a function without arguments that builds it, or a factory
             ``width -> model``.
         outputs: with ``wider``: which of the model's outputs is f; see ``torch_dmft.uses.outputs.select``.
-        like: the architecture of this model at another width, with which its numbers are compared.
+        like: the architecture of this model at another width, with which its numbers are compared; with ``wider`` it stands for
+            a check that was made there, whether features have one size at both widths.
 
     Returns:
         The architecture; its layers are in the order of the forward pass.
@@ -87,7 +88,8 @@ def _described(
         return _by_one(model, example_input, roles, like)
     other = _second(model, wider)
     require_materialised(other)
-    found = by_two_widths(model, Runs(model, outputs), other, Runs(other, outputs), example_input)
+    runs = Runs(model, outputs), Runs(other, outputs)
+    found = by_two_widths(model, runs[0], other, runs[1], example_input, checks_sizes=like is None)
     found = _overruled(found, roles or {})
     if outputs is not None or found.attributes or found.notes or any(layer.fold != 1.0 for layer in found.layers):
         return found

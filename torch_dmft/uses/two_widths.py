@@ -34,7 +34,13 @@ REFUSAL = "This model cannot be scaled by comparing two widths:"
 
 
 def by_two_widths(
-    model: nn.Module, run: nn.Module, other: nn.Module, other_run: nn.Module, inputs: Example
+    model: nn.Module,
+    run: nn.Module,
+    other: nn.Module,
+    other_run: nn.Module,
+    inputs: Example,
+    *,
+    checks_sizes: bool = True,
 ) -> Architecture:
     """The architecture of a model, with the roles that follow from a second instance of it at another width.
 
@@ -44,6 +50,7 @@ def by_two_widths(
         other: the same model at another width.
         other_run: maps the inputs to the outputs of that.
         inputs: what both are run on.
+        checks_sizes: whether features must be seen to have one size at both widths.
 
     Raises:
         UnsupportedModelError: if a parameter cannot be scaled, or a number in the forward pass depends on the width.
@@ -64,14 +71,15 @@ def by_two_widths(
     places += [_scores(found) if found.is_of_scores else found.place() for found in unbalanced]
     if places:
         raise UnsupportedModelError(REFUSAL, places)
-    with _ready(model, run), _ready(other, other_run):
-        place = grown(
-            _instance(model, run, inputs, comparison.laws(0)),
-            _instance(other, other_run, inputs, comparison.laws(1), comparison.fixed()),
-            comparison.growth,
-        )
-    if place is not None:
-        raise UnsupportedModelError(REFUSAL, [place])
+    if checks_sizes:
+        with _ready(model, run), _ready(other, other_run):
+            place = grown(
+                _instance(model, run, inputs, comparison.laws(0)),
+                _instance(other, other_run, inputs, comparison.laws(1), comparison.fixed()),
+                comparison.growth,
+            )
+        if place is not None:
+            raise UnsupportedModelError(REFUSAL, [place])
     found = comparison.architecture({name: fold for (_, name), fold in folds.items()})
     return replace(
         found,

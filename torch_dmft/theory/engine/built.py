@@ -183,9 +183,9 @@ def start_of(plan: Plan) -> Mapping[str, Tensor]:
 
 def _architecture(plan: Plan, model: nn.Module, other: nn.Module, example: Example) -> Architecture:
     """What a network is made of, found in the way of the run's plan."""
-    wrapping = plan.wrapping
-    wider = None if wrapping.wider is None else other
-    found = describe(model, example, roles=wrapping.roles, wider=wider, outputs=wrapping.outputs)
+    wrapping, like = plan.wrapping, plan.architecture
+    wider = other if wrapping.compares else None
+    found = describe(model, example, roles=wrapping.roles, wider=wider, outputs=wrapping.outputs, like=like)
     random = found.train_differs or plan.architecture.train_differs
     if random:
         raise UnsupportedModelError("No network can repeat a training that is random:", random)

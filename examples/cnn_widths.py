@@ -1,10 +1,10 @@
 """Convolutional networks of N and of 2N channels learn the same at fixed gamma0, and something else at another gamma0.
 
-    python examples/cnn_widths.py --widths 32,64 --gammas 0.5,1,2 --figure cnn_widths.png
+    python examples/cnn_widths.py --widths 32,64 --gammas 0.5,1,2
 
 The claim behind the theory, measured without it, as in Figure 5 of Bordelon & Pehlevan 2022 on CIFAR-10: in mean-field
-parameterization loss and kernels have a limit in the width that depends on gamma0 only. At each width and gamma0 several networks
-are trained, and their mean loss and last kernel compared in units of the standard errors,
+parameterization loss and kernels have a limit in the width that depends on gamma0 only. At each width and gamma0 several
+networks are trained, and their mean loss and last kernel compared in units of the standard errors,
 
     distance = |mean_1 - mean_2| / |(s_1^2 / n_1 + s_2^2 / n_2)^(1/2)|,
 
@@ -89,8 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> Runs:
     parser.add_argument("--lr", type=float, default=0.05, help="base learning rate, the same for all")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--figure", help="where to save a figure")
-    parser.add_argument("--logdir", help="where to write TensorBoard logs of one network of each kind")
+    parser.add_argument("--logdir", default="runs/cnn_widths", help="for logs and a figure (default: %(default)s)")
     options = parser.parse_args(arguments)
     widths = sorted(int(width) for width in options.widths.split(","))
     gammas = [float(gamma0) for gamma0 in options.gammas.split(",")]
@@ -98,18 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> Runs:
     runs: Runs = {(gamma0, width): [] for gamma0 in gammas for width in widths}
     torch.manual_seed(0)
     for gamma0, width in track(list(runs) * options.seeds, "training", transient=True):
-        is_logged = options.logdir and not runs[gamma0, width]  # the first of a kind
-        logdir = f"{options.logdir}/gamma0={gamma0:g}, {width} channels" if is_logged else None
-        runs[gamma0, width].append(trained(options, gamma0, width, logdir))
+        logdir = f"{options.logdir}/gamma0={gamma0:g}, {width} channels"
+        # Of each kind the first is logged.
+        runs[gamma0, width].append(trained(options, gamma0, width, None if runs[gamma0, width] else logdir))
 
     console = Console()
     console.print(summary(runs))
     console.print(distances(runs))
-    if options.figure:
-        targets = data.load("digits", options.samples)[1]
-        figure(runs, targets).savefig(options.figure, dpi=110)
-    if options.logdir:
-        console.print(f'tensorboard --logdir "{options.logdir}"', highlight=False)
+    targets = data.load("digits", options.samples)[1]
+    figure(runs, targets).savefig(f"{options.logdir}/cnn_widths.png", dpi=110)
+    print(f'{options.logdir}/cnn_widths.png, and one network of each kind: tensorboard --logdir "{options.logdir}"')
     return runs
 
 

@@ -1,6 +1,6 @@
 """The best learning rate of a narrow network is that of a wide one - in mean-field parameterization.
 
-    python examples/lr_transfer.py --figure lr_transfer.png
+    python examples/lr_transfer.py
     python examples/lr_transfer.py --model gpt2 --optimizer adamw --widths 64,128,256,512
 
 For each width the loss after some steps against the base learning rate, in mean-field and in PyTorch's standard
@@ -259,8 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Sweep]:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=2, help="networks whose losses are averaged")
     parser.add_argument("--check", action="store_true", help="first see whether features move alike at every width")
-    parser.add_argument("--figure", help="where to save a figure")
-    parser.add_argument("--json", help="where to save the losses")
+    parser.add_argument("--logdir", default="runs/lr_transfer", help="for figure and losses (default: %(default)s)")
     options = parser.parse_args(arguments)
     task = TASKS[options.model]
     options.loss = options.loss or ("mse" if options.model in ("mlp", "cnn") else "cross_entropy")
@@ -284,12 +283,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Sweep]:
         f"Between widths {min(widths)} and {max(widths)} the best rate of {options.model} with {options.optimizer} moves by a "
         f"factor {moved['mean_field']} in mean-field parameterization, {moved['standard']} in the standard one."
     )
-    if options.json:
-        about = {name: getattr(options, name) for name in ("model", "optimizer", "loss", "gamma0", "steps", "seeds")}
-        known = {scheme: asdict(one)["losses"] for scheme, one in sweeps.items()}
-        Path(options.json).write_text(json.dumps({**about, "losses": known}, indent=1) + "\n")
-    if options.figure:
-        figure(sweeps, f"{options.model}, {options.optimizer}").savefig(options.figure, dpi=110)
+    about = {name: getattr(options, name) for name in ("model", "optimizer", "loss", "gamma0", "steps", "seeds")}
+    known = {scheme: asdict(one)["losses"] for scheme, one in sweeps.items()}
+    file = Path(options.logdir) / f"{options.model}-{options.optimizer}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_suffix(".json").write_text(json.dumps({**about, "losses": known}, indent=1) + "\n")
+    figure(sweeps, f"{options.model}, {options.optimizer}").savefig(file.with_suffix(".png"), dpi=110)
+    print(f"{file}.png, {file}.json")
     return sweeps
 
 
@@ -318,7 +318,7 @@ def figure(sweeps: dict[str, Sweep], title: str) -> Figure:
     for axes, (scheme, one) in zip(drawn.subplots(1, len(sweeps), sharey=True), sweeps.items(), strict=True):
         for shade, width in enumerate(one.losses):
             means = {tried: loss for tried, loss in one.means(width).items() if loss <= highest}
-            color = str(0.8 - 0.8 * shade / max(1, len(one.losses) - 1))
+            color = str(round(0.8 - 0.8 * shade / max(1, len(one.losses) - 1), 3))
             axes.plot(list(means), list(means.values()), "o-", ms=3, color=color, label=f"N={width}")
             axes.plot(one.power(width), means[one.power(width)], "*", ms=11, color=color)
         low, high = (f(f(row) for row in one.losses.values()) for f in (min, max))

@@ -99,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> dmft.Trajectory:
     console.print(
         f"\nThe features that move most are the inputs of {most}: by {moved[most]:.0%} of what they were; the NTK moves by "
         f"{ntk:.0%}. Near 0% a network is lazy, from some tens of per cent on rich.\n"
-        f"How far kernels moved, weight by weight: {options.logdir}/gpt2.png; the kernels: tensorboard --logdir {options.logdir}"
+        f"How far kernels moved, weight by weight: {options.logdir}/gpt2.png; the kernels: "
+        f"tensorboard --logdir {options.logdir}"
     )
     return measured
 

@@ -200,7 +200,7 @@ class Start:
         self.plan = None
         if scheme == "mean_field":
             inputs, _ = self.task.batch(2, 0, self.rows)
-            other = self.task.build(width + HEAD)
+            other = self.task.build(width // 2 if width >= 4 * HEAD else 2 * width)  # two heads at least
             self.plan = dmft.parameterize(self.model, inputs, options.gamma0, wider=other, outputs=self.task.outputs)
         self.state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 

@@ -150,6 +150,10 @@ class Steps:
             if isinstance(leaf, Tensor):
                 self._scales[storage_key(leaf)] = scale
 
+    def forget(self, tensor: Tensor) -> None:
+        """Note that a tensor is a constant, whatever was kept where it stands."""
+        self._scales.pop(storage_key(tensor), None)
+
     def finish(self, outputs: Tensor) -> None:
         """Note the outputs."""
         self.taken.append(Step("", "output", (self.scale(outputs),), must_agree=True))

@@ -150,8 +150,10 @@ def figure(runs: Runs, targets: Tensor) -> Figure:
             values, steps = losses(runs[gamma0, width]), runs[gamma0, width][0].steps
             mean, spread = values.mean(0), values.std(0)
             label = f"$\\gamma_0$ = {gamma0:g}, {width} channels"
-            axes.plot(steps, mean, dashes, color=color, label=label)
-            axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
+            axes.plot(steps.numpy(), mean.numpy(), dashes, color=color, label=label)
+            axes.fill_between(
+                steps.numpy(), (mean - spread).numpy(), (mean + spread).numpy(), color=color, alpha=0.15, linewidth=0
+            )
     axes.set(xlabel="step", ylabel="loss; shaded: single networks")
     axes.legend(frameon=False, fontsize=7)
     order = targets[:, 0].argsort(stable=True)
@@ -163,7 +165,7 @@ def figure(runs: Runs, targets: Tensor) -> Figure:
         limit = max(float(kernels[gamma0, width].abs().max()) for width in widths)
         for row, width in enumerate(widths):
             panel = panels[row, column]
-            shown = panel.imshow(kernels[gamma0, width], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            shown = panel.imshow(kernels[gamma0, width].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             panel.set(xticks=[], yticks=[])
             if row == 0:
                 panel.set_title(f"$\\gamma_0$ = {gamma0:g}", fontsize=9)

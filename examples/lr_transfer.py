@@ -13,8 +13,9 @@ How far the best rate moves is the ratio of the largest to the smallest of all w
 which 2 can be the noise of a few seeds. With --gamma0 the richness changes: transfer holds at any that is kept.
 
 Models: an MLP and a CNN, whose widths are neurons and channels; GPT-2 and ViT of `transformers` as they come, two blocks
-with heads of size 16, whose width is that of the residual stream. The loss is the mean cross entropy over the last quarter
-of the steps, of batches that were not seen before: handwritten digits, for GPT-2 windows of the text that describes them.
+with heads of size 16, whose width is that of the residual stream. In mean-field parameterization GPT-2's embeddings start at
+size one, not 0.02: they keep the size they are given, and blocks make features of size one. The loss is taken over the last
+quarter of the steps, of batches that were not seen before: digits, for GPT-2 windows of the text that describes them.
 """
 
 import argparse
@@ -199,6 +200,10 @@ class Start:
         self.model = self.task.build(width)
         self.plan = None
         if scheme == "mean_field":
+            for module in self.model.modules():
+                # Embeddings keep their size, and GPT-2's of 0.02 would be lost in the stream beside blocks of size one.
+                if isinstance(module, nn.Embedding):
+                    nn.init.normal_(module.weight)
             inputs, _ = self.task.batch(2, 0, self.rows)
             other = self.task.build(width // 2 if width >= 4 * HEAD else 2 * width)  # two heads at least
             self.plan = dmft.parameterize(self.model, inputs, options.gamma0, wider=other, outputs=self.task.outputs)

@@ -135,17 +135,17 @@ def figure(comparison: dmft.Comparison, share: Tensor) -> Figure:
     drawn = Figure(figsize=(11, 3.6), layout="constrained")
     loss, sizes, heads = drawn.subplots(1, 3, width_ratios=(1, 1.3, 0.8))
     for run, dashes in zip(comparison.runs, ("o-", "--"), strict=True):
-        loss.semilogy(run.steps, run.losses, dashes, color="k", markersize=3, label=run.origin)
+        loss.semilogy(run.steps.numpy(), run.losses.numpy(), dashes, color="k", markersize=3, label=run.origin)
         attention = [layer for layer in run.layers if layer.name.startswith("attention.")]
         for layer, color in zip(attention, COLORS, strict=False):
             norms = layer.backward.equal_time.flatten(1).norm(dim=1)
             label = f"{layer.name.removeprefix('attention.')}, {run.origin}"
-            sizes.semilogy(run.steps, norms, dashes, color=color, markersize=3, label=label)
+            sizes.semilogy(run.steps.numpy(), norms.numpy(), dashes, color=color, markersize=3, label=label)
     loss.set(xlabel="step", ylabel="loss")
     loss.legend(frameon=False, fontsize=8)
     sizes.set(xlabel="step", ylabel="|G| of the weights of attention")
     sizes.legend(frameon=False, fontsize=7, ncols=2)
-    heads.bar(range(len(share)), share, color="0.5")
+    heads.bar(range(len(share)), share.numpy(), color="0.5")
     heads.axhline(1 / TOKENS, color="k", linestyle=":", label="before training")
     heads.set(xlabel="head", ylabel="attention to the marked token", xticks=range(len(share)), ylim=(0, 1))
     heads.legend(frameon=False, fontsize=8)

@@ -127,15 +127,15 @@ def test_real_run(tmp_path, capsys):
 def test_cnns_of_two_widths_agree_at_fixed_gamma0_and_nowhere_else(tmp_path, capsys):
     """In units of standard errors: about 1 between widths, and far more between gammas."""
     scope = runpy.run_path(str(EXAMPLES / "cnn_widths.py"))
-    runs = scope["main"](f"--widths 16,32 --gammas 0.5,2 --steps 30 --samples 8 --seeds 5 --logdir {tmp_path}".split())
+    runs = scope["main"](f"--widths 24,48 --gammas 0.5,2 --steps 20 --samples 4 --seeds 6 --logdir {tmp_path}".split())
     for of in (scope["losses"], scope["last_kernels"]):
         for gamma0 in (0.5, 2.0):
-            assert scope["distance"](of(runs[gamma0, 16]), of(runs[gamma0, 32])) < 3
-        for width in (16, 32):
+            assert scope["distance"](of(runs[gamma0, 24]), of(runs[gamma0, 48])) < 3
+        for width in (24, 48):
             assert scope["distance"](of(runs[0.5, width]), of(runs[2.0, width])) > 5
     assert "Apart by so many standard errors" in capsys.readouterr().out
     assert (tmp_path / "cnn_widths.png").read_bytes().startswith(PNG)
-    assert logs(tmp_path / "gamma0=2, 16 channels")
+    assert logs(tmp_path / "gamma0=2, 24 channels")
 
 
 def test_the_distance_of_equal_networks_is_one():
@@ -185,3 +185,28 @@ def test_transformer(tmp_path, capsys):
     assert starts[1] < 0.2 * starts[0]  # why movement, which divides by it, is so much larger in theory
     assert (tmp_path / "transformer.png").read_bytes().startswith(PNG)
     assert logs(tmp_path)
+
+
+def transfer_row(file: Path, sweep: Callable) -> str:
+    """What the page of the docs says of one sweep."""
+    known = json.loads(file.read_text())
+    cells = [known["model"], known["optimizer"]]
+    for scheme in ("mean_field", "standard"):
+        losses = {
+            int(width): {int(p): row for p, row in rows.items()} for width, rows in known["losses"][scheme].items()
+        }
+        one = sweep(losses)
+        assert one.at_the_edge() == []
+        best = [f"{2 ** one.exponent(width):.2g}" for width in (min(losses), max(losses))]
+        by_grid, by_parabola = one.moves()
+        cells += [" → ".join(best), f"{by_grid:g}", f"{by_parabola:.2g}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_page_on_transfer_says_what_was_measured():
+    docs = EXAMPLES.parent / "docs"
+    sweep = runpy.run_path(str(EXAMPLES / "lr_transfer.py"))["Sweep"]
+    rows = [transfer_row(file, sweep) for file in sorted((docs / "assets" / "transfer").glob("*.json"))]
+    page = (docs / "transfer.md").read_text()
+    assert [row for row in rows if row not in page] == []
+    assert len(rows) == page.count("| sgd |") + page.count("| adamw |")

@@ -200,12 +200,12 @@ class Start:
         self.model = self.task.build(width)
         self.plan = None
         if scheme == "mean_field":
-            for module in self.model.modules():
+            inputs, _ = self.task.batch(2, 0, self.rows)
+            other = self.task.build(width // 2 if width >= 4 * HEAD else 2 * width)  # two heads at least
+            for module in (*self.model.modules(), *other.modules()):
                 # Embeddings keep their size, and GPT-2's of 0.02 would be lost in the stream beside blocks of size one.
                 if isinstance(module, nn.Embedding):
                     nn.init.normal_(module.weight)
-            inputs, _ = self.task.batch(2, 0, self.rows)
-            other = self.task.build(width // 2 if width >= 4 * HEAD else 2 * width)  # two heads at least
             self.plan = dmft.parameterize(self.model, inputs, options.gamma0, wider=other, outputs=self.task.outputs)
         self.state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 

@@ -9,7 +9,7 @@ networks are trained, and their mean loss and last kernel compared in units of t
     distance = |mean_1 - mean_2| / |(s_1^2 / n_1 + s_2^2 / n_2)^(1/2)|,
 
 with s the standard deviation of an entry over n networks, and norms over recorded steps or pairs of images. Around 1 the two
-are equal as far as the networks can tell; at 5 or more they differ. "one network" is |s| / |mean| of the kernel: how far a
+are equal as far as the networks can tell; from 3 on they differ. "one network" is |s| / |mean| of the kernel: how far a
 single network is off its mean, which falls like 1/sqrt(N).
 """
 

@@ -69,6 +69,17 @@ def test_lr_transfer(tmp_path, capsys):
     assert "the best rate of mlp with sgd moves by a factor" in shown
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "gpt2", "vit"])
+def test_best_rates_stay_within_a_factor_of_two(model, optimizer, tmp_path):
+    size = "--widths 64,512 --steps 32" if model in ("gpt2", "vit") else "--widths 64,1024 --steps 24"
+    arguments = f"--model {model} --optimizer {optimizer} {size} --logdir {tmp_path}"
+    sweeps = example("lr_transfer")(arguments.split())
+    assert sweeps["mean_field"].moves()[0] <= 2
+    assert sweeps["standard"].moves()[0] >= 4
+
+
 @pytest.mark.parametrize("model", ["cnn", "gpt2", "vit"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_lr_transfer_sweeps_every_model(model, optimizer, tmp_path):

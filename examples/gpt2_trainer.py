@@ -18,7 +18,7 @@ from rich.console import Console
 import torch_dmft as dmft
 from torch_dmft.comparison import movement
 from torch_dmft.measurement import Projection
-from torch_dmft.report import LiveScalars
+from torch_dmft.report import LiveScalars, figures
 
 TEXT = """The first figure of the paper shows what a wide network learns: features move, kernels align with the task, and the
 loss falls as a theory of a few kernels says. What a network of any width learns can be measured in the same way, layer by
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> dmft.Trajectory:
         trainer.train()
 
     measured = recorder.trajectory()
+    figures.learned(measured).savefig(f"{options.logdir}/gpt2.png", dpi=150)
     console = Console()
     console.print(measured)
     moved = {layer.name: float(movement(layer.forward)[-1]) for layer in measured.layers}
@@ -98,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> dmft.Trajectory:
     console.print(
         f"\nThe features that move most are the inputs of {most}: by {moved[most]:.0%} of what they were; the NTK moves by "
         f"{ntk:.0%}. Near 0% a network is lazy, from some tens of per cent on rich.\n"
-        f"Kernels and their movement: tensorboard --logdir {options.logdir}"
+        f"How far kernels moved, weight by weight: {options.logdir}/gpt2.png; the kernels: "
+        f"tensorboard --logdir {options.logdir}"
     )
     return measured
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import torch_dmft as dmft
 from torch_dmft import data
-from torch_dmft.report import LiveScalars
+from torch_dmft.report import LiveScalars, figures
 
 
 def main(arguments: Sequence[str] | None = None) -> dmft.Trajectory:
@@ -74,12 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> dmft.Trajectory:
         trainer.fit(module, batches)
 
     measured = recorder.trajectory()
+    figures.learned(measured).savefig(f"{options.logdir}/resnet.png", dpi=150)
     console = Console()
     console.print(measured)
     first, last = (float(measured.ntk.per_sample().matrix(time).diagonal().mean()) for time in (0, -1))
     console.print(
         f"\nBatchNorm with statistics of the {options.batch_norm}: the NTK's mean diagonal is {first:.3g} at the start and "
-        f"{last:.3g} at the end.\nKernels and their movement: tensorboard --logdir {options.logdir}"
+        f"{last:.3g} at the end.\nHow far kernels moved, weight by weight: {options.logdir}/resnet.png; the kernels: "
+        f"tensorboard --logdir {options.logdir}"
     )
     return measured
 

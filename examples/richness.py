@@ -1,6 +1,6 @@
 """From lazy to rich: how far features move with gamma0, in a network and in theory.
 
-    python examples/richness.py --gammas 0.1,0.3,1,3 --figure richness.png
+    python examples/richness.py --gammas 0.1,0.3,1,3
 
 At small gamma0 the kernels stay where they were and the network is the static NTK's kernel machine; at gamma0 of order 1
 they move by their own size and turn towards the targets. Trained is the centered model f - f_0, since at small gamma0 a
@@ -14,6 +14,7 @@ the network is too narrow for this gamma0.
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[tuple[float, 
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--samples", type=int, default=12)
     parser.add_argument("--neurons", type=int, default=2048, help="sample that stands for infinite width")
-    parser.add_argument("--figure", help="where to save a figure")
+    parser.add_argument("--logdir", default="runs/richness", help="for logs and a figure (default: %(default)s)")
     options = parser.parse_args(arguments)
     gammas = [float(gamma) for gamma in options.gammas.split(",")]
     inputs, targets = data.load("digits", options.samples)
@@ -66,12 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[tuple[float, 
                 nn.functional.mse_loss(model(inputs), targets).backward()
                 optimizer.step()
         theory = dmft.solve(recorder.problem(), dmft.solvers.InfiniteWidth(options.neurons), record=[0, options.steps])
-        found["network"].append(learned(recorder.trajectory(), targets))
+        measured = recorder.trajectory()
+        dmft.compare(measured, theory).write_tensorboard(f"{options.logdir}/gamma0={gamma0:g}", plan=plan)
+        found["network"].append(learned(measured, targets))
         found["theory"].append(learned(theory, targets))
 
     Console().print(table(gammas, found, options.width))
-    if options.figure:
-        figure(gammas, found).savefig(options.figure, dpi=150)
+    figure(gammas, found).savefig(Path(options.logdir) / "richness.png", dpi=150)
+    print(f'{options.logdir}/richness.png, and the DMFT tab of: tensorboard --logdir "{options.logdir}"')
     return found
 
 

@@ -10,17 +10,21 @@ begins uniform, and all of it is learned. In the limit heads are alike; what set
 The report's table of what was learned has G of queries and keys moving by 40 times its start in the network, and by more than
 1000 times in theory. Both learn much the same: movement is |G(T) - G(0)| / |G(0)|, and G(0) vanishes in the limit, since no
 score changes the output before values and readout are correlated. A network of width N starts at order 1/N, and a sample of S
-neurons at order 1/S. The last lines show G at the start and at the end, which do compare.
+neurons at order 1/S. The last lines and the figure show the size of G, which does compare. The figure's third panel is how much
+each head looks at the marked token: 1/4 is chance.
 """
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
 
 import torch_dmft as dmft
+from torch_dmft.report.style import COLORS
 
 TOKENS, FEATURES = 4, 8
 
@@ -91,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[dmft.Comparison, Tenso
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--neurons", type=int, default=1024, help="sample that stands for infinite width")
+    parser.add_argument("--logdir", default="runs/transformer", help="for logs and a figure (default: %(default)s)")
     options = parser.parse_args(arguments)
     generator = torch.Generator().manual_seed(0)
     inputs, targets, marked = sequences(options.samples, generator)
@@ -119,7 +124,32 @@ def main(arguments: Sequence[str] | None = None) -> tuple[dmft.Comparison, Tenso
     for position, layer in enumerate(measured.layers):
         if layer.name in ("attention.q", "attention.k"):
             print(f"|G| of {layer.name}: {', '.join(start_and_end(run, position) for run in comparison.runs)}")
+    comparison.write_tensorboard(options.logdir, plan=plan)
+    figure(comparison, share).savefig(Path(options.logdir) / "transformer.png", dpi=150)
+    print(f'{options.logdir}/transformer.png, and the DMFT tab of: tensorboard --logdir "{options.logdir}"')
     return comparison, share
+
+
+def figure(comparison: dmft.Comparison, share: Tensor) -> Figure:
+    """Losses, the size of G of every weight in the attention over training, and the heads' attention after it."""
+    drawn = Figure(figsize=(11, 3.6), layout="constrained")
+    loss, sizes, heads = drawn.subplots(1, 3, width_ratios=(1, 1.3, 0.8))
+    for run, dashes in zip(comparison.runs, ("o-", "--"), strict=True):
+        loss.semilogy(run.steps.numpy(), run.losses.numpy(), dashes, color="k", markersize=3, label=run.origin)
+        attention = [layer for layer in run.layers if layer.name.startswith("attention.")]
+        for layer, color in zip(attention, COLORS, strict=False):
+            norms = layer.backward.equal_time.flatten(1).norm(dim=1)
+            label = f"{layer.name.removeprefix('attention.')}, {run.origin}"
+            sizes.semilogy(run.steps.numpy(), norms.numpy(), dashes, color=color, markersize=3, label=label)
+    loss.set(xlabel="step", ylabel="loss")
+    loss.legend(frameon=False, fontsize=8)
+    sizes.set(xlabel="step", ylabel="|G| of the weights of attention")
+    sizes.legend(frameon=False, fontsize=7, ncols=2)
+    heads.bar(range(len(share)), share.numpy(), color="0.5")
+    heads.axhline(1 / TOKENS, color="k", linestyle=":", label="before training")
+    heads.set(xlabel="head", ylabel="attention to the marked token", xticks=range(len(share)), ylim=(0, 1))
+    heads.legend(frameon=False, fontsize=8)
+    return drawn
 
 
 if __name__ == "__main__":

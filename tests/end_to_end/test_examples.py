@@ -1,5 +1,6 @@
 """Every example runs, explains itself, and shows what it says."""
 
+import json
 import runpy
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.vision import torchvision
 
@@ -26,16 +28,26 @@ def test_help_explains_it(name, capsys):
     assert f"python examples/{name}.py" in capsys.readouterr().out
 
 
-def test_quick(capsys):
-    comparison = example("quick")(["--width", "128", "--steps", "30", "--neurons", "512"])
+PNG = b"\x89PNG"
+
+
+def logs(folder: Path) -> list[Path]:
+    return [*folder.rglob("events.out.tfevents.*")]
+
+
+def test_quick(tmp_path, capsys):
+    arguments = f"--width 128 --steps 30 --neurons 512 --logdir {tmp_path}"
+    comparison = example("quick")(arguments.split())
     theory, static, same_width = comparison.deviations
     assert same_width.consistency.is_decidable
     assert theory.layers[-1].forward.relative_error[-1] < 0.5 * static.layers[-1].forward.relative_error[-1]
     assert "nearest prediction first: theory" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "quick.png").read_bytes().startswith(PNG)
+    assert logs(tmp_path)
 
 
-def test_quick_is_a_script():
-    arguments = ["--width", "16", "--steps", "5", "--neurons", "256"]
+def test_quick_is_a_script(tmp_path):
+    arguments = ["--width", "16", "--steps", "5", "--neurons", "256", "--logdir", str(tmp_path)]
     shown = subprocess.run(
         [sys.executable, EXAMPLES / "quick.py", *arguments], capture_output=True, text=True, timeout=120, check=True
     )
@@ -44,31 +56,71 @@ def test_quick_is_a_script():
 
 
 def test_lr_transfer(tmp_path, capsys):
-    figure = tmp_path / "transfer.png"
-    best = example("lr_transfer")(f"--widths 32,512 --seeds 2 --figure {figure}".split())
-    assert best["mean_field"][32] == best["mean_field"][512]
-    assert best["standard"][32] >= 4 * best["standard"][512]
-    assert figure.read_bytes().startswith(b"\x89PNG")
+    sweeps = example("lr_transfer")(f"--widths 64,1024 --steps 16 --seeds 2 --check --logdir {tmp_path}".split())
+    assert sweeps["mean_field"].moves()[0] <= 2
+    assert sweeps["standard"].moves()[0] >= 4
+    assert all(sweep.at_the_edge() == [] for sweep in sweeps.values())
+    assert (tmp_path / "mlp-sgd.png").read_bytes().startswith(PNG)
+    known = json.loads((tmp_path / "mlp-sgd.json").read_text())
+    assert known["steps"] == 16
+    assert list(known["losses"]["standard"]) == ["64", "1024"]
     shown = capsys.readouterr().out
     assert "stable" in shown
-    assert "the best rate moves by a factor 1 in mean-field parameterization" in shown
+    assert "the best rate of mlp with sgd moves by a factor" in shown
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "gpt2", "vit"])
+def test_best_rates_stay_within_a_factor_of_two(model, optimizer, tmp_path):
+    size = "--widths 64,512 --steps 32" if model in ("gpt2", "vit") else "--widths 64,1024 --steps 24"
+    arguments = f"--model {model} --optimizer {optimizer} {size} --logdir {tmp_path}"
+    sweeps = example("lr_transfer")(arguments.split())
+    assert sweeps["mean_field"].moves()[0] <= 2
+    assert sweeps["standard"].moves()[0] >= 4
+
+
+@pytest.mark.parametrize("model", ["cnn", "gpt2", "vit"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_lr_transfer_sweeps_every_model(model, optimizer, tmp_path):
+    if model in ("gpt2", "vit"):
+        pytest.importorskip("transformers")
+    arguments = f"--model {model} --optimizer {optimizer} --widths 32,48 --steps 2 --seeds 1 --logdir {tmp_path}"
+    for sweep in example("lr_transfer")(arguments.split()).values():
+        for width in (32, 48):
+            best, means = sweep.power(width), sweep.means(width)
+            assert {best - 2, best - 1, best + 1, best + 2} <= {*means} | set(range(11, 13)) | set(range(-28, -26))
+            assert means[best] == min(means.values()) < float("inf")
+
+
+def test_the_best_rate_is_placed_by_a_parabola():
+    sweep = runpy.run_path(str(EXAMPLES / "lr_transfer.py"))["Sweep"]
+    near = {power: [(power + 2.25) ** 2] for power in range(-5, 1)}
+    far = {power: [(power + 3.0) ** 2] for power in range(-5, -1)} | {-2: [float("inf")]}
+    edge = {-1: [1.0], -2: [0.5]}
+    found = sweep({64: near, 128: far, 256: edge})
+    assert found.power(64) == -2
+    assert found.exponent(64) == pytest.approx(-2.25)
+    assert found.exponent(128) == -3  # its neighbour diverged
+    assert found.moves() == pytest.approx((2.0, 2.0))
+    assert found.at_the_edge() == [256]
 
 
 def test_richness(tmp_path):
-    figure = tmp_path / "richness.png"
-    found = example("richness")(f"--gammas 0.1,1 --width 256 --steps 30 --neurons 512 --figure {figure}".split())
+    found = example("richness")(f"--gammas 0.1,1 --width 256 --steps 30 --neurons 512 --logdir {tmp_path}".split())
     for (lazy, lazy_aligned), (rich, rich_aligned) in found.values():
         assert lazy < 0.15
         assert rich > 0.5
         assert rich_aligned > lazy_aligned
     (_, network), (_, theory) = found["network"], found["theory"]
     assert network == pytest.approx(theory, rel=0.25)
-    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "richness.png").read_bytes().startswith(PNG)
+    assert logs(tmp_path / "gamma0=0.1")
 
 
-def test_real_run(capsys):
+def test_real_run(tmp_path, capsys):
     """Momentum, decay, warmup, cosine and the very batches: every kernel is within what the width explains."""
-    comparison = example("real_run")(["--width", "256", "--steps", "90", "--pairs", "4"])
+    comparison = example("real_run")(f"--width 256 --steps 90 --pairs 4 --logdir {tmp_path}".split())
     (theory,) = comparison.deviations
     for layer in theory.layers:
         for kernel in (layer.forward, layer.backward):
@@ -80,14 +132,29 @@ def test_real_run(capsys):
     assert training.notes == ()
     assert training.batches_known
     assert "The theory took" in capsys.readouterr().out
+    assert (tmp_path / "real_run.png").read_bytes().startswith(PNG)
 
 
-def test_cnn_widths(capsys):
-    narrow, wide = example("cnn_widths")(["--widths", "4,32,128", "--steps", "40"])
-    assert wide.deviations[0].losses.rms.mean() < narrow.deviations[0].losses.rms.mean()
-    assert wide.deviations[0].layers[-1].forward.relative_error[-1] < 0.25
-    assert wide.deviations[0].layers[-1].forward.alignment[-1] > 0.99
-    assert "network (32 channels) against network (128 channels)" in capsys.readouterr().out
+def test_cnns_of_two_widths_agree_at_fixed_gamma0_and_nowhere_else(tmp_path, capsys):
+    """In units of standard errors: about 1 between widths, and far more between gammas."""
+    scope = runpy.run_path(str(EXAMPLES / "cnn_widths.py"))
+    runs = scope["main"](f"--widths 24,48 --gammas 0.5,2 --steps 20 --samples 4 --seeds 6 --logdir {tmp_path}".split())
+    for of in (scope["losses"], scope["last_kernels"]):
+        for gamma0 in (0.5, 2.0):
+            assert scope["distance"](of(runs[gamma0, 24]), of(runs[gamma0, 48])) < 3
+        for width in (24, 48):
+            assert scope["distance"](of(runs[0.5, width]), of(runs[2.0, width])) > 5
+    assert "Apart by so many standard errors" in capsys.readouterr().out
+    assert (tmp_path / "cnn_widths.png").read_bytes().startswith(PNG)
+    assert logs(tmp_path / "gamma0=2, 24 channels")
+
+
+def test_the_distance_of_equal_networks_is_one():
+    distance = runpy.run_path(str(EXAMPLES / "cnn_widths.py"))["distance"]
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(6, 500, generator=generator) for _ in range(2))
+    assert distance(one, other) == pytest.approx(1, abs=0.15)
+    assert distance(one, other + 1) > 1.5
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -99,6 +166,7 @@ def test_gpt2_trainer(tmp_path, capsys):
     assert measured.training.optimizer == "AdamW"
     assert list(tmp_path.glob("events.out.tfevents.*"))
     assert "The features that move most" in capsys.readouterr().out
+    assert (tmp_path / "gpt2.png").read_bytes().startswith(PNG)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -110,10 +178,12 @@ def test_lightning_resnet(tmp_path, capsys):
     assert measured.metadata["batch norm"] == "statistics of the probe"
     assert list(tmp_path.glob("events.out.tfevents.*"))
     assert "statistics of the probe" in capsys.readouterr().out
+    assert (tmp_path / "resnet.png").read_bytes().startswith(PNG)
 
 
-def test_transformer(capsys):
-    comparison, attention = example("transformer")(["--heads", "2", "--steps", "50", "--neurons", "512"])
+def test_transformer(tmp_path, capsys):
+    arguments = f"--heads 2 --steps 50 --neurons 512 --logdir {tmp_path}"
+    comparison, attention = example("transformer")(arguments.split())
     (theory,) = comparison.deviations
     assert theory.layers[-1].forward.alignment[-1] > 0.95
     assert theory.losses.rms[-1] < 0.1
@@ -124,3 +194,30 @@ def test_transformer(capsys):
     assert "|G| of attention.q: network (N=256) from" in shown
     starts = [run.layers[1].backward.equal_time[0].norm() for run in comparison.runs]
     assert starts[1] < 0.2 * starts[0]  # why movement, which divides by it, is so much larger in theory
+    assert (tmp_path / "transformer.png").read_bytes().startswith(PNG)
+    assert logs(tmp_path)
+
+
+def transfer_row(file: Path, sweep: Callable) -> str:
+    """What the page of the docs says of one sweep."""
+    known = json.loads(file.read_text())
+    cells = [known["model"], known["optimizer"]]
+    for scheme in ("mean_field", "standard"):
+        losses = {
+            int(width): {int(p): row for p, row in rows.items()} for width, rows in known["losses"][scheme].items()
+        }
+        one = sweep(losses)
+        assert one.at_the_edge() == []
+        best = [f"{2 ** one.exponent(width):.2g}" for width in (min(losses), max(losses))]
+        by_grid, by_parabola = one.moves()
+        cells += [" → ".join(best), f"{by_grid:g}", f"{by_parabola:.2g}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_page_on_transfer_says_what_was_measured():
+    docs = EXAMPLES.parent / "docs"
+    sweep = runpy.run_path(str(EXAMPLES / "lr_transfer.py"))["Sweep"]
+    rows = [transfer_row(file, sweep) for file in sorted((docs / "assets" / "transfer").glob("*.json"))]
+    page = (docs / "transfer.md").read_text()
+    assert [row for row in rows if row not in page] == []
+    assert len(rows) == page.count("| sgd |") + page.count("| adamw |")

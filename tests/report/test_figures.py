@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.trajectories import two_layers
-from torch_dmft.comparison import compare
+from torch_dmft.comparison import compare, movement
 from torch_dmft.core.errors import NotRecordedError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.report import figures
@@ -105,3 +105,14 @@ def test_a_deep_model_shows_eight_weights():
     deep = replace(run, layers=run.layers[:1] + run.layers[1:2] * 20 + run.layers[2:])
     figure = figures.kernels(compare(deep, replace(deep, origin="theory (N=inf)")), "forward")
     assert len([axes for axes in figure.axes if axes.images]) == 8 * 3
+
+
+def test_what_one_run_learned_is_drawn_weight_by_weight(comparison):
+    run = comparison.measured
+    drawn = figures.learned(run)
+    panels = drawn.axes[:3]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == [layer.name for layer in run.layers]
+    for axes, which in zip(panels, ("forward", "backward", "ntk"), strict=True):
+        rows = [movement(getattr(layer, which)).numpy() for layer in run.layers]
+        np.testing.assert_allclose(axes.images[0].get_array(), rows)
+        assert axes.get_xlabel() == "step"

@@ -503,3 +503,22 @@ def test_features_of_a_steady_size_are_accepted(factory, seed, generator) -> Non
     before = copy.deepcopy(model.state_dict())
     dmft.describe(model, x, wider=factory)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class AfterFeatures(nn.Module):
+    """A constant that is made where features of another scale stood a moment ago."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.readout = nn.Linear(5, width), nn.Linear(width + 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        (h * h.shape[-1]).sum()  # leads nowhere, and leaves its place in memory free
+        return self.readout(torch.cat([h, torch.ones(len(x), 1)], 1))
+
+
+def test_a_constant_has_no_scale_of_what_stood_in_its_place() -> None:
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    for _ in range(5):  # whether memory is used again is chance
+        assert dmft.describe(AfterFeatures(64), x, wider=AfterFeatures(128)).width == 65

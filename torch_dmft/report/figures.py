@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torch_dmft.comparison import Comparison, Deviation, target_alignments
+from torch_dmft.comparison import Comparison, Deviation, movement, target_alignments
 from torch_dmft.core.errors import NotRecordedError
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.report.choice import sample_order, shown_weights
@@ -59,6 +59,25 @@ def losses(comparison: Comparison) -> Figure:
     axes.set(xlabel=_TIME, ylabel="loss")
     axes.legend(frameon=False, fontsize=8)
     tidy(axes)
+    return figure
+
+
+def learned(run: Trajectory) -> Figure:
+    """What one run learned and where: movement |K(t) - K(0)| / |K(0)| of Phi, G and the NTK of every weight at every record."""
+    count, times = len(run.layers), len(run.steps)
+    figure = new_figure(10.0, 1.5 + 0.21 * max(count, 6), f"What {run.origin} learned: movement of its kernels")
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (which, symbol) in zip(panels, _SYMBOLS.items(), strict=True):
+        rows = np.stack([_array(movement(getattr(layer, which))) for layer in run.layers])
+        finite = rows[np.isfinite(rows)]
+        image = axes.imshow(rows, aspect="auto", cmap="viridis", vmin=0, vmax=finite.max(initial=0) or 1)
+        axes.set_title(symbol, fontsize=9)
+        shown = np.unique(np.linspace(0, times - 1, min(times, 6)).round().astype(int))
+        axes.set_xticks(shown, [str(int(run.steps[at])) for at in shown], fontsize=8)
+        axes.set_xlabel("step", fontsize=9)
+        figure.colorbar(image, ax=axes, location="bottom", shrink=0.8).ax.tick_params(labelsize=7)
+    panels[0].set_yticks(range(count), [layer.name for layer in run.layers], fontsize=7)
+    panels[0].set_ylabel("weight", fontsize=9)
     return figure
 
 

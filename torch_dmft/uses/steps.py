@@ -157,6 +157,10 @@ class Steps:
         """A constant has no scale, whatever lay in its memory before."""
         self._scales.pop(storage_key(constant), None)
 
+    def forget(self, tensor: Tensor) -> None:
+        """Note that a tensor is a constant, whatever was kept where it stands."""
+        self._scales.pop(storage_key(tensor), None)
+
     def finish(self, outputs: Tensor) -> None:
         """Note the outputs."""
         self.taken.append(Step("", "output", (self.scale(outputs),), must_agree=True))

@@ -218,6 +218,12 @@ class Watch(TorchDispatchMode):
             self._labels[key] = label
         elif is_new:
             self._labels.pop(key, None)
+            self._forget_scale(leaf)
+
+    def _forget_scale(self, leaf: Tensor) -> None:
+        """Of a constant, which may stand where features stood that are gone."""
+        if self.steps is not None:
+            self.steps.forget(leaf)
 
     def _settle(self) -> None:
         """Look up where in the graph the outputs of the last use are: autograd sets it after the operator has run."""

@@ -150,16 +150,8 @@ class Steps:
         for leaf in (*tree_leaves(result), *written):
             if isinstance(leaf, Tensor):
                 self._scales[storage_key(leaf)] = scale
-                # A number that python makes is stored where a tensor was that is gone, and nobody sees it made.
+                # Else a constant could be stored where a feature was that is gone, and would have its scale.
                 self._held.append(leaf.untyped_storage())
-
-    def forget(self, constant: Tensor) -> None:
-        """A constant has no scale, whatever lay in its memory before."""
-        self._scales.pop(storage_key(constant), None)
-
-    def forget(self, tensor: Tensor) -> None:
-        """Note that a tensor is a constant, whatever was kept where it stands."""
-        self._scales.pop(storage_key(tensor), None)
 
     def finish(self, outputs: Tensor) -> None:
         """Note the outputs."""

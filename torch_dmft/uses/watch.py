@@ -164,7 +164,6 @@ class Watch(TorchDispatchMode):
         name = operator_name(func).removeprefix("aten::")
         if name == "lift_fresh":
             self._labels.pop(storage_key(args[0]), None)
-            self._forget_scale(args[0])
             return func(*args, **kwargs)
         slots = _slots(args)
         labels = {slot: self.label(leaf) for slot, leaf in slots.items()}
@@ -192,17 +191,10 @@ class Watch(TorchDispatchMode):
         keys = {storage_key(leaf) for leaf in slots.values()}
         for leaf in (*made, *written):
             self._mark(leaf, out_label, is_new=storage_key(leaf) not in keys)
-            if out_label is None and storage_key(leaf) not in keys:
-                self._forget_scale(leaf)
         floats = [leaf for leaf in made if leaf.is_floating_point() or leaf.is_complex()]
         if use is not None and floats:
             self._pending = use, floats
         return result
-
-    def _forget_scale(self, constant: Tensor) -> None:
-        """A new constant may lie where a feature was that is gone."""
-        if self.steps is not None:
-            self.steps.forget(constant)
 
     def _mark(self, leaf: Tensor, label: frozenset[str] | None, *, is_new: bool) -> None:
         """Note what the result of an operator, or what it has written, depends on."""
@@ -218,12 +210,6 @@ class Watch(TorchDispatchMode):
             self._labels[key] = label
         elif is_new:
             self._labels.pop(key, None)
-            self._forget_scale(leaf)
-
-    def _forget_scale(self, leaf: Tensor) -> None:
-        """Of a constant, which may stand where features stood that are gone."""
-        if self.steps is not None:
-            self.steps.forget(leaf)
 
     def _settle(self) -> None:
         """Look up where in the graph the outputs of the last use are: autograd sets it after the operator has run."""

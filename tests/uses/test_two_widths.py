@@ -522,3 +522,12 @@ def test_a_constant_has_no_scale_of_what_stood_in_its_place() -> None:
     x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     for _ in range(5):  # whether memory is used again is chance
         assert dmft.describe(AfterFeatures(64), x, wider=AfterFeatures(128)).width == 65
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_close_widths_settle_roles_and_say_what_they_cannot_tell(seed, generator) -> None:
+    torch.manual_seed(seed)
+    factory = ROLES["a rank"][0]
+    found = dmft.describe(factory(32).double(), data(generator), wider=factory(33).double())
+    assert {layer.path: str(layer.role) for layer in found.layers}["a"] == "code"
+    assert any("differ by a factor of 1.03 only" in note for note in found.notes)

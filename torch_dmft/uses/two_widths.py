@@ -139,9 +139,8 @@ def _require_one_model(model: nn.Module, other: nn.Module) -> None:
 
 def _first_difference(one: Seen, two: Seen) -> Place:
     path = next((a[0] for a, b in zip(_steps(one), _steps(two), strict=False) if a != b), "")
-    return Place(
-        path or "(model)", "the forward pass takes other steps at the other width", "let the width change sizes only"
-    )
+    remedy = "let the width change sizes only, and no count that is 1 (of heads, groups, windows), which takes a way of its own"
+    return Place(path or "(model)", "the forward pass takes other steps at the other width", remedy)
 
 
 def _scores(found: Imbalance) -> Place:

@@ -17,6 +17,7 @@ from torch_dmft.parameterization import Plan
 from torch_dmft.uses.outputs import Example
 
 UNKNOWN = "how to build it at another width is not known"
+_FIXED = "fixed inner sizes are not covered by the theory yet, and this layer has the role {}"
 _EMBEDDINGS = "embeddings are not covered by the theory yet"
 STAND_IN = "solvers.WideEnsemble(factory=...), where factory(width) builds the model, is a reference from wide networks"
 
@@ -34,6 +35,11 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture, beyond: Seq
     """
     places = list(beyond)
     if not architecture.is_traced:
+        places += [
+            Place(layer.path, _FIXED.format(layer.role), STAND_IN)
+            for layer in architecture.layers
+            if layer.role in (Role.CODE, Role.INNER, Role.OUTER)
+        ]
         places = places or [Place("(model)", "its data flow is not known, only the uses of its parameters", STAND_IN)]
         raise UnsupportedModelError("The theory cannot predict this model:", [*places, *architecture.train_differs])
     modules = dict(model.named_modules())
@@ -48,15 +54,14 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture, beyond: Seq
                 )
             )
         elif layer.role in (Role.CODE, Role.INNER, Role.OUTER):
-            reason = f"fixed inner sizes are not covered by the theory yet, and this layer has the role {layer.role}"
-            places.append(Place(layer.path, reason, "train wide networks of several widths"))
+            places.append(Place(layer.path, _FIXED.format(layer.role), STAND_IN))
         elif layer.role not in (Role.INPUT, Role.HIDDEN, Role.READOUT):
             places.append(
                 Place(layer.path, f"a {layer.kind} layer cannot have the role {layer.role}", "correct roles=")
             )
         elif module is None:
             reason = "a weight that is used without a module of its own is not covered by the theory yet"
-            places.append(Place(layer.path, reason, "train wide networks of several widths, or use it in an nn.Linear"))
+            places.append(Place(layer.path, reason, f"{STAND_IN}; or use it in an nn.Linear"))
         elif isinstance(module, ConvBase) and layer.role is Role.READOUT:
             reason = "a convolution as the readout is not covered by the theory yet"
             places.append(Place(layer.path, reason, "average over the positions, then read out with an nn.Linear"))

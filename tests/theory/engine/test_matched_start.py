@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import torch_dmft as dmft
 from tests.reference.ensembles import observables
 from torch_dmft.parameterization import Plan
+from torch_dmft.theory.engine import networks
 from torch_dmft.theory.engine.matched_start import match_moments, matchable
 from torch_dmft.theory.engine.networks import initialise, network_of
 from torch_dmft.theory.solvers import DeepLinear, WideEnsemble, wide_ensemble
@@ -86,7 +87,7 @@ def test_every_width_is_matched_as_the_smallest_can_be(data, monkeypatch):
 def test_the_same_number_of_networks_says_more(data, monkeypatch):
     problem = dmft.Problem.mlp(*data, depth=2, loss=half_square, lr=0.08, steps=4)
     runs = [dmft.solve(problem, WideEnsemble((32, 64, 128), pairs=30), record=[4])]
-    monkeypatch.setattr(wide_ensemble, "matchable", lambda plan: (False,) * len(matchable(plan)))
+    monkeypatch.setattr(networks, "matchable", lambda plan: (False,) * len(matchable(plan)))
     runs.append(dmft.solve(problem, WideEnsemble((32, 64, 128), pairs=30), record=[4]))
     matched, plain = (observables(run.stderr) for run in runs)
     for name in ("outputs", "ntk", "forward.1", "backward.1"):

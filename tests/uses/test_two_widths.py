@@ -531,3 +531,15 @@ def test_close_widths_settle_roles_and_say_what_they_cannot_tell(seed, generator
     found = dmft.describe(factory(32).double(), data(generator), wider=factory(33).double())
     assert {layer.path: str(layer.role) for layer in found.layers}["a"] == "code"
     assert any("differ by a factor of 1.03 only" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("where", ["sdpa", "attribute"])
+def test_untouched_leaves_the_scores_of_a_pretrained_model_as_they_are(where, generator) -> None:
+    model, x = Attention(16, 0.5, where).double(), data(generator, 4, D)
+    f, scale = model(x), model.scale
+    plan = dmft.parameterize(model, x, init="untouched", wider=lambda n: Attention(n, 0.5, where))
+    assert model.scale == scale
+    assert torch.equal(model(x), f)
+    assert "scores stay q.k/sqrt(d)" in " ".join(plan.notes)
+    rule = plan.rule("q.weight")
+    assert rule.lr == pytest.approx(rule.std**2 * 16)

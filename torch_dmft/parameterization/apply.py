@@ -132,6 +132,8 @@ def scaled(
     _check(gamma0, scheme, gain, init, depth)
     initial = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     numbers = [(one, getattr(model.get_submodule(one.path), one.name)) for one in architecture.attributes]
+    if init == "untouched":  # a pretrained function stays what it is
+        numbers = []
     before = tuple(replace(one, value=number) for one, number in numbers) if scheme != "standard" else ()
     rules = parameter_rules(
         architecture, model, gamma0=gamma0, scheme=scheme, gain=gain, keeps_sizes=init == "untouched", depth=depth
@@ -144,7 +146,7 @@ def scaled(
             factor = _initialise(model.get_parameter(rule.name), rule, init, generator, is_blank=is_blank)
             if factor is not None:
                 rescaled[rule.name] = factor
-        set_attributes(model, architecture.attributes)
+        set_attributes(model, architecture.attributes if numbers else ())
     gamma0 = effective_gamma0(scheme, gamma0, architecture.width)
     drawn = {name: some_entries(parameter).clone() for name, parameter in model.named_parameters()}
     return Plan(

@@ -122,6 +122,11 @@ class Plan:
         numbers = [
             f"{listed(scales)}: set so that the scores are q.k/d; whoever loads a checkpoint of this model has to wrap it first"
         ]
+        if (layers or scales) and (self.scheme == "standard" or self.wrapping.init == "untouched"):
+            folded = [
+                f"{listed(layers + scales)}: scores stay q.k/sqrt(d), so that rates do not carry over where d grows"
+            ]
+            layers, scales = [*layers, *scales], []
         streams = [
             f"{stream.branches} residual branches are multiplied by {self.depth}, L = {stream.branches}, in initial sizes and "
             f"rates of what ends them: {listed([name for name, part in stream.parts.items() if part is Part.END])}"

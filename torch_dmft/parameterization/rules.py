@@ -105,7 +105,7 @@ def parameter_rules(
                 width=width,
                 gamma0=gamma0,
                 gain=weight_gain,
-                fold=1.0 if layer is None else layer.fold,
+                fold=1.0 if layer is None or keeps_sizes else layer.fold,
                 is_read_by_zeros=layer is not None and layer.is_read_by_zeros,
             )
         scaling = in_streams(scaling, name, architecture, depth)

@@ -108,7 +108,10 @@ class _ViT(nn.Module):
 
 
 def _resnet(settings: Settings) -> nn.Module:
-    from tests.vision import torchvision
+    from tests.vision import make_importable
+
+    make_importable()
+    import torchvision
 
     return torchvision.models.resnet18(num_classes=1)
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from tests.checked_imports import check_imports_of
+from tests.vision import make_importable
 
 # Before anything imports the package, so that every annotation of its functions is checked while the tests run.
 check_imports_of("torch_dmft")
+make_importable()  # of torchvision, which other libraries import
 
 # Small matrices on several workers: threads only get into each other's way.
 torch.set_num_threads(1)
@@ -21,11 +23,12 @@ os.environ["MPLBACKEND"] = "Agg"  # read when matplotlib is first imported, whic
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Collect no garbage while modules are imported: nearly everything stays, and looking for it takes a fifth of the time."""
+    """Collect no garbage while modules are imported, nor look at what they made later: nearly all of it stays."""
     gc.disable()
     try:
         return (yield)
     finally:
+        gc.freeze()
         gc.enable()
 
 

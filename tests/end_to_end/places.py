@@ -14,6 +14,7 @@ from torch.optim import SGD, Optimizer
 from torch.utils.checkpoint import checkpoint
 
 import torch_dmft as dmft
+from tests.accelerated import accelerator
 
 STEPS = 4
 INPUTS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -285,18 +286,14 @@ def accumulated(model: nn.Module, plan: dmft.Plan, attach: Attach) -> Iterator[N
 
 def accelerated(**settings: Any) -> Loop:
     def loop(model: nn.Module, plan: dmft.Plan, attach: Attach) -> Iterator[None]:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
-        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, **settings)
-        run, optimizer = accelerator.prepare(model, sgd(plan))
+        outer = accelerator(gradient_accumulation_steps=2, **settings)
+        run, optimizer = outer.prepare(model, sgd(plan))
         with attach(optimizer):
             yield
             for _ in range(STEPS):
                 for rows in (slice(0, 3), slice(3, 6)):
-                    with accelerator.accumulate(run):
-                        accelerator.backward(loss_of(run, rows))
+                    with outer.accumulate(run):
+                        outer.backward(loss_of(run, rows))
                         optimizer.step()
                         optimizer.zero_grad()
                 yield

@@ -25,11 +25,9 @@ from tests.end_to_end.places import (
     train,
     wrapped,
 )
-from tests.vision import torchvision
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.measurement import snapshot, subject_of
 
-assert torchvision  # Lightning imports it, and needs it repaired first
 CASES = [(name, make) for name, place in PLACES.items() for make in place.models]
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from tests.end_to_end.processes import PROCESSES, STEPS, Outcome, work
-
 pytestmark = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="needs torch.distributed with gloo"
 )
+Outcome = dict[str, Any]
+PROCESSES, STEPS = 2, 3
 _SECONDS = 240
 """After which processes that wait for each other are ended."""
 
@@ -25,8 +25,11 @@ _SECONDS = 240
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
     """What every process found."""
+    from tests.end_to_end import processes  # here, as it imports much
+
+    assert (processes.PROCESSES, processes.STEPS) == (PROCESSES, STEPS)
     folder: Path = tmp_path_factory.mktemp("processes")
-    running = multiprocessing.spawn(work, args=(str(folder),), nprocs=PROCESSES, join=False)
+    running = multiprocessing.spawn(processes.work, args=(str(folder),), nprocs=PROCESSES, join=False)
     until = time.monotonic() + _SECONDS
     while not running.join(timeout=1):
         if time.monotonic() > until:

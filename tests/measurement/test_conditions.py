@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
 import torch_dmft as dmft
-from tests.vision import torchvision
+from tests.accelerated import accelerator
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.core.torch_private import BatchNormBase
 
@@ -203,7 +202,7 @@ def test_a_fresh_resnet_is_measured_as_it_is_trained() -> None:
     """With averages of 0 and 1, Phi of the readout is wrong by a factor."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = torchvision.models.resnet18(num_classes=1)
+        model = pytest.importorskip("torchvision").models.resnet18(num_classes=1)
     inputs = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     features: list[Tensor] = []
     handle = model.fc.register_forward_pre_hook(lambda _, args: features.append(args[0].detach()))
@@ -319,7 +318,7 @@ def test_hooks_of_torch_go_without_saying() -> None:
 def test_a_model_that_accelerate_prepared_is_measured_in_the_precision_of_its_weights(inputs: Any) -> None:
     model = nn.Sequential(nn.Linear(3, 64), nn.Tanh(), nn.Linear(64, 1))
     expected = dmft.empirical_ntk(model, inputs)
-    prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    prepared = accelerator(mixed_precision="bf16").prepare(model)
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     rounded = prepared(*given)
     recorder = dmft.Recorder(prepared, dmft.Probe(inputs))

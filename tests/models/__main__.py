@@ -17,6 +17,7 @@ from tests.models.check import check, is_right
 from tests.models.entry import Model
 from tests.models.page import PAGE, RESULTS, page, versions
 from tests.models.wrap import is_complete, scaled, wider
+from tests.vision import make_importable
 
 LIBRARIES = {"by hand": "handmade", "torchvision": "vision", "timm": "vision", "transformers": "language"}
 SECONDS = 240
@@ -25,6 +26,7 @@ SECONDS = 240
 
 def models() -> list[Model]:
     """Every model of the table."""
+    make_importable()
     found = [
         model for room in dict.fromkeys(LIBRARIES.values()) for model in import_module(f"tests.models.{room}").MODELS
     ]

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torchvision
 from torch import nn
 
 from tests.models.entry import Model, Width, at_scale, images
-from tests.vision import torchvision
 
 _WRITTEN = "its widths are written into its definition"
 

@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_dmft as dmft
-from tests.vision import torchvision
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.parameterization import CoordinateCheck, Plan, depth_check, rules
 from torch_dmft.parameterization.scheme import at_depth
@@ -176,15 +174,20 @@ def test_theory_of_a_folded_plan_is_that_of_multipliers_in_the_forward_pass(solv
 def gpt2(width: int, blocks: int = 3) -> nn.Module:
     sizes = {"n_embd": width, "n_layer": blocks, "n_head": width // 8, "vocab_size": 50, "n_positions": 16}
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    import transformers
+
     return transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**sizes, **ids, num_labels=3))
 
 
 def vit(width: int) -> nn.Module:
+    import torchvision
+
     return torchvision.models.VisionTransformer(8, 4, 3, width // 8, width, 2 * width, num_classes=3)
 
 
 def resnet(width: int) -> nn.Module:
-    block = torchvision.models.resnet.BasicBlock
+    from torchvision.models.resnet import BasicBlock as block  # noqa: N813
+
     stem = (nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
     blocks = (block(width, width), block(width, width), block(width, width))
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.vision import torchvision
 from torch_dmft.architecture import Part, Stream
 from torch_dmft.core.errors import UnsupportedModelError
 from torch_dmft.uses.outputs import Runs
@@ -33,19 +31,25 @@ def kinds(stream: Stream, part: Part) -> set[str]:
 
 
 def gpt2() -> tuple[nn.Module, Any]:
+    import transformers
+
     config = transformers.GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=50, n_positions=16, **IDS)
     return transformers.GPT2LMHeadModel(config), {"input_ids": TOKENS}
 
 
 def hugging(name: str, **settings: Any) -> Callable[[], tuple[nn.Module, Any]]:
-    kind, family = name.split("For")
-    config = getattr(transformers, f"{kind}Config")
-    model = getattr(transformers, name)
-    assert family
-    return lambda: (model(config(**SMALL, **settings)), {"input_ids": TOKENS})
+    def build() -> tuple[nn.Module, Any]:
+        import transformers
+
+        config = getattr(transformers, f"{name.split('For')[0]}Config")(**SMALL, **settings)
+        return getattr(transformers, name)(config), {"input_ids": TOKENS}
+
+    return build
 
 
 def t5() -> tuple[nn.Module, Any]:
+    import transformers
+
     config = transformers.T5Config(
         d_model=32, d_kv=8, d_ff=64, num_layers=3, num_decoder_layers=2, num_heads=4, vocab_size=50
     )
@@ -53,7 +57,12 @@ def t5() -> tuple[nn.Module, Any]:
 
 
 def image(model: str, size: int = 64, **settings: Any) -> Callable[[], tuple[nn.Module, Any]]:
-    return lambda: (getattr(torchvision.models, model)(**settings), torch.zeros(2, 3, size, size, device="cpu"))
+    def build() -> tuple[nn.Module, Any]:
+        import torchvision
+
+        return getattr(torchvision.models, model)(**settings), torch.zeros(2, 3, size, size, device="cpu")
+
+    return build
 
 
 FOUND = {
@@ -80,7 +89,9 @@ FOUND = {
     ),
     "T5, two streams": (t5, [6, 6], {"encoder.block.*.layer.*.SelfAttention.o.weight"}),
     "ViT": (
-        lambda: (torchvision.models.VisionTransformer(16, 4, 3, 4, 32, 64), torch.zeros(2, 3, 16, 16, device="cpu")),
+        image(
+            "VisionTransformer", 16, image_size=16, patch_size=4, num_layers=3, num_heads=4, hidden_dim=32, mlp_dim=64
+        ),
         [6],
         {"encoder.layers.encoder_layer_*.self_attention.out_proj.weight"},
     ),

@@ -125,8 +125,13 @@ def _measured(
         taken = _Taken(whole, tuple(alone))
     if first and not wanted.is_whole:
         known = _known_of_one(subject, rates, taken, known, parameters)
+
+    def again() -> Tensor:
+        return watched_pass(model, run, inputs, attached=attached).outputs
+
     if wanted.per_output:
-        known, (layers, total) = _part(subject, rates, taken, known, parameters, first=first and wanted.ntk, last=True)
+        checks = first and wanted.ntk
+        known, (layers, total) = _part(subject, rates, taken, known, parameters, first=checks, last=True, again=again)
     else:
         blocks = [*wanted.blocks(outputs)]
         parts_ = (taken.of(itemgetter((slice(None), block))) for block in blocks)
@@ -170,10 +175,14 @@ def _part(
     *,
     first: bool,
     last: bool,
+    again: Callable[[], Tensor] | None = None,
 ) -> tuple[Known, Part]:
-    """The kernels of all outputs of some passes; the first time held against an ordinary backward pass."""
+    """The kernels of all outputs of some passes; the first time held against an ordinary backward pass.
+
+    The graph of the last part goes as soon as it was used; ``again`` gives its outputs with a new one.
+    """
     wanted = subject.wanted
-    retain_graph = first or not last or bool(known.by_samples)
+    retain_graph = not last or bool(known.by_samples) or (first and again is None)
     trained = parameters.keys() if wanted.ntk else frozenset()
     backward = squares(taken.whole.outputs, parameters) if first else {}  # before there are gradients of every use
     how = {"retain_graph": retain_graph, "fields": wanted.fields}
@@ -182,9 +191,9 @@ def _part(
     found = shares(gathered, of_products, ntk=wanted.ntk)
     ntk = None
     if wanted.ntk:
-        ntk = found.ntk | _by_samples(taken.whole, {name: parameters[name] for name in known.by_samples})
+        ntk = found.ntk | _by_samples(taken.whole.outputs, {name: parameters[name] for name in known.by_samples})
     if ntk is not None and first:
-        known, ntk = _checked(taken.whole, known, found, ntk, parameters, backward)
+        known, ntk = _checked(taken.whole, known, found, ntk, parameters, backward, None if retain_graph else again)
     layers, total = _layers(subject, rates, found, ntk, *taken.whole.outputs.shape)
     if total is not None and first:
         _check_total(total, taken.whole.outputs, rates, backward)
@@ -230,8 +239,8 @@ def _find_out(subject: Subject, inputs: Example, whole: Pass, earlier: Tensor | 
     _refuse_unbounded(whole)
     if earlier is not None and not close(whole.outputs.detach(), earlier):
         raise _random_at(whole, watched_pass(model, run, inputs, attached=attached))
-    apart = {mu: rows(inputs, [mu] * copies(samples)) for mu in chosen(samples)}
-    alone = {mu: watched_pass(model, run, given, attached=attached) for mu, given in apart.items()}
+    apart = ((mu, rows(inputs, [mu] * copies(samples))) for mu in chosen(samples))
+    alone = ((mu, watched_pass(model, run, given, attached=attached)) for mu, given in apart)
 
     def touched(mu: int) -> list[Tensor | None]:
         weights = torch.arange(1, whole.outputs.shape[1] + 1, device="cpu").to(
@@ -270,11 +279,10 @@ def _random_at(one: Pass, other: Pass) -> UnsupportedModelError:
     )
 
 
-def _by_samples(whole: Pass, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+def _by_samples(outputs: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     """Shares of parameters whose uses are not seen: one backward pass for every sample and output."""
     if not parameters:
         return {}
-    outputs = whole.outputs
     require_memory(
         outputs.numel() * sum(value.numel() for value in parameters.values()) * 8,
         outputs.device,
@@ -296,6 +304,7 @@ def _checked(
     ntk: dict[str, Tensor],
     parameters: dict[str, Tensor],
     backward: Mapping[str, Tensor],
+    again: Callable[[], Tensor] | None,
 ) -> tuple[Known, dict[str, Tensor]]:
     """Hold the shares against a backward pass; parameters whose uses were not all seen are taken sample by sample."""
     dtype = torch.promote_types(whole.outputs.dtype, torch.float16)
@@ -308,7 +317,8 @@ def _checked(
         raise contradiction(misread)
     note = f"uses of {', '.join(off)} that could not be followed: their shares of the NTK are taken sample by sample"
     known = replace(known, by_samples=frozenset(off), notes=(*known.notes, note))
-    return known, ntk | _by_samples(whole, {name: parameters[name] for name in off})
+    outputs = whole.outputs if again is None else again()
+    return known, ntk | _by_samples(outputs, {name: parameters[name] for name in off})
 
 
 def _check_total(total: Tensor, outputs: Tensor, rates: Mapping[str, float], backward: Mapping[str, Tensor]) -> None:

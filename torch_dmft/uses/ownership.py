@@ -9,9 +9,8 @@ interact, and there are no kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,12 +70,14 @@ def copies(samples: int) -> int:
     return 3 if samples == 2 else 2
 
 
-def find_owners(whole: Pass, alone: Mapping[int, Pass], touched: Callable[[int], list[Tensor | None]]) -> Owners | None:
+def find_owners(
+    whole: Pass, alone: Iterable[tuple[int, Pass]], touched: Callable[[int], list[Tensor | None]]
+) -> Owners | None:
     """Where the samples of every tensor are.
 
     Args:
         whole: all samples together.
-        alone: some samples apart, in ``copies`` each, by their numbers.
+        alone: some samples apart, in ``copies`` each, with their numbers; looked at one after the other.
         touched: for a sample, the gradients of its outputs by the outputs of all uses; asked where values do not tell.
 
     Returns:
@@ -86,32 +87,37 @@ def find_owners(whole: Pass, alone: Mapping[int, Pass], touched: Callable[[int],
         UnsupportedModelError: if the outputs of a sample depend on the others.
     """
     samples = len(whole.outputs)
-    signatures = [_signature(one) for one in (whole, *alone.values())]
-    aligned = all(signature == signatures[0] for signature in signatures)
-    wrong = [mu for mu, one in alone.items() if not close(whole.outputs[mu].detach(), one.outputs[0].detach())]
-    if wrong:
-        raise UnsupportedModelError(
-            "The outputs of one sample depend on the others:", [_first_mixed(whole, alone, samples, aligned=aligned)]
-        )
-    if not aligned:
-        return None
-    for one in alone.values():
+    candidates: dict[tuple[int, Slot | None], list[Where]] | None = None
+    aligned = True
+    for mu, one in alone:
+        aligned = aligned and are_alike(whole, one)
+        if not close(whole.outputs[mu].detach(), one.outputs[0].detach()):
+            place = _first_mixed(whole, mu, one, aligned=aligned)
+            raise UnsupportedModelError("The outputs of one sample depend on the others:", [place])
+        if not aligned:
+            continue
         mark_per_sample(whole, one)
+        if candidates is None:
+            candidates = {
+                (number, slot): _candidates(_tensor(use, slot), _tensor(one.uses[number], slot), samples)
+                for number, use in enumerate(whole.uses)
+                for slot in _needed(use)
+            }
+        for (number, slot), known in candidates.items():
+            tensor, other = _tensor(whole.uses[number], slot), _tensor(one.uses[number], slot)
+            known[:] = [where for where in known if _fits(tensor, mu, other, samples, where)]
+    if not aligned or candidates is None:
+        return None
     owners: dict[tuple[int, Slot | None], Where] = {}
     gradients: list[Tensor | None] | None = None
-    for number, use in enumerate(whole.uses):
-        for slot in _needed(use):
-            tensor = _tensor(use, slot)
-            others = {mu: _tensor(one.uses[number], slot) for mu, one in alone.items()}
-            candidates = _candidates(tensor, others, samples)
-            if slot is None and len(candidates) > 1 and use.edge is not None:
-                gradients = touched(0) if gradients is None else gradients
-                candidates = [where for where in candidates if _holds(gradients[number], where, samples)]
-            if slot is None and use.meets_data and None in candidates:
-                return None  # one tensor made of data, but the same for all
-            if not candidates:
-                return None
-            owners[number, slot] = candidates[0]
+    for (number, slot), known in candidates.items():
+        use, left = whole.uses[number], known
+        if slot is None and len(left) > 1 and use.edge is not None:
+            gradients = touched(0) if gradients is None else gradients
+            left = [where for where in left if _holds(gradients[number], where, samples)]
+        if not left or (slot is None and use.meets_data and None in left):
+            return None  # nowhere, or one tensor made of data, but the same for all
+        owners[number, slot] = left[0]
     return owners
 
 
@@ -169,27 +175,32 @@ def close(joint: Tensor, alone: Tensor) -> bool:
     return float((joint - alone).abs().max()) <= TOLERANCES.get(joint.dtype, 1e-3) * scale
 
 
-def _candidates(tensor: Tensor, alone: Mapping[int, Tensor], samples: int) -> list[Where]:
-    """Every place at which the samples could be: by the shape of one alone, and by its numbers."""
-    shape, many = next(iter(alone.values())).shape, copies(samples)
-    if any(one.shape != shape for one in alone.values()) or len(shape) != tensor.ndim:
+def _candidates(tensor: Tensor, alone: Tensor, samples: int) -> list[Where]:
+    """Every place at which the samples could be, by the shape of a tensor and of that of one sample alone."""
+    shape, many = alone.shape, copies(samples)
+    if len(shape) != tensor.ndim:
         return []
     if shape == tensor.shape:
-        return [None] if all(close(tensor, one) for one in alone.values()) else []
+        return [None]
     differ = [axis for axis in range(len(shape)) if shape[axis] != tensor.shape[axis]]
     if len(differ) != 1:
         return []
     axis, rows = differ[0], shape[differ[0]] // many
     if (rows * many, rows * samples) != (shape[axis], tensor.shape[axis]):
         return []
-    blocks = [1, *(before for before in range(2, rows + 1) if rows % before == 0)]
-    fits = partial(_fits, tensor, alone, samples)
-    return [where for where in (Rows(axis, before) for before in blocks) if fits(where)]
+    return [Rows(axis, before) for before in range(1, rows + 1) if rows % before == 0]
 
 
-def _fits(tensor: Tensor, alone: Mapping[int, Tensor], samples: int, where: Rows) -> bool:
-    whole = split(tensor, where, samples)
-    return all(close(whole[mu], split(one, where, copies(samples))[0]) for mu, one in alone.items())
+def _fits(tensor: Tensor, mu: int, alone: Tensor, samples: int, where: Where) -> bool:
+    """Whether a place holds the numbers of a sample alone."""
+    if where is None:
+        return close(tensor, alone)
+    many = copies(samples)
+    expected = list(tensor.shape)
+    expected[where.axis] = expected[where.axis] // samples * many
+    if list(alone.shape) != expected:
+        return False
+    return close(split(tensor, where, samples)[mu], split(alone, where, many)[0])
 
 
 def _holds(gradient: Tensor | None, where: Where, samples: int) -> bool:
@@ -199,19 +210,17 @@ def _holds(gradient: Tensor | None, where: Where, samples: int) -> bool:
     return not split(gradient, where, samples)[1:].any()
 
 
-def _first_mixed(whole: Pass, alone: Mapping[int, Pass], samples: int, *, aligned: bool) -> Place:
+def _first_mixed(whole: Pass, mu: int, alone: Pass, *, aligned: bool) -> Place:
     """The first place at which a sample alone is another than in company."""
-    reason = "sample {} is another alone than among the {} samples of the probe"
+    samples = len(whole.outputs)
+    reason = f"sample {mu} is another alone than among the {samples} samples of the probe"
     remedy = (
         "a model whose samples interact (batch statistics in eval mode, attention across the batch) has no kernels; "
         "if only outputs differ, check that the output selected has samples on its first axis"
     )
-    one = next(iter(alone))
-    path = "(output)"
-    if aligned:
-        for number, use in enumerate(whole.uses):
-            others = {mu: _tensor(apart.uses[number], None) for mu, apart in alone.items()}
-            if use.meets_data and not _candidates(_tensor(use, None), others, samples):
-                path = use.path or "(model)"
-                break
-    return Place(path, reason.format(one, samples), remedy)
+    for use, other in zip(whole.uses, alone.uses, strict=False) if aligned else ():
+        tensor, apart = _tensor(use, None), _tensor(other, None)
+        places = _candidates(tensor, apart, samples)
+        if use.meets_data and not any(_fits(tensor, mu, apart, samples, where) for where in places):
+            return Place(use.path or "(model)", reason, remedy)
+    return Place("(output)", reason, remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -318,6 +319,51 @@ def test_features_move_alike_at_every_depth(depth, optimizer, gamma0, depths, ge
     assert found.passed, str(found)
     assert "blocks.*.down, last third" in found.layers
     assert f"L={depths[-1]}" in str(found)
+
+
+def deep_gpt2(blocks: int, width: int = 64, embeddings: float = 1.0) -> nn.Module:
+    model = gpt2(width, blocks).eval()
+    for table in (model.transformer.wte, model.transformer.wpe):
+        nn.init.normal_(table.weight, std=embeddings)
+    return model
+
+
+def deep_resnet(blocks: int, width: int = 32) -> nn.Module:
+    from torchvision.models.resnet import BasicBlock as block  # noqa: N813
+
+    stem = (nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+    readout = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
+    return nn.Sequential(*stem, *(block(width, width) for _ in range(blocks)), *readout)
+
+
+def along_depth(
+    name: str, depth: str, optimizer: str, generator: torch.Generator, **settings: float
+) -> CoordinateCheck:
+    targets = torch.randint(0, 3, (6,), generator=generator)
+    run = {"depths": (4, 8, 16, 32), "depth": depth, "optimizer": optimizer, "loss": F.cross_entropy, "seeds": 4}
+    if name == "ResNet":
+        images = torch.randn(6, 3, 8, 8, generator=generator)
+        return depth_check(deep_resnet, images, targets, lr=0.1, generator=generator, **run)
+    tokens = {"input_ids": torch.randint(1, 50, (6, 8), generator=generator)}
+    make, wider = partial(deep_gpt2, **settings), partial(deep_gpt2, width=128, **settings)
+    lr = 0.1 if optimizer == "sgd" else 0.05
+    return depth_check(make, tokens, targets, lr=lr, wider=wider, outputs="logits", generator=generator, **run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("depth", ALPHA)
+@pytest.mark.parametrize(("name", "optimizer"), [("GPT-2", "sgd"), ("GPT-2", "adamw"), ("ResNet", "sgd")])
+def test_features_of_libraries_move_alike_at_every_depth(name, optimizer, depth, generator) -> None:
+    found = along_depth(name, depth, optimizer, generator)
+    for layer, exponent in found.exponents.items():
+        assert abs(exponent) <= 0.15 + found.exponent_errors[layer], (layer, exponent)
+
+
+@pytest.mark.long
+def test_a_stream_that_starts_small_is_dominated_by_its_first_branches(generator) -> None:
+    """With the embeddings of 0.02 that GPT-2 draws, the share of the first branches in the stream depends on L."""
+    found = along_depth("GPT-2", "1/L", "adamw", generator, embeddings=0.02)
+    assert max(abs(exponent) for exponent in found.exponents.values()) > 0.3
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.002), ("adamw", 0.01)])

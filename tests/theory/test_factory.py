@@ -116,6 +116,7 @@ def trained(
     steps: int = STEPS,
     outputs: Any = None,
     before: Callable[[nn.Module], None] | None = None,
+    batch_norm: str = "probe",
     **wrapping: Any,
 ) -> dmft.Recorder:
     """A network trained as a user would."""
@@ -126,7 +127,9 @@ def trained(
             before(model)
         plan = dmft.parameterize(model, inputs, outputs=outputs, **wrapping)
     stepping = OPTIMIZERS[optimizer](plan.param_groups(lr, optimizer=optimizer))
-    recorder = dmft.Recorder(plan, dmft.Probe(inputs, TARGETS), schedule=[0, steps], outputs=outputs)
+    recorder = dmft.Recorder(
+        plan, dmft.Probe(inputs, TARGETS), schedule=[0, steps], outputs=outputs, batch_norm=batch_norm
+    )
     with recorder.attach(stepping):
         for _ in range(steps):
             stepping.zero_grad()
@@ -291,6 +294,20 @@ def test_a_nerf_and_batch_norm_on_the_batches_of_a_loader(factory: Factory) -> N
     judged = dmft.compare(measured, networks).deviations[0].consistency
     assert judged is not None
     assert judged.consistent
+
+
+def test_batch_norm_is_measured_as_it_was_recorded() -> None:
+    """Running averages of a few steps are far from the statistics of the probe, and the networks have them too."""
+    recorder = trained(normed, ROWS, width=1024, wider=normed, batch_norm="run")
+    problem, measured = recorder.problem(), recorder.trajectory().layers[-1].forward.array[-1]
+    assert problem.network.batch_norm == "run"
+    off = {}
+    for choice in ("run", "probe"):
+        asked = replace(problem, network=replace(problem.network, batch_norm=choice))
+        answer = dmft.solve(asked, FiniteWidth(1024, 4), record=[STEPS]).layers[-1].forward.array[-1]
+        off[choice] = float((answer - measured).norm() / measured.norm())
+    assert off["run"] < 0.15, off  # a few times 1024**-0.5
+    assert off["probe"] > 0.3
 
 
 # What starts how

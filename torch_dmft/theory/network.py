@@ -42,6 +42,8 @@ class ChainNetwork:
 
     selection: None = None
     """Of a chain all outputs are f."""
+    batch_norm: str = "probe"
+    """Chains have none."""
 
     @property
     def outputs(self) -> int:
@@ -111,12 +113,14 @@ class ModelNetwork:
         example: two rows that it runs on; None if they are one tensor of numbers.
         selection: which part of what it returns, or what function of it, is f; None for the usual one.
         count: C, if f is a part of what the model returns.
+        batch_norm: whose statistics BatchNorm is measured with, as in ``Recorder``.
     """
 
     plan: Plan
     example: Example | None = None
     selection: Selection | None = None
     count: int | None = None
+    batch_norm: str = "probe"
 
     chain: None = None
 
@@ -197,20 +201,21 @@ class ModelNetwork:
 Network = ChainNetwork | ModelNetwork
 
 
-def network_in(plan: Plan, inputs: Example, selection: Selection | None = None) -> Network:
+def network_in(plan: Plan, inputs: Example, selection: Selection | None = None, batch_norm: str = "probe") -> Network:
     """The network of a wrapped model: a chain if it is one.
 
     Args:
         plan: the model and its scaling.
         inputs: what it is run on.
         selection: which part of what it returns is f; None for the usual one.
+        batch_norm: whose statistics BatchNorm is measured with.
     """
     chain = chain_of(plan) if selection is None and isinstance(inputs, Tensor) else None
     if chain is not None:
         return ChainNetwork(chain, tuple(layer.path for layer in plan.architecture.layers), plan)
     example = rows(inputs, [0, 1])
     count = None if selection is None else outputs_of(plan, example, selection).shape[1]
-    return ModelNetwork(plan, example, selection, count)
+    return ModelNetwork(plan, example, selection, count, batch_norm)
 
 
 def outputs_of(plan: Plan, inputs: Example, selection: Selection | None) -> Float[Tensor, "sample output"]:

@@ -101,7 +101,9 @@ def problem_of_run(
     else:
         inputs, targets, rows = _rows_of_data(probe, recorded, data)
     training = _with_batches(training, len(targets), batches, generator, knows_data=data is not None)
-    return _posed(plan, inputs, targets, rows, training, loss, selection, assume_gaussian=assume_gaussian)
+    return _posed(
+        plan, inputs, targets, rows, training, loss, selection, subject.batch_norm, assume_gaussian=assume_gaussian
+    )
 
 
 def _rows_of_probe(probe: Probe, recorded: Sequence[int] | None) -> tuple[Example, Tensor, Tensor | None]:
@@ -226,6 +228,7 @@ def _posed(
     training: Training,
     loss: Loss | None,
     selection: Selection | None,
+    batch_norm: str = "probe",
     *,
     assume_gaussian: bool,
 ) -> Problem:
@@ -242,7 +245,7 @@ def _posed(
     loss = default_loss(targets) if loss is None else loss
     if returns_one_number(Runs(plan.model, selection), inputs):
         loss = OfOneNumber(loss)
-    network = network_in(plan, inputs, selection)
+    network = network_in(plan, inputs, selection, batch_norm)
     return Problem(inputs=inputs, targets=targets, loss=loss, training=training, network=network, probe=rows)
 
 

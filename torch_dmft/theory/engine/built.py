@@ -59,7 +59,8 @@ class Built:
     ) -> None:
         plan = wrapped_model(problem)
         example = rows(problem.inputs, [0, 1])
-        self.problem = replace(problem, network=ModelNetwork(plan, example, problem.selection, problem.outputs))
+        network = ModelNetwork(plan, example, problem.selection, problem.outputs, problem.network.batch_norm)
+        self.problem = replace(problem, network=network)
         self._plan, self._factory, self._argument = plan, factory, width
         self._looks: list[Snapshot] = []
         copy = torch.Generator(generator.device)

@@ -117,7 +117,14 @@ def train_and_record(
     Raises:
         ConvergenceError: if the outputs stop being finite.
     """
-    recorder = Recorder(plan, probe_of(problem), schedule=record.tolist(), two_time=two_time, outputs=problem.selection)
+    recorder = Recorder(
+        plan,
+        probe_of(problem),
+        schedule=record.tolist(),
+        two_time=two_time,
+        outputs=problem.selection,
+        batch_norm=problem.network.batch_norm,
+    )
 
     def keep(step: int, taken: Snapshot) -> None:
         recorder.step = step

@@ -14,7 +14,6 @@ _CODE = (
     "gates are codes: they start at zero like 1/sqrt(N), and as long as experts are random their gradients are averages of "
     "independent numbers, which vanish likewise; they learn late"
 )
-_SCATTER = "at widths as small as these, sizes of features scatter by more than the comparison of two instances allows"
 _SHARED = (
     "one weight makes queries, which grow, and the keys and values that all heads share, which do not: as a code they need "
     "smaller entries, for which one rate and one size for the weight leave no room"
@@ -49,9 +48,6 @@ REASONS: dict[str, str] = {
     "T5ForConditionalGeneration": _TIED,
     "Wav2Vec2ForSequenceClassification": _MADE,
     "HubertForSequenceClassification": _MADE,
-    "RegNet": _SCATTER,
-    "swinv2_tiny_window8_256": _SCATTER,
-    "starnet_s1": _SCATTER,
     "MlpMixer": "the mixing of tokens ends in a code of one number for each token, which starts at zero like 1/sqrt(N)",
     "AlbertForSequenceClassification": "embeddings of fixed size: at the start their gradients are averages of independent "
     "numbers, which vanish like 1/sqrt(N)",

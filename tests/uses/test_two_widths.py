@@ -495,6 +495,28 @@ STEADY: dict[str, Any] = {
 }
 
 
+SCATTERED: dict[str, Any] = {
+    "a squeeze": body(
+        lambda m, h: m.w(h * torch.sigmoid(m.b(torch.relu(m.a(h))))),
+        w=square,
+        a=lambda n: nn.Linear(n, n // 8),
+        b=lambda n: nn.Linear(n // 8, n),
+    ),
+    "a product of three": body(lambda m, h: m.a(h) * m.b(h) * m.c(h), a=square, b=square, c=square),
+    "a channel by channel": body(
+        lambda m, h: m.w(torch.relu(h * m.c.weight.flatten()) ** 3), w=square, c=lambda n: nn.Conv1d(n, n, 1, groups=n)
+    ),
+}
+
+
+@pytest.mark.parametrize("factory", SCATTERED.values(), ids=SCATTERED)
+def test_features_that_scatter_are_not_refused_by_chance(factory, generator) -> None:
+    x = data(generator).float()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        dmft.describe(factory(16), x, wider=factory)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("factory", STEADY.values(), ids=STEADY)
 def test_features_of_a_steady_size_are_accepted(factory, seed, generator) -> None:

@@ -24,9 +24,10 @@ from torch_dmft.uses.passes import Seen, see
 _EXPONENT = 0.25
 """The power of the width that is taken for one; sizes of narrow networks differ by O(1/N) beside it."""
 
-_FEW, _ENOUGH, _MOST = 4, 12, 32
+_FEW, _ENOUGH, _MOST = 4, 12, 64
 """Draws after which nothing large is left in peace, draws that tell a scatter, and the most that are made."""
-_SIGMAS = 4.0
+_BY_CHANCE = 1e-3
+"""The share of models without a fault that chance may refuse; a model has many places at which it has to be none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,19 +112,32 @@ def grown(one: Instance, other: Instance, growth: float) -> Place | None:
         changes.append([b - a for (_, a), (_, b) in zip(here, there, strict=True)])
         if len(changes) < _FEW:
             continue
-        found = torch.tensor(changes, dtype=torch.float64, device="cpu")
-        exponents, errors = (
-            found.mean(0) / math.log(growth),
-            found.std(0) / math.sqrt(len(changes)) / abs(math.log(growth)),
-        )
+        exponents, errors = _exponents(changes, growth)
         large = exponents.abs() > _EXPONENT
-        certain = large & ((exponents.abs() - _EXPONENT) > _SIGMAS * errors)
         if not bool(large.any()):
             return None
+        certain = large & ((exponents.abs() - _EXPONENT) > _sigmas(len(changes), len(paths)) * errors)
         if len(changes) >= _ENOUGH and bool(certain.any()):
             at = int(certain.nonzero()[0])
             return _place(paths[at], float(exponents[at]), growth)
     return None
+
+
+def _sigmas(draws: int, places: int) -> float:
+    """How many standard errors chance does not reach at any of some places, if they are known from so many draws."""
+    from scipy.special import stdtrit  # slow to import
+
+    return float(stdtrit(draws - 1, 1 - _BY_CHANCE / places))
+
+
+def _exponents(changes: Sequence[Sequence[float]], growth: float) -> tuple[Tensor, Tensor]:
+    """Exponent and standard error at every place; draws in which all is zero there (a narrow relu) tell nothing."""
+    found = torch.tensor(changes, dtype=torch.float64, device="cpu") / math.log(growth)
+    told = found.isfinite()
+    counts = told.sum(0)
+    means = found.nanmean(0)
+    scatter = (found - means).where(told, 0.0).square().sum(0) / (counts - 1).clamp(min=1)
+    return means.where(counts >= _FEW, 0.0), (scatter / counts.clamp(min=1)).sqrt()
 
 
 def _place(path: str, exponent: float, growth: float) -> Place:

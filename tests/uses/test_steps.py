@@ -16,5 +16,6 @@ def test_a_number_stored_where_a_tensor_was_has_no_scale() -> None:
     steps.note("", "sum", (features,), {}, ("data",), kept, ())
     for _ in range(20):
         steps.note("", "sum", (features,), {}, ("data",), features.sum(), ())
-    assert steps.scale(kept).log == pytest.approx(math.log(35))
-    assert all(steps.scale(torch.tensor(float(number))).log == 0.0 for number in range(100))
+    assert steps.scale(kept).numbers == {0: 1.0}
+    assert steps.taken[0].log == pytest.approx(math.log(35))
+    assert not any(steps.scale(torch.tensor(float(number))) for number in range(100))

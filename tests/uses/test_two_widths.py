@@ -179,13 +179,15 @@ def cosine(model: nn.Module, h: Tensor) -> Tensor:
 
 
 FAULTS: dict[str, Any] = {
-    "divided by the width": body(lambda m, h: h / h.shape[-1]),
-    "a root": body(lambda m, h: m.w(h) * h.shape[-1] ** 0.5, w=square),
-    "a fourth root, stored": body(lambda m, h: h * m.scale, scale=lambda n: Scale(n**-0.25)),
-    "a sum over neurons": body(lambda m, h: h * (h * h).sum(-1, keepdim=True)),
-    "length one": body(lambda m, h: F.normalize(m.w(h), dim=-1), w=square),
+    "divided by the width": body(lambda m, h: torch.tanh(h / h.shape[-1])),
+    "a root, and the same weight without it": body(
+        lambda m, h: torch.tanh(m.w(h)) + torch.tanh(m.w(h) * h.shape[-1] ** 0.5), w=square
+    ),
+    "a fourth root, stored": body(lambda m, h: torch.tanh(h * m.scale), scale=lambda n: Scale(n**-0.25)),
+    "a sum over neurons": body(lambda m, h: torch.sigmoid((h * h).sum(-1, keepdim=True)) * h),
+    "length one": body(lambda m, h: torch.tanh(F.normalize(m.w(h), dim=-1)), w=square),
     "a factor on the weight": body(lambda m, h: F.linear(h, m.w.weight * h.shape[-1] ** -0.5), w=square),
-    "a dot product": body(lambda m, h: h * (h.unsqueeze(1) @ h.unsqueeze(2))[:, 0]),
+    "a dot product": body(lambda m, h: h + h * (h.unsqueeze(1) @ h.unsqueeze(2))[:, 0]),
 }
 
 
@@ -264,16 +266,14 @@ def test_scores_over_the_root_train_as_scores_over_d_once_the_missing_factor_is_
     assert runs[0][1].model.scale == width**-0.5
 
 
-def test_one_weight_for_queries_and_keys_is_refused_and_heads_that_grow_are_not(generator) -> None:
+def test_heads_that_grow_in_number_need_nothing(generator) -> None:
     def build(width: int, heads: int) -> nn.Module:
         layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True)
         return nn.Sequential(nn.Linear(D, width), layer, nn.Flatten(1, 2), nn.Linear(4 * width, 2)).double()
 
-    x = data(generator, 4, D)
-    plan = dmft.parameterize(build(16, 2), x, wider=build(32, 4))
+    plan = dmft.parameterize(build(16, 2), data(generator, 4, D), wider=build(32, 4))
     assert roles(plan)["1.self_attn.in_proj_weight"] == "hidden"
-    with pytest.raises(UnsupportedModelError, match="let the number of heads grow"):
-        dmft.parameterize(build(16, 2), x, wider=build(32, 2))
+    assert not plan.architecture.folds
 
 
 def test_tied_and_computed_weights_are_refused_but_measured(generator) -> None:

@@ -66,8 +66,7 @@ class Layer:
         in_axis: id of the width axis of the input (layers that read or write one residual stream share it), None if it
             is not a width.
         out_axis: id of the width axis of the output, None if it is not a width.
-        fold: a number by which its initial size is multiplied beside what its role says: the 1/sqrt(d) that the scores of
-            attention lack.
+        fold: by what its outputs are multiplied, as parameters hold numbers that the forward pass lacks (``Fold``).
         is_read_by_zeros: of a code, whether the weights that read it start at zero, as those of LoRA do.
     """
 
@@ -126,6 +125,21 @@ class Attribute:
     path: str
     name: str
     value: float
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A number that the forward pass lacks, or has too much, and that parameters hold instead.
+
+    Attributes:
+        factors: what parameters are multiplied by beside what their roles say, by name.
+        reason: which number, in words.
+        of_scores: whether it is the 1/sqrt(d) that the scores q.k / sqrt(d) of attention lack.
+    """
+
+    factors: Mapping[str, float]
+    reason: str
+    of_scores: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,6 +215,7 @@ class Architecture:
             is the one that is described (dropout, stochastic depth, ``if self.training``); BatchNorm is left to
             ``row_independent``.
         attributes: numbers of modules that have to be set for the forward pass to be the same at every width.
+        folds: numbers that the forward pass lacks and parameters hold.
         notes: what was assumed, or has no limit, in words.
         streams: residual streams whose branches are scaled with their number; () if that was not asked for.
         is_traced: whether the data flow between the layers is known, axis by axis; False if all that is known is the uses of
@@ -217,9 +232,15 @@ class Architecture:
     outputs: int = 0
     train_differs: tuple[Place, ...] = ()
     attributes: tuple[Attribute, ...] = ()
+    folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
     streams: tuple[Stream, ...] = ()
     is_traced: bool = True
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """What parameters are multiplied by beside what their roles say, by name."""
+        return {name: factor for fold in self.folds for name, factor in fold.factors.items()}
 
     @property
     def readout(self) -> Layer:

@@ -205,7 +205,8 @@ def changes_of(
 ) -> dict[str, float | None]:
     """Root mean square of h(T) - h(0) for the output h of each layer that is trained; f for that of the readout.
 
-    Queries that are smaller by a factor, as their scores lack it, are counted without it. None where h(T) has other rows.
+    Outputs that are smaller by a factor, as queries are whose scores lack it, are counted without it. None where h(T) has other
+    rows.
 
     Args:
         plan: a fresh plan.
@@ -239,7 +240,7 @@ def changes_of(
             # Of a readout's outputs f may be a part, and the others learn nothing.
             is_readout = layer is plan.architecture.readout
             change = _size([moved]) if is_readout else _change(before.get(layer.path, []), after.get(layer.path, []))
-            found[layer.path] = None if change is None else change / layer.fold
+            found[layer.path] = change if change is None or is_readout else change / layer.fold
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -114,19 +114,7 @@ class Plan:
         """What was assumed about the model, changed in it beside its weights, or has no limit, in words."""
         factors = self.rescaled.values()
         kept = [f"weights were kept and multiplied by {min(factors):.3g} to {max(factors):.3g}"] if factors else []
-        layers = [layer.path for layer in self.architecture.layers if layer.fold != 1.0]
-        scales = [f"{one.path}.{one.name}" for one in self.architecture.attributes]
-        folded = [
-            f"{listed(layers)}: initial size and rates hold the 1/sqrt(d) that the scores lack, so that they are q.k/d"
-        ]
-        numbers = [
-            f"{listed(scales)}: set so that the scores are q.k/d; whoever loads a checkpoint of this model has to wrap it first"
-        ]
-        if (layers or scales) and (self.scheme == "standard" or self.wrapping.init == "untouched"):
-            folded = [
-                f"{listed(layers + scales)}: scores stay q.k/sqrt(d), so that rates do not carry over where d grows"
-            ]
-            layers, scales = [*layers, *scales], []
+        numbers = list(self._of_numbers())
         streams = [
             f"{stream.branches} residual branches are multiplied by {self.depth}, L = {stream.branches}, in initial sizes and "
             f"rates of what ends them: {listed([name for name, part in stream.parts.items() if part is Part.END])}"
@@ -136,9 +124,35 @@ class Plan:
             *self.architecture.notes,
             *kept,
             *streams,
-            *(folded if layers else []),
-            *(numbers if scales else []),
+            *numbers,
         )
+
+    def _of_numbers(self) -> Iterator[str]:
+        """Numbers of the forward pass that depend on the width, in words."""
+        scores = [name for fold in self.architecture.folds if fold.of_scores for name in fold.factors]
+        others: dict[str, dict[str, float]] = {}
+        for fold in self.architecture.folds:
+            if not fold.of_scores:
+                others.setdefault(fold.reason, {}).update(fold.factors)
+        scales = [f"{one.path}.{one.name}" for one in self.architecture.attributes]
+        if self.scheme == "standard" or self.wrapping.init == "untouched":
+            if scores or scales:
+                yield f"{listed(scores + scales)}: scores stay q.k/sqrt(d), so that rates do not carry over where d grows"
+            for reason in others:
+                yield f"{reason}: features stay as they are, so that rates do not carry over"
+            return
+        if scores:
+            yield (
+                f"{listed(scores)}: initial size and rates hold the 1/sqrt(d) that the scores lack, so that they are q.k/d"
+            )
+        for reason, factors in others.items():
+            held = listed(f"{name} (by {factor:.4g})" for name, factor in factors.items())
+            yield f"{reason}: held by initial size and rates, multiplied, of {held}"
+        if scales:
+            yield (
+                f"{listed(scales)}: set so that the scores are q.k/d; whoever loads a checkpoint of this model has to wrap it "
+                "first"
+            )
 
     def rule(self, name: str) -> ParameterRule:
         """The rule of the parameter with this name.

@@ -83,6 +83,7 @@ def parameter_rules(
     width = architecture.width
     gamma0 = effective_gamma0(scheme, gamma0, width)
     found = {entry[0]: entry[1:] for entry in _roles(architecture)}
+    factors = {} if keeps_sizes else architecture.factors
     rules = []
     for name, parameter in model.named_parameters():
         path, role, layer, fan_in = found[name]
@@ -105,7 +106,7 @@ def parameter_rules(
                 width=width,
                 gamma0=gamma0,
                 gain=weight_gain,
-                fold=1.0 if layer is None or keeps_sizes else layer.fold,
+                fold=factors.get(name, 1.0),
                 is_read_by_zeros=layer is not None and layer.is_read_by_zeros,
             )
         scaling = in_streams(scaling, name, architecture, depth)

@@ -9,17 +9,77 @@ the module's own scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from torch_dmft.architecture import Attribute
 from torch_dmft.core.errors import Place
+from torch_dmft.uses.scale import Scale
 from torch_dmft.uses.steps import Step
 
-_EXACT = 1e-4
+EXACT = 1e-4
 """By how much logarithms of scales may differ."""
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the scales at a step have to be: those of two widths equal, once parameters hold the number that is missing.
+
+    Attributes:
+        path: path of the module.
+        own: the logarithm of the scale at this width, by the numbers alone that are others at the other width.
+        other: the same at the other width.
+        weights: the powers of the parameters.
+        causes: the numbers of the steps that differ.
+        candidates: parameters that can make up for it, the nearest ones first.
+        is_opaque: whether it is as well if parameters leave the scale as it is, whatever that may be.
+    """
+
+    path: str
+    own: float
+    other: float
+    weights: Mapping[str, float]
+    causes: frozenset[int]
+    candidates: tuple[str, ...]
+    is_opaque: bool = False
+
+    def rest(self, folds: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+        """What is missing at both widths, with the logarithms of what parameters are multiplied by."""
+        held = [(power, folds[name]) for name, power in self.weights.items() if name in folds]
+        return self.own + sum(p * fold[0] for p, fold in held), self.other + sum(p * fold[1] for p, fold in held)
+
+    def is_met(self, folds: Mapping[str, tuple[float, float]]) -> bool:
+        """Whether it holds."""
+        own, other = self.rest(folds)
+        if abs(other - own) < EXACT:
+            return True
+        return self.is_opaque and abs(other - own - (self.other - self.own)) < EXACT
+
+
+def conditions(steps: Sequence[Step], others: Sequence[Step]) -> list[Condition]:
+    """All conditions, for the steps of one model at two widths in the same order."""
+    logs = [(one.log, other.log) for one, other in zip(steps, others, strict=True)]
+    found = []
+
+    def note(step: Step, scales: tuple[Scale, Scale], candidates: tuple[str, ...], *, is_opaque: bool = False) -> None:
+        if not (scales[0] or scales[1]):
+            return
+        differ = [[n for n in scale.numbers if logs[n][0] != logs[n][1]] for scale in scales]
+        own, other = (math.fsum(scales[at].numbers[n] * logs[n][at] for n in differ[at]) for at in (0, 1))
+        causes = frozenset(differ[0]).union(differ[1])
+        found.append(Condition(step.path, own, other, scales[0].weights, causes, candidates, is_opaque))
+
+    for step, wider in zip(steps, others, strict=True):
+        for one, two in zip(step.scales, wider.scales, strict=True) if step.must_agree else ():
+            note(step, (one, two), one.last)
+        for (one, added), (two, wide) in zip(step.equal, wider.equal, strict=True):
+            # What was added last is nearer than what it is added to: a branch than its stream, a bias than its weight.
+            note(step, (added.minus(one), wide.minus(two)), tuple(dict.fromkeys((*added.last, *one.last))))
+        for one, two in zip(step.opaque, wider.opaque, strict=True):
+            note(step, (one, two), (), is_opaque=True)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +90,19 @@ class Imbalance:
         path: path of the module.
         excess: the logarithm of the other scale over this one.
         pairs: the steps that differ and cause it, at both widths.
+        causes: their numbers.
     """
 
     path: str
     excess: float
     pairs: tuple[tuple[Step, Step], ...]
+    causes: frozenset[int]
+
+    @classmethod
+    def of(cls, condition: Condition, steps: Sequence[Step], others: Sequence[Step]) -> Imbalance:
+        """Where a condition is not met."""
+        pairs = tuple((steps[n], others[n]) for n in sorted(condition.causes))
+        return cls(condition.path, condition.other - condition.own, pairs, condition.causes)
 
     @property
     def products(self) -> tuple[tuple[Step, Step], ...]:
@@ -47,38 +115,28 @@ class Imbalance:
         if len(self.products) != 1:
             return False
         ((one, other),) = self.products
-        return abs(self.excess - math.log(other.summed / one.summed) / 2) < _EXACT
+        return abs(self.excess - math.log(other.summed / one.summed) / 2) < EXACT
 
-    def place(self) -> Place:
-        """What to complain of."""
+    @property
+    def reason(self) -> str:
+        """The numbers that differ."""
         said = [
             f"{what.format(getattr(one, name))} ({getattr(other, name):.4g} at the other width)"
             for name, what in _CAUSES.items()
             for one, other in self.pairs
             if getattr(one, name) != getattr(other, name)
         ]
+        return ", ".join(said[:3])
+
+    def place(self) -> Place:
+        """What to complain of."""
         where = next((one.path for one, _ in self.pairs), self.path)
-        reason = f"features are {math.exp(self.excess):.3g} times as large at the other width: {', '.join(said[:3])}"
+        reason = f"features are {math.exp(self.excess):.3g} times as large at the other width: {self.reason}"
         remedy = "make factors and sums balance: a sum of n terms divided by n, a dot product over n neurons by n"
         return Place(where or "(model)", reason, remedy)
 
 
 _CAUSES = {"number": "a factor of {:.4g}", "summed": "a sum of {} terms", "length": "the length of {} numbers"}
-
-
-def imbalances(steps: Sequence[Step], others: Sequence[Step]) -> list[Imbalance]:
-    """Where scales differ that must not, for the steps of one model at two widths in the same order; each cause once."""
-    found: dict[frozenset[int], Imbalance] = {}
-    for step, other in zip(steps, others, strict=True):
-        if not step.must_agree:
-            continue
-        for one, second in zip(step.scales, other.scales, strict=True):
-            excess = second.log - one.log
-            causes = frozenset(n for n in one.causes | second.causes if steps[n].log != others[n].log)
-            if abs(excess) > _EXACT and not any(known <= causes for known in found):
-                pairs = tuple((steps[n], others[n]) for n in sorted(causes))
-                found[causes] = Imbalance(step.path, excess, pairs)
-    return list(found.values())
 
 
 def own_scale(model: nn.Module, other: nn.Module, found: Imbalance) -> tuple[Attribute, Attribute] | None:

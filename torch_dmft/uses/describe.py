@@ -91,7 +91,7 @@ def _described(
     runs = Runs(model, outputs), Runs(other, outputs)
     found = by_two_widths(model, runs[0], other, runs[1], example_input, checks_sizes=like is None)
     found = _overruled(found, roles or {})
-    if outputs is not None or found.attributes or found.notes or any(layer.fold != 1.0 for layer in found.layers):
+    if outputs is not None or found.attributes or found.notes or found.folds:
         return found
     try:
         alone = describe_one(model, example_input, roles=roles)

@@ -40,6 +40,7 @@ class Instance:
         inputs: what it is run on.
         laws: mean and standard deviation of the parameters that are drawn, by name.
         values: of parameters that are set, by name.
+        shifts: the logarithm of what the features that each product takes are multiplied by, as parameters hold numbers.
     """
 
     model: nn.Module
@@ -47,13 +48,14 @@ class Instance:
     inputs: Example
     laws: Mapping[str, tuple[float, float]]
     values: Mapping[str, Tensor]
+    shifts: Sequence[float] = ()
 
     def sizes(self, seed: int) -> list[tuple[str, float]]:
         """Where, and the logarithm of the root mean square there, for matrices drawn with this seed."""
         with self._drawn(seed):
             seen = see(self.model, self.run, self.inputs, notes_steps=True)
         return [
-            *_of_products(seen),
+            *((path, log - shift) for (path, log), shift in zip(_of_products(seen), self.shifts, strict=True)),
             *((step.path, _log(step.size)) for step in seen.taken.steps if step.size is not None),
         ]
 

@@ -6,6 +6,7 @@ code from a readout, and inner parameters from outer ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,13 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from torch_dmft.architecture import Architecture, Attribute, Layer, Role, Vector
+from torch_dmft.architecture import Architecture, Attribute, Fold, Layer, Role, Vector
 from torch_dmft.core.errors import Place
 from torch_dmft.core.listed import listed
 from torch_dmft.uses.anatomy import Names, anatomy
-from torch_dmft.uses.balance import Imbalance, imbalances, own_scale
-from torch_dmft.uses.graph import activation_behind, ancestors, followers, kind
+from torch_dmft.uses.balance import Imbalance, own_scale
+from torch_dmft.uses.folds import Balance, Folds, balance
+from torch_dmft.uses.forms import Product
+from torch_dmft.uses.graph import activation_behind, ancestors, followers
 from torch_dmft.uses.passes import Seen
+from torch_dmft.uses.scale import Scale
 from torch_dmft.uses.watch import Slot, Use
 
 
@@ -146,56 +150,16 @@ class Comparison:
         some = matrix.weight.reshape(-1)[:_SOME]
         return bool(torch.isin(some, self.parameters[name].detach().to(some.dtype)).all())
 
-    def balanced(
-        self,
-    ) -> tuple[dict[tuple[str, str], float], list[tuple[Attribute, Attribute]], list[Imbalance]]:
-        """What makes the scores of attention the same at both widths.
+    def balance(self, one: Seen, two: Seen) -> Balance:
+        """What makes scales the same at both widths, in a pass at each."""
+        return balance(one.taken.steps, two.taken.steps, is_free=lambda name: self.parameters[name].requires_grad)
 
-        Returns:
-            By path and name of a query's weight the number that its size is multiplied by; attributes that have to be set, at
-            both widths; and what stays unbalanced.
-        """
-        folds: dict[tuple[str, str], float] = {}
-        attributes, left = [], []
-        for found in imbalances(self.one.taken.steps, self.two.taken.steps):
-            queries = self._queries(found) if found.is_of_scores else None
-            own = own_scale(self.model, self.other, found) if found.is_of_scores and queries is None else None
-            if queries is not None:
-                folds |= {(found.products[0][0].path, name): fold for name, fold in queries.items()}
-            elif own is not None:
-                attributes.append(own)
-            else:
-                left.append(found)
-        return folds, attributes, left
+    def own_scales(self, unbalanced: Sequence[Imbalance]) -> list[tuple[Attribute, Attribute]]:
+        """Attributes that hold the scale of scores, as they have to be at both widths."""
+        found = [own_scale(self.model, self.other, one) for one in unbalanced if one.is_of_scores]
+        return [one for one in found if one is not None]
 
-    def _queries(self, found: Imbalance) -> dict[str, float] | None:
-        """The weights that make one factor of each dot product and nothing else; None if there are none."""
-        by_node: dict[Node, list[str]] = {}
-        for matrix in self.matrices:
-            if matrix.node is not None:
-                by_node.setdefault(matrix.node, []).extend(matrix.names)
-        folds = {}
-        for scores, _ in found.products:
-            operands = []
-            for edge in scores.operands:
-                before = set() if edge is None else {edge.node, *ancestors([edge.node], stop=set(by_node))}
-                if edge is not None and edge.node in by_node:
-                    before = {edge.node}
-                names = {name for node in before if node in by_node for name in by_node[node]}
-                operands.append((names, all(_is_linear(node) for node in before if node not in by_node)))
-            shared = operands[0][0] & operands[1][0]
-            chosen = next(
-                (names for names, linear in operands if linear and len(names) == 1 and not names & shared), None
-            )
-            if chosen is None or sum(name in matrix.names for matrix in self.matrices for name in chosen) > len(
-                found.products
-            ):
-                return None
-            (name,) = chosen
-            folds[name] = scores.summed**-0.5
-        return folds
-
-    def architecture(self, folds: Mapping[str, float]) -> Architecture:
+    def architecture(self, balanced: Balance) -> Architecture:
         """What the model is made of."""
         seen = self.one
         found = anatomy(self.model, seen.products, seen.last, seen.taken.outputs.shape[1])
@@ -203,11 +167,15 @@ class Comparison:
         numbers: dict[str, int] = {}
         for number, product in enumerate(seen.products):
             numbers.setdefault(of_path[self.names.key(product)], number)
-        layers = tuple(self._layer(layer, numbers[layer.path], folds) for layer in found.layers)
+        layers = tuple(self._layer(layer, numbers[layer.path], balanced) for layer in found.layers)
         vectors = tuple(self._vector(vector) for vector in found.vectors)
-        return replace(found, layers=layers, vectors=vectors, notes=tuple(self._notes(layers, numbers)))
+        folds = tuple(
+            Fold({name: math.exp(own) for name, (own, _) in held.items()}, cause.reason, cause.is_of_scores)
+            for held, cause in balanced.made
+        )
+        return replace(found, layers=layers, vectors=vectors, folds=folds, notes=tuple(self._notes(layers, numbers)))
 
-    def _layer(self, layer: Layer, number: int, folds: Mapping[str, float]) -> Layer:
+    def _layer(self, layer: Layer, number: int, balanced: Balance) -> Layer:
         matrix, role = self.matrices[number], self.roles[number]
         return replace(
             layer,
@@ -215,7 +183,7 @@ class Comparison:
             activation=None if matrix.node is None else activation_behind(matrix.node, self.follows),
             in_axis=1 if matrix.grows[0] else None,
             out_axis=1 if matrix.grows[1] else None,
-            fold=folds.get(layer.weight, 1.0),
+            fold=math.exp(balanced.shift(scales_of(self.one, self.one.products[number])[1], 0)),
             is_read_by_zeros=role is Role.CODE and self._is_read_by_zeros(number) and not self._follows_trained(number),
         )
 
@@ -253,10 +221,17 @@ class Comparison:
         is_inside = any(edge is not None and edge.node in self.inside for edge in uses)
         return replace(vector, role=Role.INNER if is_inside else Role.OUTER)
 
-    def laws(self, which: int) -> dict[str, tuple[float, float]]:
+    def shifts(self, which: int, balanced: Balance) -> list[float]:
+        """Logarithms of what the features that products take are multiplied by, in the model (0) or the other (1)."""
+        seen = (self.one, self.two)[which]
+        taken = [product for product in seen.products if product.kind != "embedding"]
+        return [balanced.shift(scales_of(seen, product)[0], which) for product in taken]
+
+    def laws(self, which: int, folds: Folds) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation of what is drawn anew to compare sizes: of the model (0) or of the other (1).
 
-        Matrices are of their fan-in at either width, embeddings as they are, and other random parameters as in the model.
+        Matrices are of their fan-in at either width, embeddings as they are, and other random parameters as in the model, each
+        with the number that it holds.
         """
         drawn = (Role.INPUT, Role.HIDDEN, Role.READOUT, Role.CODE)
         laws, embeddings = {}, set()
@@ -271,11 +246,12 @@ class Comparison:
             if name not in laws and self.grows[name] and _is_random(value):
                 numbers = (others if which and name in embeddings else own)[name].detach().double()
                 laws[name] = (float(numbers.mean()), float(numbers.std()))
-        return laws
+        held = {name: math.exp(both[which]) for name, both in folds.items()}
+        return {name: (mean * held.get(name, 1.0), std * held.get(name, 1.0)) for name, (mean, std) in laws.items()}
 
     def fixed(self) -> dict[str, Tensor]:
         """Random parameters without a width: a few numbers, of which two models have others."""
-        drawn = self.laws(0)
+        drawn = self.laws(0, {})
         return {
             name: value.detach()
             for name, value in self.parameters.items()
@@ -332,10 +308,11 @@ _SOME = 64
 _FEW = 0.02
 """The share of fixed inputs from which on they are mentioned."""
 
-_NOT_LINEAR = frozenset({"Rsqrt", "Softmax", "SafeSoftmax", "Tanh", "Sigmoid", "Exp", "Gelu", "Silu", "Erf", "Sin"})
 
-
-def _is_linear(node: Node) -> bool:
-    """Whether what a node makes grows in proportion to what it is made of, as far as that is known."""
-    name = kind(node)
-    return "Norm" not in name and name not in _NOT_LINEAR
+def scales_of(seen: Seen, product: Product) -> tuple[Scale, Scale]:
+    """The scales of what a product takes, beside its weight, and of what it makes."""
+    if product.use.step is None:
+        return Scale(), Scale()
+    step = seen.taken.steps[product.use.step]
+    is_second = product.kind == "linear" and product.slot[0] < product.data[0]
+    return step.scales[is_second] if len(step.scales) > is_second else Scale(), step.made

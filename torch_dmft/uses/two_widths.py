@@ -20,7 +20,7 @@ from torch_dmft.architecture import Architecture, Attribute
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.listed import listed
 from torch_dmft.core.undisturbed import all_graded
-from torch_dmft.uses.balance import Imbalance, imbalances
+from torch_dmft.uses.balance import Imbalance
 from torch_dmft.uses.forward_check import Instance, grown
 from torch_dmft.uses.outputs import Example, moved
 from torch_dmft.uses.ownership import are_alike
@@ -62,26 +62,34 @@ def by_two_widths(
         raise UnsupportedModelError(REFUSAL, [_first_difference(one, two)])
     comparison = Comparison(model, other, one, two)
     places = comparison.places()
-    folds, attributes, unbalanced = comparison.balanced()
-    folded = {path for path, _ in folds}
+    balanced = comparison.balance(one, two)
+    attributes = comparison.own_scales(balanced.left)
     if attributes:
         with _set(model, [first for first, _ in attributes]), _set(other, [second for _, second in attributes]):
-            left = imbalances(_see(model, run, inputs).taken.steps, _see(other, other_run, inputs).taken.steps)
-        unbalanced = [found for found in left if not (found.is_of_scores and found.products[0][0].path in folded)]
-    places += [_scores(found) if found.is_of_scores else found.place() for found in unbalanced]
+            balanced = comparison.balance(_see(model, run, inputs), _see(other, other_run, inputs))
+    places += [_scores(found) if found.is_of_scores else found.place() for found in balanced.left]
     if places:
         raise UnsupportedModelError(REFUSAL, places)
     is_far = abs(math.log(comparison.growth)) > math.log(_FAR) - 1e-9
     if checks_sizes and is_far:
         with _ready(model, run), _ready(other, other_run):
             place = grown(
-                _instance(model, run, inputs, comparison.laws(0)),
-                _instance(other, other_run, inputs, comparison.laws(1), comparison.fixed()),
+                _instance(
+                    model, run, inputs, comparison.laws(0, balanced.folds), shifts=comparison.shifts(0, balanced)
+                ),
+                _instance(
+                    other,
+                    other_run,
+                    inputs,
+                    comparison.laws(1, balanced.folds),
+                    comparison.fixed(),
+                    shifts=comparison.shifts(1, balanced),
+                ),
                 comparison.growth,
             )
         if place is not None:
             raise UnsupportedModelError(REFUSAL, [place])
-    found = comparison.architecture({name: fold for (_, name), fold in folds.items()})
+    found = comparison.architecture(balanced)
     close = (
         f"the two widths differ by a factor of {comparison.growth:.3g} only: whether features have one size at both was not "
         f"looked at; a factor of {_FAR} or more tells"
@@ -112,8 +120,10 @@ def _instance(
     inputs: Example,
     laws: Mapping[str, tuple[float, float]],
     values: Mapping[str, Tensor] | None = None,
+    *,
+    shifts: Sequence[float],
 ) -> Instance:
-    return Instance(model, run, moved(inputs, next(model.parameters()).device), laws, values or {})
+    return Instance(model, run, moved(inputs, next(model.parameters()).device), laws, values or {}, shifts)
 
 
 def _steps(seen: Seen) -> list[tuple[str, str]]:
@@ -146,8 +156,8 @@ def _first_difference(one: Seen, two: Seen) -> Place:
 def _scores(found: Imbalance) -> Place:
     sizes = [one.summed for one, _ in found.products]
     reason = (
-        f"scores are dot products over {sizes[0]} neurons divided by their square root, and queries and keys come from one "
-        "weight, so that the missing factor cannot be put into the size of the queries"
+        f"scores are dot products over {sizes[0]} neurons divided by their square root, and no weight can hold the factor that "
+        "is missing: what makes queries and keys is used elsewhere, too, or norms without gains stand behind it"
     )
     remedy = (
         "let the number of heads grow with the width at a fixed size of heads; or, if it is your own code, divide by the size "

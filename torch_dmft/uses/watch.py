@@ -57,6 +57,7 @@ class Use:
         meets_data: whether data was among the arguments.
         origins: where in the graph those weights were made that were overwritten.
         per_sample: weights that have a part for every sample (learned queries, expanded and projected): they are no one matrix.
+        step: its number among the steps, where they are noted.
     """
 
     operator: str
@@ -70,6 +71,7 @@ class Use:
     meets_data: bool
     origins: dict[Slot, GradientEdge]
     per_sample: set[Slot] = field(default_factory=set)
+    step: int | None = None
 
     def argument(self, slot: Slot) -> Tensor:
         """The argument in a slot."""
@@ -122,7 +124,6 @@ class Watch(TorchDispatchMode):
     def __init__(self, model: nn.Module, inputs: Iterable[Tensor], *, notes_steps: bool = False) -> None:
         super().__init__()
         self.running: list[str] = []
-        self.steps = Steps() if notes_steps else None
         self._labels: dict[int, frozenset[str]] = {}
         self._extents: dict[int, list[tuple[int, int, str]]] = {}
         for name, parameter in parameters_of(model).items():
@@ -130,6 +131,8 @@ class Watch(TorchDispatchMode):
             extent = (start, start + parameter.numel() * parameter.element_size(), name)
             self._extents.setdefault(storage_key(parameter), []).append(extent)
             self._labels[storage_key(parameter)] = frozenset({name})
+        alone = {key: extents[0][2] for key, extents in self._extents.items() if len(extents) == 1}
+        self.steps = Steps(alone) if notes_steps else None
         for leaf in inputs:
             self._labels[storage_key(leaf)] = DATA
         self._overwritten: dict[int, dict[Any, Tensor]] = {}
@@ -186,6 +189,8 @@ class Watch(TorchDispatchMode):
         if self.steps is not None and any(label is not None for label in labels.values()):
             kinds = [_KINDS[label is DATA] if (label := labels.get((i, None))) else None for i in range(len(args))]
             self.steps.note(self.path, name, args, kwargs, kinds, result, written)
+            if use is not None:
+                use.step = len(self.steps.taken) - 1
         out_label = DATA if is_data else frozenset[str]().union(*weights.values()) or None
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         keys = {storage_key(leaf) for leaf in slots.values()}

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-_PACKED = (
-    "queries, keys and values are one weight, and the size of heads grows: the 1/sqrt(d) that is missing has no place"
-)
 _MADE = "the matrix is made from other parameters, whose sizes do not say its size"
 _TIED = "one weight is an embedding and the readout, and no size fits both"
 _DERIVATIVE = "a derivative in the forward pass uses every weight a second time, the other way round"
-_CONSTANT = "a weight multiplies a parameter, so that there are no features to see it by"
-_EMBEDDED = "the model multiplies its embeddings by sqrt(N)"
 _CODE = (
     "gates are codes: they start at zero like 1/sqrt(N), and as long as experts are random their gradients are averages of "
     "independent numbers, which vanish likewise; they learn late"
@@ -21,30 +16,19 @@ _SHARED = (
 
 REASONS: dict[str, str] = {
     "gpt (zoo)": _TIED,
-    "vit (zoo)": _PACKED,
-    "sequence first (zoo)": _PACKED,
     "merged lora (zoo)": _MADE,
-    "readout (zoo)": "a module of its own divides by sqrt(N) what its weight, whose size is O(1/N), divides already",
+    "readout (zoo)": "x / sqrt(N) is added to x squared: no weight could make up for the one and not for the other",
     "forces (zoo)": _DERIVATIVE,
     "masked (zoo)": "both inputs of nn.Bilinear are widths",
     "weight norm (zoo)": _MADE,
-    "queries (zoo)": "the size of heads grows, and queries are parameters",
     "fourier (zoo)": "complex weights",
     "tied autoencoder": "the decoder is the transpose of the encoder",
     "PINN of a SIREN": _DERIVATIVE,
-    "linear attention": "a sum over features that nothing divides: outputs grow with the width",
     "weight standardisation": _MADE,
     "spectral norm": _MADE,
     "orthogonal parametrization": _MADE,
-    "nn.Transformer, heads that grow": _PACKED,
-    "VisionTransformer, heads that grow": _PACKED,
-    "MaxVit": "scores are divided by the root of all features while heads keep their size: attention fades with the width",
-    "test_vit3": _CONSTANT,
     "GPT2LMHeadModel, tied": _TIED,
-    "GemmaForCausalLM": _EMBEDDED,
-    "Gemma2ForCausalLM": _EMBEDDED,
     "RwkvForCausalLM": "its forward pass divides its weights",
-    "DebertaV2ForSequenceClassification": _CONSTANT,
     "T5ForConditionalGeneration": _TIED,
     "Wav2Vec2ForSequenceClassification": _MADE,
     "HubertForSequenceClassification": _MADE,

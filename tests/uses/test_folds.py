@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_dmft as dmft
+from torch_dmft.architecture import Architecture
+from torch_dmft.core.errors import UnsupportedModelError
+from torch_dmft.parameterization import coordinate_check
 
 P, T, D = 6, 4, 5
 HEADS = 2
@@ -169,3 +172,105 @@ def test_training_is_that_of_the_model_with_the_number_written_out(lacking, bala
     for name in held:  # each of the rates matters
         spoiled, _ = _trained(lacking, optimizer, spoiled=name)
         assert float((spoiled - g).abs().max()) > 1e-7, name
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        lambda m, h: torch.tanh(m.w(h)) + torch.tanh(m.w(h) * h.shape[-1] ** 0.5),
+        lambda m, h: m.w(h / h.shape[-1] + torch.tanh(h)),
+        lambda m, h: torch.tanh(m.w(h) + 1 / 3 + h * h.shape[-1] ** 0.5),
+        lambda m, h: torch.tanh((1 + m.w(h)) * h.shape[-1] ** 0.5),
+        lambda m, h: torch.tanh(torch.special.entr(m.w(h).abs()) * h.shape[-1] ** 0.5),
+    ],
+    ids=["used elsewhere", "a part of a sum", "no weight", "a number beside it", "not known to be homogeneous"],
+)
+def test_what_no_parameter_can_hold_is_refused(inside, generator) -> None:
+    x = torch.randn(P, T, D, generator=generator, dtype=torch.float64)
+    with pytest.raises(UnsupportedModelError, match="times as large at the other width"):
+        dmft.parameterize(_step(inside)(16).double(), x, wider=lambda: _step(inside)(32).double())
+
+
+def test_values_that_pass_an_activation_leave_a_packed_weight_no_factor(generator) -> None:
+    class Bent(nn.Module):
+        """Attention whose values pass an activation, which is not homogeneous."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.first, self.qkv, self.head = nn.Linear(D, width), nn.Linear(width, 3 * width), nn.Linear(width, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(torch.tanh(self.first(x))).chunk(3, -1)
+            return self.head(F.scaled_dot_product_attention(q, k, torch.tanh(v))).mean(1)
+
+    x = torch.randn(P, T, D, generator=generator, dtype=torch.float64)
+    with pytest.raises(UnsupportedModelError, match="let the number of heads grow"):
+        dmft.parameterize(Bent(16).double(), x, wider=Bent)
+
+
+def test_starts_mean_what_they_mean_and_undo_brings_them_back(generator) -> None:
+    x = torch.randn(P, T, D, generator=generator)
+    for init in ("normal", "keep", "untouched"):
+        model = Encoder(16, None)
+        nn.init.zeros_(model.attention.out_proj.weight)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        plan = dmft.parameterize(model, x, init=init, wider=lambda n: Encoder(n, None))
+        held = {name: 1.0 if init == "untouched" else factor for name, factor in plan.architecture.factors.items()}
+        assert not model.attention.out_proj.weight.any()
+        torch.testing.assert_close(
+            model.attention.in_proj_bias, before["attention.in_proj_bias"] * held["attention.in_proj_bias"]
+        )
+        rule = plan.rule("attention.in_proj_weight")
+        assert rule.lr == pytest.approx(rule.std**2 * 16)
+        if init != "untouched":
+            assert rule.std == pytest.approx(8**-0.25 / 4)
+            assert float(model.attention.in_proj_weight.square().mean().sqrt()) == pytest.approx(rule.std, rel=0.1)
+            assert "so that they are q.k/d" in " ".join(plan.notes)
+        else:
+            assert "scores stay q.k/sqrt(d)" in " ".join(plan.notes)
+            assert torch.equal(model.attention.in_proj_weight, before["attention.in_proj_weight"])
+        plan.undo()
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), pytest.param("adam", 0.03, marks=pytest.mark.long)])
+def test_features_of_packed_attention_move_alike_only_with_what_is_held(optimizer, lr, generator, monkeypatch) -> None:
+    x, y = torch.randn(P, T, D, generator=generator), torch.randn(P, 2, generator=generator)
+
+    def checked() -> dict[str, float]:
+        check = coordinate_check(
+            lambda n: Encoder(n, None), x, y, widths=(32, 128), seeds=6, lr=lr, optimizer=optimizer, generator=generator
+        )
+        return check.exponents
+
+    assert max(map(abs, checked().values())) <= 0.1
+    monkeypatch.setattr(Architecture, "factors", {})
+    assert max(map(abs, checked().values())) > 0.2
+
+
+class Pooled(nn.Module):
+    """Attention of a latent, a parameter that a weight makes queries of, to features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(D, width), nn.Linear(width, 2)
+        self.latent = nn.Parameter(torch.randn(1, width))
+        self.q, self.k = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        q, k = (part.unflatten(-1, (-1, 8)).transpose(-2, -3) for part in (self.q(self.latent), self.k(h)))
+        return self.head(
+            ((q @ k.mT / 8).softmax(-1) @ h.unflatten(-1, (-1, 8)).transpose(1, 2)).transpose(1, 2).flatten(1)
+        )
+
+
+def test_a_weight_that_multiplies_a_parameter_has_the_role_that_its_sum_says(generator) -> None:
+    x = torch.randn(P, T, D, generator=generator)
+    model = Pooled(32)
+    plan = dmft.parameterize(model, x, wider=Pooled)
+    rule = plan.rule("q.weight")
+    assert (str(rule.role), rule.fan_in) == ("hidden", 32)
+    assert rule.std == pytest.approx(32**-0.5)
+    assert float(model.q.weight.std()) == pytest.approx(32**-0.5, rel=0.1)
+    assert str(plan.rule("latent").role) == "vector"

@@ -35,6 +35,13 @@ width and in gamma0 like every other part. It starts at zero, as the output itse
 Biases keep their own init. PyTorch draws the bias of nn.Linear from U(-k, k), k = 1/sqrt(fan_in): behind a width this
 vanishes in the limit and changes kernels by O(1/N), like all corrections to the limit; behind the data it stays.
 
+Folds. Where the forward pass multiplies by a number c that depends on the width, the model that has a limit is the one with
+a multiplier fold = 1/c on one of its parameters: theta' = fold theta stands in the forward pass. A step of SGD moves theta by
+its rate r times dL/dtheta = fold dL/dtheta', so that theta' moves by fold^2 r dL/dtheta'; one of Adam, whose steps have the size
+of the rate whatever that of the gradient is, by fold r; gradients by theta' are larger by 1/fold, and Adam's eps with them.
+Decay is lambda eta / rate for both, which multiplies theta and theta' by the same factor in a step. Which parameters hold a
+number, and to which power, is found in ``torch_dmft.uses.folds``.
+
 Depth. A residual stream h_{k+1} = h_k + a b_k(h_k), k = 1..L, keeps its size in L for a = L^-alpha with alpha = 1/2 (branches
 of independent weights add up like a random walk) or alpha = 1 (an ODE in k/L). With g = df/dh = O(1/(gamma0 N)) along the
 stream, the unit-form gradient of a parameter in a branch is a (db/dtheta)^T g, and a step moves the stream by
@@ -118,7 +125,7 @@ def mean_field(
         width: N_L, the fan-in of the readout.
         gamma0: richness; gamma0 -> 0 is the lazy limit.
         gain: the forward multiplier g of input and hidden weights, and the size of embeddings.
-        fold: what m is multiplied with beside: a number that the forward pass lacks, such as 1/sqrt(d) of scores.
+        fold: what the parameter is multiplied with beside: a number that the forward pass lacks, such as 1/sqrt(d) of scores.
         is_read_by_zeros: of a code, whether the weights that read it start at zero.
 
     Returns:

@@ -107,7 +107,7 @@ class Imbalance:
     @property
     def products(self) -> tuple[tuple[Step, Step], ...]:
         """The products of features with features over a length that differs."""
-        return tuple((one, other) for one, other in self.pairs if one.operands and one.summed != other.summed)
+        return tuple((one, other) for one, other in self.pairs if one.operator != "sum" and one.summed != other.summed)
 
     @property
     def is_of_scores(self) -> bool:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from torch_dmft.core.torch_private import storage_key
@@ -94,7 +93,6 @@ class Step:
         number: the number that it multiplies with, also as a tensor of equal entries; 1 if it does not.
         summed: how many terms its sum has; 1 if it takes none, or an average.
         length: how many numbers the length is of that it takes; 1 if it takes none.
-        operands: of a product of features with features: where in the graph its two factors were made.
         size: of an activation, the root mean square of what it is taken of.
         made: the scale of what comes out.
     """
@@ -108,7 +106,6 @@ class Step:
     number: float = 1.0
     summed: int = 1
     length: int = 1
-    operands: tuple[GradientEdge | None, ...] = ()
     size: float | None = None
     made: Scale = _NONE
 
@@ -256,12 +253,9 @@ class Steps:
         left, right = args[at : at + 2]
         scales = self.scale(left), self.scale(right)
         factor = _number(kwargs.get("alpha", 1.0)) or 1.0
-        operands: tuple[GradientEdge | None, ...] = ()
-        summed = 1
-        if kinds[at] == kinds[at + 1] == "data" and name != "convolution":
-            operands = tuple(get_gradient_edge(one) if one.requires_grad else None for one in (left, right))
-            summed = left.shape[-1]
-        step = Step(path, name, scales, number=factor, summed=summed, operands=operands)
+        are_features = all(_is_made(scale, kind) for scale, kind in zip(scales, kinds[at : at + 2], strict=True))
+        summed = left.shape[-1] if are_features and name != "convolution" else 1
+        step = Step(path, name, scales, number=factor, summed=summed)
         made = _multiplied(scales, kinds[at : at + 2]).plus(self._own(step))
         added = args[2] if name == "convolution" else args[0] if at and kwargs.get("beta", 1) else None
         return replace(step, equal=((made, self.scale(added)),) if isinstance(added, Tensor) else ()), made
@@ -270,8 +264,13 @@ class Steps:
 def _multiplied(scales: tuple[Scale, Scale], kinds: Sequence[str | None]) -> Scale:
     """Of a product of features with features, or of features with a weight, which is then the last one."""
     found = scales[0].plus(scales[1])
-    weights = [scale for scale, kind in zip(scales, kinds, strict=True) if kind == "weight"]
+    weights = [scale for scale, kind in zip(scales, kinds, strict=True) if not _is_made(scale, kind)]
     return replace(found, last=weights[0].last) if len(weights) == 1 else found
+
+
+def _is_made(scale: Scale, kind: str | None) -> bool:
+    """Whether a factor is features, or was made like them of parameters alone, as the queries of a latent are."""
+    return kind == "data" or (kind == "weight" and len(scale.weights) > 1)
 
 
 def _first(scales: Sequence[Scale]) -> Scale:

@@ -73,7 +73,26 @@ def matrices_of(one: Seen, two: Seen) -> list[Matrix]:
                 (into, out), (other_into, other_out) = (use.argument(slot).shape[-2:] for use in (a, b))
                 sizes, others = (into, out, into), (other_into, other_out, other_into)
                 found.append(Matrix.of(a, slot, "linear", sizes, others))
+    for a, b in zip(one.taken.among, two.taken.among, strict=True):
+        chosen = _own_matrix(a)
+        if chosen is not None:
+            product, wider = Product(a, *chosen), Product(b, *chosen)
+            found.append(Matrix.of(a, chosen[0], "linear", product.features(), wider.features()))
     return found
+
+
+def _own_matrix(use: Use) -> tuple[Slot, Slot, str, bool] | None:
+    """Of a product of parameters with parameters: the module's own weight, the other factor, and on which side it stands."""
+    if use.operator not in ("mm", "addmm"):
+        return None
+    at = 1 if use.operator == "addmm" else 0
+    left, right = (at, None), (at + 1, None)
+    own = {f"{use.path}.weight".removeprefix("."), f"{use.path}.in_proj_weight".removeprefix(".")}
+    if use.weights.get(right, frozenset()) <= own:
+        return right, left, "linear", False
+    if use.weights.get(left, frozenset()) <= own:
+        return left, right, "linear", True
+    return None
 
 
 class Comparison:

@@ -105,11 +105,13 @@ class Pass:
         outputs: f, ``(sample, output)``, attached to the graph.
         uses: in the order in which they ran.
         steps: the operators on features, where they were noted.
+        among: products of parameters with parameters, where steps were noted: no sample reaches them.
     """
 
     outputs: Tensor
     uses: tuple[Use, ...]
     steps: tuple[Step, ...] = ()
+    among: tuple[Use, ...] = ()
 
 
 class Watch(TorchDispatchMode):
@@ -137,6 +139,7 @@ class Watch(TorchDispatchMode):
             self._labels[storage_key(leaf)] = DATA
         self._overwritten: dict[int, dict[Any, Tensor]] = {}
         self._uses: list[Use] = []
+        self.among: list[Use] = []
         self._kept: dict[int, list[tuple[Use, Slot | None]]] = {}
         self._pending: tuple[Use, list[Tensor]] | None = None
 
@@ -191,6 +194,8 @@ class Watch(TorchDispatchMode):
             self.steps.note(self.path, name, args, kwargs, kinds, result, written)
             if use is not None:
                 use.step = len(self.steps.taken) - 1
+            elif name in LAYERS and len(weights) > 1 and not is_data and isinstance(result, Tensor):
+                self.among.append(Use(name, func, _listed(args), kwargs, weights, self.path, result, None, False, {}))
         out_label = DATA if is_data else frozenset[str]().union(*weights.values()) or None
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         keys = {storage_key(leaf) for leaf in slots.values()}

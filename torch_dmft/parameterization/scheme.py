@@ -37,8 +37,8 @@ vanishes in the limit and changes kernels by O(1/N), like all corrections to the
 
 Folds. Where the forward pass multiplies by a number c that depends on the width, the model that has a limit is the one with
 a multiplier fold = 1/c on one of its parameters: theta' = fold theta stands in the forward pass. A step of SGD moves theta by
-its rate r times dL/dtheta = fold dL/dtheta', so that theta' moves by fold^2 r dL/dtheta'; one of Adam, whose steps have the size
-of the rate whatever that of the gradient is, by fold r; gradients by theta' are larger by 1/fold, and Adam's eps with them.
+its rate r times dL/dtheta = fold dL/dtheta', so that theta' moves by fold^2 r dL/dtheta'; one of Adam, whose steps have the
+size of the rate whatever the gradient is, by fold r; gradients by theta' are larger by 1/fold, and Adam's eps with them.
 Decay is lambda eta / rate for both, which multiplies theta and theta' by the same factor in a step. Which parameters hold a
 number, and to which power, is found in ``torch_dmft.uses.folds``.
 

@@ -117,6 +117,11 @@ CASES: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module], s
         _step(lambda m, h: torch.tanh(m.w(h))),
         {"w.weight", "w.bias"},
     ),
+    "behind a cache that starts empty": (
+        _step(lambda m, h: torch.tanh(torch.cat([h.new_zeros(P, 0, h.shape[-1]), m.w(h)], 1) * h.shape[-1] ** 0.5)),
+        _step(lambda m, h: torch.tanh(m.w(h))),
+        {"w.weight", "w.bias"},
+    ),
     "a sum over neurons": (
         _step(lambda m, h: m.w(h) * (h * h).sum(-1, keepdim=True)),
         _step(lambda m, h: m.w(h) * (h * h).mean(-1, keepdim=True)),

@@ -115,7 +115,8 @@ class Imbalance:
         if len(self.products) != 1:
             return False
         ((one, other),) = self.products
-        return abs(self.excess - math.log(other.summed / one.summed) / 2) < EXACT
+        # Of a sum with other features the scores may be on either side.
+        return abs(abs(self.excess) - abs(math.log(other.summed / one.summed)) / 2) < EXACT
 
     @property
     def reason(self) -> str:

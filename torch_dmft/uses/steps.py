@@ -175,7 +175,9 @@ class Steps:
     ) -> tuple[Step, Scale]:
         known = [kind is not None for kind in kinds]
         if name in ("cat", "stack"):
-            return self._sum(path, name, [leaf for leaf in args[0] if _is_numeric(leaf)])
+            return self._sum(
+                path, name, [leaf for leaf in args[0] if _is_numeric(leaf) and leaf.numel()]
+            )  # caches start empty
         floats = [
             self.scale(arg)
             for arg, is_known in zip(args, known, strict=True)

@@ -30,11 +30,13 @@ class Imbalance:
         path: path of the module.
         excess: the logarithm of the other scale over this one.
         pairs: the steps that differ and cause it, at both widths.
+        is_of_outputs: whether it shows itself in the outputs alone.
     """
 
     path: str
     excess: float
     pairs: tuple[tuple[Step, Step], ...]
+    is_of_outputs: bool = False
 
     @property
     def products(self) -> tuple[tuple[Step, Step], ...]:
@@ -48,6 +50,13 @@ class Imbalance:
             return False
         ((one, other),) = self.products
         return abs(self.excess - math.log(other.summed / one.summed) / 2) < _EXACT
+
+    @property
+    def factors(self) -> tuple[float, float] | None:
+        """What is multiplied by at either width, where that is all there is; None if it is not."""
+        one, other = (math.prod(step.number for step in steps) for steps in zip(*self.pairs, strict=True))
+        is_all = one > 0 < other and abs(math.log(other / one) - self.excess) < _EXACT
+        return (one, other) if is_all else None
 
     def place(self) -> Place:
         """What to complain of."""
@@ -77,7 +86,7 @@ def imbalances(steps: Sequence[Step], others: Sequence[Step]) -> list[Imbalance]
             causes = frozenset(n for n in one.causes | second.causes if steps[n].log != others[n].log)
             if abs(excess) > _EXACT and not any(known <= causes for known in found):
                 pairs = tuple((steps[n], others[n]) for n in sorted(causes))
-                found[causes] = Imbalance(step.path, excess, pairs)
+                found[causes] = Imbalance(step.path, excess, pairs, step.operator == "output")
     return list(found.values())
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class Instance:
         inputs: what it is run on.
         laws: mean and standard deviation of the parameters that are drawn, by name.
         values: of parameters that are set, by name.
+        present: what the input of a product is multiplied by that is known to depend on the width, by the product's number.
     """
 
     model: nn.Module
@@ -46,13 +47,14 @@ class Instance:
     inputs: Example
     laws: Mapping[str, tuple[float, float]]
     values: Mapping[str, Tensor]
+    present: Mapping[int, float] = field(default_factory=dict)
 
     def sizes(self, seed: int) -> list[tuple[str, float]]:
         """Where, and the logarithm of the root mean square there, for matrices drawn with this seed."""
         with self._drawn(seed):
             seen = see(self.model, self.run, self.inputs, notes_steps=True)
         return [
-            *_of_products(seen),
+            *_of_products(seen, self.present),
             *((step.path, _log(step.size)) for step in seen.taken.steps if step.size is not None),
         ]
 
@@ -78,11 +80,11 @@ class Instance:
                     value.copy_(before[name])
 
 
-def _of_products(seen: Seen) -> list[tuple[str, float]]:
+def _of_products(seen: Seen, present: Mapping[int, float]) -> list[tuple[str, float]]:
     """Of what the products take; of what they make there may be too little to tell."""
     return [
-        (product.use.path, _log(_size(product.use.argument(product.data))))
-        for product in seen.products
+        (product.use.path, _log(_size(product.use.argument(product.data)) / present.get(number, 1.0)))
+        for number, product in enumerate(seen.products)
         if product.kind != "embedding"
     ]
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from torch_dmft.architecture import Architecture, Attribute, Layer, Role, Vector
+from torch_dmft.architecture import Architecture, Attribute, Layer, Multiplier, Role, Vector
 from torch_dmft.core.errors import Place
 from torch_dmft.core.listed import listed
 from torch_dmft.uses.anatomy import Names, anatomy
 from torch_dmft.uses.balance import Imbalance, imbalances, own_scale
 from torch_dmft.uses.graph import activation_behind, ancestors, followers, kind
 from torch_dmft.uses.passes import Seen
+from torch_dmft.uses.ties import Tie, tie_of
 from torch_dmft.uses.watch import Slot, Use
 
 
@@ -91,6 +92,40 @@ class Comparison:
         growing = [m.node for m in self.matrices if m.node is not None and m.node in self.matters and any(m.grows)]
         self.inside = ancestors(growing)
         self.roles = [self._role(matrix) for matrix in self.matrices]
+        self.ties = self._ties()
+        self.factors: tuple[float, float] = (1.0, 1.0)
+
+    def _ties(self) -> dict[str, Tie | Place]:
+        """Weights that make features and read out, by name: where the readout can be multiplied, or what is in the way."""
+        uses: dict[str, dict[Role, list[Matrix]]] = {}
+        for matrix, role in zip(self.matrices, self.roles, strict=True):
+            for name in matrix.names if len(matrix.names) == 1 else ():
+                uses.setdefault(name, {}).setdefault(role, []).append(matrix)
+        found = {}
+        for name, several in uses.items():
+            if len(several) == 2 and Role.READOUT in several and (Role.EMBEDDING in several or Role.INPUT in several):
+                paths, nodes = zip(*((one.path, one.node) for one in several[Role.READOUT]), strict=True)
+                found[name] = tie_of(name, paths, nodes, self.one.taken, self.parameters)
+        return found
+
+    def is_of_tie(self, found: Imbalance) -> bool:
+        """Whether it is a number that the one readout is multiplied by, whose weight is tied; it is noted."""
+        readouts = [m.names for m, role in zip(self.matrices, self.roles, strict=True) if role is Role.READOUT]
+        names = frozenset[str]().union(*readouts)
+        tie = self.ties.get(next(iter(names))) if len(names) == 1 else None
+        is_one = isinstance(tie, Tie) and tie.bias is None and self.factors == (1.0, 1.0)
+        if not is_one or not found.is_of_outputs or found.factors is None:
+            return False
+        self.factors = found.factors
+        return True
+
+    def present(self, which: int) -> dict[int, float]:
+        """What the input of a tied readout is multiplied by, by the number of its product: of the model (0) or the other (1)."""
+        return {number: self.factors[which] for number in range(len(self.one.products)) if self._reads_tied(number)}
+
+    def _reads_tied(self, number: int) -> bool:
+        """Whether a matrix is the readout of a tied weight."""
+        return self.roles[number] is Role.READOUT and not self.ties.keys().isdisjoint(self.matrices[number].names)
 
     def _role(self, matrix: Matrix) -> Role:
         into, out = matrix.grows
@@ -116,8 +151,9 @@ class Comparison:
                 made = f"its matrix is computed from {name} (a parametrization, a factor, a normalisation)"
                 places.append(Place(where, made, _UNMADE))
             found.setdefault(name, {})[role] = where
+        places += [tie for tie in self.ties.values() if isinstance(tie, Place)]
         for name, several in found.items():
-            if len(several) > 1:
+            if len(several) > 1 and name not in self.ties:
                 uses = listed(f"{role} in {where}" for role, where in several.items())
                 untie = "untie them (tie_word_embeddings=False in transformers), as no size fits both; measuring works"
                 places.append(Place(name, f"one weight is {uses}", untie))
@@ -204,14 +240,23 @@ class Comparison:
         for number, product in enumerate(seen.products):
             numbers.setdefault(of_path[self.names.key(product)], number)
         layers = tuple(self._layer(layer, numbers[layer.path], folds) for layer in found.layers)
-        vectors = tuple(self._vector(vector) for vector in found.vectors)
+        biases = {layer.bias for layer in layers if layer.multiplier is not None}
+        vectors = tuple(self._vector(vector) for vector in found.vectors if vector.name not in biases)
         return replace(found, layers=layers, vectors=vectors, notes=tuple(self._notes(layers, numbers)))
 
     def _layer(self, layer: Layer, number: int, folds: Mapping[str, float]) -> Layer:
         matrix, role = self.matrices[number], self.roles[number]
+        tie = self.ties.get(layer.weight)
+        bias, multiplier = layer.bias, None
+        if isinstance(tie, Tie):
+            bias = None if bias == tie.bias else bias
+            if self._reads_tied(number):
+                bias, multiplier = tie.bias, Multiplier(tie.path, present=self.factors[0])
         return replace(
             layer,
             role=role,
+            bias=bias,
+            multiplier=multiplier,
             activation=None if matrix.node is None else activation_behind(matrix.node, self.follows),
             in_axis=1 if matrix.grows[0] else None,
             out_axis=1 if matrix.grows[1] else None,
@@ -260,8 +305,8 @@ class Comparison:
         """
         drawn = (Role.INPUT, Role.HIDDEN, Role.READOUT, Role.CODE)
         laws, embeddings = {}, set()
-        for matrix, role in zip(self.matrices, self.roles, strict=True):
-            for name in matrix.names:
+        for number, (matrix, role) in enumerate(zip(self.matrices, self.roles, strict=True)):
+            for name in matrix.names if not self._reads_tied(number) else ():
                 if role in drawn:
                     laws[name] = (0.0, matrix.fan_ins[which] ** -0.5)
                 elif role is Role.EMBEDDING:

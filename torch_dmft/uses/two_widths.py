@@ -9,11 +9,11 @@ the width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_dmft.architecture import Architecture, Attribute
@@ -68,6 +68,7 @@ def by_two_widths(
         with _set(model, [first for first, _ in attributes]), _set(other, [second for _, second in attributes]):
             left = imbalances(_see(model, run, inputs).taken.steps, _see(other, other_run, inputs).taken.steps)
         unbalanced = [found for found in left if not (found.is_of_scores and found.products[0][0].path in folded)]
+    unbalanced = [found for found in unbalanced if not comparison.is_of_tie(found)]
     places += [_scores(found) if found.is_of_scores else found.place() for found in unbalanced]
     if places:
         raise UnsupportedModelError(REFUSAL, places)
@@ -75,8 +76,8 @@ def by_two_widths(
     if checks_sizes and is_far:
         with _ready(model, run), _ready(other, other_run):
             place = grown(
-                _instance(model, run, inputs, comparison.laws(0)),
-                _instance(other, other_run, inputs, comparison.laws(1), comparison.fixed()),
+                _instance(model, run, inputs, comparison, 0),
+                _instance(other, other_run, inputs, comparison, 1),
                 comparison.growth,
             )
         if place is not None:
@@ -106,14 +107,10 @@ def _ready(model: nn.Module, run: nn.Module) -> Iterator[None]:
         yield
 
 
-def _instance(
-    model: nn.Module,
-    run: nn.Module,
-    inputs: Example,
-    laws: Mapping[str, tuple[float, float]],
-    values: Mapping[str, Tensor] | None = None,
-) -> Instance:
-    return Instance(model, run, moved(inputs, next(model.parameters()).device), laws, values or {})
+def _instance(model: nn.Module, run: nn.Module, inputs: Example, comparison: Comparison, which: int) -> Instance:
+    given = moved(inputs, next(model.parameters()).device)
+    values = comparison.fixed() if which else {}
+    return Instance(model, run, given, comparison.laws(which), values, comparison.present(which))
 
 
 def _steps(seen: Seen) -> list[tuple[str, str]]:

@@ -6,7 +6,9 @@ _PACKED = (
     "queries, keys and values are one weight, and the size of heads grows: the 1/sqrt(d) that is missing has no place"
 )
 _MADE = "the matrix is made from other parameters, whose sizes do not say its size"
-_TIED = "one weight is an embedding and the readout, and no size fits both"
+_POSITIONS = (
+    "the library draws the biases of positions with 1/sqrt(N), and tables of rows learn in proportion to their size"
+)
 _DERIVATIVE = "a derivative in the forward pass uses every weight a second time, the other way round"
 _CONSTANT = "a weight multiplies a parameter, so that there are no features to see it by"
 _EMBEDDED = "the model multiplies its embeddings by sqrt(N)"
@@ -21,7 +23,7 @@ _SHARED = (
 )
 
 REASONS: dict[str, str] = {
-    "gpt (zoo)": _TIED,
+    "gpt (zoo)": _PACKED,
     "vit (zoo)": _PACKED,
     "sequence first (zoo)": _PACKED,
     "merged lora (zoo)": _MADE,
@@ -31,7 +33,6 @@ REASONS: dict[str, str] = {
     "weight norm (zoo)": _MADE,
     "queries (zoo)": "the size of heads grows, and queries are parameters",
     "fourier (zoo)": "complex weights",
-    "tied autoencoder": "the decoder is the transpose of the encoder",
     "PINN of a SIREN": _DERIVATIVE,
     "linear attention": "a sum over features that nothing divides: outputs grow with the width",
     "weight standardisation": _MADE,
@@ -41,12 +42,11 @@ REASONS: dict[str, str] = {
     "VisionTransformer, heads that grow": _PACKED,
     "MaxVit": "scores are divided by the root of all features while heads keep their size: attention fades with the width",
     "test_vit3": _CONSTANT,
-    "GPT2LMHeadModel, tied": _TIED,
     "GemmaForCausalLM": _EMBEDDED,
     "Gemma2ForCausalLM": _EMBEDDED,
     "RwkvForCausalLM": "its forward pass divides its weights",
     "DebertaV2ForSequenceClassification": _CONSTANT,
-    "T5ForConditionalGeneration": _TIED,
+    "T5ForConditionalGeneration": _POSITIONS,
     "Wav2Vec2ForSequenceClassification": _MADE,
     "HubertForSequenceClassification": _MADE,
     "RegNet": _SCATTER,
@@ -66,7 +66,6 @@ REASONS: dict[str, str] = {
     "GPTBigCodeForCausalLM": _SHARED,
     "lora (zoo)": "a rank that is read by zeros starts with entries 1/sqrt(N), so that layers before it that are trained, too, "
     "move more, the wider the model",
-    "T5ForConditionalGeneration, untied": "the library draws the biases of positions with 1/sqrt(N), and tables of rows learn "
-    "in proportion to their size",
+    "T5ForConditionalGeneration, untied": _POSITIONS,
 }
 """By the name of the model."""

@@ -62,16 +62,16 @@ def tie_of(
         and (use.edge is None or use.edge.node not in seen)
     ]
     if other is not None:
-        reason = f"reads out in {path or 'the model itself'}, which does more with the product than to return it ({other})"
+        reason = (
+            f"reads out in {path or 'the model itself'}, which does more with the product than to return it ({other})"
+        )
         return _place(name, reason)
     if len(biases) > 1 or outside:
         return _place(name, f"reads out in {path or 'the model itself'} with {listed(sorted(biases))}, used elsewhere")
     return Tie(name, path, next(iter(biases), None))
 
 
-def _made_of(
-    returned: Sequence[Node], products: set[Node | None]
-) -> tuple[set[Node], list[Tensor], str | None]:
+def _made_of(returned: Sequence[Node], products: set[Node | None]) -> tuple[set[Node], list[Tensor], str | None]:
     """What lies between products and what a module returned: nodes, parameters that are added, and what is not linear."""
     seen: set[Node] = set()
     added: list[Tensor] = []

@@ -48,7 +48,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Multiplier:
-    """What a readout is multiplied by in the forward pass, as its weight makes features as well and has their size (tied weights).
+    """What a readout is multiplied by in the forward pass, as its weight makes features as well (tied weights).
 
     Attributes:
         path: path of the module whose output is multiplied.

@@ -1,4 +1,4 @@
-"""Modules whose output is multiplied by a number, until that is taken back: by a forward hook, which follows copies and pickles."""
+"""Modules whose output is multiplied by a number until that is taken back: a forward hook, which copies and pickles keep."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class Comparison:
         return True
 
     def present(self, which: int) -> dict[int, float]:
-        """What the input of a tied readout is multiplied by, by the number of its product: of the model (0) or the other (1)."""
+        """What inputs of a tied readout are multiplied by, by number of the product: of the model (0) or the other (1)."""
         return {number: self.factors[which] for number in range(len(self.one.products)) if self._reads_tied(number)}
 
     def _reads_tied(self, number: int) -> bool:

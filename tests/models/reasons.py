@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 _MADE = "the matrix is made from other parameters, whose sizes do not say its size"
-_TIED = "one weight is an embedding and the readout, and no size fits both"
+_POSITIONS = (
+    "the library draws the biases of positions with 1/sqrt(N), and tables of rows learn in proportion to their size"
+)
 _DERIVATIVE = "a derivative in the forward pass uses every weight a second time, the other way round"
 _CODE = (
     "gates are codes: they start at zero like 1/sqrt(N), and as long as experts are random their gradients are averages of "
@@ -15,21 +17,18 @@ _SHARED = (
 )
 
 REASONS: dict[str, str] = {
-    "gpt (zoo)": _TIED,
     "merged lora (zoo)": _MADE,
     "readout (zoo)": "x / sqrt(N) is added to x squared: no weight could make up for the one and not for the other",
     "forces (zoo)": _DERIVATIVE,
     "masked (zoo)": "both inputs of nn.Bilinear are widths",
     "weight norm (zoo)": _MADE,
     "fourier (zoo)": "complex weights",
-    "tied autoencoder": "the decoder is the transpose of the encoder",
     "PINN of a SIREN": _DERIVATIVE,
     "weight standardisation": _MADE,
     "spectral norm": _MADE,
     "orthogonal parametrization": _MADE,
-    "GPT2LMHeadModel, tied": _TIED,
     "RwkvForCausalLM": "its forward pass divides its weights",
-    "T5ForConditionalGeneration": _TIED,
+    "T5ForConditionalGeneration": _POSITIONS,
     "Wav2Vec2ForSequenceClassification": _MADE,
     "HubertForSequenceClassification": _MADE,
     "MlpMixer": "the mixing of tokens ends in a code of one number for each token, which starts at zero like 1/sqrt(N)",
@@ -46,7 +45,6 @@ REASONS: dict[str, str] = {
     "GPTBigCodeForCausalLM": _SHARED,
     "lora (zoo)": "a rank that is read by zeros starts with entries 1/sqrt(N), so that layers before it that are trained, too, "
     "move more, the wider the model",
-    "T5ForConditionalGeneration, untied": "the library draws the biases of positions with 1/sqrt(N), and tables of rows learn "
-    "in proportion to their size",
+    "T5ForConditionalGeneration, untied": _POSITIONS,
 }
 """By the name of the model."""

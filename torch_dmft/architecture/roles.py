@@ -47,6 +47,21 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Multiplier:
+    """What a readout is multiplied by in the forward pass, as its weight makes features as well (tied weights).
+
+    Attributes:
+        path: path of the module whose output is multiplied.
+        present: what the model multiplies it by already, as far as that depends on the width and no parameter makes up for it.
+        number: what it is multiplied by beside; 1 as long as nobody has scaled the model.
+    """
+
+    path: str
+    present: float = 1.0
+    number: float = 1.0
+
+
+@dataclass(frozen=True)
 class Layer:
     """A module with a weight: Linear, Conv or Embedding.
 
@@ -68,6 +83,8 @@ class Layer:
         out_axis: id of the width axis of the output, None if it is not a width.
         fold: by what its outputs are multiplied, as parameters hold numbers that the forward pass lacks (``Fold``).
         is_read_by_zeros: of a code, whether the weights that read it start at zero, as those of LoRA do.
+        multiplier: of a readout whose weight is that of another layer as well, what gives it its size; the weight has the role
+            of the other layer.
     """
 
     path: str
@@ -84,6 +101,7 @@ class Layer:
     out_axis: int | None = None
     fold: float = 1.0
     is_read_by_zeros: bool = False
+    multiplier: Multiplier | None = None
 
     @property
     def width(self) -> int | None:

@@ -32,6 +32,7 @@ __all__ = [
     "backward_pass",
     "checkpoints_off",
     "foreign_hooks",
+    "forward_hooks_of",
     "forward_unwrapped",
     "gradient_hooks_off",
     "has_backward_hooks",
@@ -141,9 +142,17 @@ def foreign_hooks(model: nn.Module) -> list[str]:
     ]
 
 
+def forward_hooks_of(module: nn.Module) -> dict[int, Any]:
+    """The hooks that are called behind a module's forward pass, by number; an entry that is deleted is called no more."""
+    return module._forward_hooks  # type: ignore[return-value]
+
+
 @contextmanager
 def sharding_hooks_off(model: nn.Module) -> Iterator[None]:
-    """Run the body without the hooks that ``torch.distributed`` has put on the forward passes of modules."""
+    """Run the body without the hooks that ``torch.distributed`` has put on the forward passes of modules.
+
+    Other hooks that are added or taken away in the body stay so.
+    """
     hooks = [(vars(module), name, vars(module)[name]) for module in model.modules() for name in _HOOKS]
     shards = [
         (attributes, name, kept)
@@ -157,6 +166,11 @@ def sharding_hooks_off(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for attributes, name, kept in shards:
+            now = attributes[name]
+            for key in [key for key, hook in kept.items() if not _home(hook).startswith("torch.distributed")]:
+                if key not in now:
+                    del kept[key]
+            kept.update(now)
             attributes[name] = kept
 
 

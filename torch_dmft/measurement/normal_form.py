@@ -152,7 +152,9 @@ class Stream:
 
     @property
     def gradient_scale(self) -> float:
-        """gamma0 n_out, or 1 at the readout: g = gradient_scale * A * df/dh."""
+        """gamma0 n_out, or 1 at the readout: g = gradient_scale * A * df/dh, f being h times a tied one's multiplier."""
+        if self.layer.multiplier is not None:
+            return 1 / self.layer.multiplier.number
         return 1.0 if self.layer.role is Role.READOUT else self.gamma0 * self.layer.out_features
 
     def preactivations(self) -> Float[Tensor, "sample neuron"]:

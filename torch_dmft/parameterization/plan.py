@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from torch_dmft.architecture import Architecture, Attribute, Part, Role
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.listed import listed
+from torch_dmft.core.multiplied import multiplied, multiply
 from torch_dmft.core.spread import assign, reshard, whole
 from torch_dmft.parameterization.optimizer import OPTIMIZERS, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
@@ -65,11 +66,12 @@ class Plan:
         is_limit: bool = False,
         drawn: Mapping[str, Tensor] | None = None,
         before: Iterable[Attribute] = (),
+        multiplied_before: Mapping[str, float] | None = None,
         rescaled: Mapping[str, float] | None = None,
         depth: str | None = None,
         wrapping: Wrapping | None = None,
     ) -> None:
-        """Put a plan together; ``initial`` and ``before`` hold what ``undo`` brings back, None if it cannot."""
+        """Put a plan together; ``initial`` and what was before hold what ``undo`` brings back, None if it cannot."""
         self.model = model
         self.architecture = architecture
         self.rules = rules
@@ -84,6 +86,7 @@ class Plan:
         self.depth = depth
         self._initial = initial
         self._before = tuple(before)
+        self._multiplied_before = dict(multiplied_before or {})
 
     @property
     def width(self) -> int:
@@ -115,6 +118,16 @@ class Plan:
         factors = self.rescaled.values()
         kept = [f"weights were kept and multiplied by {min(factors):.3g} to {max(factors):.3g}"] if factors else []
         numbers = list(self._of_numbers())
+        ties = [
+            f"{layer.path}: reads out with {layer.weight}, which makes features as well, so that what {module} returns is "
+            f"multiplied by {layer.multiplier.number:.4g}; whoever loads a checkpoint of this model has to wrap it first"
+            if layer.multiplier.number != 1.0
+            else f"{layer.path}: reads out with {layer.weight}, which makes features as well: its rates are as large as both "
+            "uses allow"
+            for layer in self.architecture.layers
+            if layer.multiplier is not None and self.scheme != "standard"
+            for module in [layer.multiplier.path or "the model"]
+        ]
         streams = [
             f"{stream.branches} residual branches are multiplied by {self.depth}, L = {stream.branches}, in initial sizes and "
             f"rates of what ends them: {listed([name for name, part in stream.parts.items() if part is Part.END])}"
@@ -124,6 +137,7 @@ class Plan:
             *self.architecture.notes,
             *kept,
             *streams,
+            *ties,
             *numbers,
         )
 
@@ -250,6 +264,7 @@ class Plan:
         for name, before in self._initial.items():
             assign(tensors[name], before)
         set_attributes(self.model, self._before)
+        multiply(self.model, self._multiplied_before)
         self._initial, self._before = None, ()
 
     def state_dict(self) -> dict[str, Any]:
@@ -261,6 +276,7 @@ class Plan:
             "depth": self.depth,
             "rules": [{**asdict(rule), "role": rule.role.value} for rule in self.rules],
             "drawn": {name: entries.tolist() for name, entries in self.drawn.items()},
+            "multiplied": multipliers_of(self.architecture),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -294,6 +310,16 @@ class Plan:
                 remedy="wrap the model of this width anew; gamma0 and the base learning rate carry over",
             )
         self.rules, self.scheme, self.gamma0 = rules, state["scheme"], state["gamma0"]
+        numbers = state.get("multiplied", {})
+        layers = tuple(
+            replace(layer, multiplier=replace(layer.multiplier, number=numbers.get(layer.multiplier.path, 1.0)))
+            if layer.multiplier is not None
+            else layer
+            for layer in self.architecture.layers
+        )
+        self.architecture = replace(self.architecture, layers=layers)
+        if multiplied(self.model) or numbers:
+            multiply(self.model, numbers)
         self.depth = state.get("depth")
         self.drawn = {
             name: torch.tensor(entries, dtype=torch.float64, device="cpu")
@@ -324,6 +350,12 @@ def _called(architecture: Architecture) -> str:
     made = [layer for layer in architecture.layers if layer.out_axis is not None]
     flattened = made and architecture.width not in {layer.out_features for layer in made} and made[-1].kind == "conv"
     return f"network ({made[-1].out_features} channels)" if flattened else f"network (N={architecture.width})"
+
+
+def multipliers_of(architecture: Architecture) -> dict[str, float]:
+    """The modules whose output a plan multiplies, by path, and by what."""
+    found = [layer.multiplier for layer in architecture.layers if layer.multiplier is not None]
+    return {one.path: one.number for one in found if one.number != 1.0}
 
 
 def set_attributes(model: nn.Module, attributes: Iterable[Attribute]) -> None:

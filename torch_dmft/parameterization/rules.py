@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from torch_dmft.architecture import Architecture, Layer, Role
-from torch_dmft.parameterization.scheme import DEPTHS, STANDARD, Scaling, at_depth, effective_gamma0, mean_field
+from torch_dmft.parameterization.scheme import (
+    DEPTHS,
+    STANDARD,
+    Scaling,
+    at_depth,
+    behind,
+    effective_gamma0,
+    mean_field,
+    tied_as_it_is,
+    tied_multiplier,
+)
 
 _SQRT2 = frozenset({"relu", "relu6", "leaky_relu", "gelu", "gelu_tanh", "silu", "mish"})
 
@@ -84,6 +94,7 @@ def parameter_rules(
     gamma0 = effective_gamma0(scheme, gamma0, width)
     found = {entry[0]: entry[1:] for entry in _roles(architecture)}
     factors = {} if keeps_sizes else architecture.factors
+    multiplied = {layer.weight: layer for layer in architecture.layers if layer.multiplier is not None}
     rules = []
     for name, parameter in model.named_parameters():
         path, role, layer, fan_in = found[name]
@@ -109,6 +120,9 @@ def parameter_rules(
                 fold=factors.get(name, 1.0),
                 is_read_by_zeros=layer is not None and layer.is_read_by_zeros,
             )
+            tied = multiplied.get(name)
+            if keeps_sizes and tied is not None and tied.multiplier is not None:
+                scaling = tied_as_it_is(scaling, width=width, present=tied.multiplier.present)
         scaling = in_streams(scaling, name, architecture, depth)
         start = scaling.start if parameter.requires_grad and not keeps_sizes else 1.0
         rules.append(
@@ -126,7 +140,35 @@ def parameter_rules(
                 part=next((str(stream.parts[name]) for stream in architecture.streams if name in stream.parts), ""),
             )
         )
-    return tuple(rules)
+    if scheme == "standard" or keeps_sizes:
+        return tuple(rules)
+    numbers = {
+        layer.bias: number_of(layer, rules, gamma0, factors) for layer in multiplied.values() if layer.bias is not None
+    }
+    return tuple(_behind(rule, numbers[rule.name]) if rule.name in numbers else rule for rule in rules)
+
+
+def number_of(layer: Layer, rules: Iterable[ParameterRule], gamma0: float, factors: Mapping[str, float]) -> float:
+    """What a readout is multiplied by whose weight is tied; 1 for any other.
+
+    Args:
+        layer: the readout.
+        rules: of all parameters.
+        gamma0: as it enters theory.
+        factors: of numbers that parameters hold for the forward pass, which other parameters undo at the readout.
+    """
+    if layer.multiplier is None:
+        return 1.0
+    std = next(rule.std for rule in rules if rule.name == layer.weight)
+    return (
+        tied_multiplier(std / factors.get(layer.weight, 1.0), gamma0=gamma0, width=layer.fan_in)
+        / layer.multiplier.present
+    )
+
+
+def _behind(rule: ParameterRule, number: float) -> ParameterRule:
+    scaling = behind(Scaling(rule.std, rule.lr, rule.adam_lr, rule.gradient), number)
+    return replace(rule, lr=scaling.lr, adam_lr=scaling.adam_lr, gradient=scaling.gradient)
 
 
 def in_streams(scaling: Scaling, name: str, architecture: Architecture, depth: str | None) -> Scaling:
@@ -154,7 +196,8 @@ _BIASES = {Role.READOUT: Role.OUTPUT_BIAS, Role.CODE: Role.INNER, Role.INNER: Ro
 def _roles(architecture: Architecture) -> Iterator[tuple[str, str, Role, Layer | None, int]]:
     """Name, path, role and fan-in of every parameter, with the layer whose weight or bias it is."""
     for layer in architecture.layers:
-        yield layer.weight, layer.path, layer.role, layer, 1 if layer.role in OWN_INIT else layer.fan_in
+        if layer.multiplier is None:  # else the weight has the role of its other use
+            yield layer.weight, layer.path, layer.role, layer, 1 if layer.role in OWN_INIT else layer.fan_in
         if layer.bias is not None:
             yield layer.bias, layer.path, _BIASES.get(layer.role, Role.VECTOR), layer, 1
     for vector in architecture.vectors:

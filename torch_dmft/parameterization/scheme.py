@@ -32,6 +32,20 @@ grow to many times their size in a few steps.
 The output bias has no width on either side: df/db = 1, so with the rate eta it adds 1 to the NTK, which is O(1) in the
 width and in gamma0 like every other part. It starts at zero, as the output itself does in the limit.
 
+A *tied* weight makes features and reads out: the embedding that is the last layer of a language model as well, the encoder
+whose transpose decodes. Its entries are m times numbers omega of size one as its first use has it, m = g for an embedding and
+g / sqrt(fan_in) for an input weight, and the readout is multiplied by 1/(m gamma0 N_L) in the forward pass, f = omega h /
+(gamma0 N_L), as that of an untied weight. Both uses then hold at the rates of the first one. SGD moves omega by eta gamma0^2
+N_L times a gradient that is O(1/(gamma0 N_L)) through the features, as of any weight before them, and h / (gamma0 N_L) through
+the readout: by O(gamma0) in sum, which moves the features by O(gamma0), and f by domega . h / (gamma0 N_L) = eta h.h / N_L =
+O(1), as an untied readout does. Adam moves omega by O(gamma0), which gives the same. The two gradients are of one size. Where
+the forward pass multiplies the readout already, by d^-1/2 in T5, what comes before it holds the inverse, or the multiplier
+does. A bias within what is multiplied moves b by dtheta times the multiplier, and has the rates of an output bias over its
+square (SGD) and over it (Adam). At the start f is not 0 in the limit where the features contain the token's own row, as those
+of a residual stream do: omega.omega / (gamma0 N_L) = 1/gamma0. Without the multiplier, to fine-tune a pretrained model, steps
+are as large as both uses allow: the smaller of the rates of the first use and of a readout, which are equal at the richness
+gamma0 = 1/(m N_L) that the model has by itself.
+
 Biases keep their own init. PyTorch draws the bias of nn.Linear from U(-k, k), k = 1/sqrt(fan_in): behind a width this
 vanishes in the limit and changes kernels by O(1/N), like all corrections to the limit; behind the data it stays.
 
@@ -135,6 +149,39 @@ def mean_field(
     if is_read_by_zeros and found.std is not None:
         found = replace(found, std=found.std * math.sqrt(fan_in))
     return found if fold == 1.0 else found.folded(fold)
+
+
+def tied_multiplier(std: float, *, gamma0: float, width: int) -> float:
+    """What a readout is multiplied by whose weight makes features as well: 1/(m gamma0 N_L).
+
+    Args:
+        std: m, the size of the weight; 1 stands for that of a weight of zeros.
+        gamma0: richness.
+        width: N_L.
+    """
+    return 1 / ((std or 1.0) * gamma0 * width)
+
+
+def tied_as_it_is(scaling: Scaling, *, width: int, present: float = 1.0) -> Scaling:
+    """The scaling of a weight that makes features and reads out where the readout is not multiplied: the smaller rates.
+
+    Args:
+        scaling: what it has by its first use.
+        width: N_L.
+        present: what the forward pass multiplies the readout by.
+    """
+    readout = _plain(Role.READOUT, width, width, 1.0, 1.0).folded(1 / present)
+    return replace(
+        scaling,
+        lr=min(scaling.lr, readout.lr),
+        adam_lr=min(scaling.adam_lr, readout.adam_lr),
+        gradient=max(scaling.gradient, readout.gradient),
+    )
+
+
+def behind(scaling: Scaling, multiplier: float) -> Scaling:
+    """The scaling of an output bias that is multiplied as well."""
+    return scaling.folded(1 / multiplier)
 
 
 def at_depth(scaling: Scaling, part: Part, *, branches: int, alpha: float, shared: int = 1) -> Scaling:

@@ -35,6 +35,7 @@ class Condition:
         causes: the numbers of the steps that differ.
         candidates: parameters that can make up for it, the nearest ones first.
         is_opaque: whether it is as well if parameters leave the scale as it is, whatever that may be.
+        is_of_outputs: whether it is about the outputs.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Condition:
     causes: frozenset[int]
     candidates: tuple[str, ...]
     is_opaque: bool = False
+    is_of_outputs: bool = False
 
     def rest(self, folds: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
         """What is missing at both widths, with the logarithms of what parameters are multiplied by."""
@@ -69,7 +71,8 @@ def conditions(steps: Sequence[Step], others: Sequence[Step]) -> list[Condition]
         differ = [[n for n in scale.numbers if logs[n][0] != logs[n][1]] for scale in scales]
         own, other = (math.fsum(scales[at].numbers[n] * logs[n][at] for n in differ[at]) for at in (0, 1))
         causes = frozenset(differ[0]).union(differ[1])
-        found.append(Condition(step.path, own, other, scales[0].weights, causes, candidates, is_opaque))
+        is_last = step.operator == "output"
+        found.append(Condition(step.path, own, other, scales[0].weights, causes, candidates, is_opaque, is_last))
 
     for step, wider in zip(steps, others, strict=True):
         for one, two in zip(step.scales, wider.scales, strict=True) if step.must_agree else ():

@@ -16,6 +16,7 @@ from torch_dmft.architecture.describe import Roles
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.core.listed import listed
 from torch_dmft.core.materialised import require_materialised
+from torch_dmft.core.multiplied import unmultiplied
 from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.core.spread import whole
 from torch_dmft.uses.outputs import Example, Runs, Selection
@@ -65,7 +66,7 @@ def describe(
     while isinstance(model, Wrapper):
         model = model.model
     require_materialised(model)
-    with whole(model):
+    with whole(model), unmultiplied(model):
         return _described(model, example_input, roles, wider, outputs, like)
 
 
@@ -89,7 +90,8 @@ def _described(
     other = _second(model, wider)
     require_materialised(other)
     runs = Runs(model, outputs), Runs(other, outputs)
-    found = by_two_widths(model, runs[0], other, runs[1], example_input, checks_sizes=like is None)
+    with unmultiplied(other):
+        found = by_two_widths(model, runs[0], other, runs[1], example_input, checks_sizes=like is None)
     found = _overruled(found, roles or {})
     if outputs is not None or found.attributes or found.notes or found.folds:
         return found

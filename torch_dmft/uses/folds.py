@@ -47,11 +47,13 @@ class Balance:
         made: for every imbalance that parameters can make up for, what these are multiplied by.
         left: what stays unbalanced, each cause once.
         steps: of both widths.
+        outputs: the logarithm of what the outputs are multiplied by at both widths, where they have a multiplier of their own.
     """
 
     made: Sequence[tuple[Folds, Imbalance]]
     left: Sequence[Imbalance]
     steps: tuple[Sequence[Step], Sequence[Step]]
+    outputs: tuple[float, float] = (0.0, 0.0)
 
     @property
     def folds(self) -> Folds:
@@ -71,7 +73,11 @@ class Balance:
 
 
 def balance(
-    steps: Sequence[Step], others: Sequence[Step], *, is_free: Callable[[str], bool] = lambda name: True
+    steps: Sequence[Step],
+    others: Sequence[Step],
+    *,
+    is_free: Callable[[str], bool] = lambda name: True,
+    is_multiplied: bool = False,
 ) -> Balance:
     """What parameters have to hold for the scales of one model to be the same at two widths.
 
@@ -79,8 +85,11 @@ def balance(
         steps: of the model.
         others: of the model at the other width, in the same order.
         is_free: whether a parameter is taken before others (frozen ones keep their values).
+        is_multiplied: whether the outputs have a multiplier of their own, which makes up for what is missing there.
     """
-    all_of_them = conditions(steps, others)
+    every = conditions(steps, others)
+    of_outputs = [one for one in every if is_multiplied and one.is_of_outputs]
+    all_of_them = [one for one in every if one not in of_outputs]
     search = _Search(all_of_them, is_free)
     folds: dict[str, tuple[float, float]] = {}
     made: list[tuple[Folds, Imbalance]] = []
@@ -94,7 +103,8 @@ def balance(
         else:
             folds |= found
             made.append((found, Imbalance.of(condition, steps, others)))
-    return Balance(made, list(left.values()), (steps, others))
+    outputs = of_outputs[0].rest(folds) if of_outputs else (0.0, 0.0)
+    return Balance(made, list(left.values()), (steps, others), outputs)
 
 
 class _Search:
@@ -113,14 +123,29 @@ class _Search:
         What was met before is met still; what has another cause has its turn.
         """
         alike = [one for one in self._all if one.causes and one.causes <= condition.causes]
-        found = (self._try(condition, alike, before, {}, most) for most in range(1, _MOST + 1))
-        return next((folds for folds in found if folds is not None), None)
+        for anywhere in (False, True):
+            for most in range(1, _MOST + 1):
+                found = self._try(condition, alike, before, {}, most, anywhere=anywhere)
+                if found is not None:
+                    return found
+        return None
 
     def _try(
-        self, condition: Condition, alike: Sequence[Condition], before: Folds, new: Folds, most: int
+        self,
+        condition: Condition,
+        alike: Sequence[Condition],
+        before: Folds,
+        new: Folds,
+        most: int,
+        *,
+        anywhere: bool,
     ) -> Folds | None:
         rest = condition.rest({**before, **new})
-        usable = [name for name in condition.candidates if name in condition.weights and name not in {**before, **new}]
+        # The parameters multiplied with last, and only if these do not do those before them.
+        names = dict.fromkeys(
+            (*condition.candidates, *(condition.weights if anywhere and condition.candidates else ()))
+        )
+        usable = [name for name in names if name in condition.weights and name not in {**before, **new}]
         for name in sorted(usable, key=lambda name: not self._is_free(name)):
             power = condition.weights[name]
             more = {**new, name: (-rest[0] / power, -rest[1] / power)}
@@ -129,7 +154,7 @@ class _Search:
             broken = next((one for one in (*alike, *touched) if not one.is_met(folds)), None)
             if broken is None:
                 return more
-            found = self._try(broken, alike, before, more, most - 1) if most > 1 else None
+            found = self._try(broken, alike, before, more, most - 1, anywhere=anywhere) if most > 1 else None
             if found is not None:
                 return found
         return None

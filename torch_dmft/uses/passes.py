@@ -197,7 +197,7 @@ def _pass(model: nn.Module, run: nn.Module, inputs: Example, *, attached: bool, 
     if watch.steps is None:
         return Pass(outputs, found)
     watch.steps.finish(outputs)
-    return Pass(outputs, found, tuple(watch.steps.taken), tuple(watch.among))
+    return Pass(outputs, found, tuple(watch.steps.taken), tuple(watch.among), watch.returned)
 
 
 def _attached(given: Example) -> Example:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from torch_dmft.architecture import Architecture, Attribute, Fold, Layer, Role, Vector
+from torch_dmft.architecture import Architecture, Attribute, Fold, Layer, Multiplier, Role, Vector
 from torch_dmft.core.errors import Place
 from torch_dmft.core.listed import listed
 from torch_dmft.uses.anatomy import Names, anatomy
@@ -24,6 +24,7 @@ from torch_dmft.uses.forms import Product
 from torch_dmft.uses.graph import activation_behind, ancestors, followers
 from torch_dmft.uses.passes import Seen
 from torch_dmft.uses.scale import Scale
+from torch_dmft.uses.ties import Tie, tie_of
 from torch_dmft.uses.watch import Slot, Use
 
 
@@ -114,6 +115,24 @@ class Comparison:
         growing = [m.node for m in self.matrices if m.node is not None and m.node in self.matters and any(m.grows)]
         self.inside = ancestors(growing)
         self.roles = [self._role(matrix) for matrix in self.matrices]
+        self.ties = self._ties()
+
+    def _ties(self) -> dict[str, Tie | Place]:
+        """Weights that make features and read out, by name: where the readout can be multiplied, or what is in the way."""
+        uses: dict[str, dict[Role, list[Matrix]]] = {}
+        for matrix, role in zip(self.matrices, self.roles, strict=True):
+            for name in matrix.names if len(matrix.names) == 1 else ():
+                uses.setdefault(name, {}).setdefault(role, []).append(matrix)
+        found = {}
+        for name, several in uses.items():
+            if len(several) == 2 and Role.READOUT in several and (Role.EMBEDDING in several or Role.INPUT in several):
+                paths, nodes = zip(*((one.path, one.node) for one in several[Role.READOUT]), strict=True)
+                found[name] = tie_of(name, paths, nodes, self.one.taken, self.parameters)
+        return found
+
+    def _reads_tied(self, number: int) -> bool:
+        """Whether a matrix is the readout of a tied weight."""
+        return self.roles[number] is Role.READOUT and not self.ties.keys().isdisjoint(self.matrices[number].names)
 
     def _role(self, matrix: Matrix) -> Role:
         into, out = matrix.grows
@@ -139,8 +158,9 @@ class Comparison:
                 made = f"its matrix is computed from {name} (a parametrization, a factor, a normalisation)"
                 places.append(Place(where, made, _UNMADE))
             found.setdefault(name, {})[role] = where
+        places += [tie for tie in self.ties.values() if isinstance(tie, Place)]
         for name, several in found.items():
-            if len(several) > 1:
+            if len(several) > 1 and name not in self.ties:
                 uses = listed(f"{role} in {where}" for role, where in several.items())
                 untie = "untie them (tie_word_embeddings=False in transformers), as no size fits both; measuring works"
                 places.append(Place(name, f"one weight is {uses}", untie))
@@ -171,7 +191,11 @@ class Comparison:
 
     def balance(self, one: Seen, two: Seen) -> Balance:
         """What makes scales the same at both widths, in a pass at each."""
-        return balance(one.taken.steps, two.taken.steps, is_free=lambda name: self.parameters[name].requires_grad)
+        trained = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
+        readouts = [m.names for m, role in zip(self.matrices, self.roles, strict=True) if role is Role.READOUT]
+        ties = [self.ties.get(next(iter(names))) for names in readouts]
+        alone = len(ties) == 1 and isinstance(ties[0], Tie) and ties[0].bias is None
+        return balance(one.taken.steps, two.taken.steps, is_free=trained.__contains__, is_multiplied=alone)
 
     def own_scales(self, unbalanced: Sequence[Imbalance]) -> list[tuple[Attribute, Attribute]]:
         """Attributes that hold the scale of scores, as they have to be at both widths."""
@@ -187,7 +211,8 @@ class Comparison:
         for number, product in enumerate(seen.products):
             numbers.setdefault(of_path[self.names.key(product)], number)
         layers = tuple(self._layer(layer, numbers[layer.path], balanced) for layer in found.layers)
-        vectors = tuple(self._vector(vector) for vector in found.vectors)
+        biases = {layer.bias for layer in layers if layer.multiplier is not None}
+        vectors = tuple(self._vector(vector) for vector in found.vectors if vector.name not in biases)
         folds = tuple(
             Fold({name: math.exp(own) for name, (own, _) in held.items()}, cause.reason, cause.is_of_scores)
             for held, cause in balanced.made
@@ -196,9 +221,17 @@ class Comparison:
 
     def _layer(self, layer: Layer, number: int, balanced: Balance) -> Layer:
         matrix, role = self.matrices[number], self.roles[number]
+        tie = self.ties.get(layer.weight)
+        bias, multiplier = layer.bias, None
+        if isinstance(tie, Tie):
+            bias = None if bias == tie.bias else bias
+            if self._reads_tied(number):
+                bias, multiplier = tie.bias, Multiplier(tie.path, present=math.exp(balanced.outputs[0]))
         return replace(
             layer,
             role=role,
+            bias=bias,
+            multiplier=multiplier,
             activation=None if matrix.node is None else activation_behind(matrix.node, self.follows),
             in_axis=1 if matrix.grows[0] else None,
             out_axis=1 if matrix.grows[1] else None,
@@ -243,8 +276,14 @@ class Comparison:
     def shifts(self, which: int, balanced: Balance) -> list[float]:
         """Logarithms of what the features that products take are multiplied by, in the model (0) or the other (1)."""
         seen = (self.one, self.two)[which]
-        taken = [product for product in seen.products if product.kind != "embedding"]
-        return [balanced.shift(scales_of(seen, product)[0], which) for product in taken]
+        shifts = []
+        for number, product in enumerate(seen.products):
+            if self._reads_tied(number):
+                (name,) = self.matrices[number].names
+                shifts.append(balanced.outputs[which] - balanced.folds.get(name, (0.0, 0.0))[which])
+            elif product.kind != "embedding":
+                shifts.append(balanced.shift(scales_of(seen, product)[0], which))
+        return shifts
 
     def laws(self, which: int, folds: Folds) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation of what is drawn anew to compare sizes: of the model (0) or of the other (1).
@@ -254,8 +293,8 @@ class Comparison:
         """
         drawn = (Role.INPUT, Role.HIDDEN, Role.READOUT, Role.CODE)
         laws, embeddings = {}, set()
-        for matrix, role in zip(self.matrices, self.roles, strict=True):
-            for name in matrix.names:
+        for number, (matrix, role) in enumerate(zip(self.matrices, self.roles, strict=True)):
+            for name in matrix.names if not self._reads_tied(number) else ():
                 if role in drawn:
                     laws[name] = (0.0, matrix.fan_ins[which] ** -0.5)
                 elif role is Role.EMBEDDING:

@@ -9,11 +9,11 @@ the width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_dmft.architecture import Architecture, Attribute
@@ -21,6 +21,7 @@ from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelErr
 from torch_dmft.core.listed import listed
 from torch_dmft.core.undisturbed import all_graded
 from torch_dmft.uses.balance import Imbalance
+from torch_dmft.uses.folds import Balance
 from torch_dmft.uses.forward_check import Instance, grown
 from torch_dmft.uses.outputs import Example, moved
 from torch_dmft.uses.ownership import are_alike
@@ -74,17 +75,8 @@ def by_two_widths(
     if checks_sizes and is_far:
         with _ready(model, run), _ready(other, other_run):
             place = grown(
-                _instance(
-                    model, run, inputs, comparison.laws(0, balanced.folds), shifts=comparison.shifts(0, balanced)
-                ),
-                _instance(
-                    other,
-                    other_run,
-                    inputs,
-                    comparison.laws(1, balanced.folds),
-                    comparison.fixed(),
-                    shifts=comparison.shifts(1, balanced),
-                ),
+                _instance(model, run, inputs, comparison, balanced, 0),
+                _instance(other, other_run, inputs, comparison, balanced, 1),
                 comparison.growth,
             )
         if place is not None:
@@ -115,15 +107,12 @@ def _ready(model: nn.Module, run: nn.Module) -> Iterator[None]:
 
 
 def _instance(
-    model: nn.Module,
-    run: nn.Module,
-    inputs: Example,
-    laws: Mapping[str, tuple[float, float]],
-    values: Mapping[str, Tensor] | None = None,
-    *,
-    shifts: Sequence[float],
+    model: nn.Module, run: nn.Module, inputs: Example, comparison: Comparison, balanced: Balance, which: int
 ) -> Instance:
-    return Instance(model, run, moved(inputs, next(model.parameters()).device), laws, values or {}, shifts)
+    given = moved(inputs, next(model.parameters()).device)
+    values = comparison.fixed() if which else {}
+    shifts = comparison.shifts(which, balanced)
+    return Instance(model, run, given, comparison.laws(which, balanced.folds), values, shifts)
 
 
 def _steps(seen: Seen) -> list[tuple[str, str]]:

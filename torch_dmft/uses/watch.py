@@ -13,7 +13,7 @@ Uses in which the weight is the matrix of a product have forward and backward ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,12 +106,15 @@ class Pass:
         uses: in the order in which they ran.
         steps: the operators on features, where they were noted.
         among: products of parameters with parameters, where steps were noted: no sample reaches them.
+        returned: likewise, for every module that ran where in the graph what it returned was made, call by call; None for
+            what is no tensor, or has no gradients.
     """
 
     outputs: Tensor
     uses: tuple[Use, ...]
     steps: tuple[Step, ...] = ()
     among: tuple[Use, ...] = ()
+    returned: Mapping[str, Sequence[GradientEdge | None]] = field(default_factory=dict)
 
 
 class Watch(TorchDispatchMode):
@@ -126,6 +129,7 @@ class Watch(TorchDispatchMode):
     def __init__(self, model: nn.Module, inputs: Iterable[Tensor], *, notes_steps: bool = False) -> None:
         super().__init__()
         self.running: list[str] = []
+        self.returned: dict[str, list[GradientEdge | None]] = {}
         self._labels: dict[int, frozenset[str]] = {}
         self._extents: dict[int, list[tuple[int, int, str]]] = {}
         for name, parameter in parameters_of(model).items():
@@ -276,7 +280,10 @@ def watching(model: nn.Module, watch: Watch) -> Iterator[None]:
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if id(module) in paths:
-            watch.running.pop()
+            path = watch.running.pop()
+            if watch.steps is not None:
+                has_edge = isinstance(output, Tensor) and output.requires_grad
+                watch.returned.setdefault(path, []).append(get_gradient_edge(output) if has_edge else None)
 
     hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
     try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.listed import listed
+from torch_dmft.core.multiplied import multiplied, multiply
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.plan import set_attributes
@@ -174,6 +175,7 @@ def _require_same_function(problem: Problem, plan: Plan, model: nn.Module, width
         # A model that was unwrapped has its own numbers again.
         numbers = [getattr(plan.model.get_submodule(one.path), one.name) for one in attributes]
         set_attributes(model, [one for one, number in zip(attributes, numbers, strict=True) if number == one.value])
+        multiply(model, multiplied(plan.model))
         example = rows(problem.inputs, [0, 1])
         mine = outputs_of(plan, example, problem.selection)
         theirs = outputs_of(Plan(model, plan.architecture, plan.rules), example, problem.selection)

@@ -16,6 +16,7 @@ from torch_dmft.comparison.deviation import deviations as deviations_from
 from torch_dmft.comparison.match import common_steps, distinct_origins, in_one_layout, refuse_mismatch, refuse_swapped
 from torch_dmft.comparison.verdict import verdict
 from torch_dmft.comparison.yardstick import narrowest
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.divergence import last_sane
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.page import Page
@@ -78,6 +79,7 @@ class Comparison:
         """The narrowest width of the measured network; the readout's fan-in if no other is known, None if none is."""
         return self.yardstick("ntk")
 
+    @checked
     def yardstick(self, kernel: str, position: int = 0) -> int | None:
         """N of the few 1 / sqrt(N) by which finite width alone makes a kernel deviate (``comparison.yardstick``).
 
@@ -106,6 +108,7 @@ class Comparison:
         """Every figure of the report, by name; see ``torch_dmft.report.figures``."""
         return _report().figures.figures(self)
 
+    @checked
     def write_tensorboard(
         self,
         logdir: str | Path,
@@ -124,6 +127,7 @@ class Comparison:
         """
         _report().tensorboard.write_comparison(self, logdir, plan, hparams=hparams, progress=progress)
 
+    @checked
     def write_html(
         self,
         path: str | Path,
@@ -156,6 +160,7 @@ class Comparison:
         return f"{table.summary(self)._repr_html_()}\n<details><summary>Details</summary>\n{details}\n</details>"
 
 
+@checked
 def compare(
     measured: Trajectory,
     predicted: Trajectory,

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.kernel import Kernel
 
 
+@checked
 def alignment(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor, "..."]) -> float:
     """The cosine of the angle between two kernels.
 
@@ -34,6 +36,7 @@ def alignment(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor, "...
     return cosines(x.reshape(1, -1), y.reshape(1, -1)).item()
 
 
+@checked
 def centered_alignment(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor, "..."]) -> float:
     """The alignment of two kernels with their means over samples taken away (CKA).
 
@@ -63,6 +66,7 @@ def centered_alignment(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Ten
     return alignment(_centered(x), _centered(y))
 
 
+@checked
 def relative_error(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor, "..."]) -> float:
     """The distance of a kernel from a reference, in units of the reference.
 
@@ -82,6 +86,7 @@ def relative_error(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor,
     return quotients((x - y).norm()[None], y.norm()[None]).item()
 
 
+@checked
 def target_alignment(kernel: Kernel | Shaped[Tensor, "..."], targets: Shaped[Tensor, "sample ..."]) -> float:
     """The alignment of a kernel with the task.
 

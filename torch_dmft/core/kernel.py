@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 
@@ -17,6 +18,7 @@ _EQUAL_TIME_OUTPUTS = ("time", "sample", "output", "sample", "output")
 _TWO_TIME_OUTPUTS = ("time", "sample", "output", "time", "sample", "output")
 
 
+@checked
 @by_value
 @dataclass(frozen=True)
 class Kernel:
@@ -92,6 +94,7 @@ class Kernel:
         diagonal = self.array.diagonal(dim1=0, dim2=self.array.ndim // 2)
         return diagonal.movedim(-1, 0)
 
+    @checked
     def matrix(self, time: int = -1) -> Tensor:
         """The square matrix at one recorded time, rows (sample) or (sample, output) flattened: ``(row, row)``."""
         at = self.equal_time[time]
@@ -107,11 +110,13 @@ class Kernel:
         last = self.array.ndim - 1
         return Kernel(self.array.diagonal(dim1=first, dim2=last).mean(-1))
 
+    @checked
     def at(self, index: Tensor) -> Kernel:
         """The kernel at a subset of its recorded times: ``index`` is ``(kept,)``, positions along the time axis."""
         array = self.array[index]
         return Kernel(array.index_select(self.array.ndim // 2, index) if self.is_two_time else array)
 
+    @checked
     def at_rows(self, rows: Tensor) -> Kernel:
         """The kernel of a subset of its samples: ``rows`` is ``(kept,)``, positions along the sample axes."""
         array = self.array
@@ -121,6 +126,7 @@ class Kernel:
         return Kernel(array)
 
 
+@checked
 def movement(kernel: Kernel) -> Float[Tensor, " time"]:
     """How far a kernel has moved since the first recorded step.
 

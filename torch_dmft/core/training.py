@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.listed import listed
 from torch_dmft.core.prints import Print, prints_agree
@@ -73,6 +74,7 @@ class Training:
     assumptions: tuple[str, ...] = ()
 
     @classmethod
+    @checked
     def sgd(
         cls,
         lr: float | Sequence[float] | Tensor,
@@ -101,6 +103,7 @@ class Training:
         return cls(steps=steps, numbers=numbers, optimizer="SGD", **others)
 
     @classmethod
+    @checked
     def seen_by(cls, plan: Scaled, *optimizers: Optimizer, steps: int = 1) -> Training:
         """What optimizers are about to do to the model of a plan, as they are now, in each of so many steps.
 
@@ -158,16 +161,19 @@ class Training:
 
     # Numbers
 
+    @checked
     def number(self, name: str, parameter: str | None = None) -> Number:
         """A setting of a parameter, or of those that are no exceptions."""
         own: Numbers = self.exceptions.get(parameter, {}) if parameter is not None else {}
         return own.get(name, self.numbers.get(name, 0.0))
 
+    @checked
     def at(self, name: str, step: int, parameter: str | None = None) -> float:
         """What a setting is in a step."""
         value = self.number(name, parameter)
         return float(value[step]) if isinstance(value, Tensor) else value
 
+    @checked
     def constant(self, name: str) -> float | None:
         """A setting that is the same in all steps and for all parameters; None if it is not."""
         values = {constant(numbers.get(name, 0.0)) for numbers in (self.numbers, *self.exceptions.values())}
@@ -233,6 +239,7 @@ class Training:
 
     # Comparison
 
+    @checked
     def differences(
         self, other: Training, *, names: tuple[str, str] = ("network", "theory"), until: int | None = None
     ) -> list[str]:
@@ -327,6 +334,7 @@ class Training:
             else f"of {_listed({str(len(rows)) for rows in self.batches[:horizon]})} rows"
         )
 
+    @checked
     def with_numbers(self, **numbers: float | Sequence[float] | Tensor) -> Training:
         """The same training with other numbers for the parameters that are no exceptions."""
         return replace(self, numbers={**self.numbers, **{name: series(value) for name, value in numbers.items()}})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_dmft.core import serial
 from torch_dmft.core.activation import activation
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
@@ -203,6 +204,7 @@ class Trajectory:
         spread = combine(self.replicas, lambda values: torch.stack(list(values)).std(0))
         return replace(spread, origin=self.origin, metadata=self.metadata)
 
+    @checked
     def layer(self, name: str) -> LayerKernels:
         """The kernels of the weight with this module path.
 
@@ -216,6 +218,7 @@ class Trajectory:
             f"Unknown weight {name!r}.", remedy=f"one of {', '.join(layer.name for layer in self.layers)}"
         )
 
+    @checked
     def at_steps(self, steps: Tensor) -> Trajectory:
         """The same run at a subset of its recorded steps.
 
@@ -246,6 +249,7 @@ class Trajectory:
             curvature=None if self.curvature is None else self.curvature[index.to(self.curvature.device)],
         )
 
+    @checked
     def at_rows(self, rows: Tensor) -> Trajectory:
         """The same run on a subset of its samples; losses are unchanged.
 
@@ -313,6 +317,7 @@ class Trajectory:
             replicas=tuple(replica.without_ntk() for replica in self.replicas),
         )
 
+    @checked
     def to(self, *args: torch.dtype | torch.device | str) -> Trajectory:
         """The same run with every tensor on a device, and every floating-point tensor in a dtype.
 
@@ -335,6 +340,7 @@ class Trajectory:
 
         return convert(self)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the run to one ``.npz`` file (arrays and a JSON header), completely or not at all.
 
@@ -348,6 +354,7 @@ class Trajectory:
         serial.write(self, path, FORMAT)
 
     @staticmethod
+    @checked
     def load(path: str | Path) -> Trajectory:
         """Read a run written by ``save``; it is equal (``==``) to the one that was saved.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, jvp, vjp
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.materialised import require_materialised
 from torch_dmft.core.memory import require_memory
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
 
 
+@checked
 def empirical_ntk(
     model: Plan | nn.Module,
     inputs: Example,

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp, vjp
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.memory import require_memory
 from torch_dmft.core.numbers import require_whole
@@ -62,6 +63,7 @@ class NTKOperator:
         >>> values, vectors = kernel.largest(10)
     """
 
+    @checked
     def __init__(
         self,
         model: Plan | nn.Module,
@@ -107,6 +109,7 @@ class NTKOperator:
         """(P C, P C)."""
         return self.samples * self.outputs, self.samples * self.outputs
 
+    @checked
     def __matmul__(self, vector: Float[Tensor, "sample ..."]) -> Float[Tensor, "sample ..."]:
         """K v, for v of shape ``(sample, output)``, or ``(sample,)`` for one output; in the shape of v.
 
@@ -132,6 +135,7 @@ class NTKOperator:
             products = [jvp(function, (parameters,), (gradient,))[1] for _, function in self._blocks()]
             return torch.cat(products).detach().reshape(vector.shape)
 
+    @checked
     def largest(self, number: int = 10, *, tolerance: float = 1e-4) -> tuple[Tensor, Tensor]:
         """The largest eigenvalues and their eigenvectors, by Lanczos' method.
 

@@ -9,11 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.prints import Print, data_print, printed_rows
 from torch_dmft.uses.outputs import Example, copied, count, moved, named_tensors, rows, tensors
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Probe:
     """The data points mu = 1..P at which outputs and kernels are recorded, training and test points together.
@@ -73,12 +75,14 @@ class Probe:
         """P, the number of samples."""
         return count(self.inputs)
 
+    @checked
     def to(self, device: torch.device | str) -> Probe:
         """The same probe on another device; ``train`` stays on the CPU."""
         where = torch.device(device)
         targets = None if self.targets is None else self.targets.to(where)
         return replace(self, inputs=moved(self.inputs, where), targets=targets)
 
+    @checked
     def at_rows(self, chosen: Tensor | Sequence[int]) -> Probe:
         """Some of the samples, as a probe of its own.
 
@@ -92,6 +96,7 @@ class Probe:
         targets = None if self.targets is None else self.targets[places.to(self.targets.device)]
         return replace(self, inputs=rows(self.inputs, places), targets=targets, train=self.train_rows[places])
 
+    @checked
     def places(self, chosen: Tensor | Sequence[int]) -> Tensor:
         """Positions of some samples, ``(kept,)`` on the CPU, which may be given as a mask."""
         given = torch.as_tensor(chosen, device="cpu").flatten()
@@ -147,6 +152,7 @@ class Probe:
         """What tells these inputs from others: of every tensor, and nothing of numbers and words beside them."""
         return data_print(len(self), *tensors(rows(self.inputs, printed_rows(len(self)))))
 
+    @checked
     def target_values(self, outputs: int | None = None) -> Tensor | None:
         """The targets as floats: ``(sample, output)``, one-hot for integer classes, or None without targets.
 

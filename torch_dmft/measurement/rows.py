@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.prints import Print, checksum, data_print, printed_rows
 from torch_dmft.core.random_state import random_state_kept
@@ -34,6 +35,7 @@ class Indexed(Dataset[tuple[int, Any]]):
         ...     recorder.batch(rows)
     """
 
+    @checked
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 

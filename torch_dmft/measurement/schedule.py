@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 
 Schedule = Callable[[int], bool]
@@ -47,6 +48,7 @@ class AtSteps:
         return step in self.steps
 
 
+@checked
 def every(interval: int) -> Schedule:
     """The schedule 0, n, 2n, ...
 
@@ -58,6 +60,7 @@ def every(interval: int) -> Schedule:
     return Every(interval)
 
 
+@checked
 def log_spaced(points: int = 50, *, last: int = 10_000) -> Schedule:
     """The schedule 0 and about ``points`` steps evenly spaced in log(step) from 1 to ``last``.
 
@@ -76,6 +79,7 @@ def log_spaced(points: int = 50, *, last: int = 10_000) -> Schedule:
     return LogSpaced(last ** (1 / (points - 1)))
 
 
+@checked
 def at_steps(steps: Iterable[int]) -> Schedule:
     """The schedule of exactly these steps.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Role
 from torch_dmft.architecture.describe import Roles
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.listed import listed
 from torch_dmft.core.materialised import require_materialised
@@ -27,6 +28,7 @@ from torch_dmft.uses.outputs import Example, Runs, Selection
 from torch_dmft.uses.streams import streams_of
 
 
+@checked
 def parameterize(
     model: nn.Module,
     example_input: Example,

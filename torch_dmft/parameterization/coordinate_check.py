@@ -11,6 +11,7 @@ from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor, nn
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.loss import Loss
@@ -105,6 +106,7 @@ class CoordinateCheck:
         return str(self.__rich__())
 
 
+@checked
 def coordinate_check(
     factory: Callable[[int], nn.Module],
     inputs: Example,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from rich.progress import track
 from torch import Generator, Tensor, nn
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import Loss
 from torch_dmft.parameterization.apply import parameterize
@@ -20,6 +21,7 @@ from torch_dmft.uses.outputs import Example, Selection
 _THIRDS = ("first third", "middle third", "last third")
 
 
+@checked
 def depth_check(
     factory: Callable[[int], nn.Module],
     inputs: Example,

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Role, describe
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.parameterization.rules import parameter_rules
 from torch_dmft.parameterization.scheme import mean_field
@@ -39,6 +40,7 @@ class EffectiveScaling:
         return {name: lr / self.lr for name, lr in self.lrs.items()}
 
 
+@checked
 def effective_scaling(
     model: nn.Module, example_input: Tensor, param_groups: float | Iterable[Mapping[str, Any]]
 ) -> EffectiveScaling:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Attribute, Part, Role
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.listed import listed
@@ -154,6 +155,7 @@ class Plan:
                 "first"
             )
 
+    @checked
     def rule(self, name: str) -> ParameterRule:
         """The rule of the parameter with this name.
 
@@ -167,6 +169,7 @@ class Plan:
             f"Unknown parameter {name!r}.", remedy=f"one of {', '.join(rule.name for rule in self.rules)}"
         )
 
+    @checked
     def param_groups(
         self, lr: float, *, optimizer: str = "sgd", weight_decay: float = 0.0, eps: float = 1e-8
     ) -> list[dict[str, Any]]:
@@ -199,6 +202,7 @@ class Plan:
         reshard(self.model)
         return param_groups(self.model, self.rules, lr, optimizer, weight_decay, eps)
 
+    @checked
     def suggest_lr(
         self,
         probe: Probe,
@@ -263,6 +267,7 @@ class Plan:
             "drawn": {name: entries.tolist() for name, entries in self.drawn.items()},
         }
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a scaling saved by ``state_dict``; weights come from the model's own checkpoint.
 

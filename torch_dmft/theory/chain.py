@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from torch_dmft.core.activation import activation as named_activation
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.numbers import require_number
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
 
 
+@checked
 @dataclass(frozen=True)
 class HiddenLayer:
     """One hidden layer of a chain: h = gain * W x / sqrt(fan_in) + b, followed by phi(h).
@@ -40,6 +42,7 @@ class HiddenLayer:
             require_number("bias_std", self.bias_std, at_least=0, remedy="bias_std >= 0, or None for no biases")
 
 
+@checked
 @dataclass(frozen=True)
 class Chain:
     """A dense chain: ``hidden`` layers from the input on, then the readout f_c = w_c . phi(h^L) / (gamma0 N_L) (+ b_c).

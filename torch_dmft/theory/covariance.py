@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import NotRecordedError
 from torch_dmft.core.memory import require_memory
 from torch_dmft.core.trajectory import Trajectory
@@ -16,6 +17,7 @@ Observable = Callable[[Trajectory], Tensor]
 """A function of one network's trajectory, such as ``lambda run: run.layers[1].forward.array[-1]``."""
 
 
+@checked
 def covariance(
     networks: Trajectory, observable: Observable, other: Observable | None = None
 ) -> Float[Tensor, "entry entry_of_other"]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
@@ -221,15 +222,18 @@ class Problem:
             return self.targets.reshape(self.train_samples, -1)
         return nn.functional.one_hot(self.targets, self.outputs).to(self.dtype)
 
+    @checked
     def batch(self, step: int) -> Tensor | None:
         """Rows that the update of this step sees, or None for all training rows."""
         return None if self.batches is None else self.batches[step]
 
+    @checked
     def rows_of(self, step: int) -> Tensor:
         """Rows that the update of this step sees: ``(row,)``."""
         rows = self.batch(step)
         return torch.arange(self.train_samples, device=self.device) if rows is None else rows
 
+    @checked
     def recorded(self, record: Iterable[int] | int | Tensor | None = None) -> Tensor:
         """The steps to keep, sorted and each once: ``(time,)`` integers in 0..steps; None for all.
 
@@ -300,6 +304,7 @@ class Problem:
         return -gradient
 
     @classmethod
+    @checked
     def mlp(
         cls,
         inputs: Tensor,
@@ -391,6 +396,7 @@ class Problem:
         )
 
     @classmethod
+    @checked
     def like(
         cls,
         plan: Plan,

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError
 from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.stability import NEAR_THE_EDGE, curvatures
@@ -21,6 +22,7 @@ from torch_dmft.theory.solver import Solver
 from torch_dmft.uses.outputs import rows, tensors
 
 
+@checked
 def solve(
     problem: Problem,
     solver: Solver | None = None,

@@ -13,6 +13,7 @@ from torch import nn
 from torch_dmft.architecture import Architecture, Role, Wrapper
 from torch_dmft.architecture import describe as describe_one
 from torch_dmft.architecture.describe import Roles
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.core.listed import listed
 from torch_dmft.core.materialised import require_materialised
@@ -28,6 +29,7 @@ _WIDTHS = (256, 64, 1024, 16, 128, 512, 32, 8)
 """Widths that a factory is tried at, in this order."""
 
 
+@checked
 def describe(
     model: nn.Module,
     example_input: Example,

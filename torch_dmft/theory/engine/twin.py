@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_dmft.architecture import Architecture, Layer, Role, Vector, describe
 from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.torch_private import ConvBase
 from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
@@ -35,6 +36,7 @@ def default_tolerance(gamma0: float, draws: int = 1) -> float:
     return min(1e-2, draws**-0.5 if draws > 1 else 1.0) * min(1.0, gamma0)
 
 
+@checked
 def infinite_width(
     model_or_factory: nn.Module | Plan | Callable[[int], nn.Module],
     example_input: Tensor,

@@ -16,11 +16,14 @@ from types import FrameType
 from typing import Any
 
 from tests.inputs.calls import Set, calls
-from tests.inputs.values import parameters, wrong_values
+from tests.inputs.values import RIGHT_ALL_THE_SAME, parameters, wrong_values
 from torch_dmft.core.errors import DMFTError
 
 SECONDS = 2.0
 """What a case may take; a refusal takes a millisecond."""
+
+MANY = {"others", "predictions"}
+"""Parameters that any number of values is given to, by position."""
 
 
 class _Late(BaseException):
@@ -57,9 +60,13 @@ def generated(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
         function, right = make()
         for parameter, annotation in parameters(function).items():
             for label, value in wrong_values(parameter, annotation):
+                if (name, parameter, label) in RIGHT_ALL_THE_SAME:
+                    continue
 
                 def case(make: Any = make, parameter: str = parameter, value: Any = value) -> Any:
                     function, right = make()
+                    if parameter in MANY:  # *others
+                        return function(*right.values(), value())
                     return function(**{**right, parameter: value()})
 
                 yield f"{name}({parameter}={label})", case

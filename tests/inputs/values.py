@@ -48,8 +48,24 @@ WHOLE: dict[str, Callable[[], Any]] = {"-1": lambda: -1, "2**64": lambda: 2**64,
 SIGNED: dict[str, Callable[[], Any]] = {"-1.0": lambda: -1.0}
 """For numbers: every one of the package's is a size."""
 
-FREE_TEXT = {"logdir", "path", "origin", "title", "folder", "output", "data_dir"}
+TEXTS = ("text", "empty text", "number as text")
+FREE_TEXT = {"logdir", "path", "origin", "title", "folder", "output", "data_dir", "predictions"}
 """Parameters that take any text."""
+
+
+RIGHT_ALL_THE_SAME = {
+    ("Kernel.matrix", "time", "-1"): "the last recorded time",
+    ("Probe", "inputs", "a complex tensor"): "a model may take it",
+    ("Problem.mlp", "lr", "a tensor of one number"): "a number",
+    ("Problem.like", "lr", "a tensor of one number"): "a number",
+    ("Training.sgd", "lr", "a tensor of one number"): "a number",
+    ("Training.with_numbers", "numbers", "a tensor of one number"): "a number",
+    **{("Recorder", "outputs", text): "a key of what the model returns: refused at the first record" for text in TEXTS},
+    **{("Projection", "of", text): "likewise" for text in TEXTS},
+    **{("Training.at", "parameter", text): "of a parameter that is no exception" for text in TEXTS},
+    **{("Training.number", "parameter", text): "likewise" for text in TEXTS},
+}
+"""What would be wrong elsewhere, by call, parameter and value, and why it is right here."""
 
 
 def words(annotation: str) -> set[str]:
@@ -63,7 +79,7 @@ def wrong_values(name: str, annotation: str) -> Iterator[tuple[str, Callable[[],
     if not known or known <= {"Any", "object"}:
         return
     for label, (make, right) in POOL.items():
-        is_text = label in ("text", "empty text", "number as text") and (name in FREE_TEXT and "str" in known)
+        is_text = label in TEXTS and (name in FREE_TEXT and "str" in known)
         if not is_text and not right & known and not (label == "1.5" and "float" in known):
             yield label, make
     for kind, values in (("int", WHOLE), ("float", SIGNED)):

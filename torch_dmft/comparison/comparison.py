@@ -19,6 +19,7 @@ from torch_dmft.comparison.yardstick import narrowest
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.divergence import last_sane
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_choice, require_whole
 from torch_dmft.core.page import Page
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory import Problem, solve, solvers
@@ -91,6 +92,8 @@ class Comparison:
             The narrowest width that the kernel is an average over; the readout's fan-in where the widths are not known; None if
             that is not known either.
         """
+        require_choice("kernel", kernel, ("forward", "backward", "ntk"))
+        require_whole("position", position, at_least=0, at_most=len(self.measured.layers) - 1)
         if self.widths:
             return narrowest(self.widths, kernel, position)
         return self.measured.width
@@ -204,6 +207,7 @@ def compare(
                 got=type(run).__name__,
                 remedy="recorder.trajectory() for the network, solve(problem) for a prediction",
             )
+    require_whole("replicas", replicas, at_least=0)
     refuse_swapped(measured, predicted, *others)
     predictions = [predicted, *others]
     if problem is not None:

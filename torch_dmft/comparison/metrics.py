@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import checked, require_rows
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.kernel import Kernel
 
@@ -105,6 +105,7 @@ def target_alignment(kernel: Kernel | Shaped[Tensor, "..."], targets: Shaped[Ten
         InvalidInputError: if the kernel has several times, or another number of samples than the targets, or integer targets
             are negative.
     """
+    require_rows("targets", targets, len(targets) if targets.ndim else 1)
     if isinstance(kernel, Kernel):
         kernel = kernel.per_sample().equal_time
         if len(kernel) != 1:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
@@ -33,6 +34,7 @@ _T = TypeVar("_T")
 _EXAMPLE = "a tensor with samples on its first axis, or a tuple or mapping of the arguments of forward"
 
 _REMEDIES = {
+    "record": "record=range(0, steps + 1, 10)",
     "Plan": "plan = parameterize(model, example_input)",
     "Module": "an nn.Module",
     "Example": _EXAMPLE,
@@ -64,13 +66,13 @@ _REMEDIES = {
     "Mapping": "a dictionary of them",
     "bool": "True or False",
     "float": f"a plain Python number, finite and at most {LARGEST:g} in size",
-    "int": "a plain Python integer below 2**63",
+    "int": "a plain Python integer >= 0 and below 2**63",
     "Literal": "one of these words",
     "Path": "a path, as text or pathlib.Path",
     "str": "text in quotes",
     "device": '"cpu" or "cuda"',
 }
-"""What helps, by the first of these names that is in an annotation."""
+"""What helps, by the first of these that is the name of the argument, or is in its annotation."""
 
 
 def checked(public: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -80,15 +82,19 @@ def checked(public: Callable[_P, _T]) -> Callable[_P, _T]:
         InvalidInputError: when it is called, for the first such argument.
     """
     if isinstance(public, type):
-        public.__init__ = checked(public.__init__)  # type: ignore[misc]
+        public.__init__ = _checked(public.__init__, public)  # type: ignore[misc]
         return public
+    return _checked(public)
+
+
+def _checked(public: Callable[_P, _T], of: type | None = None) -> Callable[_P, _T]:
     arguments: _Arguments | None = None
 
     @wraps(public)
     def check(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         nonlocal arguments
         if arguments is None:  # annotations may name what is defined later
-            arguments = _Arguments(public)
+            arguments = _Arguments(public, of)
         for argument, value in arguments.given(args, kwargs):
             argument.check(value)
         return public(*args, **kwargs)
@@ -118,22 +124,17 @@ class _Argument:
                     value,
                     "the module that was given to torch.jit.script or torch.jit.trace",
                 )
-        elif self.holds_tensors:
+        elif self.holds_tensors or isinstance(value, Tensor):
             for tensor in _tensors(value):
                 self._check_tensor(tensor)
 
     def _check_tensor(self, tensor: Tensor) -> None:
-        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested or tensor.is_quantized:
-            raise self._refusal(
-                f"`{self.name}` must be dense and hold numbers.",
-                tensor,
-                "tensor.to_dense() of a sparse tensor, and data in place of a tensor on the meta device",
-            )
+        require_dense(self.name, tensor)
         if tensor.is_complex() and "Example" not in self.words:
             raise self._refusal(f"`{self.name}` must be real.", tensor, f"{self.name}.real, or torch.view_as_real(...)")
 
     def _refusal(self, what: str, value: object, remedy: str | None) -> InvalidInputError:
-        usual = next((text for word, text in _REMEDIES.items() if word in self.words), None)
+        usual = next((text for word, text in _REMEDIES.items() if word in (self.name, *self.words)), None)
         return InvalidInputError(
             what, got=f"{self.name}={_shown(value)}", remedy=remedy or usual or "see the annotation"
         )
@@ -142,8 +143,10 @@ class _Argument:
 class _Arguments:
     """The parameters of a function that are annotated."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], of: type | None) -> None:
         names = _Names(inspect.unwrap(function).__globals__)
+        for base in () if of is None else reversed(of.__mro__):  # whose fields a dataclass inherits
+            names.update(vars(sys.modules[base.__module__]))
         kinds = inspect.Parameter
         self.by_position: list[_Argument | None] = []
         self.by_name: dict[str, _Argument] = {}
@@ -191,6 +194,67 @@ def _called(name: str) -> type:
     return type("_Called", (type,), {"__instancecheck__": is_one})(name, (), {})
 
 
+def require_dense(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is sparse, nested or quantized, or is on the meta device.
+
+    Raises:
+        InvalidInputError: saying where it is, and how it is laid out.
+    """
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested or tensor.is_quantized:
+        raise InvalidInputError(
+            f"`{name}` must be dense and hold numbers.",
+            got=f"{name}={_shown(tensor)}",
+            remedy="tensor.to_dense() of a sparse tensor, and data in place of a tensor on the meta device",
+        )
+
+
+def require_places(name: str, places: Tensor, count: int) -> None:
+    """Refuse anything but positions along an axis: ``(kept,)`` integers in 0..count - 1, at least one.
+
+    Raises:
+        InvalidInputError: naming the range.
+    """
+    whole = places.dtype in (torch.int64, torch.int32) and places.ndim == 1 and len(places) > 0
+    if not whole or int(places.min()) < 0 or int(places.max()) >= count:
+        raise InvalidInputError(
+            f"`{name}` must hold positions.",
+            got=f"{places.flatten().tolist()[:8]} of {places.dtype}, shape {tuple(places.shape)}",
+            remedy=f"a tensor of integers 0..{count - 1} with one axis; mask.nonzero().flatten() of a mask",
+        )
+
+
+def require_rows(name: str, values: Tensor, count: int) -> None:
+    """Refuse numbers that are not finite, or that have other rows than there are samples.
+
+    Raises:
+        InvalidInputError: naming the first row that is not finite, or both lengths.
+    """
+    if values.ndim == 0 or len(values) != count:
+        raise InvalidInputError(
+            f"`{name}` must have one row per sample.",
+            got=f"shape {tuple(values.shape)} for {count} samples",
+            remedy=f"{name} of shape (sample, ...), the same samples as those of the inputs",
+        )
+    require_finite(name, values)
+
+
+def require_finite(name: str, values: Tensor) -> None:
+    """Refuse rows with NaN or infinity.
+
+    Raises:
+        InvalidInputError: naming the first.
+    """
+    if not (values.is_floating_point() or values.is_complex()):
+        return
+    bad = (~torch.isfinite(values)).reshape(len(values) if values.ndim else 1, -1).any(1).nonzero()
+    if len(bad):
+        raise InvalidInputError(
+            f"The {name} must be finite.",
+            got=f"NaN or infinity in row {int(bad[0])} (and {len(bad) - 1} more)",
+            remedy="clean the data first",
+        )
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a type."""
     if hint is Any or hint is object or isinstance(hint, TypeVar):
@@ -220,7 +284,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return False
     if origin is not tuple and not isinstance(value, list | tuple):
         return True  # a range, a generator, an array
-    if origin is tuple and len(parts) != 2 or (origin is tuple and parts[1] is not ...):
+    if (origin is tuple and len(parts) != 2) or (origin is tuple and parts[1] is not ...):
         return len(value) == len(parts) and all(_fits(one, part) for one, part in zip(value, parts, strict=True))
     return not parts or all(_fits(one, parts[0]) for one in value)
 
@@ -239,5 +303,6 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 def _shown(value: object) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, {value.layout} on {value.device}"
+        shape = "nested" if value.is_nested else f"of shape {tuple(value.shape)}"
+        return f"a tensor {shape}, {value.dtype}, {value.layout} on {value.device}"
     return f"{shown(value)} ({type(value).__name__})"

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import checked, require_places
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
+from torch_dmft.core.numbers import require_whole
 
 _EQUAL_TIME = ("time", "sample", "sample")
 _TWO_TIME = ("time", "sample", "time", "sample")
@@ -97,6 +98,10 @@ class Kernel:
     @checked
     def matrix(self, time: int = -1) -> Tensor:
         """The square matrix at one recorded time, rows (sample) or (sample, output) flattened: ``(row, row)``."""
+        count = len(self.array)
+        require_whole(
+            "time", time, at_least=-count, at_most=count - 1, remedy=f"a position in 0..{count - 1}, or -1, the last"
+        )
         at = self.equal_time[time]
         rows = at.shape[: at.ndim // 2].numel()
         return at.reshape(rows, rows)
@@ -113,12 +118,14 @@ class Kernel:
     @checked
     def at(self, index: Tensor) -> Kernel:
         """The kernel at a subset of its recorded times: ``index`` is ``(kept,)``, positions along the time axis."""
+        require_places("index", index, len(self.array))
         array = self.array[index]
         return Kernel(array.index_select(self.array.ndim // 2, index) if self.is_two_time else array)
 
     @checked
     def at_rows(self, rows: Tensor) -> Kernel:
         """The kernel of a subset of its samples: ``rows`` is ``(kept,)``, positions along the sample axes."""
+        require_places("rows", rows, self.array.shape[1])
         array = self.array
         for axis, name in enumerate(self.axes):
             if name == "sample":

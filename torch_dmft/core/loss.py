@@ -11,6 +11,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
+from torch_dmft.core.errors import InvalidInputError
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets) -> scalar``."""
 
@@ -22,6 +24,17 @@ def default_loss(targets: Tensor | None) -> Loss:
     """``nn.CrossEntropyLoss()`` for integer classes, ``nn.MSELoss()`` for floats and without targets."""
     classes = targets is not None and not targets.is_floating_point()
     return nn.CrossEntropyLoss() if classes else nn.MSELoss()
+
+
+def require_loss(loss: object) -> None:
+    """Refuse anything but a function, or an instance of a module.
+
+    Raises:
+        InvalidInputError: for a class, a name or anything else that cannot be called.
+    """
+    if isinstance(loss, type) or not callable(loss):
+        name = getattr(loss, "__name__", repr(loss))
+        raise InvalidInputError("`loss` must be callable.", got=name, remedy="an instance: loss=nn.MSELoss()")
 
 
 def aside(loss: Loss) -> Loss:

@@ -1,7 +1,8 @@
-"""Numbers that a user sets: anything that is not a number, not finite or out of range is refused before any work."""
+"""Settings of a user: a number that is none, not finite or out of range, and an unknown word, are refused before any work."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 from torch_dmft.core.errors import InvalidInputError
@@ -70,6 +71,18 @@ def require_seed(name: str, value: object) -> None:
         InvalidInputError: naming the range.
     """
     require_whole(name, value, at_least=0, at_most=MOST - 2)  # whoever needs a second seed takes the next
+
+
+def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse anything but one of some words.
+
+    Raises:
+        InvalidInputError: listing them.
+    """
+    known = tuple(choices)
+    if not isinstance(value, str) or value not in known:
+        listed = ", ".join(f'"{one}"' for one in known)
+        raise InvalidInputError(f"`{name}` must be one of {listed}.", got=f"{name}={shown(value)}", remedy=listed)
 
 
 def _within(value: object, at_least: int | float | None, above: int | float | None, below: int | float | None) -> bool:

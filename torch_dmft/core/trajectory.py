@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torch_dmft.core import serial
 from torch_dmft.core.activation import activation
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import checked, require_places
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
@@ -228,6 +228,12 @@ class Trajectory:
         Raises:
             NotRecordedError: if a step was not recorded.
         """
+        if steps.ndim != 1 or steps.dtype not in (torch.int64, torch.int32) or not len(steps):
+            raise InvalidInputError(
+                "`steps` must be integers with one axis.",
+                got=f"shape {tuple(steps.shape)}, {steps.dtype}",
+                remedy="some of trajectory.steps",
+            )
         known = {int(step): position for position, step in enumerate(self.steps)}
         missing = [int(step) for step in steps if int(step) not in known]
         if missing:
@@ -256,6 +262,7 @@ class Trajectory:
         Args:
             rows: ``(kept,)`` positions along the sample axis.
         """
+        require_places("rows", rows, self.outputs.shape[1])
 
         def kept(layer: LayerKernels) -> LayerKernels:
             fields = layer.fields

@@ -19,15 +19,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp, vjp
 
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import checked, require_finite
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.memory import require_memory
-from torch_dmft.core.numbers import require_whole
+from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.batch_norm import Statistics, require_choice
 from torch_dmft.measurement.functional import called_with, plain_attention
 from torch_dmft.measurement.ntk import refuse_lazily_sampled, trained
-from torch_dmft.uses.outputs import Example, Runs, Selection, count, output_rows, rows
+from torch_dmft.uses.failures import outputs_on
+from torch_dmft.uses.outputs import Example, Runs, Selection, count, named_tensors, output_rows, rows
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
@@ -84,7 +85,10 @@ class NTKOperator:
         self._module, self._inputs = Runs(module, outputs), inputs
         self._rates = {f"model.{name}": rate for name, rate in rates.items()}
         self.samples = count(inputs)
+        for name, leaf in named_tensors(inputs):
+            require_finite(name, leaf)
         with self._ready(), torch.no_grad():
+            outputs_on(self._module, inputs if not self.samples else rows(inputs, [0, 1][: self.samples]))
             self.outputs = self._function([0, 1][: self.samples])(self._differentiated()).shape[1]
         with self._ready():
             fixed, each = self._needs()
@@ -152,6 +156,7 @@ class NTKOperator:
         from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import
 
         require_whole("number", number, at_least=1)
+        require_number("tolerance", tolerance, above=0)
         if number >= self.shape[0]:
             raise InvalidInputError(
                 "Lanczos' method finds fewer eigenvalues than there are.",

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.core.arguments import checked
+from torch_dmft.core.devices import usable
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.prints import Print, data_print, printed_rows
 from torch_dmft.uses.outputs import Example, copied, count, moved, named_tensors, rows, tensors
 
@@ -78,7 +80,7 @@ class Probe:
     @checked
     def to(self, device: torch.device | str) -> Probe:
         """The same probe on another device; ``train`` stays on the CPU."""
-        where = torch.device(device)
+        where = usable(device)
         targets = None if self.targets is None else self.targets.to(where)
         return replace(self, inputs=moved(self.inputs, where), targets=targets)
 
@@ -162,6 +164,8 @@ class Probe:
         Raises:
             InvalidInputError: if a class is larger than that.
         """
+        if outputs is not None:
+            require_whole("outputs", outputs, at_least=1)
         if self.targets is None or self.targets.is_floating_point():
             return None if self.targets is None else self.targets.reshape(len(self), -1)
         if outputs is not None and int(self.targets.max()) >= outputs:

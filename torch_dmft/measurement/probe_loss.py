@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.core.loss import Loss, as_the_loss_takes_them, aside, default_loss
+from torch_dmft.core.loss import Loss, as_the_loss_takes_them, aside, default_loss, require_loss
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.snapshot import returns_one_number
 from torch_dmft.measurement.subject import Subject
@@ -28,6 +28,7 @@ class ProbeLoss:
 
     def __init__(self, subject: Subject, probe: Probe, loss: Loss | None) -> None:
         self.loss = default_loss(probe.targets) if loss is None else loss
+        require_loss(self.loss)
         self._subject, self._probe, self._is_usual = subject, probe, loss is None
         self._squeezed: bool | None = None
         self._targets: Tensor | None = None  # of the training rows, as the loss takes them

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.core.numbers import require_whole
+from torch_dmft.core.numbers import require_seed, require_whole
 from torch_dmft.uses.outputs import Selection, output_rows, select
 
 
@@ -37,6 +37,7 @@ class Projection:
     @checked
     def __init__(self, count: int, of: Selection | None = None, *, seed: int = 0) -> None:
         require_whole("count", count, at_least=1)
+        require_seed("seed", seed)
         self.count, self.of, self.seed = count, of, seed
         self._matrix: Tensor | None = None
 

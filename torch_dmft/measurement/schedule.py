@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_whole
 
 Schedule = Callable[[int], bool]
 
@@ -55,8 +58,7 @@ def every(interval: int) -> Schedule:
     Args:
         interval: n >= 1, in optimizer steps.
     """
-    if interval < 1:
-        raise InvalidInputError("A recording interval is at least one step.", got=f"every({interval})")
+    require_whole("interval", interval, at_least=1, remedy="every(1) for every step")
     return Every(interval)
 
 
@@ -71,11 +73,8 @@ def log_spaced(points: int = 50, *, last: int = 10_000) -> Schedule:
         points: number of points from 1 to ``last``, >= 2.
         last: the step up to which ``points`` counts, >= 2.
     """
-    if points < 2 or last < 2:
-        raise InvalidInputError(
-            "Log spacing needs at least two points and a last step of at least 2.",
-            got=f"log_spaced({points}, last={last})",
-        )
+    require_whole("points", points, at_least=2)
+    require_whole("last", last, at_least=2)
     return LogSpaced(last ** (1 / (points - 1)))
 
 
@@ -86,7 +85,12 @@ def at_steps(steps: Iterable[int]) -> Schedule:
     Args:
         steps: integers >= 0.
     """
-    listed = frozenset(int(step) for step in steps)
-    if not listed or min(listed) < 0:
-        raise InvalidInputError("Steps to record are integers >= 0, at least one.", got=str(sorted(listed)[:5]))
-    return AtSteps(listed)
+    numbers = steps.tolist() if isinstance(steps, Tensor) else list(steps)
+    several = numbers if isinstance(numbers, list) else [numbers]
+    if not several:
+        raise InvalidInputError(
+            "At least one step must be recorded.", got="none", remedy="at_steps([0, 10, 100]), or every(10)"
+        )
+    for step in several:
+        require_whole("a step to record", step, at_least=0, remedy="at_steps([0, 10, 100]), integers")
+    return AtSteps(frozenset(map(int, several)))

@@ -11,16 +11,17 @@ from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor, nn
 
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import checked, require_finite, require_rows
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
-from torch_dmft.core.loss import Loss
+from torch_dmft.core.loss import Loss, require_loss
+from torch_dmft.core.numbers import require_choice, require_number, require_whole
 from torch_dmft.parameterization.apply import scaled
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.parameterization.plan import Plan
 from torch_dmft.parameterization.wrapping import Wrapping
 from torch_dmft.uses.describe import describe
-from torch_dmft.uses.outputs import Example, Runs, Selection
+from torch_dmft.uses.outputs import Example, Runs, Selection, named_tensors
 from torch_dmft.uses.passes import layer_outputs
 from torch_dmft.uses.streams import stream_states
 
@@ -106,6 +107,10 @@ class CoordinateCheck:
         return str(self.__rich__())
 
 
+_LARGEST = 10**6
+"""Width, depth, or number of steps or networks, that nobody waits for."""
+
+
 @checked
 def coordinate_check(
     factory: Callable[[int], nn.Module],
@@ -156,6 +161,7 @@ def coordinate_check(
     Raises:
         InvalidInputError: if there are fewer than two widths, or a layer is missing at some width.
     """
+    check_settings(widths, inputs, targets, lr, optimizer, loss, steps, seeds, tolerance)
     if len(set(widths)) < 2:
         raise InvalidInputError("`widths` must hold at least two widths, as a slope is fitted.", got=str(tuple(widths)))
     found: list[dict[str, list[float | None]]] = []
@@ -178,6 +184,36 @@ def coordinate_check(
         )
     layers = tuple(path for path in found[0] if all(None not in row[path] for row in found))
     return summary(widths, layers, found, tolerance, "width")
+
+
+def check_settings(
+    sizes: Sequence[int],
+    inputs: Example,
+    targets: Tensor,
+    lr: float,
+    optimizer: str,
+    loss: Loss,
+    steps: int,
+    seeds: int,
+    tolerance: float,
+) -> None:
+    """Refuse settings of a check with which nothing can be seen.
+
+    Raises:
+        InvalidInputError: for the first of them.
+    """
+    for size in sizes:
+        require_whole("a width or depth", size, at_least=1, at_most=_LARGEST)
+    require_rows("targets", targets, len(targets) if targets.ndim else 1)  # of tokens there are more than samples
+    for name, leaf in named_tensors(inputs):
+        if leaf.is_floating_point():
+            require_finite(name, leaf)
+    require_number("lr", lr, above=0)
+    require_choice("optimizer", optimizer, OPTIMIZERS)
+    require_loss(loss)
+    require_whole("steps", steps, at_least=1, at_most=_LARGEST)
+    require_whole("seeds", seeds, at_least=1, at_most=_LARGEST)
+    require_number("tolerance", tolerance, above=0)
 
 
 def summary(

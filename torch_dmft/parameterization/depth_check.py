@@ -14,7 +14,7 @@ from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import Loss
 from torch_dmft.parameterization.apply import parameterize
-from torch_dmft.parameterization.coordinate_check import CoordinateCheck, changes_of, summary
+from torch_dmft.parameterization.coordinate_check import CoordinateCheck, changes_of, check_settings, summary
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.uses.outputs import Example, Selection
 
@@ -73,6 +73,7 @@ def depth_check(
         InvalidInputError: if there are fewer than two depths, or one is below 3, or the kinds of layers differ between them.
         UnsupportedModelError: if the model cannot be wrapped, or its branches cannot be scaled.
     """
+    check_settings(depths, inputs, targets, lr, optimizer, loss, steps, seeds, tolerance)
     if len(set(depths)) < 2 or min(depths) < len(_THIRDS):
         raise InvalidInputError(
             "`depths` must hold at least two depths of 3 or more, as a slope is fitted in every third.",

@@ -9,13 +9,15 @@ from torch import nn
 
 from torch_dmft.core.activation import activation as named_activation
 from torch_dmft.core.arguments import checked
-from torch_dmft.core.numbers import require_number
+from torch_dmft.core.numbers import require_number, require_whole
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
 
+MOST_LAYERS = 10_000
+"""Hidden layers of a chain, beyond which it takes forever to build."""
 
-@checked
+
 @dataclass(frozen=True)
 class HiddenLayer:
     """One hidden layer of a chain: h = gain * W x / sqrt(fan_in) + b, followed by phi(h).
@@ -58,6 +60,11 @@ class Chain:
     hidden: tuple[HiddenLayer, ...]
     outputs: int
     readout_bias: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse empty ends."""
+        require_whole("input_dim", self.input_dim, at_least=1)
+        require_whole("outputs", self.outputs, at_least=1)
 
     @property
     def depth(self) -> int:

@@ -18,7 +18,7 @@ from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.training import Training
 from torch_dmft.measurement import Probe
 from torch_dmft.parameterization import Plan
-from torch_dmft.theory.chain import Chain, HiddenLayer
+from torch_dmft.theory.chain import MOST_LAYERS, Chain, HiddenLayer
 from torch_dmft.theory.checks import (
     check_inputs,
     check_loss,
@@ -225,6 +225,7 @@ class Problem:
     @checked
     def batch(self, step: int) -> Tensor | None:
         """Rows that the update of this step sees, or None for all training rows."""
+        require_whole("step", step, at_least=0, at_most=max(self.steps - 1, 0))
         return None if self.batches is None else self.batches[step]
 
     @checked
@@ -233,7 +234,6 @@ class Problem:
         rows = self.batch(step)
         return torch.arange(self.train_samples, device=self.device) if rows is None else rows
 
-    @checked
     def recorded(self, record: Iterable[int] | int | Tensor | None = None) -> Tensor:
         """The steps to keep, sorted and each once: ``(time,)`` integers in 0..steps; None for all.
 
@@ -304,7 +304,6 @@ class Problem:
         return -gradient
 
     @classmethod
-    @checked
     def mlp(
         cls,
         inputs: Tensor,
@@ -364,7 +363,13 @@ class Problem:
                 got=f"{len(targets)} targets, {len(inputs)} inputs",
                 remedy="rows that are not trained on go into test_inputs",
             )
-        require_whole("depth", depth, at_least=1, remedy="the number of hidden layers, at least one hidden layer")
+        require_whole(
+            "depth",
+            depth,
+            at_least=1,
+            at_most=MOST_LAYERS,
+            remedy="the number of hidden layers, at least one hidden layer",
+        )
         ratios = (1.0,) * depth if width_ratios is None else require_list("width_ratios", width_ratios)
         hidden = tuple(HiddenLayer(activation, gain, bias_std, ratio) for ratio in ratios)
         if len(ratios) != depth or ratios[-1] != 1.0:

@@ -106,7 +106,7 @@ def _warn_near_the_edge(found: Trajectory) -> None:
         warnings.warn(
             f"At step {step} the learning rate is {float(edge.max()):.2g} of the largest stable one. Near 1 training is "
             "chaotic: networks, and replicas of this prediction, depart from each other. Trust a comparison at a smaller rate.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -15,14 +15,18 @@ from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
+from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
 from torch_dmft.core.torch_private import ConvBase
 from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
+from torch_dmft.parameterization.rules import require_gain
 from torch_dmft.theory.coverage import refuse_unsupported, rows_per_sample
 from torch_dmft.theory.engine.conv import InfiniteConv
 from torch_dmft.theory.engine.layers import InfiniteLinear, InfiniteReadout
 from torch_dmft.theory.engine.lazy_layer import LazySettings
 from torch_dmft.theory.gaussian.latents import Population
 
+MOST_NEURONS = 2**24
+"""Of a sample; the matrices between so many would be of 2^48 numbers."""
 _TEMPLATE_WIDTH = 240
 """Width at which the model of a factory is described: small, and a multiple of most numbers of heads."""
 
@@ -85,11 +89,16 @@ def infinite_width(
         UnsupportedModelError: for layers whose infinite-width law is not implemented, with every place named.
         InvalidInputError: for settings outside their range.
     """
-    if neurons < 16 or law not in ("limit", "network") or not 0 < gamma0 < math.inf:
-        raise InvalidInputError(
-            '`neurons` must be at least 16, gamma0 > 0, and `law` "limit" or "network".',
-            got=f"neurons={neurons}, gamma0={gamma0}, law={law!r}",
-        )
+    require_whole("neurons", neurons, at_least=16, at_most=MOST_NEURONS)
+    require_whole("rank", rank, at_least=1)
+    require_number("gamma0", gamma0, at_least=SMALLEST)
+    require_choice("law", law, ("limit", "network"))
+    for path, number in (gain if isinstance(gain, Mapping) else {"gain": gain}).items():
+        require_gain(number, path)
+    for path, number in (bias_std or {}).items():
+        require_number(path, number, at_least=0)
+    if tolerance is not None:
+        require_number("tolerance", tolerance, at_least=0, below=1)
     generator = generator or torch.Generator().manual_seed(0)
     if isinstance(model_or_factory, Plan):
         gamma0 = model_or_factory.gamma0

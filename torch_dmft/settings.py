@@ -12,7 +12,7 @@ from torch_dmft.core.numbers import SMALLEST, require_number, require_seed, requ
 Data = Literal["digits", "synthetic", "cifar10"]
 
 _PLACES = ("device", "logdir", "data_dir")
-_MOST = {"width": 10**6, "depth": 1000, "steps": 10**9, "records": 10**9, "neurons": 2**24, "replicas": 10**6}
+_MOST = {"width": 10**6, "depth": 1000, "steps": 10**9, "records": 10**9, "neurons": 2**20, "replicas": 10**6}
 """Counts, and what is more than anybody waits for."""
 
 
@@ -70,7 +70,7 @@ class Settings:
         for width in self.widths:
             require_whole("widths", width, at_least=1, at_most=_MOST["width"])
         require_whole("networks", self.networks, at_least=0, at_most=10**6)
-        require_whole("samples", self.samples, at_least=1)
+        require_whole("samples", self.samples, at_least=1, at_most=10**5)
         require_seed("seed", self.seed)
         for name in _PLACES:
             if "\0" in str(getattr(self, name)) or not str(getattr(self, name)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -93,7 +92,10 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
     found: dict[str, Callable[[], Call]] = {
         "alignment": lambda: (dmft.alignment, {"a": torch.eye(4), "b": torch.eye(4)}),
         "centered": lambda: (dmft.centered, {"model": network()}),
-        "compare": lambda: (dmft.compare, {"measured": a.measured, "predicted": a.static, "problem": None, "replicas": 19}),
+        "compare": lambda: (
+            dmft.compare,
+            {"measured": a.measured, "predicted": a.static, "problem": None, "replicas": 19},
+        ),
         "describe": lambda: (dmft.describe, model),
         "parameterize": lambda: (dmft.parameterize, {"model": network(), "example_input": INPUTS}),
         "empirical_ntk": lambda: (dmft.empirical_ntk, {"model": network(), **data}),
@@ -149,7 +151,10 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
             a.comparison.write_tensorboard,
             {"logdir": a.folder / "logs", "plan": a.plan},
         ),
-        "write_comparison": lambda: (report.write_comparison, {"comparison": a.comparison, "logdir": a.folder / "logs"}),
+        "write_comparison": lambda: (
+            report.write_comparison,
+            {"comparison": a.comparison, "logdir": a.folder / "logs"},
+        ),
         "write_html": lambda: (report.write_html, {"comparison": a.comparison, "path": a.folder / "page.html"}),
         "LiveScalars": lambda: (report.LiveScalars, {"logdir": a.folder / "live", "recorder": a.recorder}),
         "LiveComparison": lambda: (report.LiveComparison, {"logdir": a.folder / "live", "recorder": a.recorder}),
@@ -187,9 +192,6 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
 def _callback(library: str, a: Set) -> Call:
     from importlib import import_module
 
-    from tests.vision import make_importable
-
-    make_importable()
     return import_module(f"torch_dmft.integrations.{library}").RecorderCallback, {"recorder": a.recorder}
 
 
@@ -235,11 +237,3 @@ def _seen_by(a: Set) -> Callable[..., Any]:
 def _saved(a: Set) -> Path:
     a.static.save(a.folder / "static.npz")
     return a.folder / "static.npz"
-
-
-def flags() -> dict[str, argparse.Action]:
-    """Every flag of ``torch-dmft demo``, by name."""
-    from torch_dmft.cli import _parser
-
-    commands = next(one for one in _parser()._actions if isinstance(one, argparse._SubParsersAction))
-    return {one.option_strings[-1]: one for one in commands.choices["demo"]._actions if one.dest != "help"}

@@ -6,24 +6,39 @@ import contextlib
 import io
 import json
 import signal
-import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from tests.inputs.calls import Set, calls
+from tests.inputs.command import command_cases
+from tests.inputs.handmade import handmade
 from tests.inputs.values import RIGHT_ALL_THE_SAME, parameters, wrong_values
-from torch_dmft.core.errors import DMFTError
+from tests.vision import make_importable
+from torch_dmft.core.arguments import _Argument
+from torch_dmft.core.errors import DMFTError, UnsupportedModelError
 
 SECONDS = 2.0
 """What a case may take; a refusal takes a millisecond."""
-
 MANY = {"others", "predictions"}
 """Parameters that any number of values is given to, by position."""
+
+
+SLOW = (
+    "torch._dynamo",
+    "torch_dmft.integrations.lightning",
+    "torch_dmft.integrations.transformers",
+    "scipy.sparse.linalg",
+)
+"""What cases import, and takes seconds."""
+
+
+SOME = ("parameterize(", "Plan.param_groups(", "alignment(")
+"""Names that are tried without the check."""
 
 
 class _Late(BaseException):
@@ -31,7 +46,7 @@ class _Late(BaseException):
 
 
 def outcome(case: Callable[[], Any]) -> tuple[str, str]:
-    """What came of a case: "refused", "raw", "silent" or "hanging", and in which words."""
+    """What came of a case: "refused", "without a remedy", "raw", "silent" or "hanging", and in which words."""
 
     def late(number: int, frame: FrameType | None) -> None:
         raise _Late
@@ -43,7 +58,8 @@ def outcome(case: Callable[[], Any]) -> tuple[str, str]:
             warnings.simplefilter("ignore")
             answer = case()
     except DMFTError as error:
-        return "refused", f"{type(error).__name__}: {error}"
+        helps = bool(error.places) if isinstance(error, UnsupportedModelError) else bool(error.got and error.remedy)
+        return "refused" if helps else "without a remedy", f"{type(error).__name__}: {error}"
     except _Late:
         return "hanging", f"after {SECONDS:g} s"
     except BaseException as error:
@@ -57,30 +73,62 @@ def outcome(case: Callable[[], Any]) -> tuple[str, str]:
 def generated(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
     """A case for every wrong value of every parameter of every public name."""
     for name, make in calls(a).items():
-        function, right = make()
+        function, right = make()  # for all cases: what refuses a value has done nothing yet
         for parameter, annotation in parameters(function).items():
             for label, value in wrong_values(parameter, annotation):
                 if (name, parameter, label) in RIGHT_ALL_THE_SAME:
                     continue
 
-                def case(make: Any = make, parameter: str = parameter, value: Any = value) -> Any:
-                    function, right = make()
-                    if parameter in MANY:  # *others
+                def case(
+                    function: Any = function, right: Any = right, parameter: str = parameter, value: Any = value
+                ) -> Any:
+                    if parameter in MANY:
                         return function(*right.values(), value())
                     return function(**{**right, parameter: value()})
 
                 yield f"{name}({parameter}={label})", case
 
 
-if __name__ == "__main__":
-    only = sys.argv[1] if len(sys.argv) > 1 else ""
+def right_calls(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The calls that the wrong ones are made of; they must go through."""
+    for name, make in calls(a).items():
+
+        def call(make: Any = make) -> Any:
+            function, right = make()
+            return function(**right)
+
+        yield name, call
+
+
+@contextlib.contextmanager
+def without_the_check() -> Iterator[None]:
+    """A version that does not look at annotations."""
+    check = _Argument.check
+    _Argument.check = lambda self, value: None  # type: ignore[method-assign]
+    yield
+    _Argument.check = check  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Print the outcomes of all cases, by their kind, as JSON."""
+    make_importable()  # of torchvision
+    for library in SLOW:  # an import that is interrupted is not made up for
+        import_module(library)
     with tempfile.TemporaryDirectory() as folder:
-        a, found, timed = Set(Path(folder)), {}, []
-        for name, case in generated(a):
-            if only in name:
-                started = time.perf_counter()
-                found[name] = outcome(case)
-                timed.append((time.perf_counter() - started, name))
-    for seconds, name in sorted(timed)[-12:]:
-        print(f"{seconds:.2f} {name}", file=sys.stderr)
+        a = Set(Path(folder))
+        by_hand = ((name, case) for name, (case, _) in handmade(a).items())
+        kinds = {
+            "right": right_calls(a),
+            "generated": generated(a),
+            "handmade": by_hand,
+            "command": command_cases(Path(folder)),
+        }
+        found = {kind: {name: outcome(case) for name, case in cases} for kind, cases in kinds.items()}
+        with without_the_check():
+            some = [(name, case) for name, case in generated(a) if name.startswith(SOME)]
+            found["unchecked"] = {name: outcome(case) for name, case in some}
     print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

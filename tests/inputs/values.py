@@ -42,7 +42,12 @@ POOL: dict[str, tuple[Callable[[], Any], set[str]]] = {
 }
 """Name -> what makes the value, and the annotations that it is right for (in some shape, which other cases try)."""
 
-WHOLE: dict[str, Callable[[], Any]] = {"-1": lambda: -1, "2**64": lambda: 2**64, "1e20": lambda: 1e20, "10**20": lambda: 10**20}
+WHOLE: dict[str, Callable[[], Any]] = {
+    "-1": lambda: -1,
+    "2**64": lambda: 2**64,
+    "1e20": lambda: 1e20,
+    "10**20": lambda: 10**20,
+}
 """For integers, all of which count something."""
 
 SIGNED: dict[str, Callable[[], Any]] = {"-1.0": lambda: -1.0}

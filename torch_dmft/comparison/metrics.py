@@ -83,6 +83,8 @@ def relative_error(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor,
         InvalidInputError: if the shapes differ.
     """
     x, y = _entries(a, b)
+    size = max(float(each.abs().max()) if each.numel() else 0.0 for each in (x, y)) or 1.0  # squares may be no numbers
+    x, y = x / size, y / size
     return quotients((x - y).norm()[None], y.norm()[None]).item()
 
 
@@ -121,6 +123,7 @@ def target_alignment(kernel: Kernel | Shaped[Tensor, "..."], targets: Shaped[Ten
 
 def cosines(x: Float[Tensor, "row entry"], y: Float[Tensor, "row entry"]) -> Float[Tensor, " row"]:
     """The cosine of every row of x with the same row of y; 1 where both rows vanish, 0 where one does."""
+    x, y = (each / nonzero(each.abs().amax(1))[:, None] for each in (x, y))  # whose squares would be no numbers
     x_norm, y_norm = x.norm(dim=1), y.norm(dim=1)
     # Divided before summing: the product of two tiny norms would underflow.
     cosine = ((x / nonzero(x_norm)[:, None]) * (y / nonzero(y_norm)[:, None])).sum(1).clamp(-1, 1)
@@ -176,6 +179,7 @@ def _entries(a: Kernel | Tensor, b: Kernel | Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _centered(x: Tensor) -> Tensor:
+    x = x / (float(x.abs().max()) or 1.0)  # whose squares would be no numbers
     centered = x - x.mean(-1, keepdim=True)
     centered = centered - centered.mean(-2, keepdim=True)
     return torch.zeros_like(x) if centered.norm() <= 1e-12 * x.norm() else centered

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.core.numbers import LARGEST, MOST, shown
+from torch_dmft.core.numbers import LARGEST, MOST, is_usual, shown
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -266,7 +266,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) < MOST
     if hint is float:
-        return isinstance(value, Real) and not isinstance(value, bool) and bool(-LARGEST <= value <= LARGEST)
+        return isinstance(value, Real) and not isinstance(value, bool) and is_usual(value)
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
@@ -278,7 +278,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, os.PathLike if hint is os.PathLike else hint)
     if not isinstance(value, (tuple, list) if origin is tuple else origin):
         return False
-    if issubclass(origin, Mapping):
+    if isinstance(value, Mapping):
         return all(_fits(key, parts[0]) and _fits(one, parts[1]) for key, one in value.items())
     if isinstance(value, str | bytes):  # a word is no list of its letters
         return False

@@ -18,5 +18,7 @@ def usable(device: torch.device | str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InvalidInputError(
-            f"This device cannot be used: {reason}.", got=str(device), remedy='"cpu", or "cuda" where there is a GPU'
+            f"This device cannot be used: {reason}.",
+            got=repr(str(device)),
+            remedy='"cpu", or "cuda" where there is a GPU',
         ) from error

@@ -15,6 +15,11 @@ MOST = 2**63
 """What integers stay below: torch stores no larger ones."""
 
 
+def is_usual(value: Real) -> bool:
+    """Whether a number is finite, and of a size of at most ``LARGEST``."""
+    return bool(-LARGEST <= value <= LARGEST)  # type: ignore[operator]
+
+
 def require_number(
     name: str,
     value: object,
@@ -37,7 +42,7 @@ def require_number(
     Raises:
         InvalidInputError: naming the range.
     """
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and is_usual(value)
     if not is_number or not _within(value, at_least, above, below):
         _refuse(name, "a finite number", value, at_least, above, below, remedy)
 
@@ -100,7 +105,7 @@ def _refuse(
     below: int | float | None,
     remedy: str | None,
 ) -> None:
-    is_huge = isinstance(value, Real) and not isinstance(value, bool) and abs(value) > LARGEST
+    is_huge = isinstance(value, Real) and not isinstance(value, bool) and not is_usual(value)
     limits = {">=": at_least, ">": above, "<": LARGEST if below is None and is_huge else below}
     ranges = [f"{sign} {limit:g}" for sign, limit in limits.items() if limit is not None]
     wanted = " and ".join([kind, *ranges]).replace(" and ", " ", 1)

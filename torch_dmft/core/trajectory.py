@@ -14,6 +14,7 @@ from torch import Tensor
 from torch_dmft.core import serial
 from torch_dmft.core.activation import activation
 from torch_dmft.core.arguments import checked, require_places
+from torch_dmft.core.devices import usable
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
@@ -215,7 +216,7 @@ class Trajectory:
             if layer.name == name:
                 return layer
         raise NotRecordedError(
-            f"Unknown weight {name!r}.", remedy=f"one of {', '.join(layer.name for layer in self.layers)}"
+            "Unknown weight.", got=repr(name), remedy=f"one of {', '.join(layer.name for layer in self.layers)}"
         )
 
     @checked
@@ -331,6 +332,9 @@ class Trajectory:
         Args:
             *args: a dtype, a device, or both.
         """
+        for arg in args:
+            if not isinstance(arg, torch.dtype):
+                usable(arg)
         devices = [arg for arg in args if not isinstance(arg, torch.dtype)]
 
         def convert(value: _T) -> _T:

@@ -191,7 +191,11 @@ def _samples(inputs: Example) -> int:
         )
     for name, leaf in named:
         if len(leaf) == len(named[0][1]) and leaf[0].numel() == 0:
-            raise InvalidInputError("The samples of a probe are empty.", got=f"{name} of shape {tuple(leaf.shape)}")
+            raise InvalidInputError(
+                "The samples of a probe are empty.",
+                got=f"{name} of shape {tuple(leaf.shape)}",
+                remedy="samples with at least one number",
+            )
         masks = leaf is not named[0][1]  # those that are added to scores hold -inf
         _require_finite(name, torch.nan_to_num(leaf, nan=torch.nan) if masks and leaf.is_floating_point() else leaf)
     return len(named[0][1])
@@ -202,12 +206,16 @@ def _check_targets(targets: Tensor, samples: int, leaves: int) -> None:
         raise InvalidInputError(
             "A probe needs one target per sample.",
             got=f"targets {tuple(targets.shape)} for {samples} samples",
-            remedy="the first tensor of the inputs is the one with a row for every sample" if leaves > 1 else None,
+            remedy="the first tensor of the inputs is the one with a row for every sample"
+            if leaves > 1
+            else "targets (sample, ...), as many as inputs",
         )
     if targets.is_floating_point():
         if targets.ndim > 2:
             raise InvalidInputError(
-                "Float targets have the shape (sample, output) or (sample,).", got=f"shape {tuple(targets.shape)}"
+                "Float targets have the shape (sample, output) or (sample,).",
+                got=f"shape {tuple(targets.shape)}",
+                remedy="targets.flatten(1)",
             )
         _require_finite("targets", targets)
     elif targets.ndim != 1 or targets.dtype == torch.bool or targets.is_complex() or int(targets.min()) < 0:

@@ -390,6 +390,13 @@ class Recorder:
         Raises:
             InvalidInputError: if the checkpoint is of another model or of other settings.
         """
+        missing = {"step", "observer", "seconds", "conditions", "records", "fields", "two_time"} - set(state)
+        if missing:
+            raise InvalidInputError(
+                "This is not a recorder's checkpoint.",
+                got=f"no {', '.join(sorted(missing))}",
+                remedy="what recorder.state_dict() made, by torch.load",
+            )
         paths = [layer.path for layer in self.subject.architecture.layers]
         found = [layer["name"] for record in state["records"][:1] for layer in record["layers"]]
         settings = state.get("recorded", self._recorded)

@@ -241,6 +241,12 @@ class RowsSeen:
                 got=f"shape {tuple(found.shape)}, {found.dtype}",
                 remedy="a tensor of integers (row,), one for each row of the batch",
             )
+        if self.data is not None and hasattr(self.data.dataset, "__len__") and int(found.max()) >= len(self.data):
+            raise InvalidInputError(
+                "A batch is noted by its row numbers in the training set.",
+                got=f"row {int(found.max())} of {len(self.data)}",
+                remedy=f"integers 0..{len(self.data) - 1}",
+            )
         self.noted = True
         self._waiting.append(found.detach().cpu().long())
 

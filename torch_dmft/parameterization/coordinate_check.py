@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch_dmft.core.arguments import checked, require_finite, require_rows
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
-from torch_dmft.core.loss import Loss, require_loss
+from torch_dmft.core.loss import Loss, loss_value, require_loss
 from torch_dmft.core.numbers import require_choice, require_number, require_whole
+from torch_dmft.core.users_functions import called
 from torch_dmft.parameterization.apply import scaled
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.parameterization.plan import Plan
@@ -107,6 +108,19 @@ class CoordinateCheck:
         return str(self.__rich__())
 
 
+def built(factory: Callable[[int], nn.Module], size: int) -> nn.Module:
+    """The model of a width or depth.
+
+    Raises:
+        InvalidInputError: if it cannot be built.
+    """
+    remedy = f"a function size -> nn.Module that builds the model at {size}"
+    model = called("factory", factory, size, remedy=remedy)
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError("`factory` must build a model.", got=type(model).__name__, remedy=remedy)
+    return model
+
+
 _LARGEST = 10**6
 """Width, depth, or number of steps or networks, that nobody waits for."""
 
@@ -163,14 +177,18 @@ def coordinate_check(
     """
     check_settings(widths, inputs, targets, lr, optimizer, loss, steps, seeds, tolerance)
     if len(set(widths)) < 2:
-        raise InvalidInputError("`widths` must hold at least two widths, as a slope is fitted.", got=str(tuple(widths)))
+        raise InvalidInputError(
+            "`widths` must hold at least two widths, as a slope is fitted.",
+            got=str(tuple(widths)),
+            remedy="widths=(64, 128, 256, 512)",
+        )
     found: list[dict[str, list[float | None]]] = []
     for number in track(range(len(widths) * seeds), "coordinate check", disable=not progress):
         position = number // seeds
         width, other = widths[position], widths[1 if position == 0 else position - 1]
-        model = factory(width)
+        model = built(factory, width)
         if number % seeds == 0:
-            architecture = describe(model, inputs, wider=factory(other) if wider else None, outputs=outputs)
+            architecture = describe(model, inputs, wider=built(factory, other) if wider else None, outputs=outputs)
         plan = scaled(model, architecture, Wrapping(), gamma0=gamma0, scheme=scheme, generator=generator)
         groups = plan.param_groups(lr, optimizer=optimizer)
         changes = changes_of(plan, OPTIMIZERS[optimizer](groups), inputs, targets, loss, steps, outputs)
@@ -262,7 +280,7 @@ def changes_of(
     start = run(inputs).detach()
     for _ in range(steps):
         optimizer.zero_grad()
-        loss(run(inputs) - start, targets).backward()
+        loss_value(loss, run(inputs) - start, targets).backward()
         optimizer.step()
     after = layer_outputs(plan.model, run, inputs)
     moved = run(inputs).detach() - start

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_dmft.core.arguments import require_dense
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import require_loss
-from torch_dmft.core.numbers import SMALLEST, require_number, require_whole
+from torch_dmft.core.numbers import LARGEST, SMALLEST, require_number, require_whole
 from torch_dmft.core.series import series
 from torch_dmft.core.sight import NUMBERS
 from torch_dmft.core.training import Training
@@ -120,7 +120,7 @@ def _check_rates(lr: object, steps: int) -> None:
         rates = torch.as_tensor(lr, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         rates = torch.full((1, 1), torch.nan)
-    fine = rates.ndim == 1 and len(rates) >= steps and bool(torch.isfinite(rates).all()) and bool((rates >= 0).all())
+    fine = rates.ndim == 1 and len(rates) >= steps and bool(((rates >= 0) & (rates <= LARGEST)).all())
     if not fine or (steps and not bool(rates[:steps].any())):
         raise InvalidInputError(
             "`lr` must hold one finite rate >= 0 for every step, at least one of them > 0.",

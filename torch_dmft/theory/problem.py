@@ -13,6 +13,7 @@ from torch_dmft.core.arguments import checked
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
+from torch_dmft.core.memory import require_memory
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.training import Training
@@ -241,6 +242,10 @@ class Problem:
             InvalidInputError: if one lies outside the run.
         """
         if record is None:
+            remedy = "record=, the steps to keep, such as range(0, steps + 1, 1000)"
+            require_memory(
+                32 * self.steps, torch.device("cpu"), what=f"A record of all {self.steps} steps", remedy=remedy
+            )
             return torch.arange(self.steps + 1, device="cpu")
         try:
             kept = [record] if isinstance(record, int) else record
@@ -260,7 +265,7 @@ class Problem:
         ):
             raise InvalidInputError(
                 f"Steps to record must be integers in 0..{self.steps}.",
-                got=f"{record}",
+                got=f"{record!r}",
                 remedy="record=range(0, steps + 1, 10)",
             )
         return steps

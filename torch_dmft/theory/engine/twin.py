@@ -18,6 +18,7 @@ from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelErr
 from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
 from torch_dmft.core.torch_private import ConvBase
 from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
+from torch_dmft.parameterization.coordinate_check import built
 from torch_dmft.parameterization.rules import require_gain
 from torch_dmft.theory.coverage import refuse_unsupported, rows_per_sample
 from torch_dmft.theory.engine.conv import InfiniteConv
@@ -25,8 +26,8 @@ from torch_dmft.theory.engine.layers import InfiniteLinear, InfiniteReadout
 from torch_dmft.theory.engine.lazy_layer import LazySettings
 from torch_dmft.theory.gaussian.latents import Population
 
-MOST_NEURONS = 2**24
-"""Of a sample; the matrices between so many would be of 2^48 numbers."""
+MOST_NEURONS = 2**20
+"""Of a sample: a hundred times as many as any error bar asks for."""
 _TEMPLATE_WIDTH = 240
 """Width at which the model of a factory is described: small, and a multiple of most numbers of heads."""
 
@@ -135,6 +136,12 @@ def infinite_width(
     positions = rows_per_sample(narrow, architecture, example_input)
     matrices = [rule for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)]
     gains = {rule.path: rule.gain for rule in matrices}
+    for name, given, known in (
+        ("gain", gain, [*gains]),
+        ("bias_std", bias_std, [one.path for one in architecture.layers]),
+    ):
+        for path in given if isinstance(given, Mapping) else ():
+            require_choice(f"a path of {name}", path, known)
     gains |= gain if isinstance(gain, Mapping) else {}
     starts = {rule.name: rule.start for rule in rules}
     biases |= bias_std or {}
@@ -142,7 +149,7 @@ def infinite_width(
         wide = widened(narrow, architecture, neurons)
     else:
         with torch.device("meta"):
-            wide = model_or_factory(neurons)
+            wide = built(model_or_factory, neurons)
     architecture = _resized(architecture, wide)
     # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
     matched = "network" if has_composite_axes(architecture) else law
@@ -177,7 +184,7 @@ def infinite_width(
 def _built(factory: Callable[[int], nn.Module], width: int, like: Tensor) -> nn.Module:
     """A model to describe; its weights are discarded, so building it leaves the random state alone."""
     with torch.random.fork_rng(devices=[]):
-        model = factory(width).to(like.device)
+        model = built(factory, width).to(like.device)
     return model.to(like.dtype) if like.is_floating_point() else model  # embeddings are refused by name, not by dtype
 
 

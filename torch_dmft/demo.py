@@ -165,7 +165,7 @@ def terminal() -> Console:
 
 def _check(settings: Settings) -> None:
     activation(settings.activation)
-    usable(settings.device)
+    usable(settings.device, remedy="--device cpu")
 
 
 def _require_writable(folder: Path) -> None:

@@ -130,7 +130,10 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "Recorder.look": lambda: (a.recorder.look, {"check": False}),
         "Recorder.load_state_dict": lambda: (a.recorder.load_state_dict, {"state": a.recorder.state_dict()}),
         "Plan.param_groups": lambda: (a.plan.param_groups, {"lr": 0.1}),
-        "Plan.suggest_lr": lambda: (a.plan.suggest_lr, {"probe": a.probe}),
+        "Plan.suggest_lr": lambda: (
+            a.plan.suggest_lr,
+            {"probe": a.probe, "loss": nn.MSELoss(), "outputs": lambda out: out},
+        ),
         "Plan.rule": lambda: (a.plan.rule, {"name": "0.weight"}),
         "Plan.load_state_dict": lambda: (a.plan.load_state_dict, {"state": a.plan.state_dict()}),
         "Training.sgd": lambda: (dmft.Training.sgd, {"lr": 0.1, "steps": 2}),

@@ -84,4 +84,4 @@ def _run(*words: str) -> None:
         except SystemExit as end:  # of argparse
             status = int(end.code or 0)
     if status == 2 and said.getvalue().strip():
-        raise InvalidInputError(said.getvalue().strip().splitlines()[-1], got=" ".join(words), remedy="--help")
+        raise InvalidInputError(said.getvalue().strip().splitlines()[-1], got=repr(words), remedy="--help")

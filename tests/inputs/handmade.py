@@ -178,7 +178,7 @@ def handmade(a: Set) -> dict[str, tuple[Callable[[], Any], str]]:
         "a scripted model that is recorded": (lambda: dmft.Recorder(torch.jit.script(network()), a.probe), "script"),
         "a scripted layer": (lambda: dmft.parameterize(scripted, INPUTS), "[sS]cript"),
         "a model on the meta device": (lambda: dmft.parameterize(network().to("meta"), INPUTS), "meta"),
-        "a model without parameters": (lambda: dmft.parameterize(nn.Tanh(), INPUTS), "parameter"),
+        "a model without parameters": (lambda: dmft.parameterize(nn.Tanh(), INPUTS), "readout"),
         "a role that there is not": (lambda: dmft.parameterize(network(), INPUTS, roles={"0": "head"}), "role"),
         "a role of no layer": (lambda: dmft.parameterize(network(), INPUTS, roles={"x": "hidden"}), "roles"),
         "an output that there is not": (lambda: recorded(outputs="logits"), "outputs"),

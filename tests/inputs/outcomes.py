@@ -37,7 +37,7 @@ SLOW = (
 """What cases import, and takes seconds."""
 
 
-SOME = ("parameterize(", "Plan.param_groups(", "alignment(")
+SOME = ("parameterize(", "empirical_ntk(", "alignment(", "LiveScalars(", "Chain(")
 """Names that are tried without the check."""
 
 

@@ -76,7 +76,7 @@ def test_any_settings_are_refused_or_make_finite_numbers(
     run("tests.inputs.settings_property")
 
 
-def test_without_the_check_of_annotations_wrong_values_pass_or_end_raw() -> None:
+def test_without_the_check_of_annotations_wrong_values_pass_or_end_raw(told: dict[str, Told]) -> None:
     found = told["unchecked"]
     kinds = [what for what, _ in found.values()]
     assert kinds.count("raw") > 20

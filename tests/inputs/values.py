@@ -58,6 +58,10 @@ FREE_TEXT = {"logdir", "path", "origin", "title", "folder", "output", "data_dir"
 """Parameters that take any text."""
 
 
+_ITEMS = (
+    *("bytes", "a list of objects", "an empty dictionary", "an array", "a tensor", "a sparse tensor"),
+    *("a tensor without numbers", "a complex tensor", "a tensor of NaN", "a tensor of one number"),
+)
 RIGHT_ALL_THE_SAME = {
     ("Kernel.matrix", "time", "-1"): "the last recorded time",
     ("Probe", "inputs", "a complex tensor"): "a model may take it",
@@ -65,6 +69,7 @@ RIGHT_ALL_THE_SAME = {
     ("Problem.like", "lr", "a tensor of one number"): "a number",
     ("Training.sgd", "lr", "a tensor of one number"): "a number",
     ("Training.with_numbers", "numbers", "a tensor of one number"): "a number",
+    **{("Indexed", "dataset", one): "anything with items and a length" for one in _ITEMS},
     **{("Recorder", "outputs", text): "a key of what the model returns: refused at the first record" for text in TEXTS},
     **{("Projection", "of", text): "likewise" for text in TEXTS},
     **{("Training.at", "parameter", text): "of a parameter that is no exception" for text in TEXTS},

@@ -13,6 +13,7 @@ Ranges of single settings (``gamma0 > 0``) are checked by ``core.numbers``.
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import os
 import re
@@ -73,6 +74,10 @@ _REMEDIES = {
     "device": '"cpu" or "cuda"',
 }
 """What helps, by the first of these that is the name of the argument, or is in its annotation."""
+
+
+_LATER = {"Plan", "Probe", "Problem"}
+"""Classes that modules import for annotations alone, as they live on a floor above or are slow to import."""
 
 
 def checked(public: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -181,8 +186,7 @@ class _Names(dict[str, Any]):
     """The names of a module; classes that it imports for annotations alone are known by their name."""
 
     def __missing__(self, name: str) -> Any:
-        builtin = getattr(__import__("builtins"), name, None)
-        return _called(name) if builtin is None else builtin
+        return _called(name) if name in _LATER else getattr(builtins, name)
 
 
 def _called(name: str) -> type:

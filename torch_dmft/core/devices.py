@@ -7,7 +7,7 @@ import torch
 from torch_dmft.core.errors import InvalidInputError
 
 
-def usable(device: torch.device | str) -> torch.device:
+def usable(device: torch.device | str, *, remedy: str = '"cpu", or "cuda" where there is a GPU') -> torch.device:
     """The device of this name, on which tensors can be made here.
 
     Raises:
@@ -20,5 +20,5 @@ def usable(device: torch.device | str) -> torch.device:
         raise InvalidInputError(
             f"This device cannot be used: {reason}.",
             got=repr(str(device)),
-            remedy='"cpu", or "cuda" where there is a GPU',
+            remedy=remedy,
         ) from error

@@ -120,5 +120,5 @@ def shown(value: object) -> str:
     """A value in a line; integers of many digits by their size."""
     if isinstance(value, Integral) and abs(int(value)) >= MOST:
         return f"an integer of {int(value).bit_length()} bits"
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."

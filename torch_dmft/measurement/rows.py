@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
-from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.prints import Print, checksum, data_print, printed_rows
 from torch_dmft.core.random_state import random_state_kept
@@ -35,8 +34,13 @@ class Indexed(Dataset[tuple[int, Any]]):
         ...     recorder.batch(rows)
     """
 
-    @checked
     def __init__(self, dataset: Dataset[Any]) -> None:
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or isinstance(dataset, str | type):
+            raise InvalidInputError(
+                "A data set must have items and a length.",
+                got=type(dataset).__name__,
+                remedy="a torch.utils.data.Dataset of pairs (input, target)",
+            )
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -240,12 +244,6 @@ class RowsSeen:
                 "A batch is noted by its row numbers in the training set.",
                 got=f"shape {tuple(found.shape)}, {found.dtype}",
                 remedy="a tensor of integers (row,), one for each row of the batch",
-            )
-        if self.data is not None and hasattr(self.data.dataset, "__len__") and int(found.max()) >= len(self.data):
-            raise InvalidInputError(
-                "A batch is noted by its row numbers in the training set.",
-                got=f"row {int(found.max())} of {len(self.data)}",
-                remedy=f"integers 0..{len(self.data) - 1}",
             )
         self.noted = True
         self._waiting.append(found.detach().cpu().long())

@@ -58,7 +58,7 @@ def every(interval: int) -> Schedule:
     Args:
         interval: n >= 1, in optimizer steps.
     """
-    require_whole("interval", interval, at_least=1, remedy="every(1) for every step")
+    require_whole("interval", interval, at_least=1, remedy="at least one step: every(1) records all of them")
     return Every(interval)
 
 

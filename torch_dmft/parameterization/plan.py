@@ -15,6 +15,7 @@ from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.listed import listed
+from torch_dmft.core.loss import Loss
 from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
 from torch_dmft.core.spread import assign, reshard, whole
 from torch_dmft.parameterization.optimizer import OPTIMIZERS, param_groups
@@ -22,12 +23,11 @@ from torch_dmft.parameterization.rules import ParameterRule
 from torch_dmft.parameterization.scheme import DEPTHS, SCHEMES
 from torch_dmft.parameterization.table import as_table
 from torch_dmft.parameterization.wrapping import Wrapping
+from torch_dmft.uses.outputs import Selection
 
 if TYPE_CHECKING:
-    from torch_dmft.core.loss import Loss
     from torch_dmft.measurement.probe import Probe
     from torch_dmft.measurement.suggested_rate import SuggestedRate
-    from torch_dmft.uses.outputs import Selection
 
 _VERSION = 1
 _COLUMNS = 80

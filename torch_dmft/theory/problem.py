@@ -33,6 +33,9 @@ from torch_dmft.theory.network import ChainNetwork, Network
 from torch_dmft.uses.outputs import Example, Selection, copied, count, named_tensors, tensors
 from torch_dmft.uses.outputs import rows as rows_of
 
+_MANY = 10**7
+"""Steps whose numbers alone take memory."""
+
 
 @by_value
 @dataclass(frozen=True)
@@ -242,6 +245,8 @@ class Problem:
             InvalidInputError: if one lies outside the run.
         """
         if record is None:
+            if self.steps < _MANY:
+                return torch.arange(self.steps + 1, device="cpu")
             remedy = "record=, the steps to keep, such as range(0, steps + 1, 1000)"
             require_memory(
                 32 * self.steps, torch.device("cpu"), what=f"A record of all {self.steps} steps", remedy=remedy

@@ -73,8 +73,8 @@ def log_spaced(points: int = 50, *, last: int = 10_000) -> Schedule:
         points: number of points from 1 to ``last``, >= 2.
         last: the step up to which ``points`` counts, >= 2.
     """
-    require_whole("points", points, at_least=2)
-    require_whole("last", last, at_least=2)
+    require_whole("points", points, at_least=2, remedy="at least two points, 1 and last among them")
+    require_whole("last", last, at_least=2, remedy="at least two points, and a last step of at least 2")
     return LogSpaced(last ** (1 / (points - 1)))
 
 

@@ -226,7 +226,7 @@ def check_settings(
     for name, leaf in named_tensors(inputs):
         if leaf.is_floating_point():
             require_finite(name, leaf)
-    require_number("lr", lr, above=0)
+    require_number("lr", lr, at_least=0)
     require_choice("optimizer", optimizer, OPTIMIZERS)
     require_loss(loss)
     require_whole("steps", steps, at_least=1, at_most=_LARGEST)

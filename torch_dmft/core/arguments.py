@@ -32,7 +32,10 @@ from torch_dmft.core.numbers import LARGEST, MOST, is_usual, shown
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_EXAMPLE = "a tensor with samples on its first axis, or a tuple or mapping of the arguments of forward; torch.as_tensor(...) of an array"
+_EXAMPLE = (
+    "a tensor with samples on its first axis, or a tuple or mapping of the arguments of forward; torch.as_tensor(...) of an "
+    "array"
+)
 
 _REMEDIES = {
     "record": "record=range(0, steps + 1, 10)",

@@ -89,7 +89,9 @@ def at_steps(steps: Iterable[int]) -> Schedule:
     several = numbers if isinstance(numbers, list) else [numbers]
     if not several:
         raise InvalidInputError(
-            "At least one step must be recorded.", got="none", remedy="at_steps([0, 10, 100]), or every(10)"
+            "Steps to record must be integers >= 0, at least one.",
+            got="none",
+            remedy="at_steps([0, 10, 100]), or every(10)",
         )
     for step in several:
         require_whole("a step to record", step, at_least=0, remedy="at_steps([0, 10, 100]), integers")

@@ -76,10 +76,10 @@ def test_what_argparse_refuses_names_the_option(capsys, arguments, name):
         ("--data synthetic --neurons 20", "must be larger"),
         ("--networks 5", "at least 19"),
         ("--networks 40 --gamma0 0.1", "centered model"),
-        ("--widths 0,8", "Every width must be at least 1."),
-        ("--steps 0", "steps must be at least 1."),
-        ("--lr nan", "lr must be positive."),
-        ("--gamma0 0", "gamma0 must be positive."),
+        ("--widths 0,8", "widths must be an integer >= 1"),
+        ("--steps 0", "steps must be an integer >= 1"),
+        ("--lr nan", "lr must be a finite number >= 1e-15"),
+        ("--gamma0 0", "gamma0 must be a finite number >= 1e-15"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(capsys, tmp_path, arguments, said):

@@ -8,10 +8,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.settings import Data
 
 
+@checked
 def load(
     name: str, samples: int, folder: str | Path = "data", *, classes: tuple[int, int] = (0, 1), seed: int = 0
 ) -> tuple[Tensor, Tensor]:

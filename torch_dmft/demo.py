@@ -16,6 +16,7 @@ from torch_dmft import data
 from torch_dmft.comparison import Comparison, compare
 from torch_dmft.comparison.width import gap
 from torch_dmft.core.activation import activation
+from torch_dmft.core.devices import usable
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError
 from torch_dmft.core.stability import NEAR_THE_EDGE
 from torch_dmft.core.trajectory import Trajectory
@@ -164,13 +165,7 @@ def terminal() -> Console:
 
 def _check(settings: Settings) -> None:
     activation(settings.activation)
-    try:
-        torch.empty(0, device=settings.device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidInputError(
-            f"This device cannot be used: {reason}.", got=settings.device, remedy="--device cpu"
-        ) from error
+    usable(settings.device, remedy="--device cpu")
 
 
 def _require_writable(folder: Path) -> None:

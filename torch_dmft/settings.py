@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import SMALLEST, require_number, require_seed, require_whole
 
 Data = Literal["digits", "synthetic", "cifar10"]
 
 _PLACES = ("device", "logdir", "data_dir")
+_MOST = {"width": 10**6, "depth": 1000, "steps": 10**9, "records": 10**9, "neurons": 2**20, "replicas": 10**6}
+"""Counts, and what is more than anybody waits for."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot work."""
-        for name in ("width", "depth", "steps", "records", "neurons", "replicas"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} must be at least 1.", got=str(getattr(self, name)))
+        for name, most in _MOST.items():
+            require_whole(name, getattr(self, name), at_least=1, at_most=most)
         for name in ("gamma0", "lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InvalidInputError(f"{name} must be positive.", got=str(getattr(self, name)))
-        if any(width < 1 for width in self.widths):
-            raise InvalidInputError("Every width must be at least 1.", got=str(self.widths))
-
+            require_number(name, getattr(self, name), at_least=SMALLEST)
+        for width in self.widths:
+            require_whole("widths", width, at_least=1, at_most=_MOST["width"])
+        require_whole("networks", self.networks, at_least=0, at_most=10**6)
+        require_whole("samples", self.samples, at_least=1, at_most=10**5)
+        require_seed("seed", self.seed)
+        for name in _PLACES:
+            if "\0" in str(getattr(self, name)) or not str(getattr(self, name)):
+                raise InvalidInputError(
+                    f"{name} must be a name.", got=repr(getattr(self, name)), remedy=f"--{name} runs/demo"
+                )
         if self.networks and (self.networks < 19 or self.centered):
             raise InvalidInputError(
                 "`networks` must be 0 or at least 19, and 0 at gamma0 < 0.5, where the centered model is trained.",

@@ -64,7 +64,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
     "a negative class": ({"targets": CLASSES - 1}, r"class numbers 0\.\.1 "),
     "classes of bool": ({"targets": CLASSES > 0}, r"targets\.long\(\)"),
     "gamma0 of zero": ({"gamma0": 0.0}, "StaticNTK"),
-    "gamma0 not finite": ({"gamma0": math.inf}, "gamma0 must be a finite number > 0"),
+    "gamma0 not finite": ({"gamma0": math.inf}, "gamma0 must be a finite number >= 1e-15"),
     "no learning rate": ({"lr": 0.0}, "lr=0.0"),
     "learning rate not finite": ({"lr": math.inf}, "lr=inf"),
     "a schedule that is too short": ({"lr": [0.1, 0.1]}, "one rate >= 0 for every step"),

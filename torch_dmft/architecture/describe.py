@@ -181,11 +181,12 @@ def _given(trace: Trace, roles: Roles) -> dict[str, Role]:
         path = name.removesuffix("weight").removesuffix(".")
         if path not in trace.uses:
             raise InvalidInputError(
-                f"`roles` must name layers with a weight, not {name!r}.", remedy=f"one of {', '.join(trace.uses)}"
+                "`roles` must name layers with a weight.", got=repr(name), remedy=f"one of {', '.join(trace.uses)}"
             )
         if role not in set(Role) - {Role.VECTOR, Role.OUTPUT_BIAS}:
             raise InvalidInputError(
-                f"A role of a weight must be one of four, not {role!r}.",
+                "A role of a weight must be one of four.",
+                got=repr(role),
                 remedy="one of input, hidden, readout, embedding",
             )
         given[path] = Role(role)

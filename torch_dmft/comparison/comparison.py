@@ -16,8 +16,10 @@ from torch_dmft.comparison.deviation import deviations as deviations_from
 from torch_dmft.comparison.match import common_steps, distinct_origins, in_one_layout, refuse_mismatch, refuse_swapped
 from torch_dmft.comparison.verdict import verdict
 from torch_dmft.comparison.yardstick import narrowest
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.divergence import last_sane
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_choice, require_whole
 from torch_dmft.core.page import Page
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory import Problem, solve, solvers
@@ -78,6 +80,7 @@ class Comparison:
         """The narrowest width of the measured network; the readout's fan-in if no other is known, None if none is."""
         return self.yardstick("ntk")
 
+    @checked
     def yardstick(self, kernel: str, position: int = 0) -> int | None:
         """N of the few 1 / sqrt(N) by which finite width alone makes a kernel deviate (``comparison.yardstick``).
 
@@ -89,6 +92,8 @@ class Comparison:
             The narrowest width that the kernel is an average over; the readout's fan-in where the widths are not known; None if
             that is not known either.
         """
+        require_choice("kernel", kernel, ("forward", "backward", "ntk"))
+        require_whole("position", position, at_least=0, at_most=len(self.measured.layers) - 1)
         if self.widths:
             return narrowest(self.widths, kernel, position)
         return self.measured.width
@@ -106,6 +111,7 @@ class Comparison:
         """Every figure of the report, by name; see ``torch_dmft.report.figures``."""
         return _report().figures.figures(self)
 
+    @checked
     def write_tensorboard(
         self,
         logdir: str | Path,
@@ -124,6 +130,7 @@ class Comparison:
         """
         _report().tensorboard.write_comparison(self, logdir, plan, hparams=hparams, progress=progress)
 
+    @checked
     def write_html(
         self,
         path: str | Path,
@@ -156,6 +163,7 @@ class Comparison:
         return f"{table.summary(self)._repr_html_()}\n<details><summary>Details</summary>\n{details}\n</details>"
 
 
+@checked
 def compare(
     measured: Trajectory,
     predicted: Trajectory,
@@ -199,6 +207,7 @@ def compare(
                 got=type(run).__name__,
                 remedy="recorder.trajectory() for the network, solve(problem) for a prediction",
             )
+    require_whole("replicas", replicas, at_least=0)
     refuse_swapped(measured, predicted, *others)
     predictions = [predicted, *others]
     if problem is not None:

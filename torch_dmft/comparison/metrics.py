@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked, require_rows
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.kernel import Kernel
 
 
+@checked
 def alignment(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor, "..."]) -> float:
     """The cosine of the angle between two kernels.
 
@@ -34,6 +36,7 @@ def alignment(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor, "...
     return cosines(x.reshape(1, -1), y.reshape(1, -1)).item()
 
 
+@checked
 def centered_alignment(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor, "..."]) -> float:
     """The alignment of two kernels with their means over samples taken away (CKA).
 
@@ -63,6 +66,7 @@ def centered_alignment(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Ten
     return alignment(_centered(x), _centered(y))
 
 
+@checked
 def relative_error(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor, "..."]) -> float:
     """The distance of a kernel from a reference, in units of the reference.
 
@@ -79,9 +83,12 @@ def relative_error(a: Kernel | Shaped[Tensor, "..."], b: Kernel | Shaped[Tensor,
         InvalidInputError: if the shapes differ.
     """
     x, y = _entries(a, b)
+    size = max(float(each.abs().max()) if each.numel() else 0.0 for each in (x, y)) or 1.0  # squares may be no numbers
+    x, y = x / size, y / size
     return quotients((x - y).norm()[None], y.norm()[None]).item()
 
 
+@checked
 def target_alignment(kernel: Kernel | Shaped[Tensor, "..."], targets: Shaped[Tensor, "sample ..."]) -> float:
     """The alignment of a kernel with the task.
 
@@ -100,6 +107,7 @@ def target_alignment(kernel: Kernel | Shaped[Tensor, "..."], targets: Shaped[Ten
         InvalidInputError: if the kernel has several times, or another number of samples than the targets, or integer targets
             are negative.
     """
+    require_rows("targets", targets, len(targets) if targets.ndim else 1)
     if isinstance(kernel, Kernel):
         kernel = kernel.per_sample().equal_time
         if len(kernel) != 1:
@@ -115,6 +123,7 @@ def target_alignment(kernel: Kernel | Shaped[Tensor, "..."], targets: Shaped[Ten
 
 def cosines(x: Float[Tensor, "row entry"], y: Float[Tensor, "row entry"]) -> Float[Tensor, " row"]:
     """The cosine of every row of x with the same row of y; 1 where both rows vanish, 0 where one does."""
+    x, y = (each / nonzero(each.abs().amax(1))[:, None] for each in (x, y))  # whose squares would be no numbers
     x_norm, y_norm = x.norm(dim=1), y.norm(dim=1)
     # Divided before summing: the product of two tiny norms would underflow.
     cosine = ((x / nonzero(x_norm)[:, None]) * (y / nonzero(y_norm)[:, None])).sum(1).clamp(-1, 1)
@@ -170,6 +179,7 @@ def _entries(a: Kernel | Tensor, b: Kernel | Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _centered(x: Tensor) -> Tensor:
+    x = x / (float(x.abs().max()) or 1.0)  # whose squares would be no numbers
     centered = x - x.mean(-1, keepdim=True)
     centered = centered - centered.mean(-2, keepdim=True)
     return torch.zeros_like(x) if centered.norm() <= 1e-12 * x.norm() else centered

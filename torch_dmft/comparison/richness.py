@@ -7,11 +7,13 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from torch_dmft.comparison.metrics import target_alignment
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.kernel import Kernel, movement
 
 __all__ = ["movement", "target_alignments"]
 
 
+@checked
 def target_alignments(kernel: Kernel, targets: Shaped[Tensor, "sample ..."]) -> Float[Tensor, " time"]:
     """The alignment A(K(t), Y Y^T) of a kernel with the task at every recorded time.
 

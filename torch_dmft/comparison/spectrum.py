@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from torch_dmft.comparison.metrics import one_hot
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.trajectory import Trajectory
 
@@ -41,6 +42,7 @@ class NTKSpectrum:
         return torch.special.entr(shares).sum(1).exp()
 
 
+@checked
 def ntk_spectrum(trajectory: Trajectory, targets: Shaped[Tensor, "row ..."] | None = None) -> NTKSpectrum:
     """The eigendecomposition of K^NTK(t) on the training rows, with the targets seen in its eigenvectors.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import shown
 
 
 @dataclass(frozen=True)
@@ -250,5 +251,7 @@ def activation(name: str) -> Activation:
         InvalidInputError: if the name is unknown; the message lists the names.
     """
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise InvalidInputError(f"Unknown activation {name!r}.", remedy=f"one of {', '.join(sorted(ACTIVATIONS))}")
+        raise InvalidInputError(
+            "Unknown activation.", got=shown(name), remedy=f"one of {', '.join(sorted(ACTIVATIONS))}"
+        )
     return ACTIVATIONS[name]

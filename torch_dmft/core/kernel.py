@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked, require_places
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
+from torch_dmft.core.numbers import require_whole
 
 _EQUAL_TIME = ("time", "sample", "sample")
 _TWO_TIME = ("time", "sample", "time", "sample")
@@ -17,6 +19,7 @@ _EQUAL_TIME_OUTPUTS = ("time", "sample", "output", "sample", "output")
 _TWO_TIME_OUTPUTS = ("time", "sample", "output", "time", "sample", "output")
 
 
+@checked
 @by_value
 @dataclass(frozen=True)
 class Kernel:
@@ -92,8 +95,13 @@ class Kernel:
         diagonal = self.array.diagonal(dim1=0, dim2=self.array.ndim // 2)
         return diagonal.movedim(-1, 0)
 
+    @checked
     def matrix(self, time: int = -1) -> Tensor:
         """The square matrix at one recorded time, rows (sample) or (sample, output) flattened: ``(row, row)``."""
+        count = len(self.array)
+        require_whole(
+            "time", time, at_least=-count, at_most=count - 1, remedy=f"a position in 0..{count - 1}, or -1, the last"
+        )
         at = self.equal_time[time]
         rows = at.shape[: at.ndim // 2].numel()
         return at.reshape(rows, rows)
@@ -107,13 +115,17 @@ class Kernel:
         last = self.array.ndim - 1
         return Kernel(self.array.diagonal(dim1=first, dim2=last).mean(-1))
 
+    @checked
     def at(self, index: Tensor) -> Kernel:
         """The kernel at a subset of its recorded times: ``index`` is ``(kept,)``, positions along the time axis."""
+        require_places("index", index, len(self.array))
         array = self.array[index]
         return Kernel(array.index_select(self.array.ndim // 2, index) if self.is_two_time else array)
 
+    @checked
     def at_rows(self, rows: Tensor) -> Kernel:
         """The kernel of a subset of its samples: ``rows`` is ``(kept,)``, positions along the sample axes."""
+        require_places("rows", rows, self.array.shape[1])
         array = self.array
         for axis, name in enumerate(self.axes):
             if name == "sample":
@@ -121,6 +133,7 @@ class Kernel:
         return Kernel(array)
 
 
+@checked
 def movement(kernel: Kernel) -> Float[Tensor, " time"]:
     """How far a kernel has moved since the first recorded step.
 

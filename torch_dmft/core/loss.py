@@ -10,6 +10,10 @@ from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.users_functions import called
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets) -> scalar``."""
@@ -22,6 +26,40 @@ def default_loss(targets: Tensor | None) -> Loss:
     """``nn.CrossEntropyLoss()`` for integer classes, ``nn.MSELoss()`` for floats and without targets."""
     classes = targets is not None and not targets.is_floating_point()
     return nn.CrossEntropyLoss() if classes else nn.MSELoss()
+
+
+_ENTRY_BY_ENTRY = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
+
+def pairs_entries(loss: Loss) -> bool:
+    """Whether this is a loss of torch that pairs outputs and targets entry by entry, and broadcasts what does not fit."""
+    functions = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+    return type(loss) in _ENTRY_BY_ENTRY or any(loss is function for function in functions)
+
+
+def require_loss(loss: object) -> None:
+    """Refuse anything but a function, or an instance of a module.
+
+    Raises:
+        InvalidInputError: for a class, a name or anything else that cannot be called.
+    """
+    if isinstance(loss, type) or not callable(loss):
+        name = getattr(loss, "__name__", repr(loss))
+        raise InvalidInputError("`loss` must be callable.", got=name, remedy="an instance: loss=nn.MSELoss()")
+
+
+def loss_value(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of some outputs.
+
+    Raises:
+        InvalidInputError: if it fails, or is not one real number.
+    """
+    form = "loss(outputs, targets) -> scalar, of outputs (sample, output) and the targets as they were given"
+    value = called("loss", loss, outputs, targets, remedy=form)
+    if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
+        shape = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise InvalidInputError("The loss must return one number.", got=shape, remedy=form)
+    return value
 
 
 def aside(loss: Loss) -> Loss:

@@ -143,6 +143,7 @@ class Sight:
         if not any(self._structure(about_to_step=False)):
             raise InvalidInputError(
                 "The optimizer trains none of the recorded model's parameters.",
+                got=self.optimizer or "no optimizer",
                 remedy="build it from plan.param_groups(lr) of the same plan",
             )
 

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.listed import listed
+from torch_dmft.core.numbers import require_choice, require_number, require_whole
 from torch_dmft.core.prints import Print, prints_agree
 from torch_dmft.core.series import CLOSE, Number, Numbers, at_step, constant, first_difference, is_ever, series, shown
 from torch_dmft.core.sight import NUMBERS, SGD_NUMBERS, Scaled, Sight
@@ -73,6 +75,7 @@ class Training:
     assumptions: tuple[str, ...] = ()
 
     @classmethod
+    @checked
     def sgd(
         cls,
         lr: float | Sequence[float] | Tensor,
@@ -91,6 +94,7 @@ class Training:
             weight_decay: lambda, inside of the momentum as torch has it.
             **others: other numbers (``dampening``, ``nesterov``, ``decoupled``) and fields.
         """
+        require_whole("steps", steps, at_least=0)
         numbers: dict[str, Number] = {
             **SGD_NUMBERS,
             "lr": series(lr),
@@ -98,9 +102,11 @@ class Training:
             "weight_decay": weight_decay,
         }
         numbers |= {name: float(others.pop(name)) for name in SGD_NUMBERS if name in others}
+        _require_sizes(numbers)
         return cls(steps=steps, numbers=numbers, optimizer="SGD", **others)
 
     @classmethod
+    @checked
     def seen_by(cls, plan: Scaled, *optimizers: Optimizer, steps: int = 1) -> Training:
         """What optimizers are about to do to the model of a plan, as they are now, in each of so many steps.
 
@@ -158,18 +164,28 @@ class Training:
 
     # Numbers
 
+    @checked
     def number(self, name: str, parameter: str | None = None) -> Number:
         """A setting of a parameter, or of those that are no exceptions."""
+        require_choice(
+            "name", name, {**self.numbers, **dict.fromkeys(known for kind in NUMBERS.values() for known in kind)}
+        )
         own: Numbers = self.exceptions.get(parameter, {}) if parameter is not None else {}
         return own.get(name, self.numbers.get(name, 0.0))
 
+    @checked
     def at(self, name: str, step: int, parameter: str | None = None) -> float:
         """What a setting is in a step."""
+        require_whole("step", step, at_least=0)
         value = self.number(name, parameter)
+        if isinstance(value, Tensor):
+            require_whole("step", step, at_least=0, at_most=len(value) - 1)
         return float(value[step]) if isinstance(value, Tensor) else value
 
+    @checked
     def constant(self, name: str) -> float | None:
         """A setting that is the same in all steps and for all parameters; None if it is not."""
+        self.number(name)
         values = {constant(numbers.get(name, 0.0)) for numbers in (self.numbers, *self.exceptions.values())}
         return values.pop() if len(values) == 1 else None
 
@@ -233,6 +249,7 @@ class Training:
 
     # Comparison
 
+    @checked
     def differences(
         self, other: Training, *, names: tuple[str, str] = ("network", "theory"), until: int | None = None
     ) -> list[str]:
@@ -243,6 +260,8 @@ class Training:
             names: what the two are called.
             until: how many steps matter; default those that both have.
         """
+        if until is not None:
+            require_whole("until", until, at_least=0)
         horizon = min(self.steps, other.steps) if until is None else until
         assumed = {*self.assumptions, *other.assumptions}
 
@@ -327,9 +346,19 @@ class Training:
             else f"of {_listed({str(len(rows)) for rows in self.batches[:horizon]})} rows"
         )
 
+    @checked
     def with_numbers(self, **numbers: float | Sequence[float] | Tensor) -> Training:
         """The same training with other numbers for the parameters that are no exceptions."""
-        return replace(self, numbers={**self.numbers, **{name: series(value) for name, value in numbers.items()}})
+        given = {name: series(value) for name, value in numbers.items()}
+        _require_sizes(given)
+        return replace(self, numbers={**self.numbers, **given})
+
+
+def _require_sizes(numbers: Numbers) -> None:
+    """Refuse settings that are not finite numbers >= 0."""
+    for name, value in numbers.items():
+        for one in value.tolist() if isinstance(value, Tensor) else [value]:
+            require_number(name, one, at_least=0)
 
 
 _TITLES = {"lr": "learning rate", "weight_decay": "weight decay", "decoupled": "weight decay outside of the momentum"}

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from torch_dmft.core import serial
 from torch_dmft.core.activation import activation
+from torch_dmft.core.arguments import checked, require_places
+from torch_dmft.core.devices import usable
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
@@ -203,6 +205,7 @@ class Trajectory:
         spread = combine(self.replicas, lambda values: torch.stack(list(values)).std(0))
         return replace(spread, origin=self.origin, metadata=self.metadata)
 
+    @checked
     def layer(self, name: str) -> LayerKernels:
         """The kernels of the weight with this module path.
 
@@ -213,9 +216,10 @@ class Trajectory:
             if layer.name == name:
                 return layer
         raise NotRecordedError(
-            f"Unknown weight {name!r}.", remedy=f"one of {', '.join(layer.name for layer in self.layers)}"
+            "Unknown weight.", got=repr(name), remedy=f"one of {', '.join(layer.name for layer in self.layers)}"
         )
 
+    @checked
     def at_steps(self, steps: Tensor) -> Trajectory:
         """The same run at a subset of its recorded steps.
 
@@ -225,6 +229,12 @@ class Trajectory:
         Raises:
             NotRecordedError: if a step was not recorded.
         """
+        if steps.ndim != 1 or steps.dtype not in (torch.int64, torch.int32) or not len(steps):
+            raise InvalidInputError(
+                "`steps` must be integers with one axis.",
+                got=f"shape {tuple(steps.shape)}, {steps.dtype}",
+                remedy="some of trajectory.steps",
+            )
         known = {int(step): position for position, step in enumerate(self.steps)}
         missing = [int(step) for step in steps if int(step) not in known]
         if missing:
@@ -246,12 +256,14 @@ class Trajectory:
             curvature=None if self.curvature is None else self.curvature[index.to(self.curvature.device)],
         )
 
+    @checked
     def at_rows(self, rows: Tensor) -> Trajectory:
         """The same run on a subset of its samples; losses are unchanged.
 
         Args:
             rows: ``(kept,)`` positions along the sample axis.
         """
+        require_places("rows", rows, self.outputs.shape[1])
 
         def kept(layer: LayerKernels) -> LayerKernels:
             fields = layer.fields
@@ -313,12 +325,16 @@ class Trajectory:
             replicas=tuple(replica.without_ntk() for replica in self.replicas),
         )
 
+    @checked
     def to(self, *args: torch.dtype | torch.device | str) -> Trajectory:
         """The same run with every tensor on a device, and every floating-point tensor in a dtype.
 
         Args:
             *args: a dtype, a device, or both.
         """
+        for arg in args:
+            if not isinstance(arg, torch.dtype):
+                usable(arg)
         devices = [arg for arg in args if not isinstance(arg, torch.dtype)]
 
         def convert(value: _T) -> _T:
@@ -335,6 +351,7 @@ class Trajectory:
 
         return convert(self)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the run to one ``.npz`` file (arrays and a JSON header), completely or not at all.
 
@@ -348,6 +365,7 @@ class Trajectory:
         serial.write(self, path, FORMAT)
 
     @staticmethod
+    @checked
     def load(path: str | Path) -> Trajectory:
         """Read a run written by ``save``; it is equal (``==``) to the one that was saved.
 

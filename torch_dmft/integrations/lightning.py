@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.measurement import Indexed, Recorder
 
 
@@ -27,6 +28,7 @@ class RecorderCallback(Callback):
         >>> lightning.Trainer(callbacks=[RecorderCallback(recorder)]).fit(module, loader)  # doctest: +SKIP
     """
 
+    @checked
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self._attached = ExitStack()

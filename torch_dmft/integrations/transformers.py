@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.measurement import Recorder
 
@@ -32,6 +33,7 @@ class RecorderCallback(TrainerCallback):
         >>> trainer.train()  # doctest: +SKIP
     """
 
+    @checked
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self._attached = ExitStack()

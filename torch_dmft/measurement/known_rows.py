@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torch_dmft.core.errors import InvalidInputError
@@ -43,6 +44,18 @@ class KnownRows(RowsSeen):
             inputs = rows(self._probe.inputs, train.nonzero().flatten())
             self._of_probe = TrainingSet((inputs, targets[train.to(targets.device)]))
         return self._of_probe
+
+    def note(self, rows: Tensor | Sequence[int]) -> None:
+        """The rows of the batch that the next step sees; see ``RowsSeen.note``."""
+        super().note(rows)
+        largest = int(self._waiting[-1].max())
+        if self.data is not None and hasattr(self.data.dataset, "__len__") and largest >= len(self.data):
+            del self._waiting[-1]
+            raise InvalidInputError(
+                "A batch is noted by its row numbers in the training set.",
+                got=f"row {largest} of {len(self.data)}",
+                remedy=f"integers 0..{len(self.data) - 1}",
+            )
 
     def of_loader(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """The batches of a loader, whose rows are noted as they pass; its data set becomes the training set."""

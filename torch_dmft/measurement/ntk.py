@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, jvp, vjp
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.materialised import require_materialised
 from torch_dmft.core.memory import require_memory
@@ -22,6 +23,7 @@ from torch_dmft.measurement.projection import refuse_classes_of
 from torch_dmft.measurement.snapshot import snapshot, squeeze_outputs
 from torch_dmft.measurement.subject import subject_of
 from torch_dmft.measurement.wanted import Wanted
+from torch_dmft.uses.failures import outputs_on
 from torch_dmft.uses.outputs import Example, Runs, Selection, count, output_rows
 from torch_dmft.uses.products import gram
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
 
 
+@checked
 def empirical_ntk(
     model: Plan | nn.Module,
     inputs: Example,
@@ -90,6 +93,8 @@ def empirical_ntk(
             statistics = Statistics(module, module, batch_norm)
             module, multipliers = Runs(module, outputs), {f"model.{name}": m for name, m in multipliers.items()}
             with undisturbed(module), plain_attention(), statistics.set(module, inputs):
+                with torch.no_grad():
+                    outputs_on(module, inputs)
                 way = _jacobian if method == "jacobian" else _row_by_row
                 kernel = way(module, multipliers, inputs, per_output=per_output)
         case _:
@@ -98,6 +103,12 @@ def empirical_ntk(
         return squeeze_outputs(kernel)
     weights = Probe(inputs, targets).target_values(kernel.shape[1])
     assert weights is not None
+    if weights.shape[1] != kernel.shape[1]:
+        raise InvalidInputError(
+            "The targets must have as many numbers per sample as the model has outputs.",
+            got=f"targets {tuple(weights.shape)} and {kernel.shape[1]} outputs",
+            remedy="targets (sample, output), or outputs= that selects as many",
+        )
     weights = weights.to(kernel)
     return torch.einsum("mcad,mc,ad->ma", kernel, weights, weights)
 

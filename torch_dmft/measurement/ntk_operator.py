@@ -19,14 +19,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp, vjp
 
+from torch_dmft.core.arguments import checked, require_finite
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.memory import require_memory
-from torch_dmft.core.numbers import require_whole
+from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.batch_norm import Statistics, require_choice
 from torch_dmft.measurement.functional import called_with, plain_attention
 from torch_dmft.measurement.ntk import refuse_lazily_sampled, trained
-from torch_dmft.uses.outputs import Example, Runs, Selection, count, output_rows, rows
+from torch_dmft.uses.failures import outputs_on
+from torch_dmft.uses.outputs import Example, Runs, Selection, count, named_tensors, output_rows, rows
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
@@ -62,6 +64,7 @@ class NTKOperator:
         >>> values, vectors = kernel.largest(10)
     """
 
+    @checked
     def __init__(
         self,
         model: Plan | nn.Module,
@@ -82,7 +85,10 @@ class NTKOperator:
         self._module, self._inputs = Runs(module, outputs), inputs
         self._rates = {f"model.{name}": rate for name, rate in rates.items()}
         self.samples = count(inputs)
+        for name, leaf in named_tensors(inputs):
+            require_finite(name, leaf)
         with self._ready(), torch.no_grad():
+            outputs_on(self._module, inputs if not self.samples else rows(inputs, [0, 1][: self.samples]))
             self.outputs = self._function([0, 1][: self.samples])(self._differentiated()).shape[1]
         with self._ready():
             fixed, each = self._needs()
@@ -107,6 +113,7 @@ class NTKOperator:
         """(P C, P C)."""
         return self.samples * self.outputs, self.samples * self.outputs
 
+    @checked
     def __matmul__(self, vector: Float[Tensor, "sample ..."]) -> Float[Tensor, "sample ..."]:
         """K v, for v of shape ``(sample, output)``, or ``(sample,)`` for one output; in the shape of v.
 
@@ -132,6 +139,7 @@ class NTKOperator:
             products = [jvp(function, (parameters,), (gradient,))[1] for _, function in self._blocks()]
             return torch.cat(products).detach().reshape(vector.shape)
 
+    @checked
     def largest(self, number: int = 10, *, tolerance: float = 1e-4) -> tuple[Tensor, Tensor]:
         """The largest eigenvalues and their eigenvectors, by Lanczos' method.
 
@@ -148,6 +156,7 @@ class NTKOperator:
         from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import
 
         require_whole("number", number, at_least=1)
+        require_number("tolerance", tolerance, above=0)
         if number >= self.shape[0]:
             raise InvalidInputError(
                 "Lanczos' method finds fewer eigenvalues than there are.",

@@ -9,11 +9,15 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from torch_dmft.core.arguments import checked
+from torch_dmft.core.devices import usable
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.prints import Print, data_print, printed_rows
 from torch_dmft.uses.outputs import Example, copied, count, moved, named_tensors, rows, tensors
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Probe:
     """The data points mu = 1..P at which outputs and kernels are recorded, training and test points together.
@@ -73,12 +77,14 @@ class Probe:
         """P, the number of samples."""
         return count(self.inputs)
 
+    @checked
     def to(self, device: torch.device | str) -> Probe:
         """The same probe on another device; ``train`` stays on the CPU."""
-        where = torch.device(device)
+        where = usable(device)
         targets = None if self.targets is None else self.targets.to(where)
         return replace(self, inputs=moved(self.inputs, where), targets=targets)
 
+    @checked
     def at_rows(self, chosen: Tensor | Sequence[int]) -> Probe:
         """Some of the samples, as a probe of its own.
 
@@ -92,6 +98,7 @@ class Probe:
         targets = None if self.targets is None else self.targets[places.to(self.targets.device)]
         return replace(self, inputs=rows(self.inputs, places), targets=targets, train=self.train_rows[places])
 
+    @checked
     def places(self, chosen: Tensor | Sequence[int]) -> Tensor:
         """Positions of some samples, ``(kept,)`` on the CPU, which may be given as a mask."""
         given = torch.as_tensor(chosen, device="cpu").flatten()
@@ -147,6 +154,7 @@ class Probe:
         """What tells these inputs from others: of every tensor, and nothing of numbers and words beside them."""
         return data_print(len(self), *tensors(rows(self.inputs, printed_rows(len(self)))))
 
+    @checked
     def target_values(self, outputs: int | None = None) -> Tensor | None:
         """The targets as floats: ``(sample, output)``, one-hot for integer classes, or None without targets.
 
@@ -156,6 +164,8 @@ class Probe:
         Raises:
             InvalidInputError: if a class is larger than that.
         """
+        if outputs is not None:
+            require_whole("outputs", outputs, at_least=1)
         if self.targets is None or self.targets.is_floating_point():
             return None if self.targets is None else self.targets.reshape(len(self), -1)
         if outputs is not None and int(self.targets.max()) >= outputs:
@@ -181,7 +191,11 @@ def _samples(inputs: Example) -> int:
         )
     for name, leaf in named:
         if len(leaf) == len(named[0][1]) and leaf[0].numel() == 0:
-            raise InvalidInputError("The samples of a probe are empty.", got=f"{name} of shape {tuple(leaf.shape)}")
+            raise InvalidInputError(
+                "The samples of a probe are empty.",
+                got=f"{name} of shape {tuple(leaf.shape)}",
+                remedy="samples with at least one number",
+            )
         masks = leaf is not named[0][1]  # those that are added to scores hold -inf
         _require_finite(name, torch.nan_to_num(leaf, nan=torch.nan) if masks and leaf.is_floating_point() else leaf)
     return len(named[0][1])
@@ -192,12 +206,16 @@ def _check_targets(targets: Tensor, samples: int, leaves: int) -> None:
         raise InvalidInputError(
             "A probe needs one target per sample.",
             got=f"targets {tuple(targets.shape)} for {samples} samples",
-            remedy="the first tensor of the inputs is the one with a row for every sample" if leaves > 1 else None,
+            remedy="the first tensor of the inputs is the one with a row for every sample"
+            if leaves > 1
+            else "targets (sample, ...), as many as inputs",
         )
     if targets.is_floating_point():
         if targets.ndim > 2:
             raise InvalidInputError(
-                "Float targets have the shape (sample, output) or (sample,).", got=f"shape {tuple(targets.shape)}"
+                "Float targets have the shape (sample, output) or (sample,).",
+                got=f"shape {tuple(targets.shape)}",
+                remedy="targets.flatten(1)",
             )
         _require_finite("targets", targets)
     elif targets.ndim != 1 or targets.dtype == torch.bool or targets.is_complex() or int(targets.min()) < 0:

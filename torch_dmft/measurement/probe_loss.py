@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.core.loss import Loss, as_the_loss_takes_them, aside, default_loss
+from torch_dmft.core.loss import (
+    Loss,
+    as_the_loss_takes_them,
+    aside,
+    default_loss,
+    loss_value,
+    pairs_entries,
+    require_loss,
+)
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.snapshot import returns_one_number
 from torch_dmft.measurement.subject import Subject
@@ -28,7 +36,8 @@ class ProbeLoss:
 
     def __init__(self, subject: Subject, probe: Probe, loss: Loss | None) -> None:
         self.loss = default_loss(probe.targets) if loss is None else loss
-        self._subject, self._probe, self._is_usual = subject, probe, loss is None
+        require_loss(self.loss)
+        self._subject, self._probe, self._is_usual = subject, probe, loss is None or pairs_entries(loss)
         self._squeezed: bool | None = None
         self._targets: Tensor | None = None  # of the training rows, as the loss takes them
 
@@ -54,7 +63,7 @@ class ProbeLoss:
             targets = self._probe.targets[self._probe.train_rows.to(self._probe.targets.device)].to(outputs.device)
             targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
             self._targets = as_the_loss_takes_them(self.loss, shown.detach(), targets)
-        return aside(self.loss)(shown, self._targets)
+        return loss_value(aside(self.loss), shown, self._targets)
 
     def _check(self, outputs: int) -> None:
         """Refuse targets that the usual loss would fail on, or broadcast without a word."""

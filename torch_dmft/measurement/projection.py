@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.core.numbers import require_whole
+from torch_dmft.core.numbers import require_seed, require_whole
 from torch_dmft.uses.outputs import Selection, output_rows, select
 
 
@@ -33,8 +34,10 @@ class Projection:
         >>> Recorder(model, probe, outputs=Projection(8, of=lambda out: out.logits[:, -1]))  # doctest: +SKIP
     """
 
+    @checked
     def __init__(self, count: int, of: Selection | None = None, *, seed: int = 0) -> None:
         require_whole("count", count, at_least=1)
+        require_seed("seed", seed)
         self.count, self.of, self.seed = count, of, seed
         self._matrix: Tensor | None = None
 
@@ -45,6 +48,7 @@ class Projection:
             outputs = output_rows(outputs, len(outputs))
         return outputs @ self.matrix(outputs.shape[1]).to(outputs)
 
+    @checked
     def matrix(self, outputs: int) -> Float[Tensor, "outputs projected"]:
         """R for a model with so many outputs, on the CPU in float64."""
         if self._matrix is None or len(self._matrix) != outputs:

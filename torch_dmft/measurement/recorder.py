@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.loss import Loss
 from torch_dmft.core.numbers import require_number
@@ -101,6 +102,7 @@ class Recorder:
         >>> measured = recorder.trajectory()
     """
 
+    @checked
     def __init__(
         self,
         plan_or_model: Plan | nn.Module,
@@ -159,6 +161,7 @@ class Recorder:
         layers = self.subject.architecture.layers
         self._two_time = [TwoTimeMemory(per_output=per_output) for _ in layers] if two_time else []
 
+    @checked
     @contextmanager
     def attach(self, *optimizers: Optimizer) -> Iterator[Recorder]:
         """Record while the body trains with these optimizers.
@@ -206,6 +209,7 @@ class Recorder:
             stack.enter_context(self._observer.watching(stepping, stepped))
             yield self
 
+    @checked
     def batch(self, rows: Tensor | Sequence[int]) -> None:
         """Note which rows of the training set the next step sees; call it before ``optimizer.step()``.
 
@@ -214,6 +218,7 @@ class Recorder:
         """
         self._observer.rows.note(rows)
 
+    @checked
     def batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """The batches of a loader, one epoch of them, whose rows are noted as they pass; shuffling and workers included.
 
@@ -250,6 +255,7 @@ class Recorder:
             callback(self.step, record)
         return record
 
+    @checked
     def look(self, *, check: bool = False) -> Snapshot:
         """Measure now and keep nothing.
 
@@ -265,6 +271,7 @@ class Recorder:
         with whole(self.subject.run):
             return snapshot(self.subject, moved(self._whole.inputs, device), layouts=layouts)
 
+    @checked
     def keep(self, taken: Snapshot) -> Trajectory:
         """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""
         self._layouts = taken.layouts
@@ -288,6 +295,7 @@ class Recorder:
         outputs = self.records[0].outputs.shape[2] if self.records else self.subject.architecture.readout.out_features
         return self._observer.training(outputs)
 
+    @checked
     def problem(
         self,
         data: tuple[Tensor, Tensor] | Dataset[Any] | None = None,
@@ -328,6 +336,7 @@ class Recorder:
             generator=generator,
         )
 
+    @checked
     def trajectory(self, origin: str | None = None) -> Trajectory:
         """What was recorded so far.
 
@@ -374,12 +383,20 @@ class Recorder:
             "recorded": self._recorded,
         }
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: the next ``attach`` continues its step count and its records.
 
         Raises:
             InvalidInputError: if the checkpoint is of another model or of other settings.
         """
+        missing = {"step", "observer", "seconds", "conditions", "records", "fields", "two_time"} - set(state)
+        if missing:
+            raise InvalidInputError(
+                "This is not a recorder's checkpoint.",
+                got=f"no {', '.join(sorted(missing))}",
+                remedy="what recorder.state_dict() made, by torch.load",
+            )
         paths = [layer.path for layer in self.subject.architecture.layers]
         found = [layer["name"] for record in state["records"][:1] for layer in record["layers"]]
         settings = state.get("recorded", self._recorded)

@@ -35,6 +35,12 @@ class Indexed(Dataset[tuple[int, Any]]):
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or isinstance(dataset, str | type):
+            raise InvalidInputError(
+                "A data set must have items and a length.",
+                got=type(dataset).__name__,
+                remedy="a torch.utils.data.Dataset of pairs (input, target)",
+            )
         self.dataset = dataset
 
     def __len__(self) -> int:

@@ -6,7 +6,11 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_whole
 
 Schedule = Callable[[int], bool]
 
@@ -47,17 +51,18 @@ class AtSteps:
         return step in self.steps
 
 
+@checked
 def every(interval: int) -> Schedule:
     """The schedule 0, n, 2n, ...
 
     Args:
         interval: n >= 1, in optimizer steps.
     """
-    if interval < 1:
-        raise InvalidInputError("A recording interval is at least one step.", got=f"every({interval})")
+    require_whole("interval", interval, at_least=1, remedy="at least one step: every(1) records all of them")
     return Every(interval)
 
 
+@checked
 def log_spaced(points: int = 50, *, last: int = 10_000) -> Schedule:
     """The schedule 0 and about ``points`` steps evenly spaced in log(step) from 1 to ``last``.
 
@@ -68,21 +73,26 @@ def log_spaced(points: int = 50, *, last: int = 10_000) -> Schedule:
         points: number of points from 1 to ``last``, >= 2.
         last: the step up to which ``points`` counts, >= 2.
     """
-    if points < 2 or last < 2:
-        raise InvalidInputError(
-            "Log spacing needs at least two points and a last step of at least 2.",
-            got=f"log_spaced({points}, last={last})",
-        )
+    require_whole("points", points, at_least=2, remedy="at least two points, 1 and last among them")
+    require_whole("last", last, at_least=2, remedy="at least two points, and a last step of at least 2")
     return LogSpaced(last ** (1 / (points - 1)))
 
 
+@checked
 def at_steps(steps: Iterable[int]) -> Schedule:
     """The schedule of exactly these steps.
 
     Args:
         steps: integers >= 0.
     """
-    listed = frozenset(int(step) for step in steps)
-    if not listed or min(listed) < 0:
-        raise InvalidInputError("Steps to record are integers >= 0, at least one.", got=str(sorted(listed)[:5]))
-    return AtSteps(listed)
+    numbers = steps.tolist() if isinstance(steps, Tensor) else list(steps)
+    several = numbers if isinstance(numbers, list) else [numbers]
+    if not several:
+        raise InvalidInputError(
+            "Steps to record must be integers >= 0, at least one.",
+            got="none",
+            remedy="at_steps([0, 10, 100]), or every(10)",
+        )
+    for step in several:
+        require_whole("a step to record", step, at_least=0, remedy="at_steps([0, 10, 100]), integers")
+    return AtSteps(frozenset(map(int, several)))

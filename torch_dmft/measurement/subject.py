@@ -116,6 +116,7 @@ def subject_of(
         InvalidInputError: if ``run`` does not hold the plan's model, or a bare model fails on the inputs or is on the meta
             device.
     """
+    require_choice(batch_norm)
     run = None if run is None else inside(run)
     require_materialised(plan_or_model if isinstance(plan_or_model, nn.Module) else plan_or_model.model)
     if not isinstance(plan_or_model, nn.Module):
@@ -135,7 +136,6 @@ def subject_of(
 
 
 def _subject_of_bare(model: nn.Module, inputs: Example, outputs: Selection | None, batch_norm: str) -> Subject:
-    require_choice(batch_norm)
     inner = model
     while isinstance(inner, Wrapper):
         inner = inner.model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,15 +11,17 @@ from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Role
 from torch_dmft.architecture.describe import Roles
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.listed import listed
 from torch_dmft.core.materialised import require_materialised
 from torch_dmft.core.multiplied import multiplied, multiply
+from torch_dmft.core.numbers import SMALLEST, require_number
 from torch_dmft.core.prints import some_entries
 from torch_dmft.core.spread import assign, inside, is_spread, processes_differ, whole
 from torch_dmft.core.torch_private import is_compiled
 from torch_dmft.parameterization.plan import Plan, multipliers_of, set_attributes
-from torch_dmft.parameterization.rules import OWN_INIT, ParameterRule, number_of, parameter_rules
+from torch_dmft.parameterization.rules import OWN_INIT, ParameterRule, number_of, parameter_rules, require_gain
 from torch_dmft.parameterization.scheme import DEPTHS, SCHEMES, effective_gamma0
 from torch_dmft.parameterization.start import is_fresh
 from torch_dmft.parameterization.wrapping import Wrapping
@@ -29,6 +30,7 @@ from torch_dmft.uses.outputs import Example, Runs, Selection
 from torch_dmft.uses.streams import streams_of
 
 
+@checked
 def parameterize(
     model: nn.Module,
     example_input: Example,
@@ -88,7 +90,7 @@ def parameterize(
         if depth is not None:
             architecture = replace(architecture, streams=streams_of(model, Runs(model, outputs), example_input))
         if wider is None and architecture.notes:
-            warnings.warn("; ".join(architecture.notes), stacklevel=2)
+            warnings.warn("; ".join(architecture.notes), stacklevel=3)
         wrapping = Wrapping.of(gain, init, roles, outputs, wider, depth)
         plan = scaled(model, architecture, wrapping, gamma0=gamma0, scheme=scheme, generator=generator)
         if init == "normal" and scheme != "standard":
@@ -238,12 +240,8 @@ def _check(gamma0: float, scheme: str, gain: float | str, init: str, depth: str 
         raise InvalidInputError(
             "`init` must name a way to draw weights.", got=repr(init), remedy='"normal", "keep" or "untouched"'
         )
-    if not 0 < gamma0 < math.inf:
-        raise InvalidInputError(
-            "gamma0 must be a positive number.", got=repr(gamma0), remedy='gamma0=0.01, or scheme="ntk"'
-        )
-    if gain != "auto" and (isinstance(gain, str) or not gain > 0):
-        raise InvalidInputError("gain must be positive.", got=repr(gain), remedy='a number, or "auto"')
+    require_number("gamma0", gamma0, at_least=SMALLEST, remedy='gamma0=0.01, or scheme="ntk"')
+    require_gain(gain)
     if scheme != "mean_field" and gamma0 != 1.0:
         raise InvalidInputError(
             f'With scheme="{scheme}", gamma0 must be left out; it is 1/sqrt(width).',

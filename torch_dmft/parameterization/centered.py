@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Wrapper
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.torch_private import DropoutBase
 
@@ -55,6 +56,7 @@ class Centered(Wrapper):
         return self
 
 
+@checked
 def centered(model: nn.Module) -> nn.Module:
     """The centered model f - f_0: at small gamma0 sqrt(N) it removes the large random output of a finite network.
 

@@ -11,15 +11,18 @@ from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor, nn
 
+from torch_dmft.core.arguments import checked, require_finite, require_rows
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
-from torch_dmft.core.loss import Loss
+from torch_dmft.core.loss import Loss, loss_value, require_loss
+from torch_dmft.core.numbers import require_choice, require_number, require_whole
+from torch_dmft.core.users_functions import called
 from torch_dmft.parameterization.apply import scaled
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.parameterization.plan import Plan
 from torch_dmft.parameterization.wrapping import Wrapping
 from torch_dmft.uses.describe import describe
-from torch_dmft.uses.outputs import Example, Runs, Selection
+from torch_dmft.uses.outputs import Example, Runs, Selection, named_tensors
 from torch_dmft.uses.passes import layer_outputs
 from torch_dmft.uses.streams import stream_states
 
@@ -105,6 +108,24 @@ class CoordinateCheck:
         return str(self.__rich__())
 
 
+def built(factory: Callable[[int], nn.Module], size: int) -> nn.Module:
+    """The model of a width or depth.
+
+    Raises:
+        InvalidInputError: if it cannot be built.
+    """
+    remedy = f"a function size -> nn.Module that builds the model at {size}"
+    model = called("factory", factory, size, remedy=remedy)
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError("`factory` must build a model.", got=type(model).__name__, remedy=remedy)
+    return model
+
+
+_LARGEST = 10**6
+"""Width, depth, or number of steps or networks, that nobody waits for."""
+
+
+@checked
 def coordinate_check(
     factory: Callable[[int], nn.Module],
     inputs: Example,
@@ -154,15 +175,20 @@ def coordinate_check(
     Raises:
         InvalidInputError: if there are fewer than two widths, or a layer is missing at some width.
     """
+    check_settings(widths, inputs, targets, lr, optimizer, loss, steps, seeds, tolerance)
     if len(set(widths)) < 2:
-        raise InvalidInputError("`widths` must hold at least two widths, as a slope is fitted.", got=str(tuple(widths)))
+        raise InvalidInputError(
+            "`widths` must hold at least two widths, as a slope is fitted.",
+            got=str(tuple(widths)),
+            remedy="widths=(64, 128, 256, 512)",
+        )
     found: list[dict[str, list[float | None]]] = []
     for number in track(range(len(widths) * seeds), "coordinate check", disable=not progress):
         position = number // seeds
         width, other = widths[position], widths[1 if position == 0 else position - 1]
-        model = factory(width)
+        model = built(factory, width)
         if number % seeds == 0:
-            architecture = describe(model, inputs, wider=factory(other) if wider else None, outputs=outputs)
+            architecture = describe(model, inputs, wider=built(factory, other) if wider else None, outputs=outputs)
         plan = scaled(model, architecture, Wrapping(), gamma0=gamma0, scheme=scheme, generator=generator)
         groups = plan.param_groups(lr, optimizer=optimizer)
         changes = changes_of(plan, OPTIMIZERS[optimizer](groups), inputs, targets, loss, steps, outputs)
@@ -176,6 +202,36 @@ def coordinate_check(
         )
     layers = tuple(path for path in found[0] if all(None not in row[path] for row in found))
     return summary(widths, layers, found, tolerance, "width")
+
+
+def check_settings(
+    sizes: Sequence[int],
+    inputs: Example,
+    targets: Tensor,
+    lr: float,
+    optimizer: str,
+    loss: Loss,
+    steps: int,
+    seeds: int,
+    tolerance: float,
+) -> None:
+    """Refuse settings of a check with which nothing can be seen.
+
+    Raises:
+        InvalidInputError: for the first of them.
+    """
+    for size in sizes:
+        require_whole("a width or depth", size, at_least=1, at_most=_LARGEST)
+    require_rows("targets", targets, len(targets) if targets.ndim else 1)  # of tokens there are more than samples
+    for name, leaf in named_tensors(inputs):
+        if leaf.is_floating_point():
+            require_finite(name, leaf)
+    require_number("lr", lr, at_least=0)
+    require_choice("optimizer", optimizer, OPTIMIZERS)
+    require_loss(loss)
+    require_whole("steps", steps, at_least=1, at_most=_LARGEST)
+    require_whole("seeds", seeds, at_least=1, at_most=_LARGEST)
+    require_number("tolerance", tolerance, above=0)
 
 
 def summary(
@@ -224,7 +280,7 @@ def changes_of(
     start = run(inputs).detach()
     for _ in range(steps):
         optimizer.zero_grad()
-        loss(run(inputs) - start, targets).backward()
+        loss_value(loss, run(inputs) - start, targets).backward()
         optimizer.step()
     after = layer_outputs(plan.model, run, inputs)
     moved = run(inputs).detach() - start

@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from rich.progress import track
 from torch import Generator, Tensor, nn
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import Loss
 from torch_dmft.parameterization.apply import parameterize
-from torch_dmft.parameterization.coordinate_check import CoordinateCheck, changes_of, summary
+from torch_dmft.parameterization.coordinate_check import CoordinateCheck, built, changes_of, check_settings, summary
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.uses.outputs import Example, Selection
 
 _THIRDS = ("first third", "middle third", "last third")
 
 
+@checked
 def depth_check(
     factory: Callable[[int], nn.Module],
     inputs: Example,
@@ -71,17 +73,19 @@ def depth_check(
         InvalidInputError: if there are fewer than two depths, or one is below 3, or the kinds of layers differ between them.
         UnsupportedModelError: if the model cannot be wrapped, or its branches cannot be scaled.
     """
+    check_settings(depths, inputs, targets, lr, optimizer, loss, steps, seeds, tolerance)
     if len(set(depths)) < 2 or min(depths) < len(_THIRDS):
         raise InvalidInputError(
             "`depths` must hold at least two depths of 3 or more, as a slope is fitted in every third.",
             got=str(tuple(depths)),
+            remedy="depths=(4, 8, 16, 32)",
         )
     found: list[dict[str, list[float]]] = []
     for number in track(range(len(depths) * seeds), "depth check", disable=not progress):
         blocks = depths[number // seeds]
-        example = None if wider is None else wider(blocks)
+        example = None if wider is None else built(wider, blocks)
         plan = parameterize(
-            factory(blocks), inputs, gamma0, wider=example, outputs=outputs, depth=depth, generator=generator
+            built(factory, blocks), inputs, gamma0, wider=example, outputs=outputs, depth=depth, generator=generator
         )
         stepper = OPTIMIZERS[optimizer](plan.param_groups(lr, optimizer=optimizer))
         changes = changes_of(plan, stepper, inputs, targets, loss, steps, outputs, along_stream=True)

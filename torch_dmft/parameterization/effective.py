@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Role, describe
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_number
 from torch_dmft.parameterization.rules import parameter_rules
 from torch_dmft.parameterization.scheme import mean_field
 
@@ -39,6 +41,7 @@ class EffectiveScaling:
         return {name: lr / self.lr for name, lr in self.lrs.items()}
 
 
+@checked
 def effective_scaling(
     model: nn.Module, example_input: Tensor, param_groups: float | Iterable[Mapping[str, Any]]
 ) -> EffectiveScaling:
@@ -99,6 +102,16 @@ def _rates(model: nn.Module, param_groups: float | Iterable[Mapping[str, Any]]) 
     """The SGD learning rate of every trained parameter, by name."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if isinstance(param_groups, int | float):
+        require_number("param_groups", param_groups, above=0)
         return dict.fromkeys(trained, float(param_groups))
-    by_id = {id(parameter): float(group["lr"]) for group in param_groups for parameter in group["params"]}
+    groups = [] if isinstance(param_groups, Tensor) else list(param_groups)
+    if not groups or not all(isinstance(group, Mapping) and {"lr", "params"} <= set(group) for group in groups):
+        raise InvalidInputError(
+            "`param_groups` must be the groups of an optimizer, or one learning rate.",
+            got=f"{type(param_groups).__name__} of {len(groups)}",
+            remedy="optimizer.param_groups, or a number > 0",
+        )
+    for group in groups:
+        require_number("lr", float(group["lr"]), at_least=0)
+    by_id = {id(parameter): float(group["lr"]) for group in groups for parameter in group["params"]}
     return {name: by_id[id(parameter)] for name, parameter in trained.items() if id(parameter) in by_id}

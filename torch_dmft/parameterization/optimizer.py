@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_number
 from torch_dmft.parameterization.rules import ParameterRule
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
@@ -30,6 +31,8 @@ def param_groups(
             got=repr(optimizer),
             remedy='"sgd" (with or without momentum), "adam" (also for NAdam, RAdam, Adamax) or "adamw"',
         )
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps)):
+        require_number(name, value, at_least=0)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for rule in rules:
         if rule.lr == 0:

@@ -11,21 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Attribute, Part, Role
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.listed import listed
+from torch_dmft.core.loss import Loss
 from torch_dmft.core.multiplied import multiplied, multiply
+from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
 from torch_dmft.core.spread import assign, reshard, whole
 from torch_dmft.parameterization.optimizer import OPTIMIZERS, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
+from torch_dmft.parameterization.scheme import DEPTHS, SCHEMES
 from torch_dmft.parameterization.table import as_table
 from torch_dmft.parameterization.wrapping import Wrapping
+from torch_dmft.uses.outputs import Selection
 
 if TYPE_CHECKING:
-    from torch_dmft.core.loss import Loss
     from torch_dmft.measurement.probe import Probe
     from torch_dmft.measurement.suggested_rate import SuggestedRate
-    from torch_dmft.uses.outputs import Selection
 
 _VERSION = 1
 _COLUMNS = 80
@@ -168,6 +171,7 @@ class Plan:
                 "first"
             )
 
+    @checked
     def rule(self, name: str) -> ParameterRule:
         """The rule of the parameter with this name.
 
@@ -178,9 +182,10 @@ class Plan:
             if rule.name == name:
                 return rule
         raise InvalidInputError(
-            f"Unknown parameter {name!r}.", remedy=f"one of {', '.join(rule.name for rule in self.rules)}"
+            "Unknown parameter.", got=repr(name), remedy=f"one of {', '.join(rule.name for rule in self.rules)}"
         )
 
+    @checked
     def param_groups(
         self, lr: float, *, optimizer: str = "sgd", weight_decay: float = 0.0, eps: float = 1e-8
     ) -> list[dict[str, Any]]:
@@ -213,6 +218,7 @@ class Plan:
         reshard(self.model)
         return param_groups(self.model, self.rules, lr, optimizer, weight_decay, eps)
 
+    @checked
     def suggest_lr(
         self,
         probe: Probe,
@@ -279,6 +285,7 @@ class Plan:
             "multiplied": multipliers_of(self.architecture),
         }
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a scaling saved by ``state_dict``; weights come from the model's own checkpoint.
 
@@ -291,7 +298,7 @@ class Plan:
                 got=f"version {state.get('version')}",
                 remedy="load it with the version of torch_dmft that saved it",
             )
-        rules = tuple(ParameterRule(**{**rule, "role": Role(rule["role"])}) for rule in state["rules"])
+        rules, drawn = _read(state)
         if [rule.name for rule in rules] != [rule.name for rule in self.rules]:
             raise InvalidInputError(
                 "The saved plan must have the parameters of this plan.",
@@ -309,7 +316,7 @@ class Plan:
                 got=", ".join(other),
                 remedy="wrap the model of this width anew; gamma0 and the base learning rate carry over",
             )
-        self.rules, self.scheme, self.gamma0 = rules, state["scheme"], state["gamma0"]
+        self.rules, self.scheme, self.gamma0 = rules, state["scheme"], float(state["gamma0"])
         numbers = state.get("multiplied", {})
         layers = tuple(
             replace(layer, multiplier=replace(layer.multiplier, number=numbers.get(layer.multiplier.path, 1.0)))
@@ -320,11 +327,7 @@ class Plan:
         self.architecture = replace(self.architecture, layers=layers)
         if multiplied(self.model) or numbers:
             multiply(self.model, numbers)
-        self.depth = state.get("depth")
-        self.drawn = {
-            name: torch.tensor(entries, dtype=torch.float64, device="cpu")
-            for name, entries in state.get("drawn", {}).items()
-        }
+        self.depth, self.drawn = state.get("depth"), drawn
 
     def __repr__(self) -> str:
         count = len(self.rules)
@@ -343,6 +346,35 @@ class Plan:
     def _repr_html_(self) -> str:
         """The table for a notebook."""
         return self.__rich__().html()
+
+
+def _read(state: Mapping[str, Any]) -> tuple[tuple[ParameterRule, ...], dict[str, Tensor]]:
+    """The rules of a saved plan, and the entries that it has seen.
+
+    Raises:
+        InvalidInputError: if it is not what ``state_dict`` makes.
+    """
+    try:
+        rules = tuple(ParameterRule(**{**rule, "role": Role(rule["role"])}) for rule in state["rules"])
+        drawn = {
+            name: torch.tensor(entries, dtype=torch.float64, device="cpu")
+            for name, entries in state.get("drawn", {}).items()
+        }
+        for rule in rules:
+            for name in ("std", "lr", "adam_lr", "gradient", "gain", "start"):
+                require_number(f"{name} of {rule.name}", getattr(rule, name), at_least=0)
+            require_whole(f"fan_in of {rule.name}", rule.fan_in, at_least=1)
+        require_number("gamma0", state["gamma0"], at_least=SMALLEST)
+        require_choice("scheme", state["scheme"], SCHEMES)
+        if state.get("depth") is not None:
+            require_choice("depth", state["depth"], DEPTHS)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            "This is not a saved plan, or it was changed since.",
+            got=f"{type(error).__name__}: {error}".rstrip("."),
+            remedy="plan.load_state_dict(...) of what plan.state_dict() made",
+        ) from error
+    return rules, drawn
 
 
 def _called(architecture: Architecture) -> str:

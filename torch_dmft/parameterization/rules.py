@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from torch_dmft.architecture import Architecture, Layer, Role
+from torch_dmft.core.numbers import SMALLEST, require_number
 from torch_dmft.parameterization.scheme import (
     DEPTHS,
     STANDARD,
@@ -202,6 +203,16 @@ def _roles(architecture: Architecture) -> Iterator[tuple[str, str, Role, Layer |
             yield layer.bias, layer.path, _BIASES.get(layer.role, Role.VECTOR), layer, 1
     for vector in architecture.vectors:
         yield vector.name, vector.path, vector.role, None, vector.fan_in
+
+
+def require_gain(gain: float | str, name: str = "gain") -> None:
+    """Refuse anything but a positive number or "auto".
+
+    Raises:
+        InvalidInputError: for anything else.
+    """
+    if gain != "auto":
+        require_number(name, gain, at_least=SMALLEST, remedy='a positive number, or "auto"')
 
 
 def _gain(layer: Layer | None, gain: float | str) -> float:

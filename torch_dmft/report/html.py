@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from torch_dmft.comparison import Comparison
+from torch_dmft.core.arguments import checked
 from torch_dmft.report.events import run_directory
 from torch_dmft.report.hparams import Setting
 from torch_dmft.report.recorded import write_records
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
 
 
+@checked
 def write_html(
     comparison: Comparison,
     path: str | Path,

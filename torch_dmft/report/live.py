@@ -12,6 +12,7 @@ from types import TracebackType
 from torch_dmft.comparison.deviation import deviations
 from torch_dmft.comparison.match import in_one_layout, refuse_mismatch
 from torch_dmft.comparison.scatter import scatter
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
@@ -38,6 +39,7 @@ class LiveScalars:
         ...     train(model, optimizer)
     """
 
+    @checked
     def __init__(self, logdir: str | Path, recorder: Recorder) -> None:
         self.logdir = Path(logdir)
         self.recorder = recorder
@@ -101,6 +103,7 @@ class LiveComparison(LiveScalars):
         ...     train(model, optimizer)
     """
 
+    @checked
     def __init__(self, logdir: str | Path, recorder: Recorder, *predictions: Trajectory | str | Path) -> None:
         super().__init__(run_directory(logdir, recorder.subject.plan.origin), recorder)
         self._root = Path(logdir)

@@ -12,6 +12,7 @@ import torch
 from torch.utils.tensorboard.summary import histogram, text
 
 from torch_dmft.comparison import Comparison
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.report.choice import sample_order, shown_weights
 from torch_dmft.report.events import EventLog, run_directory
@@ -30,6 +31,7 @@ _PICTURES = 4
 """Steps at which kernels are drawn; TensorBoard keeps 10 pictures of one tag."""
 
 
+@checked
 def write_comparison(
     comparison: Comparison,
     logdir: str | Path,

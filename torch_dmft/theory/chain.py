@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from torch_dmft.core.activation import activation as named_activation
-from torch_dmft.core.numbers import require_number
+from torch_dmft.core.arguments import checked
+from torch_dmft.core.numbers import require_number, require_whole
 
 if TYPE_CHECKING:
     from torch_dmft.parameterization import Plan
+
+MOST_LAYERS = 10_000
+"""Hidden layers of a chain, beyond which it takes forever to build."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class HiddenLayer:
             require_number("bias_std", self.bias_std, at_least=0, remedy="bias_std >= 0, or None for no biases")
 
 
+@checked
 @dataclass(frozen=True)
 class Chain:
     """A dense chain: ``hidden`` layers from the input on, then the readout f_c = w_c . phi(h^L) / (gamma0 N_L) (+ b_c).
@@ -55,6 +60,11 @@ class Chain:
     hidden: tuple[HiddenLayer, ...]
     outputs: int
     readout_bias: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse empty ends."""
+        require_whole("input_dim", self.input_dim, at_least=1)
+        require_whole("outputs", self.outputs, at_least=1)
 
     @property
     def depth(self) -> int:

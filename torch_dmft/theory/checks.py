@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torch_dmft.core.arguments import require_dense
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.core.numbers import require_number, require_whole
+from torch_dmft.core.loss import require_loss
+from torch_dmft.core.numbers import LARGEST, SMALLEST, require_number, require_whole
 from torch_dmft.core.series import series
 from torch_dmft.core.sight import NUMBERS
 from torch_dmft.core.training import Training
@@ -49,9 +51,7 @@ def check_problem(problem: Problem) -> None:
     _check_fit(problem.targets, problem.outputs)
     _check_batches(problem)
     _check_probe(problem)
-    if isinstance(problem.loss, type) or not callable(problem.loss):
-        name = getattr(problem.loss, "__name__", repr(problem.loss))
-        raise InvalidInputError("`loss` must be callable.", got=name, remedy="an instance: loss=nn.MSELoss()")
+    require_loss(problem.loss)
 
 
 def check_training(
@@ -70,7 +70,7 @@ def check_training(
     Raises:
         InvalidInputError: for the first mistake, with its remedy.
     """
-    require_number("gamma0", gamma0, above=0, remedy="gamma0 > 0; the lazy limit of 0 is solvers.StaticNTK()")
+    require_number("gamma0", gamma0, at_least=SMALLEST, remedy="gamma0 > 0; the lazy limit of 0 is solvers.StaticNTK()")
     require_whole("steps", steps, at_least=0)
     _check_rates(lr, int(steps))  # type: ignore[call-overload]
     require_number("momentum", momentum, at_least=0, below=1)
@@ -120,7 +120,7 @@ def _check_rates(lr: object, steps: int) -> None:
         rates = torch.as_tensor(lr, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         rates = torch.full((1, 1), torch.nan)
-    fine = rates.ndim == 1 and len(rates) >= steps and bool(torch.isfinite(rates).all()) and bool((rates >= 0).all())
+    fine = rates.ndim == 1 and len(rates) >= steps and bool(((rates >= 0) & (rates <= LARGEST)).all())
     if not fine or (steps and not bool(rates[:steps].any())):
         raise InvalidInputError(
             "`lr` must hold one finite rate >= 0 for every step, at least one of them > 0.",
@@ -222,6 +222,7 @@ def _require_tensor(name: str, values: object) -> None:
         raise InvalidInputError(
             f"The {name} of a problem must be a tensor.", got=type(values).__name__, remedy="torch.as_tensor(...)"
         )
+    require_dense(name, values)
 
 
 def _require_finite_rows(name: str, values: Tensor) -> None:
@@ -283,6 +284,8 @@ def _check_batches(problem: Problem) -> None:
             remedy="list the batches of every epoch, in the order of training",
         )
     for step, rows in enumerate(problem.batches):
+        if isinstance(rows, Tensor):
+            require_dense("batches", rows)
         is_index = isinstance(rows, Tensor) and rows.dtype in (torch.int64, torch.int32) and rows.ndim == 1
         if not is_index or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= problem.train_samples:
             raise InvalidInputError(

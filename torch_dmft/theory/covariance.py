@@ -8,14 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torch_dmft.core.errors import NotRecordedError
+from torch_dmft.core.arguments import checked
+from torch_dmft.core.errors import InvalidInputError, NotRecordedError
+from torch_dmft.core.listed import listed
 from torch_dmft.core.memory import require_memory
 from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.core.users_functions import called
 
 Observable = Callable[[Trajectory], Tensor]
 """A function of one network's trajectory, such as ``lambda run: run.layers[1].forward.array[-1]``."""
 
 
+@checked
 def covariance(
     networks: Trajectory, observable: Observable, other: Observable | None = None
 ) -> Float[Tensor, "entry entry_of_other"]:
@@ -58,5 +62,10 @@ def covariance(
 
 
 def _centered(networks: Trajectory, observable: Observable) -> Float[Tensor, "network entry"]:
-    rows = torch.stack([observable(run).detach().double().flatten() for run in networks.replicas])
+    remedy = "a function of a trajectory that returns a tensor, such as lambda run: run.outputs[-1]"
+    found = [called("observable", observable, run, remedy=remedy) for run in networks.replicas]
+    if not all(isinstance(one, Tensor) and one.shape == found[0].shape for one in found):
+        kinds = listed(dict.fromkeys(type(one).__name__ for one in found))
+        raise InvalidInputError("An observable must be a tensor of one shape.", got=kinds, remedy=remedy)
+    rows = torch.stack([one.detach().double().flatten() for one in found])
     return rows - rows.mean(0)

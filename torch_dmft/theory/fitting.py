@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_dmft.core.errors import DMFTError
+from torch_dmft.core.errors import DMFTError, InvalidInputError
 from torch_dmft.core.memory import free_memory
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solver import Solver
@@ -47,7 +47,7 @@ def what_fits(solver: Solver, problem: Problem, record: Tensor, *, two_time: boo
         if hasattr(solver, name):
             most = _largest(lambda n, name=name: fits(_with(solver, name, n)), least, getattr(solver, name))  # type: ignore[misc]
             if most:
-                found.append(f"{name}={most} at most")
+                found.append(f"{name}={getattr(_with(solver, name, most), name)} at most")
     if found:
         return f"{' or '.join(found)}; or another solver"
     return "a smaller question in several ways at once (rows, outputs, recorded steps), or another solver"
@@ -65,5 +65,8 @@ def _largest(fits: Callable[[int], bool], least: int, asked: int) -> int:
 
 
 def _with(solver: Any, name: str, value: int) -> Any:
-    """A solver with another setting."""
-    return replace(solver, **{name: value})
+    """A solver with another setting, or with one less where it takes pairs."""
+    try:
+        return replace(solver, **{name: value})
+    except InvalidInputError:
+        return replace(solver, **{name: value - 1})

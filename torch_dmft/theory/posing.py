@@ -210,7 +210,9 @@ def _drawn(size: int, count: int, steps: int, generator: torch.Generator | None)
     """Batches of this size, drawn epoch by epoch without putting rows back."""
     if not 0 < size <= count:
         raise InvalidInputError(
-            "A batch has at least one row, and no more than there are.", got=f"batches={size} of {count} rows"
+            "A batch has at least one row, and no more than there are.",
+            got=f"batches={size} of {count} rows",
+            remedy=f"batches=1 to {count}",
         )
     source = torch.Generator().manual_seed(0) if generator is None else generator
     found: list[Tensor] = []

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
+from torch_dmft.core.memory import require_memory
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.training import Training
 from torch_dmft.measurement import Probe
 from torch_dmft.parameterization import Plan
-from torch_dmft.theory.chain import Chain, HiddenLayer
+from torch_dmft.theory.chain import MOST_LAYERS, Chain, HiddenLayer
 from torch_dmft.theory.checks import (
     check_inputs,
     check_loss,
@@ -30,6 +32,9 @@ from torch_dmft.theory.checks import (
 from torch_dmft.theory.network import ChainNetwork, Network
 from torch_dmft.uses.outputs import Example, Selection, copied, count, named_tensors, tensors
 from torch_dmft.uses.outputs import rows as rows_of
+
+_MANY = 10**7
+"""Steps whose numbers alone take memory."""
 
 
 @by_value
@@ -221,10 +226,13 @@ class Problem:
             return self.targets.reshape(self.train_samples, -1)
         return nn.functional.one_hot(self.targets, self.outputs).to(self.dtype)
 
+    @checked
     def batch(self, step: int) -> Tensor | None:
         """Rows that the update of this step sees, or None for all training rows."""
+        require_whole("step", step, at_least=0, at_most=max(self.steps - 1, 0))
         return None if self.batches is None else self.batches[step]
 
+    @checked
     def rows_of(self, step: int) -> Tensor:
         """Rows that the update of this step sees: ``(row,)``."""
         rows = self.batch(step)
@@ -237,6 +245,12 @@ class Problem:
             InvalidInputError: if one lies outside the run.
         """
         if record is None:
+            if self.steps < _MANY:
+                return torch.arange(self.steps + 1, device="cpu")
+            remedy = "record=, the steps to keep, such as range(0, steps + 1, 1000)"
+            require_memory(
+                32 * self.steps, torch.device("cpu"), what=f"A record of all {self.steps} steps", remedy=remedy
+            )
             return torch.arange(self.steps + 1, device="cpu")
         try:
             kept = [record] if isinstance(record, int) else record
@@ -256,7 +270,7 @@ class Problem:
         ):
             raise InvalidInputError(
                 f"Steps to record must be integers in 0..{self.steps}.",
-                got=f"{record}",
+                got=f"{record!r}",
                 remedy="record=range(0, steps + 1, 10)",
             )
         return steps
@@ -359,7 +373,13 @@ class Problem:
                 got=f"{len(targets)} targets, {len(inputs)} inputs",
                 remedy="rows that are not trained on go into test_inputs",
             )
-        require_whole("depth", depth, at_least=1, remedy="the number of hidden layers, at least one hidden layer")
+        require_whole(
+            "depth",
+            depth,
+            at_least=1,
+            at_most=MOST_LAYERS,
+            remedy="the number of hidden layers, at least one hidden layer",
+        )
         ratios = (1.0,) * depth if width_ratios is None else require_list("width_ratios", width_ratios)
         hidden = tuple(HiddenLayer(activation, gain, bias_std, ratio) for ratio in ratios)
         if len(ratios) != depth or ratios[-1] != 1.0:
@@ -391,6 +411,7 @@ class Problem:
         )
 
     @classmethod
+    @checked
     def like(
         cls,
         plan: Plan,

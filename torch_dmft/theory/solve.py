@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError
 from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.stability import NEAR_THE_EDGE, curvatures
@@ -21,6 +22,7 @@ from torch_dmft.theory.solver import Solver
 from torch_dmft.uses.outputs import rows, tensors
 
 
+@checked
 def solve(
     problem: Problem,
     solver: Solver | None = None,
@@ -104,7 +106,7 @@ def _warn_near_the_edge(found: Trajectory) -> None:
         warnings.warn(
             f"At step {step} the learning rate is {float(edge.max()):.2g} of the largest stable one. Near 1 training is "
             "chaotic: networks, and replicas of this prediction, depart from each other. Trust a comparison at a smaller rate.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

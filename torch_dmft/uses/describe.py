@@ -13,12 +13,14 @@ from torch import nn
 from torch_dmft.architecture import Architecture, Role, Wrapper
 from torch_dmft.architecture import describe as describe_one
 from torch_dmft.architecture.describe import Roles
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.core.listed import listed
 from torch_dmft.core.materialised import require_materialised
 from torch_dmft.core.multiplied import unmultiplied
 from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.core.spread import whole
+from torch_dmft.core.users_functions import called
 from torch_dmft.uses.outputs import Example, Runs, Selection
 from torch_dmft.uses.two_widths import by_two_widths
 
@@ -29,6 +31,7 @@ _WIDTHS = (256, 64, 1024, 16, 128, 512, 32, 8)
 """Widths that a factory is tried at, in this order."""
 
 
+@checked
 def describe(
     model: nn.Module,
     example_input: Example,
@@ -140,7 +143,7 @@ def _overruled(found: Architecture, roles: Roles) -> Architecture:
     unknown = [name for name in given if name not in names]
     if unknown:
         raise InvalidInputError(
-            f"`roles` must name layers with a weight, not {unknown[0]!r}.", remedy=f"one of {listed(list(names))}"
+            "`roles` must name layers with a weight.", got=repr(unknown[0]), remedy=f"one of {listed(list(names))}"
         )
     by_path = {names[name]: role for name, role in given.items()}
     return replace(
@@ -156,7 +159,7 @@ def _second(model: nn.Module, wider: Wider) -> nn.Module:
         return wider if (own.dtype, own.device) == (like.dtype, like.device) else copy.deepcopy(wider).to(like)
     with random_state_kept({like.device}):
         if not takes_a_width(wider):
-            return _built(wider()).to(like)
+            return _built(called("wider", wider, remedy="a function that builds the model at another width")).to(like)
         shapes = [parameter.shape for parameter in model.parameters()]
         failed: Exception | None = None
         for width in _WIDTHS:

@@ -13,15 +13,21 @@ from torch import Tensor, nn
 from torch_dmft.architecture import Architecture, Layer, Role, Vector, describe
 from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
+from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
 from torch_dmft.core.torch_private import ConvBase
 from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
+from torch_dmft.parameterization.coordinate_check import built
+from torch_dmft.parameterization.rules import require_gain
 from torch_dmft.theory.coverage import refuse_unsupported, rows_per_sample
 from torch_dmft.theory.engine.conv import InfiniteConv
 from torch_dmft.theory.engine.layers import InfiniteLinear, InfiniteReadout
 from torch_dmft.theory.engine.lazy_layer import LazySettings
 from torch_dmft.theory.gaussian.latents import Population
 
+MOST_NEURONS = 2**20
+"""Of a sample: a hundred times as many as any error bar asks for."""
 _TEMPLATE_WIDTH = 240
 """Width at which the model of a factory is described: small, and a multiple of most numbers of heads."""
 
@@ -35,6 +41,7 @@ def default_tolerance(gamma0: float, draws: int = 1) -> float:
     return min(1e-2, draws**-0.5 if draws > 1 else 1.0) * min(1.0, gamma0)
 
 
+@checked
 def infinite_width(
     model_or_factory: nn.Module | Plan | Callable[[int], nn.Module],
     example_input: Tensor,
@@ -83,11 +90,16 @@ def infinite_width(
         UnsupportedModelError: for layers whose infinite-width law is not implemented, with every place named.
         InvalidInputError: for settings outside their range.
     """
-    if neurons < 16 or law not in ("limit", "network") or not 0 < gamma0 < math.inf:
-        raise InvalidInputError(
-            '`neurons` must be at least 16, gamma0 > 0, and `law` "limit" or "network".',
-            got=f"neurons={neurons}, gamma0={gamma0}, law={law!r}",
-        )
+    require_whole("neurons", neurons, at_least=16, at_most=MOST_NEURONS)
+    require_whole("rank", rank, at_least=1)
+    require_number("gamma0", gamma0, at_least=SMALLEST)
+    require_choice("law", law, ("limit", "network"))
+    for path, number in (gain if isinstance(gain, Mapping) else {"gain": gain}).items():
+        require_gain(number, path)
+    for path, number in (bias_std or {}).items():
+        require_number(path, number, at_least=0)
+    if tolerance is not None:
+        require_number("tolerance", tolerance, at_least=0, below=1)
     generator = generator or torch.Generator().manual_seed(0)
     if isinstance(model_or_factory, Plan):
         gamma0 = model_or_factory.gamma0
@@ -124,6 +136,12 @@ def infinite_width(
     positions = rows_per_sample(narrow, architecture, example_input)
     matrices = [rule for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)]
     gains = {rule.path: rule.gain for rule in matrices}
+    for name, given, known in (
+        ("gain", gain, [*gains]),
+        ("bias_std", bias_std, [one.path for one in architecture.layers]),
+    ):
+        for path in given if isinstance(given, Mapping) else ():
+            require_choice(f"a path of {name}", path, known)
     gains |= gain if isinstance(gain, Mapping) else {}
     starts = {rule.name: rule.start for rule in rules}
     biases |= bias_std or {}
@@ -131,7 +149,7 @@ def infinite_width(
         wide = widened(narrow, architecture, neurons)
     else:
         with torch.device("meta"):
-            wide = model_or_factory(neurons)
+            wide = built(model_or_factory, neurons)
     architecture = _resized(architecture, wide)
     # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
     matched = "network" if has_composite_axes(architecture) else law
@@ -166,7 +184,7 @@ def infinite_width(
 def _built(factory: Callable[[int], nn.Module], width: int, like: Tensor) -> nn.Module:
     """A model to describe; its weights are discarded, so building it leaves the random state alone."""
     with torch.random.fork_rng(devices=[]):
-        model = factory(width).to(like.device)
+        model = built(factory, width).to(like.device)
     return model.to(like.dtype) if like.is_floating_point() else model  # embeddings are refused by name, not by dtype
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.activation import activation
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.engine.posed import rotated, twin_of
@@ -53,6 +54,7 @@ class Responses:
     stderr: Responses | None = None
 
 
+@checked
 def responses(problem: Problem, solver: Solver | None = None) -> tuple[Responses, ...]:
     r"""The response functions of every hidden weight, between all pairs of the states 0..steps.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.activation import activation
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.numbers import require_number, require_whole
@@ -54,6 +55,7 @@ class Solution:
         return min(0.9, last[1] / last[0]) if len(last) == 2 and last[0] > 0 else 0.5
 
 
+@checked
 @dataclass(frozen=True)
 class AlternatingMonteCarlo:
     """Dynamical mean field theory by the paper's Algorithm 1 (sections 3 and 4), the slow and independent reference.

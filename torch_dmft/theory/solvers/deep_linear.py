@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import Trajectory
@@ -25,6 +26,7 @@ from torch_dmft.theory.solver import SEES, require_training
 from torch_dmft.theory.stepping import error_signal, require_finite, track
 
 
+@checked
 @dataclass(frozen=True)
 class DeepLinear:
     """Exact infinite-width dynamics of deep linear networks (paper, section 4.1, eq. 11) in discrete time.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import UnsupportedModelError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.numbers import require_number, require_whole
@@ -42,6 +43,7 @@ _SMALL = 512
 """Widths up to this are dense unless a tolerance is asked for: multiplying by such a matrix is cheaper than not to."""
 
 
+@checked
 @dataclass(frozen=True)
 class FiniteWidth:
     r"""Networks of width N: the mean over initialisations, the spread around it, and the networks themselves.

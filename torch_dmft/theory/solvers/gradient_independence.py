@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
@@ -20,6 +21,7 @@ from torch_dmft.theory.solver import require_training
 from torch_dmft.theory.solvers.infinite_width import InfiniteWidth, train_replicas
 
 
+@checked
 @dataclass(frozen=True)
 class GradientIndependence(InfiniteWidth):
     r"""The gradient-independence ansatz: forward and backward weights are treated as independent Gaussian matrices.

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory
@@ -35,6 +36,7 @@ _STRIDE = 2.0
 by a half, and at strong feature learning (gamma0 = 10) by two thirds."""
 
 
+@checked
 @dataclass(frozen=True)
 class InfiniteWidth:
     r"""Dynamical mean field theory by training the infinite-width twin of the network.

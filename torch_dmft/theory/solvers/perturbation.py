@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.activation import activation
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
@@ -32,6 +33,7 @@ from torch_dmft.theory.solver import require_training
 from torch_dmft.theory.stepping import error_signal, require_finite, track
 
 
+@checked
 @dataclass(frozen=True)
 class Perturbation:
     """Perturbation theory in gamma0 to second order (paper, section 5.2): Phi = Phi0 + gamma0^2 Phi2, and G, f likewise.

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
@@ -18,6 +19,7 @@ from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solver import SEES, require_training
 
 
+@checked
 @dataclass(frozen=True)
 class StaticNTK:
     """The infinite-width network in the lazy limit gamma0 -> 0: NNGP and tangent kernel, df/dt = K Delta.

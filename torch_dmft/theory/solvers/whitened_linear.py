@@ -36,6 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
@@ -52,6 +53,7 @@ from torch_dmft.theory.stepping import track
 _MOST_HALVINGS = 8
 
 
+@checked
 @dataclass(frozen=True)
 class WhitenedLinear:
     """Gradient flow of linear networks on whitened data, at the times eta * step (paper, section 4.1 and appendix F.2).

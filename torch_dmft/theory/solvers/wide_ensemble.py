@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory, combine
@@ -34,6 +35,7 @@ from torch_dmft.theory.solvers.infinite_width import COVERS
 from torch_dmft.theory.stepping import track
 
 
+@checked
 @dataclass(frozen=True)
 class WideEnsemble:
     r"""A reference from wide networks, not a field theory: plain torch networks, extrapolated to infinite width.

@@ -1,0 +1,137 @@
+"""Runs every case and tells what came of it; in a process of its own, where annotations are not checked by the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import signal
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tests.inputs.calls import Set, calls
+from tests.inputs.command import command_cases
+from tests.inputs.handmade import handmade
+from tests.inputs.values import RIGHT_ALL_THE_SAME, parameters, wrong_values
+from tests.vision import make_importable
+from torch_dmft.core.arguments import _Argument
+from torch_dmft.core.errors import DMFTError, UnsupportedModelError
+
+SECONDS, RIGHT = 5.0, 120.0
+"""What a wrong call may take, whose refusal takes a millisecond, and what a right one may on a busy machine."""
+MANY = {"others", "predictions"}
+"""Parameters that any number of values is given to, by position."""
+
+
+SLOW = (
+    "torch._dynamo",
+    "torch_dmft.integrations.lightning",
+    "torch_dmft.integrations.transformers",
+    "scipy.sparse.linalg",
+)
+"""What cases import, and takes seconds."""
+
+
+SOME = ("parameterize(", "empirical_ntk(", "alignment(", "LiveScalars(", "Chain(")
+"""Names that are tried without the check."""
+
+
+class _Late(BaseException):
+    pass
+
+
+def outcome(case: Callable[[], Any], seconds: float = SECONDS) -> tuple[str, str]:
+    """What came of a case: "refused", "without a remedy", "raw", "silent" or "hanging", and in which words."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            answer = case()
+    except DMFTError as error:
+        helps = bool(error.places) if isinstance(error, UnsupportedModelError) else bool(error.got and error.remedy)
+        return "refused" if helps else "without a remedy", f"{type(error).__name__}: {error}"
+    except _Late:
+        return "hanging", f"after {seconds:g} s"
+    except BaseException as error:
+        return "raw", f"{type(error).__name__}: {error}"[:300]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return "silent", f"a {type(answer).__name__}"
+
+
+def generated(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """A case for every wrong value of every parameter of every public name."""
+    for name, make in calls(a).items():
+        function, right = make()  # for all cases: what refuses a value has done nothing yet
+        for parameter, annotation in parameters(function).items():
+            for label, value in wrong_values(parameter, annotation):
+                if (name, parameter, label) in RIGHT_ALL_THE_SAME:
+                    continue
+
+                def case(
+                    function: Any = function, right: Any = right, parameter: str = parameter, value: Any = value
+                ) -> Any:
+                    if parameter in MANY:
+                        return function(*right.values(), value())
+                    return function(**{**right, parameter: value()})
+
+                yield f"{name}({parameter}={label})", case
+
+
+def right_calls(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The calls that the wrong ones are made of; they must go through."""
+    for name, make in calls(a).items():
+
+        def call(make: Any = make) -> Any:
+            function, right = make()
+            return function(**right)
+
+        yield name, call
+
+
+@contextlib.contextmanager
+def without_the_check() -> Iterator[None]:
+    """A version that does not look at annotations."""
+    check = _Argument.check
+    _Argument.check = lambda self, value: None  # type: ignore[method-assign]
+    yield
+    _Argument.check = check  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Print the outcomes of all cases, by their kind, as JSON."""
+    make_importable()  # of torchvision
+    for library in SLOW:  # an import that is interrupted is not made up for
+        import_module(library)
+    with tempfile.TemporaryDirectory() as folder:
+        a = Set(Path(folder))
+        by_hand = ((name, case) for name, (case, _) in handmade(a).items())
+        kinds = {
+            "right": right_calls(a),
+            "generated": generated(a),
+            "handmade": by_hand,
+            "command": command_cases(Path(folder)),
+        }
+        found = {
+            kind: {name: outcome(case, RIGHT if kind == "right" else SECONDS) for name, case in cases}
+            for kind, cases in kinds.items()
+        }
+        with without_the_check():
+            some = [(name, case) for name, case in generated(a) if name.startswith(SOME)]
+            found["unchecked"] = {name: outcome(case) for name, case in some}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

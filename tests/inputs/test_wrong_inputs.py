@@ -1,0 +1,141 @@
+"""Whatever a user gives to a public name or flag is right, or refused by the package in time: what, got, and a remedy."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import torch_dmft as dmft
+
+ROOT = Path(__file__).parents[2]
+CASES = 600
+"""That there are at the least."""
+
+Told = dict[str, tuple[str, str]]
+
+
+def run(*words: str) -> str:
+    """What a module of this folder prints, in a process whose annotations are not checked by the tests."""
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Told]:
+    """What came of every case, by the kinds of cases."""
+    found: dict[str, Told] = json.loads(run("tests.inputs.outcomes"))
+    return found
+
+
+def others(found: Told, kind: str) -> list[str]:
+    """The cases of which something else came, with what that was."""
+    return [f"{name}: {what}: {words[:200]}" for name, (what, words) in found.items() if what != kind]
+
+
+def test_right_calls_go_through(told: dict[str, Told]) -> None:
+    found = told["right"]
+    assert not others(found, "silent")
+
+
+def test_every_wrong_value_of_every_parameter_is_refused(told: dict[str, Told]) -> None:
+    found = told["generated"]
+    assert not others(found, "refused")
+    assert len(found) > CASES
+
+
+def test_what_no_annotation_tells_is_refused_in_the_right_words(told: dict[str, Told], tmp_path: Path) -> None:
+    from tests.inputs.calls import Set
+    from tests.inputs.handmade import handmade
+
+    found = told["handmade"]
+    assert not others(found, "refused")
+    patterns = {name: pattern for name, (_, pattern) in handmade(Set(tmp_path)).items()}
+    assert set(patterns) == set(found)
+    assert not [
+        f"{name}: {found[name][1]}" for name, pattern in patterns.items() if not re.search(pattern, found[name][1])
+    ]
+
+
+def test_every_flag_of_the_command_refuses_wrong_values(told: dict[str, Told]) -> None:
+    found = told["command"]
+    assert not others(found, "refused")
+    assert len(found) > 100
+
+
+def test_any_settings_are_refused_or_make_finite_numbers(
+    told: dict[str, Told],
+) -> None:
+    run("tests.inputs.settings_property")
+
+
+def test_without_the_check_of_annotations_wrong_values_pass_or_end_raw(told: dict[str, Told]) -> None:
+    found = told["unchecked"]
+    kinds = [what for what, _ in found.values()]
+    assert kinds.count("raw") > 20
+    assert kinds.count("silent") > 20
+
+
+def test_every_public_name_is_tried() -> None:
+    from tests.inputs.calls import Set, calls
+    from torch_dmft import report
+
+    tried = set(calls(Set(Path())))
+    public = {name: getattr(dmft, name) for name in dmft.__all__ if name not in ("solvers", "__version__")}
+    public |= {name: getattr(dmft.solvers, name) for name in dmft.solvers.__all__}
+    public |= {name: getattr(report, name) for name in report.__all__}
+    missing = []
+    for name, thing in public.items():
+        if inspect.isclass(thing) and name not in (*dmft.solvers.__all__, *MADE_BY_THE_PACKAGE):
+            methods = {f"{name}.{method}": function for method, function in _methods(thing).items()}
+            missing += [method for method in methods if method not in {*tried, *OF_ITS_OWN}]
+        if callable(thing) and name not in {*tried, *MADE_BY_THE_PACKAGE}:
+            missing.append(name)
+    assert not missing
+
+
+MADE_BY_THE_PACKAGE = {
+    "Architecture": "describe() makes it",
+    "Comparison": "compare() makes it",
+    "Plan": "parameterize() and infinite_width() make it",
+    "Problem": "Problem.mlp(), Problem.like() and recorder.problem() make it",
+    "Training": "Training.sgd(), Training.seen_by() and a recorder make it",
+    "Trajectory": "solve() and a recorder make it",
+}
+"""Nouns of which users make none by hand; their methods are tried."""
+
+OF_ITS_OWN = {
+    "Recorder.attach": "any number of optimizers: among the cases by hand",
+    "Recorder.keep": "takes a snapshot of the recorder's own",
+}
+
+
+def _methods(thing: type) -> dict[str, object]:
+    """The public methods of a class that take anything."""
+    found = {}
+    for name, value in vars(thing).items():
+        function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+        if name.startswith("_") or not inspect.isfunction(function):
+            continue
+        if set(inspect.signature(function).parameters) - {"self", "cls"}:
+            found[name] = function
+    return found
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200, 1.0])
+def test_kernels_of_any_size_are_compared(size: float, generator: torch.Generator) -> None:
+    from torch_dmft.comparison import centered_alignment, relative_error
+
+    a = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    b = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    assert dmft.alignment(size * a, size * a) == pytest.approx(1, abs=1e-10)
+    assert dmft.alignment(size * a, size * b) == pytest.approx(dmft.alignment(a, b), abs=1e-10)
+    assert centered_alignment(size * a, size * b) == pytest.approx(centered_alignment(a, b), abs=1e-10)
+    assert relative_error(size * a, size * b) == pytest.approx(relative_error(a, b), rel=1e-10)

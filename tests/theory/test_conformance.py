@@ -176,6 +176,26 @@ def test_tensors_are_on_the_device_of_the_inputs(solver: str, monkeypatch: pytes
         torch.testing.assert_close(mine, usually, rtol=0, atol=0)
 
 
+CONTEXTS = {"autocast": lambda: torch.autocast("cpu", torch.bfloat16), "inference mode": torch.inference_mode}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("solver", REFUSED)
+def test_contexts_around_it_change_nothing(solver: str, context: str) -> None:
+    """Nor around what the problem is made of: tensors of inference mode cannot be saved for gradients."""
+    name = "minibatches" if supports(solver, "minibatches") else usual(solver)
+    expected, problem = answer(solver, name), PROBLEMS[name]()
+    with CONTEXTS[context]():
+        batches = None if problem.batches is None else tuple(rows.clone() for rows in problem.batches)
+        training = replace(problem.training, batches=batches)
+        inside = replace(problem, inputs=problem.inputs.clone(), targets=problem.targets.clone(), training=training)
+        run = solve(inside, build(solver))
+        assert torch.is_inference_mode_enabled() == (context == "inference mode")
+    for mine, usually in zip(arrays(run), arrays(expected), strict=True):
+        assert not mine.is_inference()
+        torch.testing.assert_close(mine, usually, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("solver", REFUSED)
 def test_two_times(solver: str) -> None:
     problem = usual(solver)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError
+from torch_dmft.core.own_arithmetic import own_arithmetic
 from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.stability import NEAR_THE_EDGE, curvatures
 from torch_dmft.core.trajectory import Trajectory
@@ -21,6 +22,7 @@ from torch_dmft.theory.solver import Solver
 from torch_dmft.uses.outputs import rows, tensors
 
 
+@own_arithmetic()
 def solve(
     problem: Problem,
     solver: Solver | None = None,
@@ -30,6 +32,8 @@ def solve(
     progress: bool = False,
 ) -> Trajectory:
     """Predict what the network does: kernels, outputs and loss through training.
+
+    Computed in the dtype of the problem, also inside of autocast and inference mode.
 
     Args:
         problem: the question, see ``Problem``.
@@ -104,7 +108,7 @@ def _warn_near_the_edge(found: Trajectory) -> None:
         warnings.warn(
             f"At step {step} the learning rate is {float(edge.max()):.2g} of the largest stable one. Near 1 training is "
             "chaotic: networks, and replicas of this prediction, depart from each other. Trust a comparison at a smaller rate.",
-            stacklevel=3,
+            stacklevel=4,  # the decorator is one
         )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torch_dmft.core.activation import activation
 from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.core.own_arithmetic import own_arithmetic
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.engine.posed import rotated, twin_of
 from torch_dmft.theory.engine.twin import default_tolerance
@@ -53,6 +54,7 @@ class Responses:
     stderr: Responses | None = None
 
 
+@own_arithmetic()
 def responses(problem: Problem, solver: Solver | None = None) -> tuple[Responses, ...]:
     r"""The response functions of every hidden weight, between all pairs of the states 0..steps.
 

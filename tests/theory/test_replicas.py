@@ -5,7 +5,8 @@ import torch
 
 from tests.reference.ensembles import observables
 from torch_dmft import Problem, Trajectory, solve
-from torch_dmft.theory.replicas import average, standard_error
+from torch_dmft.theory.error_bars import standard_error
+from torch_dmft.theory.replicas import average
 from torch_dmft.theory.solvers import InfiniteWidth
 
 

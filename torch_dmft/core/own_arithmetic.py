@@ -13,7 +13,7 @@ from torch import Tensor
 def own_arithmetic() -> Iterator[None]:
     """Run the body in the precision of its data and with gradients on, whatever contexts are open around it.
 
-    Off are autocast on the CPU and on the accelerator, inference mode and ``no_grad``; they are back afterwards. Also a decorator.
+    Off are autocast on the CPU and on the accelerator, inference mode and ``no_grad``. It is a decorator too.
     """
     accelerator = torch.accelerator.current_accelerator()
     with ExitStack() as stack:

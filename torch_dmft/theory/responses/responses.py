@@ -21,8 +21,9 @@ from torch_dmft.core.own_arithmetic import own_arithmetic
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.engine.posed import rotated, twin_of
 from torch_dmft.theory.engine.twin import default_tolerance
+from torch_dmft.theory.error_bars import standard_error
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.replicas import replica_generators, standard_error
+from torch_dmft.theory.replicas import replica_generators
 from torch_dmft.theory.responses.linear_responses import linear_responses
 from torch_dmft.theory.responses.twin_responses import twin_responses
 from torch_dmft.theory.solver import Solver

@@ -28,8 +28,8 @@ _LOSS_DEGREES = 2
 _TANGENT_DEGREES = 3
 """The same of the variance that follows from the errors of the tangent kernel."""
 _TANGENT_FACTOR = 2.5
-"""How much larger the variance of the loss is than independent modes make it: that of 160 replicas was 1.8 to 3.5 times as large
-until the loss had fallen to 1e-5, and 5 times at 1e-9, where the slowest mode is left (two tanh layers, 20 rows)."""
+"""How much larger the variance of the loss is than independent modes make it: that of 160 replicas was 1.8 to 3.5 times as
+large until the loss had fallen to 1e-5, and 5 times at 1e-9, where the slowest mode is left (two tanh layers, 20 rows)."""
 _MODE_DEGREES = 2
 """Weight of the relative variance of all modes against that of each mode."""
 _MODES = 128
@@ -93,10 +93,9 @@ class Limit:
         tangent = self._tangent(slope)
         f_variance, f_degrees = self._outputs_variance(every, None if tangent is None else tangent[0])
         l_own = ((every - every.mean(0)) * slope).flatten(2).sum(2).var(0)
-        if tangent is None:
-            prior, weight = (slope.square() * f_variance).flatten(1).sum(1), _LOSS_DEGREES
-        else:
-            prior, weight = tangent[1], _TANGENT_DEGREES
+        prior, weight = (slope.square() * f_variance).flatten(1).sum(1), _LOSS_DEGREES
+        if tangent is not None:  # early in training other errors are larger than those of rates
+            prior, weight = torch.maximum(prior, tangent[1]), _TANGENT_DEGREES
         l_variance = (own * l_own + weight * prior) / (own + weight)
         rounding = torch.finfo(mean.dtype).eps * mean.double().abs().flatten(1).amax(1)
         f_bars = error_of_mean(f_variance, f_degrees, count)
@@ -123,7 +122,7 @@ class Limit:
                 pooled[:, rows] = variance[:, rows].flatten(1).mean(1)[:, None, None]
         if tangent is not None:
             mixed = (own * pooled + _TANGENT_DEGREES * tangent.mean((1, 2))[:, None, None]) / (own + _TANGENT_DEGREES)
-            pooled = torch.where(self.train[:, None], mixed, pooled)
+            pooled = torch.where(self.train[:, None], torch.maximum(mixed, pooled), pooled)
         return (own * variance + _PRIOR_DEGREES * pooled) / (own + _PRIOR_DEGREES), own + _PRIOR_DEGREES
 
     def _tangent(self, slope: Tensor) -> tuple[Float[Tensor, "time sample output"], Float[Tensor, " time"]] | None:

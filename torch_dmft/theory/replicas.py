@@ -66,6 +66,9 @@ def _limit(runs: Sequence[Trajectory], loss: Callable[[Tensor], Tensor]) -> Limi
         ntk = torch.stack([kernel.reshape(len(kernel), rows, rows) for kernel in kernels])
     momentum = torch.as_tensor(first.training.number("momentum"), device="cpu").double().mean()
     passed = first.times.to(first.outputs.device) / (1 - float(momentum))
+    if first.training.batches:  # a row is seen in some steps
+        seen = [len(batch) for batch in first.training.batches]
+        passed = passed * (sum(seen) / len(seen) / max(1, int(train.sum())))
     return Limit(torch.stack([run.outputs for run in runs]), ntk, train, passed.double(), loss)
 
 

@@ -159,7 +159,7 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
 Random signs (for cross entropy: three classes) for {settings.samples} Gaussian points in {settings.dim} dimensions, two hidden
 layers, half the sum of squares: `solvers.InfiniteWidth({settings.neurons})` of 2 and of 4 replicas, put together from
 {settings.runs} that were run one by one, against {settings.reference_replicas} replicas of {settings.reference_neurons}
-neurons. z is the error in units of the standard errors of both; its size, a root mean square over answers and entries, should be 1.
-Steps, and what is left of the loss there: {steps}.
+neurons. z is the error in units of the standard errors of both; its size, a root mean square over answers and entries,
+should be 1. Steps, and what is left of the loss there: {steps}.
 
 {chr(10).join(parts)}"""

@@ -11,5 +11,5 @@ Times are CPU seconds of one thread (``time.process_time``), which other work on
 stand beside them.
 """
 
-NAMES = ("neurons", "steps", "ensemble", "algorithm1", "large", "recorder", "record", "agreement", "limits")
+NAMES = ("neurons", "steps", "ensemble", "algorithm1", "large", "recorder", "record", "agreement", "coverage", "limits")
 """The benchmarks, in the order of the report."""

@@ -28,7 +28,7 @@ from torch_dmft.report.overview import overview
 from torch_dmft.report.tensorboard import write_comparison
 from torch_dmft.report.widths import gap_figure, gap_table
 from torch_dmft.settings import Settings
-from torch_dmft.theory import Problem, solve, solvers
+from torch_dmft.theory import Problem, Solver, solve, solvers
 
 
 def run(settings: Settings, console: Console | None = None) -> Comparison:
@@ -54,8 +54,10 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
     plan = wrap(settings, probe, settings.width)
     problem = Problem.like(plan, probe, lr=settings.lr, steps=settings.steps)
     generator = torch.Generator().manual_seed(settings.seed + 1)
-    twins = solvers.InfiniteWidth(settings.neurons, settings.replicas, generator=generator, strides=True)
-    twins.check(problem)
+    predictor: Solver = solvers.InfiniteWidth(settings.neurons, settings.replicas, generator=generator, strides=True)
+    if settings.activation == "linear":
+        predictor = solvers.DeepLinear()  # exact
+    predictor.check(problem)
     _require_writable(logdir)
 
     console.print(f"[bold]1. Wrap[/bold] a network for {len(inputs)} images of {settings.data}, two classes.")
@@ -70,7 +72,7 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
     measured = train(settings, plan, probe, console, logdir / plan.origin)
 
     console.print("[bold]3. Predict[/bold] the infinitely wide network, and beside it the static NTK.")
-    theory = solve(problem, twins, record=measured.steps, progress=console.is_terminal)
+    theory = solve(problem, predictor, record=measured.steps, progress=console.is_terminal)
     static = solve(problem, solvers.StaticNTK(), record=measured.steps)
 
     console.print("[bold]4. Compare[/bold]")

@@ -23,6 +23,7 @@ FIELDS = {
     "recorder": {"mlp", "cnn"},
     "record": {"mlp", "cnn", "vit"},
     "agreement": set(PROBLEMS),
+    "coverage": {"tanh", "tanh, strides"},
     "limits": set(LIMITS),
 }
 

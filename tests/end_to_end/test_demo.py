@@ -65,6 +65,11 @@ def test_more_networks_of_its_width_tell_what_the_width_explains(tmp_path):
     assert "among 19 networks" in " ".join(printed.split())
 
 
+def test_a_linear_network_is_predicted_exactly(tmp_path):
+    _, logdir = run_demo(tmp_path, activation="linear")
+    assert Trajectory.load(logdir / "theory.npz").solver == "DeepLinear"
+
+
 def test_without_a_terminal_it_draws_no_progress_bars(demo):
     assert "replica 1" not in demo[0]
     assert "100%" not in demo[0]

@@ -306,3 +306,25 @@ def test_writing_costs_less_than_drawing_every_figure(comparison, tmp_path):
     comparison.write_tensorboard(tmp_path / "first")  # fonts and imports are loaded
     ratios = [seconds(lambda i=i: comparison.write_tensorboard(tmp_path / str(i))) / seconds(draw) for i in range(3)]
     assert sorted(ratios)[1] < 0.75
+
+
+def test_a_network_that_diverges_is_written_whole(tmp_path):
+    """What has exploded has no histogram: its bins would be infinitely wide."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 5)
+    model = nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+    plan = parameterize(model, x)
+    optimizer = torch.optim.SGD(plan.param_groups(60.0))
+    recorder = Recorder(plan, Probe(x, x[:, :1].sign()), every=2)
+    with recorder.attach(optimizer):
+        for _ in range(20):
+            optimizer.zero_grad()
+            (model(x) - x[:, :1].sign()).square().mean().backward()
+            optimizer.step()
+    run = recorder.trajectory()
+    assert not bool(run.losses[-1].isfinite())
+    compare(run, replace(run, origin="twin")).write_tensorboard(tmp_path)
+    for origin in (run.origin, "twin"):
+        tags = read(tmp_path / origin).Tags()
+        assert tags["histograms"]
+        assert curve(read(tmp_path / origin), "loss")[0][0] == 0

@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 from tests.theory.catalogue import (
     BATCHES,
+    INPUTS,
     NETWORKS,
     OF_THEIR_OWN,
     PROBLEMS,
     REFUSED,
     ROWS,
+    SIGNS,
     STEPS,
     TRAIN,
     build,
     supports,
     usual,
 )
-from torch_dmft import Kernel, Trajectory, solve
+from torch_dmft import Kernel, Problem, Trajectory, solve
 from torch_dmft.core.errors import ConvergenceError, DMFTError, UnsupportedProblemError
 from torch_dmft.theory import solvers
 from torch_dmft.theory.chain import Chain
@@ -176,6 +178,26 @@ def test_tensors_are_on_the_device_of_the_inputs(solver: str, monkeypatch: pytes
         torch.testing.assert_close(mine, usually, rtol=0, atol=0)
 
 
+CONTEXTS = {"autocast": lambda: torch.autocast("cpu", torch.bfloat16), "inference mode": torch.inference_mode}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("solver", REFUSED)
+def test_contexts_around_it_change_nothing(solver: str, context: str) -> None:
+    """Nor around what the problem is made of: tensors of inference mode cannot be saved for gradients."""
+    name = "minibatches" if supports(solver, "minibatches") else usual(solver)
+    expected, problem = answer(solver, name), PROBLEMS[name]()
+    with CONTEXTS[context]():
+        batches = None if problem.batches is None else tuple(rows.clone() for rows in problem.batches)
+        training = replace(problem.training, batches=batches)
+        inside = replace(problem, inputs=problem.inputs.clone(), targets=problem.targets.clone(), training=training)
+        run = solve(inside, build(solver))
+        assert torch.is_inference_mode_enabled() == (context == "inference mode")
+    for mine, usually in zip(arrays(run), arrays(expected), strict=True):
+        assert not mine.is_inference()
+        torch.testing.assert_close(mine, usually, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("solver", REFUSED)
 def test_two_times(solver: str) -> None:
     problem = usual(solver)
@@ -212,6 +234,33 @@ def test_training_that_diverges_is_an_error_with_a_remedy(solver: str, lr: float
     problem = PROBLEMS["white"](activation=activation, lr=lr, steps=40, test_inputs=None)
     with pytest.raises(ConvergenceError, match=r"(?s)(diverge|did not converge).*Remedy"):
         solve(problem, build(solver), record=[40])
+
+
+@pytest.mark.parametrize("record", [[0, 10, 20], [20]])
+@pytest.mark.parametrize("solver", ["InfiniteWidth", "InfiniteWidth by strides", "FiniteWidth", "StaticNTK"])
+def test_outputs_that_grow_without_end_are_an_error_though_they_are_finite(solver: str, record: list[int]) -> None:
+    activation, lr = ("linear", 2.5) if solver == "StaticNTK" else ("tanh", 3.0)
+    problem = Problem.mlp(INPUTS[:TRAIN], SIGNS, depth=2, activation=activation, lr=lr, steps=20)
+    with pytest.raises(ConvergenceError, match=r"outputs grow without end.*at step \d+.*Remedy: an lr smaller"):
+        solve(problem, build(solver), record=record)
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    """Where nothing else overflows: outputs may leave the domain of a loss."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean() + 0 * torch.log(0.2 - outputs.abs().max())
+
+    problem = Problem.mlp(INPUTS[:TRAIN], SIGNS, depth=1, lr=0.1, steps=6, loss=loss)
+    with pytest.raises(ConvergenceError, match=r"loss of the solution is not finite.*at step \d.*Remedy"):
+        solve(problem, build("InfiniteWidth"))
+
+
+def test_a_catapult_is_an_answer() -> None:
+    """Outputs that are large on the way and come back."""
+    problem = Problem.mlp(INPUTS[:TRAIN], SIGNS, depth=2, activation="linear", lr=0.6, steps=20)
+    answer = solve(problem, solvers.DeepLinear())
+    assert float(answer.losses.max()) > 1.2 * float(answer.losses[0]) > float(answer.losses[-1])
 
 
 @pytest.mark.parametrize("record", [[-1], [STEPS + 1], [], torch.tensor([0.0, 1.5])])

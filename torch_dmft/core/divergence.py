@@ -74,11 +74,30 @@ def is_exploded(size: float, first: float, targets: float, loss: float, first_lo
     return size > _EXPLODED * max(first, targets) and not loss <= _WORSE * first_loss
 
 
-def _exploded(run: Trajectory) -> Tensor:
+def explodes_at(run: Trajectory, start_loss: float) -> int | None:
+    """Position of the first recorded time from which on the outputs of a prediction stay exploded, None if they do not.
+
+    They may have been larger on the way: in a catapult they come back.
+
+    Args:
+        run: a run, whose first recorded time need not be the start.
+        start_loss: the loss of outputs of zero.
+    """
+    from_start = int(run.steps[0]) == 0
+    first_loss = max(start_loss, float(run.losses[0])) if from_start else start_loss
+    bad = _exploded(run, None if from_start else 0.0, first_loss)
+    if not bool(bad[-1]):
+        return None
+    sane = (~bad).nonzero()
+    return int(sane[-1]) + 1 if len(sane) else 0
+
+
+def _exploded(run: Trajectory, first: float | None = None, first_loss: float | None = None) -> Tensor:
+    """Which recorded times are, beside the first of them or what is given."""
     sizes = run.outputs.detach().double().flatten(1).square().mean(1).sqrt().tolist()
     targets = 1.0 if run.targets is None else float(run.targets.double().square().mean().sqrt())
     losses = run.losses.detach().double().tolist()
+    size, loss = sizes[0] if first is None else first, losses[0] if first_loss is None else first_loss
     return torch.tensor(
-        [is_exploded(size, sizes[0], targets, loss, losses[0]) for size, loss in zip(sizes, losses, strict=True)],
-        device="cpu",
+        [is_exploded(s, size, targets, l, loss) for s, l in zip(sizes, losses, strict=True)], device="cpu"
     )

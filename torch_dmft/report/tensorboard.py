@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -13,6 +14,7 @@ from torch.utils.tensorboard.summary import histogram, text
 
 from torch_dmft.comparison import Comparison
 from torch_dmft.core.arguments import checked
+from torch_dmft.core.divergence import diverged_at
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.report.choice import sample_order, shown_weights
 from torch_dmft.report.events import EventLog, run_directory
@@ -94,11 +96,13 @@ def _names(run: Trajectory) -> list[str]:
 def _write_run(log: EventLog, run: Trajectory, values: Sequence[Mapping[str, float]]) -> None:
     for step, numbers in zip(run.steps.tolist(), values, strict=True):
         log.scalars(numbers, step)
+    bad = diverged_at(run)
+    end = math.inf if bad is None else int(run.steps[bad])  # what has diverged has no bins
     for position, layer in enumerate(run.layers):
         if layer.fields is not None:
             for step, preactivation in zip(layer.fields.steps.tolist(), layer.fields.preactivation, strict=True):
                 finite = preactivation[preactivation.isfinite()]
-                if len(finite):
+                if len(finite) and step < end:
                     log.add(histogram(f"preactivations/{position}", finite, bins=64), step)
 
 

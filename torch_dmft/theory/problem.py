@@ -15,6 +15,7 @@ from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
 from torch_dmft.core.memory import require_memory
 from torch_dmft.core.numbers import require_whole
+from torch_dmft.core.own_arithmetic import ordinary, own_arithmetic
 from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.training import Training
 from torch_dmft.measurement import Probe
@@ -70,11 +71,12 @@ class Problem:
             f"gamma0={self.gamma0:g}, {self.training.optimizer}, lr={self.training.rate}, steps={self.steps})"
         )
 
+    @own_arithmetic()
     def __post_init__(self) -> None:
         """Refuse problems that no solver can solve."""
         check_problem(self)
-        inputs = self.inputs.detach() if isinstance(self.inputs, Tensor) else copied(self.inputs)
-        for name, value in (("inputs", inputs), ("targets", self.targets.detach())):
+        inputs = ordinary(self.inputs.detach()) if isinstance(self.inputs, Tensor) else copied(self.inputs)
+        for name, value in (("inputs", inputs), ("targets", ordinary(self.targets.detach()))):
             object.__setattr__(self, name, value)
         settled = as_the_loss_takes_them(self.loss, self.zeros(self.train_samples), self.targets)
         object.__setattr__(self, "targets", settled)
@@ -86,6 +88,8 @@ class Problem:
             facts["loss"] = loss_name(self.loss)
             classes = not self.targets.is_floating_point()
             facts["loss_print"] = loss_print(self.loss, self.outputs, classes=classes, rows=self.train_samples)
+        if self.batches is not None:
+            facts["batches"] = tuple(ordinary(batch) for batch in self.batches)
         object.__setattr__(self, "training", replace(self.training, **facts))
 
     @property

@@ -6,16 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.trajectory import Fields, Trajectory, combine
 from torch_dmft.measurement.fields import MOST
-
-_PRIOR_DEGREES = 8
-"""Weight of the variance pooled over entries against each entry's own, in degrees of freedom."""
-_LOSS_DEGREES = 2
-"""The same of the variance that independent outputs would give a loss: their errors are correlated, so it counts for less."""
+from torch_dmft.theory.error_bars import Limit, standard_error
 
 
 def replica_generators(generator: torch.Generator | None, count: int) -> list[torch.Generator]:
@@ -39,8 +34,7 @@ def average(
 ) -> Trajectory:
     """The mean of independent runs of one problem, with its standard error.
 
-    The variance of an entry is estimated from few replicas, so it is moderated by the variance pooled over all entries of
-    the same array and time: s^2 = (nu s_entry^2 + nu_0 s_pool^2) / (nu + nu_0), nu = replicas - 1.
+    How standard errors are estimated from few replicas is in ``torch_dmft.theory.error_bars``.
     One run has no standard error.
 
     Args:
@@ -56,55 +50,26 @@ def average(
     layers = tuple(replace(layer, fields=f) for layer, f in zip(mean.layers, fields, strict=True))
     stderr = combine(runs, standard_error) if len(runs) > 1 else None
     if loss is not None and stderr is not None:
-        losses, errors = _losses([run.outputs for run in runs], loss)
-        stderr = replace(stderr, losses=errors.to(mean.losses))
+        outputs, losses, errors = _limit(runs, loss).bars()
+        stderr = replace(stderr, outputs=outputs.to(mean.outputs), losses=errors.to(mean.losses))
         mean = replace(mean, losses=losses.to(mean.losses))
     return replace(mean, layers=layers, origin=origin, stderr=stderr, metadata=metadata)
 
 
-def standard_error(values: Sequence[Tensor]) -> Tensor:
-    """Moderated standard error of the mean of arrays ``(time, ...)``, in the arrays' layout.
-
-    A deviation divided by an estimated standard error follows Student's t, which is wider than a Gaussian by
-    sqrt(nu / (nu - 2)). That factor is included, so that z-scores have unit variance.
-    """
-    stacked = torch.stack(list(values)).double()
-    variance, degrees = _moderated(stacked)
-    return _error_of_mean(variance, degrees, len(stacked)).to(values[0].dtype)
-
-
-def _moderated(values: Float[Tensor, "replica time ..."]) -> tuple[Tensor, int]:
-    """The variance of every entry over replicas and its degrees of freedom."""
-    variance, degrees = values.var(0), len(values) - 1
-    if variance.ndim == 1:
-        return variance, degrees
-    pooled = variance.flatten(1).mean(1).reshape(-1, *[1] * (variance.ndim - 1))
-    return (degrees * variance + _PRIOR_DEGREES * pooled) / (degrees + _PRIOR_DEGREES), degrees + _PRIOR_DEGREES
-
-
-def _error_of_mean(variance: Tensor, degrees: int, count: int) -> Tensor:
-    degrees = max(degrees, 3)  # the variance of t is infinite below
-    return (variance / count * degrees / (degrees - 2)).sqrt()
-
-
-def _losses(
-    outputs: Sequence[Float[Tensor, "time sample output"]], loss: Callable[[Tensor], Tensor]
-) -> tuple[Float[Tensor, " time"], Float[Tensor, " time"]]:
-    """The loss of the mean outputs and its standard error.
-
-    To first order a replica's loss is off by dL/df . (f - mean f), whose variance has one number per replica to be estimated
-    from. It is moderated by sum over entries of (dL/df)^2 s^2, what it were if the errors s of outputs were independent.
-    """
-    every = torch.stack(list(outputs))
-    mean = every.mean(0).requires_grad_()
-    with torch.enable_grad():
-        losses = torch.stack([loss(at) for at in mean]).to(mean.device)
-        (slope,) = torch.autograd.grad(losses.sum(), mean)
-    variance_of_one = ((every - mean.detach()) * slope).double().flatten(2).sum(2).var(0)
-    independent = (slope.double().square() * _moderated(every.double())[0]).flatten(1).sum(1)
-    degrees = len(every) - 1
-    variance = (degrees * variance_of_one + _LOSS_DEGREES * independent) / (degrees + _LOSS_DEGREES)
-    return losses.detach(), _error_of_mean(variance, degrees + _LOSS_DEGREES, len(every))
+def _limit(runs: Sequence[Trajectory], loss: Callable[[Tensor], Tensor]) -> Limit:
+    """What runs of one limit tell about its outputs."""
+    first, train = runs[0], runs[0].train.to(runs[0].outputs.device)
+    ntk = None
+    if bool(train.any()) and all(run.ntk is not None for run in runs):
+        kernels = [run.known_ntk.at_rows(train.nonzero().flatten()).equal_time for run in runs]
+        rows = kernels[0].shape[1 : 1 + (kernels[0].ndim - 1) // 2].numel()
+        ntk = torch.stack([kernel.reshape(len(kernel), rows, rows) for kernel in kernels])
+    momentum = torch.as_tensor(first.training.number("momentum"), device="cpu").double().mean()
+    passed = first.times.to(first.outputs.device) / (1 - float(momentum))
+    if first.training.batches:  # a row is seen in some steps
+        seen = [len(batch) for batch in first.training.batches]
+        passed = passed * (sum(seen) / len(seen) / max(1, int(train.sum())))
+    return Limit(torch.stack([run.outputs for run in runs]), ntk, train, passed.double(), loss)
 
 
 def _joined_fields(fields: Sequence[Fields | None]) -> Fields | None:

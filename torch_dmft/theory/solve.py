@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.arguments import checked
+from torch_dmft.core.divergence import explodes_at
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError
+from torch_dmft.core.own_arithmetic import own_arithmetic
 from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.stability import NEAR_THE_EDGE, curvatures
 from torch_dmft.core.trajectory import Trajectory
@@ -23,6 +25,7 @@ from torch_dmft.uses.outputs import rows, tensors
 
 
 @checked
+@own_arithmetic()
 def solve(
     problem: Problem,
     solver: Solver | None = None,
@@ -32,6 +35,8 @@ def solve(
     progress: bool = False,
 ) -> Trajectory:
     """Predict what the network does: kernels, outputs and loss through training.
+
+    Computed in the dtype of the problem, also inside of autocast and inference mode.
 
     Args:
         problem: the question, see ``Problem``.
@@ -47,7 +52,7 @@ def solve(
     Raises:
         InvalidInputError: if `problem` or `solver` have another type, or the steps to record are not the problem's.
         UnsupportedProblemError: if the method does not cover the problem; the message names one that does.
-        ConvergenceError: if the method fails; nothing unconverged is returned.
+        ConvergenceError: if the method fails or training diverges; nothing unconverged is returned.
         InsufficientMemoryError: if the estimate of what is needed exceeds what is free.
     """
     if not isinstance(problem, Problem):
@@ -73,7 +78,7 @@ def solve(
     cost.admit(problem, remedy=lambda: what_fits(solver, problem, steps, two_time=two_time))
     started = time.perf_counter()
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
-    _require_finite(trajectory, problem)
+    _require_sane(trajectory, problem)
     facts["seconds"] = time.perf_counter() - started
     answer = replace(
         _marked(trajectory, problem), solver=type(solver).__name__, metadata={**facts, **trajectory.metadata}
@@ -106,16 +111,36 @@ def _warn_near_the_edge(found: Trajectory) -> None:
         warnings.warn(
             f"At step {step} the learning rate is {float(edge.max()):.2g} of the largest stable one. Near 1 training is "
             "chaotic: networks, and replicas of this prediction, depart from each other. Trust a comparison at a smaller rate.",
-            stacklevel=4,
+            stacklevel=5,  # two decorators are in between
         )
 
 
-def _require_finite(found: Trajectory, problem: Problem) -> None:
-    """Refuse an answer that is not finite, such as that of a training run that diverges between the recorded steps."""
+def _require_sane(found: Trajectory, problem: Problem) -> None:
+    """Refuse an answer that is not finite or has exploded, such as that of a training run that diverges between the steps.
+
+    Raises:
+        ConvergenceError: naming the step from which on it has.
+    """
+    remedy = f"an lr smaller than {problem.training.rate}"
     kernels = [kernel for layer in found.layers for kernel in (layer.forward, layer.backward)]
-    if all(bool(torch.isfinite(array).all()) for array in (found.outputs, *(kernel.array for kernel in kernels))):
+    if not all(bool(torch.isfinite(array).all()) for array in (found.outputs, *(kernel.array for kernel in kernels))):
+        raise ConvergenceError(f"The solution is not finite in {problem.dtype}: training diverges.", remedy=remedy)
+    known = problem.probe is None or bool((problem.probe < problem.train_samples).any())
+    if not known:
         return
-    raise ConvergenceError(
-        f"The solution is not finite in {problem.dtype}: training diverges.",
-        remedy=f"an lr smaller than {problem.training.rate}",
-    )
+    if not bool(torch.isfinite(found.losses).all()):
+        step = int(found.steps[(~torch.isfinite(found.losses)).nonzero()[0]])
+        raise ConvergenceError(
+            "The loss of the solution is not finite: training diverges, or the loss is not defined there.",
+            got=f"a loss of {float(found.losses[(found.steps == step).nonzero()[0]]):g} at step {step}",
+            remedy=remedy,
+        )
+    start = float(problem.kept_loss(problem.zeros(len(problem.kept))))
+    at = explodes_at(found, start)
+    if at is not None:
+        raise ConvergenceError(
+            "Training diverges: outputs grow without end.",
+            got=f"outputs of {float(found.outputs[at].square().mean().sqrt()):.2g} and a loss of "
+            f"{float(found.losses[at]):.2g} at step {int(found.steps[at])}",
+            remedy=remedy,
+        )

@@ -18,11 +18,13 @@ from torch import Tensor
 from torch_dmft.core.activation import activation
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.core.own_arithmetic import own_arithmetic
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.engine.posed import rotated, twin_of
 from torch_dmft.theory.engine.twin import default_tolerance
+from torch_dmft.theory.error_bars import standard_error
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.replicas import replica_generators, standard_error
+from torch_dmft.theory.replicas import replica_generators
 from torch_dmft.theory.responses.linear_responses import linear_responses
 from torch_dmft.theory.responses.twin_responses import twin_responses
 from torch_dmft.theory.solver import Solver
@@ -55,6 +57,7 @@ class Responses:
 
 
 @checked
+@own_arithmetic()
 def responses(problem: Problem, solver: Solver | None = None) -> tuple[Responses, ...]:
     r"""The response functions of every hidden weight, between all pairs of the states 0..steps.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.numbers import require_number, require_whole
-from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.core.trajectory import Trajectory, combine
 from torch_dmft.theory.chains.assembly import about_the_probe
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, twin_cost
@@ -34,6 +34,11 @@ Train = Callable[..., Trajectory]
 _STRIDE = 2.0
 """By how many tolerances a stride may miss. Kernels are then off by a tenth of what sampling makes of them, for cross entropy
 by a half, and at strong feature learning (gamma0 = 10) by two thirds."""
+
+_LINEAR = 1e-5
+"""Tolerance of linear chains, whose features and gradients stay in few directions: ten more than at 1e-2 leave rounding."""
+_COARSEST = 0.5
+"""Largest tolerance of the run that shows what the tolerance leaves out."""
 
 
 @checked
@@ -61,12 +66,13 @@ class InfiniteWidth:
         neurons: S, neurons per replica and width.
         replicas: R, independent runs; their mean is the answer and their spread gives the standard error.
         tolerance: relative part of a feature or gradient vector that may be ignored; None for
-            min(1e-2, 1/sqrt(S R)) * min(1, gamma0).
+            min(1e-2, 1/sqrt(S R)) * min(1, gamma0), and 1e-5 for linear chains. These sampling leaves exact: their standard
+            error is the difference to one more run, by single steps at twice the tolerance.
         generator: source of randomness; None for a fresh one with seed 0.
         strides: take several steps at once while the tangent kernel moves along a straight line, as it does at the end of
             training; see ``torch_dmft.theory.engine.strides``. The answer then costs as many passes as features need to
-            learn, ``metadata["passes"]``, instead of T, and is off by a tenth to two thirds of the sampling error, which
-            the standard error does not count (linear chains, which sampling leaves exact, by some tenths of a percent).
+            learn, ``metadata["passes"]``, instead of T, and is off by a tenth to two thirds of the sampling error, by other
+            amounts in every replica, so that most of it is in the standard error.
             Kinks and minibatches make kernels jitter, and save little. For chains without momentum and weight decay;
             ``solve(problem)`` takes strides where it can.
     """
@@ -124,15 +130,36 @@ class InfiniteWidth:
             tolerance, lazy = self.tolerance_for(problem), min(1.0, problem.gamma0)
             allowed = max(1.0, _STRIDE * lazy) * tolerance, _STRIDE * tolerance / lazy
             train = partial(train_in_strides, tolerances=allowed)
-        return train_replicas(
+        answer = train_replicas(
             self, problem, record, two_time=two_time, progress=progress, origin="theory (N=inf)", train=train
         )
+        if answer.stderr is None or not _is_linear(problem):
+            return answer
+        coarser = replace(self, replicas=1, tolerance=min(2 * self.tolerance_for(problem), _COARSEST))
+        other = train_replicas(
+            coarser, problem, record, two_time=two_time, progress=progress, origin="twice the tolerance"
+        )
+        return replace(answer, stderr=combine([answer.stderr, answer, other], _left_out))
 
     def tolerance_for(self, problem: Problem) -> float:
         """The tolerance of a problem's twins."""
         if self.tolerance is not None:
             return self.tolerance
+        if _is_linear(problem):
+            return _LINEAR
         return default_tolerance(problem.gamma0, self.neurons * self.replicas)
+
+
+def _is_linear(problem: Problem) -> bool:
+    """Whether a network is a linear chain, of which sampling makes no error."""
+    return problem.chain is not None and all(layer.activation == "linear" for layer in problem.chain.hidden)
+
+
+def _left_out(arrays: Sequence[Tensor]) -> Tensor:
+    """Standard errors, with the difference between two answers, root mean square over entries, added in quadrature."""
+    errors, one, other = arrays
+    difference = (one - other).double().reshape(len(errors), -1).square().mean(1)
+    return (errors.double().square() + difference.reshape(-1, *[1] * (errors.ndim - 1))).sqrt().to(errors)
 
 
 def train_replicas(

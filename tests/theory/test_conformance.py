@@ -226,7 +226,7 @@ def test_the_choice_is_one_that_does_it(problem: str) -> None:
     assert supports(type(choose(PROBLEMS[problem]())[0]).__name__, problem)
 
 
-@pytest.mark.parametrize("lr", [30.0, 1e30])
+@pytest.mark.parametrize("lr", [30.0, 1e15])
 @pytest.mark.parametrize("solver", REFUSED)
 def test_training_that_diverges_is_an_error_with_a_remedy(solver: str, lr: float) -> None:
     """In float32: some numbers overflow in the answer only. White inputs, which all solvers take; a flow takes any lr."""

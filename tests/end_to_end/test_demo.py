@@ -102,7 +102,7 @@ def test_what_was_finished_is_kept_when_a_later_part_ends_it(fails_at, kept, tmp
 
 
 def test_a_kill_while_theory_is_solved_loses_nothing_that_was_finished(tmp_path):
-    arguments = "-m torch_dmft.cli demo --data synthetic --samples 8 --width 16 --depth 1 --steps 40 --neurons 3000000"
+    arguments = "-m torch_dmft.cli demo --data synthetic --samples 8 --width 16 --depth 1 --steps 40 --neurons 1000000"
     process = subprocess.Popen(
         [sys.executable, *arguments.split(), "--replicas", "2", "--logdir", str(tmp_path)],
         stdout=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from torch_dmft.core.activation import activation
 from torch_dmft.core.arguments import checked, require_places
 from torch_dmft.core.devices import usable
 from torch_dmft.core.equality import by_value
-from torch_dmft.core.errors import NotRecordedError
+from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.page import Page
 from torch_dmft.core.parts import refuse_misfit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -18,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 2 for a mistake in the arguments or the data, 130 if interrupted."""
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # no result is lost because a dash cannot be printed
+        sys.stdout.reconfigure(errors="replace")
     try:
         command(**options)
     except (DMFTError, OSError) as error:
@@ -44,13 +47,17 @@ def _compare(measured: Path, predicted: list[Path], logdir: Path | None, *, deta
     first, *others = (Trajectory.load(path) for path in predicted)
     comparison = compare(Trajectory.load(measured), first, *others)
     console = terminal()
-    console.print(comparison)
-    if details:
-        console.print()
-        console.print(comparison.details())
+    try:
+        if logdir is not None:
+            comparison.write_tensorboard(logdir, progress=console.is_terminal)
+    finally:  # a full disk takes the logs and not the report
+        console.print(comparison)
+        if details:
+            console.print()
+            console.print(comparison.details())
     if logdir is not None:
-        comparison.write_tensorboard(logdir, progress=console.is_terminal)
-        console.print(f'Written. See it with: tensorboard --logdir "{logdir}"', soft_wrap=True, highlight=False)
+        said = f'Written. See it with: tensorboard --logdir "{logdir}"'
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 
 def _report(logdir: Path, output: Path) -> None:

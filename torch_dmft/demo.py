@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -22,9 +23,11 @@ from torch_dmft.core.stability import NEAR_THE_EDGE
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder
 from torch_dmft.parameterization import Plan, centered, parameterize
+from torch_dmft.report.events import run_directory
 from torch_dmft.report.interrupt import interrupts_wait
 from torch_dmft.report.live import LiveScalars
 from torch_dmft.report.overview import overview
+from torch_dmft.report.results import Results
 from torch_dmft.report.tensorboard import write_comparison
 from torch_dmft.report.widths import gap_figure, gap_table
 from torch_dmft.settings import Settings
@@ -32,7 +35,7 @@ from torch_dmft.theory import Problem, Solver, solve, solvers
 
 
 def run(settings: Settings, console: Console | None = None) -> Comparison:
-    """Run the demo and print what it finds.
+    """Run the demo and print what it finds. Every result is saved as soon as it is there.
 
     Args:
         settings: what to run.
@@ -44,6 +47,7 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
     Raises:
         DMFTError: for settings, data or a folder that cannot work, before anything runs.
         ConvergenceError: if the network's training diverges; then no theory is tried.
+        NotWrittenError: at the end, if the disk did not take some of the results; everything else was done.
     """
     console = console or terminal()
     started = time.perf_counter()
@@ -60,6 +64,7 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
     predictor.check(problem)
     _require_writable(logdir)
 
+    results = Results(logdir, console)
     console.print(f"[bold]1. Wrap[/bold] a network for {len(inputs)} images of {settings.data}, two classes.")
     console.print(plan)
 
@@ -69,38 +74,44 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
             "gamma0 is small: trained is the centered model f - f_0, because a network of finite width starts at a "
             "random output f_0 of order 1 / (gamma0 sqrt(N)), and the infinitely wide one at zero."
         )
-    measured = train(settings, plan, probe, console, logdir / plan.origin)
+    measured = train(settings, plan, probe, console, run_directory(logdir, plan.origin))
+    results.keep("network.npz", measured.save)
 
     console.print("[bold]3. Predict[/bold] the infinitely wide network, and beside it the static NTK.")
     theory = solve(problem, predictor, record=measured.steps, progress=console.is_terminal)
+    results.keep("theory.npz", theory.save)
     static = solve(problem, solvers.StaticNTK(), record=measured.steps)
+    results.keep("static_ntk.npz", static.save)
 
     console.print("[bold]4. Compare[/bold]")
     judge = problem if settings.networks else None
     comparison = compare(measured, theory, static, problem=judge, replicas=settings.networks)
+    if judge is not None:
+        results.keep("networks.npz", comparison.predictions[-1].save)
+    hparams = {"seed": settings.seed}
+    shown = console.is_terminal
+    results.keep("logs", lambda _: write_comparison(comparison, logdir, plan, hparams=hparams, progress=shown))
+    results.figure("overview.png", overview(comparison))
     console.print(comparison)
-    drawn = {"overview": overview(comparison)}
     if settings.widths:
         gaps = []
         for width in sorted(set(settings.widths)):
             same = width == settings.width
             network = measured if same else train(settings, wrap(settings, probe, width), probe, console)
+            results.keep(f"network-{width}.npz", network.save)
             gaps.append(gap(compare(network, theory)))
         console.print(gap_table(gaps))
-        drawn["widths"] = gap_figure(gaps)
+        results.figure("widths.png", gap_figure(gaps))
 
-    write_comparison(comparison, logdir, plan, hparams={"seed": settings.seed}, progress=console.is_terminal)
-    for name, figure in drawn.items():
-        figure.savefig(logdir / f"{name}.png", dpi=150)
-    for name, trajectory in (("network", measured), ("theory", theory), ("static_ntk", static)):
-        trajectory.save(logdir / f"{name}.npz")
     console.print(
         f"Done in {time.perf_counter() - started:.0f} s. At a glance: {logdir / 'overview.png'}; the trajectories are in "
         f'{logdir}/*.npz; everything else is in the DMFT tab of\n\n    tensorboard --logdir "{logdir}"\n\nand the same page '
         f'as one file: torch-dmft report "{logdir}" -o report.html\n',
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
+    results.require_all()
     return comparison
 
 
@@ -137,7 +148,7 @@ def train(settings: Settings, plan: Plan, probe: Probe, console: Console, logdir
     interval = max(1, settings.steps // settings.records)
     recorder = Recorder(plan, probe, every=interval, model=model)
     with LiveScalars(logdir, recorder) if logdir else nullcontext(), recorder.attach(optimizer):
-        for _ in track(range(settings.steps), plan.origin, console=console, disable=not console.is_terminal):
+        for _ in track(range(settings.steps), escape(plan.origin), console=console, disable=not console.is_terminal):
             with interrupts_wait():  # somewhere below a KeyboardInterrupt can get lost, and training goes on
                 optimizer.zero_grad()
                 loss(model(probe.tensor), probe.targets).backward()
@@ -153,8 +164,9 @@ def train(settings: Settings, plan: Plan, probe: Probe, console: Console, logdir
     edge = 0.0 if measured.edge is None else float(measured.edge.nan_to_num(0.0).max())
     if edge > NEAR_THE_EDGE or bool((measured.losses[1:] > 1.05 * measured.losses[:-1]).any()):
         console.print(
-            f"[yellow]The learning rate of {plan.origin} is close to instability, {edge:.2g} of the largest stable one: there "
-            f"small differences grow. Trust the comparison at a smaller one, such as --lr {settings.lr / 4:.2g}.[/yellow]"
+            f"[yellow]The learning rate of {escape(plan.origin)} is close to instability, {edge:.2g} of the largest stable "
+            "one: there small differences grow. Trust the comparison at a smaller one, such as "
+            f"--lr {settings.lr / 4:.2g}.[/yellow]"
         )
     return measured
 

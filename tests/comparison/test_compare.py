@@ -104,7 +104,7 @@ def test_other_problems_are_refused(change, told):
 def test_every_difference_is_listed_at_once():
     other = two_layers(origin=THEORY)
     first = other.layers[0]
-    broken = replace(first, forward=Kernel(torch.zeros(10, 5, 5)))
+    broken = replace(first, backward=Kernel(torch.zeros(10, 6, 1, 6, 1)))
     other = replace(
         other, training=other.training.with_numbers(lr=0.3), targets=-other.targets, layers=(broken, *other.layers[1:])
     )
@@ -113,7 +113,7 @@ def test_every_difference_is_listed_at_once():
     for told in (
         "targets differ",
         "learning rate: network (N=256) 0.1, theory (N=inf) 0.3",
-        "the forward kernel of weight '0'",
+        "the backward kernel of weight '0'",
         "Remedy",
     ):
         assert told in str(raised.value)

@@ -64,13 +64,13 @@ def test_copies_are_equal_and_any_change_is_seen(part: Callable[[Trajectory], An
 def test_what_is_deep_inside_counts() -> None:
     whole = run()
     for change in (
-        {"training": replace(whole.training, steps=7)},
+        {"training": replace(whole.training, steps=1)},
         {"training": Training.sgd(torch.tensor([0.1, 0.2]), 2)},
         {"origin": "else"},
         {"stderr": None},
         {"replicas": whole.replicas[:1]},
         {"replicas": whole.replicas[::-1]},
-        {"layers": whole.layers[:2]},
+        {"layers": whole.layers[:2], "stderr": None, "replicas": ()},
         {"targets": None},
         {"metadata": {"width": 3}},
         {"metadata": {"width": 3, "none": 0}},

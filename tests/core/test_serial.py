@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
+import os
 import pickle
+import stat
+import threading
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +21,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from torch_dmft.core import serial, trajectory
 from torch_dmft.core.equality import by_value
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import InvalidInputError, NotWrittenError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.training import Training
 from torch_dmft.core.trajectory import Fields, LayerKernels, Trajectory
@@ -83,6 +91,11 @@ def small(run: Trajectory) -> Trajectory:
     return replace(run, layers=layers, stderr=None, training=Training.sgd(torch.ones(5), 5), metadata={"width": 64})
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
 def refused(path: Path, match: str) -> None:
     with pytest.raises(InvalidInputError, match=match) as caught:
         Trajectory.load(path)
@@ -137,6 +150,205 @@ def test_an_interrupted_save_leaves_the_old_file(run: Trajectory, path: Path, mo
         replace(run, origin="new").save(path)
     assert list(path.parent.iterdir()) == [path]
     assert Trajectory.load(path) == run
+
+
+def test_a_full_disk_leaves_the_old_file_and_says_so(
+    run: Trajectory, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Any, **_: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(NotWrittenError, match=r"could not be written.*run\.npz: No space left.*Remedy") as caught:
+        replace(run, origin="new").save(path)
+    assert isinstance(caught.value, OSError)
+    assert list(path.parent.iterdir()) == [path]
+    assert Trajectory.load(path) == run
+
+
+def test_links_are_followed_and_modes_kept(run: Trajectory, path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for name, target in (("link.npz", path), ("dangling.npz", tmp_path / "new.npz")):
+        (folder / name).symlink_to(target)
+        replace(run, origin=name).save(folder / name)
+        assert (folder / name).is_symlink()
+        assert Trajectory.load(target).origin == name
+    path.chmod(0o640)
+    run.save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert sorted(folder.iterdir()) == [folder / "dangling.npz", folder / "link.npz"]
+
+
+def test_only_a_regular_file_is_replaced_or_read(run: Trajectory, tmp_path: Path) -> None:
+    pipe, loop = tmp_path / "pipe", tmp_path / "loop"
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    for place, said in (
+        (pipe, "Only a regular file.*a pipe"),
+        (tmp_path, "Only a regular file.*a folder"),
+        (Path(os.devnull), "Only a regular file.*a device"),
+        (tmp_path / "no" / "folder.npz", "No such file or directory"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        (loop, "symbolic links"),
+    ):
+        with pytest.raises(NotWrittenError, match=said):
+            run.save(place)
+        refused(place, r"does not exist|cannot be read")
+    assert sorted(tmp_path.iterdir()) == [loop, pipe]
+    assert pipe.is_fifo()
+    with pytest.raises(InvalidInputError, match=r"must be the path of a file.*Got.*Remedy"):
+        run.save(f"{tmp_path}/a\0b")
+    refused(Path(f"{tmp_path}/a\0b"), "must be the path of a file")
+
+
+def test_writers_of_one_path_do_not_meet(small: Trajectory, path: Path) -> None:
+    """Four threads of one process: each file is whole, and the last one stays."""
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            for _ in range(15):
+                small.save(path)
+                assert Trajectory.load(path) == small
+        except BaseException as error:
+            failures.append(error)
+
+    small.save(path)
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_bytes_are_on_the_disk_before_the_file_takes_its_name(
+    run: Trajectory, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, sync, rename = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("sync"), sync(handle)))
+    monkeypatch.setattr(Path, "replace", lambda self, target: (done.append("rename"), rename(self, target)))
+    run.save(path)
+    assert done[:2] == ["sync", "rename"]
+
+
+def test_arrays_that_nobody_needs_are_not_read(small: Trajectory, path: Path) -> None:
+    small.save(path)
+    rewrite(path, lambda header, arrays: arrays.update(more=np.zeros(2**25)))
+    tracemalloc.start()
+    refused(path, "does not know the array 'more'")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    small.save(path)
+    with np.load(path) as file:
+        arrays = {**file, "more": np.zeros(2**25)}
+    np.savez_compressed(path, **arrays)
+    tracemalloc.start()
+    refused(path, "not stored as it was written")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_members_that_share_their_bytes_are_refused(small: Trajectory, path: Path) -> None:
+    """A small file whose list of members names one array many times."""
+    small.save(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+        for number in range(1000):
+            again = copy(largest)
+            again.filename = f"trajectory.{number}.npy"
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+        archive._didModify = True
+    refused(path, "larger than the file")
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_random_bytes_are_refused(folder: Path, content: bytes) -> None:
+    for start in (b"", b"PK\x03\x04"):
+        (folder / "random").write_bytes(start + content)
+        refused(folder / "random", "saved trajectory")
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_file_loads_equal_or_is_refused(folder: Path, data: st.DataObject) -> None:
+    """Bytes are cut out, put in, or replaced, at several places at once."""
+    run = example(torch.Generator().manual_seed(0), nested=False)
+    run.save(folder / "damaged")
+    content = bytearray((folder / "damaged").read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(content) - 1))
+        end = data.draw(st.integers(start, min(start + 64, len(content))))
+        content[start:end] = data.draw(st.binary(max_size=64))
+    (folder / "damaged").write_bytes(content)
+    loads_equal_or_is_refused(folder / "damaged", run)
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_shapes_that_lie_are_refused(folder: Path, data: st.DataObject) -> None:
+    """One array of the file has another shape, with all checksums right."""
+    run = example(torch.Generator().manual_seed(0))
+    path = folder / "lies.npz"
+    run.save(path)
+    with np.load(path) as file:
+        shapes = {name: file[name].shape for name in file.files if name != "header"}
+    free = ("fields.preactivation", "fields.gradient", "training")  # neurons are free; numbers may go on after the run
+    name = data.draw(st.sampled_from(sorted(name for name in shapes if not any(part in name for part in free))))
+    shape = list(shapes[name])
+    if shape and data.draw(st.booleans()):
+        shape[data.draw(st.integers(0, len(shape) - 1))] += data.draw(st.sampled_from([-1, 1, 2]))
+    elif data.draw(st.booleans()):
+        shape.insert(data.draw(st.integers(0, len(shape))), data.draw(st.integers(0, 3)))
+    else:
+        shape = shape[1:]
+    layouts = {(2, 3, 3), (2, 3, 2, 3), (2, 3, 2, 3, 2), (2, 3, 2, 2, 3, 2)}  # of kernels, all of them true
+    assume(tuple(shape) != shapes[name] and not (name.endswith("array") and tuple(shape) in layouts))
+    lie = np.zeros(shape, dtype=_dtype_of(path, name))
+    rewrite(path, lambda header, arrays: arrays.update({name: lie}))
+    refused(path, r"damaged or incomplete.*(equal|axes|Expected)")
+
+
+def _dtype_of(path: Path, name: str) -> np.dtype:
+    with np.load(path) as file:
+        return file[name].dtype
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda arrays: arrays["trajectory.steps"].__setitem__(1, -5), "integers from 0 on"),
+        (lambda arrays: arrays["trajectory.training.batches.1"].__setitem__(0, -1), "rows"),
+        (
+            lambda arrays: arrays.update({"trajectory.training.numbers.0": np.zeros(3)}),
+            "lr is one number for each of 5",
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(change: Callable[[dict[str, Any]], None], reason: str, path: Path) -> None:
+    rewrite(path, lambda header, arrays: change(arrays))
+    refused(path, f"damaged or incomplete.*{reason}")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda fields: fields["training"]["fields"].update(gamma0=-5.0), "gamma0 is positive"),
+        (lambda fields: fields["training"]["fields"].update(gamma0=math.inf), "gamma0 is positive"),
+        (lambda fields: fields["training"]["fields"].update(steps=6), "each of 6 steps"),
+        (lambda fields: fields["training"]["fields"].update(steps=-1), "fewer than 0 steps"),
+        (lambda fields: fields.update(width=-3), "width is at least 1"),
+        (lambda fields: fields["layers"][0]["fields"].update(width=0), "width of 'fc.0' is at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change: Callable[[dict[str, Any]], None], reason: str, path: Path) -> None:
+    rewrite(path, lambda header, arrays: change(header["value"]["fields"]))
+    refused(path, f"damaged or incomplete.*{reason}")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -297,15 +509,25 @@ def put(tree: Any, place: tuple[Any, ...], value: Any) -> None:
         ),
         (lambda fields: fields.update(origin=3), "`trajectory.origin` must not be of type int"),
         (lambda fields: fields.update(outputs=None), "`trajectory.outputs` must not be of type NoneType"),
-        (lambda fields: fields.update(outputs=fields["ntk"]), "`trajectory.outputs` must not be of type Kernel"),
+        (
+            lambda fields: fields.update(outputs={"type": "Kernel", "fields": {"array": 1}}),
+            "`trajectory.outputs.array` must not be of type int",
+        ),
+        (
+            lambda fields: fields.update(ntk=fields["layers"]),
+            "`trajectory.ntk.0.forward.array` is said to be in the array 'trajectory.layers.0.forward.array'",
+        ),
         (lambda fields: fields.update(layers=[1]), "`trajectory.layers` must not be of type tuple"),
         (lambda fields: fields["ntk"].update(type="Popen"), "`trajectory.ntk` is of an unknown type 'Popen'"),
         (lambda fields: fields.update(extra=1), "`trajectory` has an unknown field 'extra'"),
         (lambda fields: fields["outputs"].update(dtype="float64"), "`trajectory.outputs` must be of dtype float64"),
         (lambda fields: fields["outputs"].update(dtype="int32"), "`trajectory.outputs` must be of dtype int32"),
         (lambda fields: fields["outputs"].update(dtype="load"), "`trajectory.outputs` must be of dtype load"),
-        (lambda fields: fields["losses"].update(tensor="trajectory.train"), "must be of dtype float32"),
-        (lambda fields: fields.update(steps=fields["losses"]), "does not know the array 'trajectory.steps'"),
+        (
+            lambda fields: fields["losses"].update(tensor="trajectory.train"),
+            "`trajectory.losses` is said to be in the array 'trajectory.train'",
+        ),
+        (lambda fields: fields.update(targets=None), "does not know the array 'trajectory.targets'"),
     ],
 )
 def test_what_is_wrong_is_said(change: Callable[[dict[str, Any]], None], reason: str, path: Path) -> None:

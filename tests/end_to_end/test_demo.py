@@ -1,5 +1,6 @@
 """The demo, whole and small: what it prints, what it writes, and that all of it can be read back."""
 
+import errno
 import io
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from torch_dmft import data
-from torch_dmft.core.errors import ConvergenceError
+from torch_dmft.core.errors import ConvergenceError, NotWrittenError
+from torch_dmft.core.replacing import replacing
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.demo import run, train, wrap
 from torch_dmft.measurement import Probe
@@ -59,8 +62,13 @@ def test_it_prints_its_four_steps_and_the_way_to_tensorboard(demo):
     assert "nearest prediction first" in " ".join(printed.split())
 
 
-def test_more_networks_of_its_width_tell_what_the_width_explains(tmp_path):
-    printed, _ = run_demo(tmp_path, networks=19)
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory) -> tuple[str, Path]:
+    return run_demo(tmp_path_factory.mktemp("judged"), networks=19)
+
+
+def test_more_networks_of_its_width_tell_what_the_width_explains(judged):
+    printed, _ = judged
     assert re.search("is (not )?consistent with width N = 32", " ".join(printed.split()))
     assert "among 19 networks" in " ".join(printed.split())
 
@@ -68,6 +76,87 @@ def test_more_networks_of_its_width_tell_what_the_width_explains(tmp_path):
 def test_a_linear_network_is_predicted_exactly(tmp_path):
     _, logdir = run_demo(tmp_path, activation="linear")
     assert Trajectory.load(logdir / "theory.npz").solver == "DeepLinear"
+
+
+def test_the_networks_of_its_width_are_kept(judged):
+    _, logdir = judged
+    assert len(Trajectory.load(logdir / "networks.npz").replicas) == 19
+
+
+@pytest.mark.parametrize(
+    ("fails_at", "kept"), [("solve", ["network"]), ("compare", ["network", "static_ntk", "theory"])]
+)
+def test_what_was_finished_is_kept_when_a_later_part_ends_it(fails_at, kept, tmp_path, monkeypatch):
+    """As a kill or an interrupt would."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"torch_dmft.demo.{fails_at}", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(tmp_path, data="synthetic", depth=1)
+    logdir = tmp_path / "logs"
+    assert sorted(path.stem for path in logdir.glob("*.npz")) == kept
+    assert len(Trajectory.load(logdir / "network.npz").steps) == 6
+    assert len(read(logdir / NETWORK).Scalars("loss")) == 6
+
+
+def test_a_kill_while_theory_is_solved_loses_nothing_that_was_finished(tmp_path):
+    arguments = "-m torch_dmft.cli demo --data synthetic --samples 8 --width 16 --depth 1 --steps 40 --neurons 1000000"
+    process = subprocess.Popen(
+        [sys.executable, *arguments.split(), "--replicas", "2", "--logdir", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "network.npz").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert Trajectory.load(tmp_path / "network.npz").steps[-1] == 40
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["network (N=16)", "network.npz"]
+
+
+def test_a_full_disk_loses_what_it_does_not_take_and_nothing_else(tmp_path, monkeypatch):
+    """The disk is full while the theories are saved."""
+
+    @contextmanager
+    def on_a_full_disk(path):
+        with replacing(path) as file:
+            if Path(path).stem in ("theory", "static_ntk"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield file
+
+    monkeypatch.setattr("torch_dmft.core.serial.replacing", on_a_full_disk)
+    with pytest.raises(NotWrittenError, match=r"theory\.npz, static_ntk\.npz.*--logdir"):
+        run_demo(tmp_path, data="synthetic", depth=1)
+    printed, logdir = (tmp_path / "printed.txt").read_text(), tmp_path / "logs"
+    assert "theory.npz could not be written" in printed
+    assert "nearest prediction first" in " ".join(printed.split())
+    assert [path.stem for path in logdir.glob("*.npz")] == ["network"]
+    assert (logdir / "overview.png").exists()
+    assert "final/loss" in read(logdir / "comparison").Tags()["scalars"]
+
+
+def test_a_terminal_that_knows_no_dashes_and_a_folder_with_brackets_lose_nothing(tmp_path):
+    logdir = tmp_path / "a [red]b[/bold] [c"
+    arguments = "-m torch_dmft.cli demo --data synthetic --samples 6 --width 16 --depth 1 --steps 4 --neurons 64"
+    done = subprocess.run(
+        [sys.executable, *arguments.split(), "--replicas", "2", "--logdir", str(logdir)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert f'tensorboard --logdir "{logdir}"' in done.stdout
+    assert sorted(path.stem for path in logdir.glob("*.npz")) == ["network", "static_ntk", "theory"]
 
 
 def test_without_a_terminal_it_draws_no_progress_bars(demo):

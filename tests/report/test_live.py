@@ -199,3 +199,98 @@ def test_a_full_disk_ends_the_records_and_not_the_training(tmp_path, monkeypatch
     ):
         train(model, optimizer, 1)
     assert curve(read(tmp_path), "loss")[0] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("room", [0, 1000, 8000, 12_000])
+def test_files_that_may_not_grow_end_the_logs_and_not_the_training(predicted, room, tmp_path):
+    """The system refuses to write beyond a size, as it does on a full disk; in a process of its own."""
+    predicted.save(tmp_path / "theory.npz")
+    code = """
+        import resource, signal, sys, warnings
+        import torch
+        from tests.report.test_live import LiveComparison, Trajectory, network, train
+
+        torch.set_num_threads(1)
+        told = []
+        warnings.showwarning = lambda message, *_, **__: told.append(str(message))
+        plain, _, _, optimizer = network()
+        train(plain, optimizer, 6)
+        model, plan, recorder, optimizer = network()
+        theory = Trajectory.load(sys.argv[1] + "/theory.npz")
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+        with LiveComparison(sys.argv[1] + "/logs", recorder, theory), recorder.attach(optimizer):
+            train(model, optimizer, 6)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        same = all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+        print(recorder.step, len(recorder.records), same, sum("Training goes on" in line for line in told))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), str(room)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *state, told = done.stdout.split()
+    assert state == ["6", "7", "True"]
+    assert int(told) >= 1
+    assert done.stderr == ""
+
+
+def test_two_runs_in_one_directory_are_told_on_both_sides(tmp_path, recwarn):
+    """The first one runs in a process of its own."""
+    code = """
+        import sys, warnings
+        from tests.report.test_live import LiveScalars, network, train
+
+        warnings.showwarning = lambda message, *_, **__: print(message, flush=True)
+        model, _, recorder, optimizer = network()
+        with LiveScalars(sys.argv[1], recorder), recorder.attach(optimizer):
+            train(model, optimizer, 2)
+            print("writing", flush=True)
+            sys.stdin.readline()
+            train(model, optimizer, 2)
+    """
+    first = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout.readline() == "writing\n"
+    model, _, recorder, optimizer = network()
+    live = LiveScalars(tmp_path, recorder)
+    with live, recorder.attach(optimizer):
+        said, _ = first.communicate("\n", timeout=60)
+        train(model, optimizer, 3)
+    told = [str(warning.message) for warning in recwarn]
+    assert any(
+        "Another run is writing its records" in line and "Remedy: a folder for each run" in line for line in told
+    )
+    assert "shows nothing from step 3 on: another run writes its records" in said
+    records = read_records(tmp_path)
+    assert records.steps.tolist() == [0, 1, 2, 3]
+    assert any("Two runs write" in problem for problem in records.problems)
+
+
+def test_a_run_that_was_killed_is_not_said_to_be_writing(tmp_path, recwarn):
+    for _ in range(2):
+        model, _, recorder, optimizer = network()
+        with LiveScalars(tmp_path, recorder), recorder.attach(optimizer):
+            train(model, optimizer, 1)
+    code = """
+        import os, signal, sys
+        from tests.report.test_live import LiveScalars, network, train
+
+        model, _, recorder, optimizer = network()
+        with LiveScalars(sys.argv[1], recorder), recorder.attach(optimizer):
+            train(model, optimizer, 1)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], timeout=120, check=False)
+    model, _, recorder, optimizer = network()
+    with LiveScalars(tmp_path, recorder), recorder.attach(optimizer):
+        train(model, optimizer, 1)
+    assert not [warning for warning in recwarn if "writing" in str(warning.message)]

@@ -208,7 +208,11 @@ def test_writing_again_replaces(comparison, logs, tmp_path):
 def test_an_origin_with_a_slash_is_one_run(tmp_path):
     run = two_layers(steps=(0, 5))
     compare(run, replace(run, origin="theory (N=1/0)")).write_tensorboard(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison", ORIGINS[0], "theory (N=1-0)"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "comparison",
+        ORIGINS[0],
+        "theory (N=1\N{DIVISION SLASH}0)",
+    ]
 
 
 def trained(logdir: Path, targets: torch.Tensor, loss, *, steps: int = 2) -> Trajectory:

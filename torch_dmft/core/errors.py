@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 
 class DMFTError(Exception):
@@ -20,6 +22,22 @@ class DMFTError(Exception):
             parts.append(f"Remedy: {remedy}.")
         super().__init__(" ".join(parts))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it says, not how it was made: an error of another process has to arrive, whatever its class takes."""
+        return _as_raised, (type(self), self.args, vars(self))
+
+
+def _as_raised(kind: type[DMFTError], args: tuple[Any, ...], attributes: dict[str, Any]) -> DMFTError:
+    """An error as it was where it was raised, without its traceback."""
+    makers: list[Any] = [base for base in kind.__mro__ if base.__module__ == "builtins"]
+    for base in makers:  # of several built-in ones a single one can make it: OSError, for one that is of its kind
+        with suppress(TypeError):
+            error = base.__new__(kind)
+            break
+    error.args = args
+    vars(error).update(attributes)
+    return error
+
 
 class InvalidInputError(DMFTError, ValueError):
     """An argument has a wrong shape, type or value."""
@@ -27,6 +45,10 @@ class InvalidInputError(DMFTError, ValueError):
 
 class MissingFileError(InvalidInputError, FileNotFoundError):
     """A file that was to be read does not exist."""
+
+
+class NotWrittenError(DMFTError, OSError):
+    """A file could not be written: the disk is full, the folder is missing, or a device stands in its place."""
 
 
 class NotRecordedError(DMFTError, LookupError):

@@ -17,13 +17,14 @@ from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError, MissingFileError
+from torch_dmft.core.replacing import path_of, replacing
 
 _HEADER = "header"
 _MEMBER = ".npy"
@@ -58,11 +59,12 @@ def write(value: Any, path: str | Path, file_format: FileFormat) -> None:
 
     Args:
         value: of the class ``file_format.root``; every tensor comes back on the CPU with its dtype and bits.
-        path: the file, conventionally ``*.npz``. An existing file is replaced in one step.
+        path: the file, conventionally ``*.npz``. An existing file is replaced in one step (``core.replacing``).
         file_format: the kind of file.
 
     Raises:
         InvalidInputError: if a part of it cannot be saved; the message names it.
+        NotWrittenError: if the file system does not take the file.
     """
     if type(value) is not file_format.root:
         raise InvalidInputError(f"`value` must be a {file_format.root.__name__}.", got=type(value).__name__)
@@ -70,15 +72,8 @@ def write(value: Any, path: str | Path, file_format: FileFormat) -> None:
     encoder = _Encoder({kind.__name__: kind for kind in (file_format.root, *file_format.parts)}, arrays)
     tree = encoder.encode(value, file_format.root.__name__.lower())
     header = {"format": file_format.name, "schema": file_format.schema, "value": tree}
-    path = Path(path)
-    # A file of the same folder can be renamed over the old one atomically: a killed run leaves the old file or the new.
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            np.savez(file, **{_HEADER: np.array(json.dumps(header))}, **arrays)  # type: ignore[arg-type]
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(path) as file:
+        np.savez(file, **{_HEADER: np.array(json.dumps(header))}, **arrays)  # type: ignore[arg-type]
 
 
 def read(path: str | Path, file_format: FileFormat) -> Any:
@@ -93,27 +88,27 @@ def read(path: str | Path, file_format: FileFormat) -> Any:
         InvalidInputError: if the file is of another kind or schema, damaged or incomplete.
     """
     writer = f"a file written by {file_format.root.__name__}.save"
-    if not isinstance(path, str | os.PathLike):
-        raise InvalidInputError("`path` must be the path of a file.", got=type(path).__name__, remedy=writer)
+    where = path_of(path, remedy=writer)
     try:
-        with Path(path).open("rb") as file:
+        if where.exists() and not where.is_file():  # reading from a pipe would wait for ever
+            raise OSError("no regular file")
+        with where.open("rb") as file:
             if file.read(4) != b"PK\x03\x04":
                 raise _NotThisFormatError("it does not begin as an .npz file does")
-            members = _read_members(file)
-        text = _header_text(members)
-        header = _header(text, file_format)
-        if header["schema"] != file_format.schema:
-            raise InvalidInputError(
-                f"This {file_format.noun} has schema {header['schema']!r}; "
-                f"this version of torch_dmft reads schema {file_format.schema}.",
-                got=f"{path}",
-                remedy="read it with the version of torch_dmft that wrote it, or run again and save with this one",
-            )
-        _require_keys(header, {"format", "schema", "value"}, "the header")
-        decoder = _Decoder({kind.__name__: kind for kind in (file_format.root, *file_format.parts)}, members)
-        value = decoder.decode(header["value"], file_format.root, file_format.root.__name__.lower())
-        if unused := members.keys() - decoder.used:
-            raise _DamagedError(f"the header does not know the array {min(unused)!r}")
+            members = _Members(file)
+            header = _header(members.text(), file_format)
+            if header["schema"] != file_format.schema:
+                raise InvalidInputError(
+                    f"This {file_format.noun} has schema {header['schema']!r}; "
+                    f"this version of torch_dmft reads schema {file_format.schema}.",
+                    got=f"{path}",
+                    remedy="read it with the version of torch_dmft that wrote it, or run again and save with this one",
+                )
+            _require_keys(header, {"format", "schema", "value"}, "the header")
+            decoder = _Decoder({kind.__name__: kind for kind in (file_format.root, *file_format.parts)}, members)
+            value = decoder.decode(header["value"], file_format.root, file_format.root.__name__.lower())
+            if unused := members.names - decoder.used:
+                raise _DamagedError(f"the header does not know the array {min(unused)!r}")
     except InvalidInputError:
         raise
     except FileNotFoundError as error:
@@ -213,7 +208,7 @@ def _stored(dtype: torch.dtype) -> torch.dtype:
 class _Decoder:
     """Turns JSON back into values, and checks each of them against the annotation of the field it goes to."""
 
-    def __init__(self, kinds: Mapping[str, type], members: Mapping[str, bytearray]) -> None:
+    def __init__(self, kinds: Mapping[str, type], members: _Members) -> None:
         self.kinds, self.members = kinds, members
         self.used: set[str] = set()
 
@@ -253,36 +248,61 @@ class _Decoder:
             raise _DamagedError(f"`{path}`: {error}") from error
 
     def _tensor(self, name: Any, dtype: Any, path: str) -> Tensor:
-        if name not in self.members:
-            raise _DamagedError(f"the array {name!r} is missing")
-        self.used.add(name)
+        if name != path:  # so none is read twice
+            raise _DamagedError(f"`{path}` is said to be in the array {name!r}")
+        self.used.add(path)
         wanted = getattr(torch, str(dtype), None)
-        tensor = torch.from_numpy(_array(self.members[name]))
+        tensor = torch.from_numpy(self.members.array(path))
         if not isinstance(wanted, torch.dtype) or tensor.dtype != _stored(wanted):
             raise _DamagedError(f"`{path}` must be of dtype {dtype}, and its array is of {tensor.dtype}")
         return tensor.view(wanted)
 
 
-def _read_members(file: Any) -> dict[str, bytearray]:
-    """The bytes of every array of an ``.npz`` file; their checksums are compared on the way."""
-    size = os.fstat(file.fileno()).st_size
-    members = {}
-    with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
+class _Members:
+    """The arrays of an ``.npz`` file. None is read before it is asked for, and the sizes of all are checked before any."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        size = os.fstat(file.fileno()).st_size
+        self._archive = zipfile.ZipFile(file)
+        self._infos: dict[str, zipfile.ZipInfo] = {}
+        for member in self._archive.infolist():
             name = member.filename.removesuffix(_MEMBER)
-            if member.compress_type != zipfile.ZIP_STORED or not member.file_size == member.compress_size <= size:
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
                 raise _DamagedError(f"the array {name!r} is not stored as it was written")
-            if name in members:
+            if name in self._infos:
                 raise _DamagedError(f"the array {name!r} is there twice")
-            members[name] = bytearray(member.file_size)
-            rest = memoryview(members[name])
-            with archive.open(member) as stream:
-                while rest:
-                    count = stream.readinto(rest[:_CHUNK])  # type: ignore[attr-defined]
-                    if not count:
-                        raise _DamagedError(f"the array {name!r} ends early")
-                    rest = rest[count:]
-    return members
+            self._infos[name] = member
+        if sum(member.file_size for member in self._infos.values()) > size:
+            raise _DamagedError("its arrays are said to be larger than the file is")
+
+    @property
+    def names(self) -> set[str]:
+        """Of all arrays but the header."""
+        return self._infos.keys() - {_HEADER}
+
+    def text(self) -> str:
+        """The header."""
+        if _HEADER not in self._infos:
+            raise _NotThisFormatError("it has no header")
+        array = self.array(_HEADER)
+        if array.dtype.kind != "U" or array.shape:
+            raise _NotThisFormatError("its header is not text")
+        return str(array[()])
+
+    def array(self, name: str) -> np.ndarray:
+        """One array; its checksum is compared on the way."""
+        if name not in self._infos:
+            raise _DamagedError(f"the array {name!r} is missing")
+        member = self._infos[name]
+        content = bytearray(member.file_size)
+        rest = memoryview(content)
+        with self._archive.open(member) as stream:
+            while rest:
+                count = stream.readinto(rest[:_CHUNK])  # type: ignore[attr-defined]
+                if not count:
+                    raise _DamagedError(f"the array {name!r} ends early")
+                rest = rest[count:]
+        return _array(content)
 
 
 def _array(content: bytearray) -> np.ndarray:
@@ -295,15 +315,6 @@ def _array(content: bytearray) -> np.ndarray:
         raise _DamagedError("an array is not stored as it was written")
     flat = np.frombuffer(content, dtype, offset=start.tell()) if len(content) > start.tell() else np.empty(0, dtype)
     return flat.reshape(shape)
-
-
-def _header_text(members: dict[str, bytearray]) -> str:
-    if _HEADER not in members:
-        raise _NotThisFormatError("it has no header")
-    array = _array(members.pop(_HEADER))
-    if array.dtype.kind != "U" or array.shape:
-        raise _NotThisFormatError("its header is not text")
-    return str(array[()])
 
 
 def _header(text: str, file_format: FileFormat) -> dict[str, Any]:

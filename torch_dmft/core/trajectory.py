@@ -19,6 +19,7 @@ from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.page import Page
+from torch_dmft.core.parts import refuse_misfit
 from torch_dmft.core.prints import Print
 from torch_dmft.core.stability import edge
 from torch_dmft.core.summary import one_line, summary
@@ -144,13 +145,7 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         """Refuse a trajectory whose parts do not fit together."""
-        time, sample = len(self.steps), self.outputs.shape[1]
-        if self.outputs.shape[0] != time or self.losses.shape != (time,) or self.train.shape != (sample,):
-            raise InvalidInputError(
-                "The parts of a trajectory must have equal lengths.",
-                got=f"steps {tuple(self.steps.shape)}, outputs {tuple(self.outputs.shape)}, "
-                f"losses {tuple(self.losses.shape)}, train {tuple(self.train.shape)}",
-            )
+        refuse_misfit(self)
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -356,11 +351,13 @@ class Trajectory:
         """Write the run to one ``.npz`` file (arrays and a JSON header), completely or not at all.
 
         Args:
-            path: the file, conventionally ``*.npz``; an existing one is replaced. Tensors come back on the CPU with their
-                dtype and bits.
+            path: the file, conventionally ``*.npz``; an existing one is replaced, links are followed. Tensors come back on the
+                CPU with their dtype and bits.
 
         Raises:
             InvalidInputError: if the metadata hold something that cannot be saved.
+            NotWrittenError: if the disk is full, the folder is missing, or no regular file stands there; an OSError. What
+                stood there before is unchanged.
         """
         serial.write(self, path, FORMAT)
 

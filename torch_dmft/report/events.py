@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
+import time
 from collections.abc import Callable, Mapping
+from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from torch.utils.tensorboard import FileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class EventLog:
-    """Writes one run; whatever an earlier file of the same run holds from ``start`` on is forgotten by TensorBoard.
+    """Writes one run, every event at once: a run that is killed loses none, and a full disk is an OSError where it is met.
+
+    Whatever an earlier file of the same run holds from ``start`` on is forgotten by TensorBoard.
 
     Tags hold no parentheses: the Custom Scalars page reads ``tag (run)`` back by a greedy match, and draws nothing then.
 
@@ -27,11 +35,12 @@ class EventLog:
     """
 
     def __init__(self, logdir: str | Path, describe: Callable[[str], str] = lambda tag: "", *, start: int = 0) -> None:
-        self._writer = FileWriter(str(logdir))
+        self._file = _opened(Path(logdir))
+        self._writer = RecordWriter(self._file)
         self._describe = describe
         self._described: set[str] = set()
-        self._writer.add_event(Event(file_version="brain.Event:2"), start)
-        self._writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), start)
+        self._event(start, file_version="brain.Event:2")
+        self._event(start, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write the scalars of one step, by tag."""
@@ -52,15 +61,14 @@ class EventLog:
             self._described.add(value.tag)
             if text:
                 value.metadata.MergeFrom(SummaryMetadata(summary_description=text))
-        self._writer.add_summary(summary, step)
-
-    def flush(self) -> None:
-        """Bring everything that was written to the disk."""
-        self._writer.flush()
+        self._event(step, summary=summary)
 
     def close(self) -> None:
         """Close the file."""
-        self._writer.close()
+        self._file.close()
+
+    def _event(self, step: int, **content: Any) -> None:
+        self._writer.write(Event(wall_time=time.time(), step=step, **content).SerializeToString())
 
     def __enter__(self) -> EventLog:
         return self
@@ -71,6 +79,46 @@ class EventLog:
         self.close()
 
 
+class _Unbuffered(io.FileIO):
+    """A file whose bytes are the system's when ``write`` returns."""
+
+    def write(self, data: Any) -> int:
+        """Write all of it."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[super().write(rest) or 0 :]
+        return len(data)
+
+
+_numbers = count()
+"""Tell apart the files that one process writes within a second."""
+
+
+def _opened(folder: Path) -> _Unbuffered:
+    """A new file of a name by which TensorBoard knows it, and after those that were there before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers):06d}"
+    return _Unbuffered(folder / name, "x")
+
+
+_SHOWN = str.maketrans({"/": "\N{DIVISION SLASH}", "\\": "\N{SET MINUS}", "\0": "\N{SYMBOL FOR NULL}"})
+_LONGEST = 200
+"""Bytes of a folder's name; file systems take 255."""
+OWN = "comparison"
+"""The folder of what no single run owns."""
+
+
 def run_directory(logdir: str | Path, origin: str) -> Path:
-    """Where the logs of a run go: a folder named by its origin."""
-    return Path(logdir) / origin.replace("/", "-")
+    """Where the logs of a run go: one folder inside of ``logdir``, named by its origin.
+
+    Whatever the origin is, it leads nowhere else, and two origins have two folders: separators are replaced by characters that
+    look like them, and what cannot be a name (nothing, dots alone, the report's own folder, hundreds of characters) by one that
+    can.
+    """
+    encoded = origin.translate(_SHOWN).encode(errors="replace")
+    name = encoded.decode()
+    if len(encoded) > _LONGEST:
+        name = f"{encoded[:_LONGEST].decode(errors='ignore')}… {sha256(encoded).hexdigest()[:8]}"
+    if name.casefold() == OWN or not name.strip(". "):
+        name = f"run '{name}'"
+    return Path(logdir) / name

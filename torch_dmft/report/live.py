@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -16,17 +15,19 @@ from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
-from torch_dmft.report.events import EventLog, run_directory
+from torch_dmft.report.ailing import LiveEvents, disk_errors_told
+from torch_dmft.report.events import OWN, EventLog, run_directory
 from torch_dmft.report.interrupt import interrupts_wait
 from torch_dmft.report.layout import layout
 from torch_dmft.report.recorded import LiveRecords, network_about, prediction_about
-from torch_dmft.report.scalars import band_scalars, description, deviation_scalars, scalars, width_scalars
+from torch_dmft.report.scalars import band_scalars, deviation_scalars, scalars, width_scalars
 
 
 class LiveScalars:
     """Writes loss, kernel traces and kernel movement after every record of a ``Recorder``, flushed at once.
 
-    A run that is killed leaves complete logs up to its last record. The tags are those of
+    A run that is killed leaves complete logs up to its last record; a disk that is full ends the logs with a warning, and not
+    the training. Another run that writes into the same directory is told, on both sides. The tags are those of
     ``Comparison.write_tensorboard``, so a prediction written beside it shares its charts; the DMFT tab shows the kernels too.
     Targets are those of the recorder's probe, one-hot for classes.
 
@@ -43,7 +44,7 @@ class LiveScalars:
     def __init__(self, logdir: str | Path, recorder: Recorder) -> None:
         self.logdir = Path(logdir)
         self.recorder = recorder
-        self._log: EventLog | None = None
+        self._log: LiveEvents | None = None
         self._tab: LiveRecords | None = None
 
     def __call__(self, step: int, record: Trajectory) -> None:
@@ -52,12 +53,9 @@ class LiveScalars:
         values |= band_scalars(values)
         with interrupts_wait():
             if self._log is None:
-                names = [layer.name for layer in record.layers]
-                # Points of an earlier run into the same directory, from this step on, are forgotten.
-                self._log = EventLog(self.logdir, partial(description, names=names), start=step)
+                self._log = LiveEvents(self.logdir, record, start=step)
                 self._tab = LiveRecords(self.logdir, network_about(self.recorder.subject.plan, record), record)
             self._log.scalars(values, step)
-            self._log.flush()
             assert self._tab is not None  # made with the log
             self._tab.write(record, 0, values)
 
@@ -114,8 +112,9 @@ class LiveComparison(LiveScalars):
     def __call__(self, step: int, record: Trajectory) -> None:
         """Write one record, and the predictions at all recorded steps that were not written yet."""
         super().__call__(step, record)
-        if not self._live and not (self._root / "comparison").exists():
-            with interrupts_wait(), EventLog(self._root / "comparison") as log:
+        if not self._live and not (self._root / OWN).exists():
+            told = disk_errors_told("The page Custom Scalars", step)
+            with interrupts_wait(), told, EventLog(self._root / OWN) as log:
                 log.add(
                     layout(
                         len(record.layers),
@@ -171,9 +170,8 @@ class _LivePrediction:
         self.written = 0
         self._checked = -1
         self._check()
-        names = [layer.name for layer in predicted.layers]
         folder = run_directory(logdir, predicted.origin)
-        self.log = EventLog(folder, partial(description, names=names), start=int(first.steps))
+        self.log = LiveEvents(folder, predicted, start=int(first.steps))
         self.tab = LiveRecords(folder, about, first)
 
     def write(self) -> None:
@@ -193,7 +191,6 @@ class _LivePrediction:
                 self.log.scalars(values, step)
                 self.tab.write(self.predicted, at, values)
         self.written = len(self.recorder.records)
-        self.log.flush()
 
     def close(self) -> None:
         """Close the log files."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from torch_dmft.comparison import Comparison
 from torch_dmft.comparison.verdict import sentences
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.report.ailing import disk_errors_told
 from torch_dmft.report.choice import by_target, labels
 from torch_dmft.report.hparams import Setting, settings
 from torch_dmft.report.scalars import KINDS, LOWER, UPPER
@@ -131,7 +131,7 @@ class LiveRecords:
     """
 
     def __init__(self, folder: str | Path, about: About, first: Trajectory) -> None:
-        self._rows, self._number = Rows.of(first.train, first.targets), 0
+        self._rows, self._number, self._next = Rows.of(first.train, first.targets), 0, int(first.steps)
         self._log: RecordLog | None = None
         whole = replace(about, **self._rows.facts())  # type: ignore[arg-type]
         with self._ending(int(first.steps)):
@@ -143,21 +143,17 @@ class LiveRecords:
             step, spectrum = int(run.steps[time]), self._rows.spectrum(run, time, self._number)
             with self._ending(step):
                 self._log.record(step, math.nan, shown_values(values), self._rows.kernels(run, time), spectrum)
-            self._number += 1
+            self._number, self._next = self._number + 1, step + 1
 
     def close(self) -> None:
         """Close the files."""
         if self._log is not None:
-            self._log.close()
+            with self._ending(self._next):
+                self._log.close()
 
-    @contextmanager
-    def _ending(self, step: int) -> Iterator[None]:
+    def _ending(self, step: int) -> AbstractContextManager[None]:
         """Write nothing more after an error of the disk."""
-        try:
-            yield
-        except OSError as error:
-            warnings.warn(f"The DMFT tab shows nothing from step {step} on: {error}.", stacklevel=2)
-            self._log = None
+        return disk_errors_told("The DMFT tab", step, lambda: setattr(self, "_log", None))
 
 
 def network_about(plan: Plan, record: Trajectory) -> About:

@@ -18,6 +18,7 @@ import math
 import os
 import secrets
 import struct
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from torch_dmft.tab.about import FORMAT, SCHEMA, About
 
@@ -56,6 +62,11 @@ class RecordLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._budget, self._stride, self._records = budget, 1, 0
         self._key = secrets.token_hex(8)
+        if _is_being_written(self.folder / TEXT):
+            warnings.warn(
+                f"Another run is writing its records into {self.folder}; they end here. Remedy: a folder for each run.",
+                stacklevel=3,
+            )
         self._columns: tuple[str, ...] = ()
         self._upper = np.triu_indices(len(about.rows))
         self._suffix = f".{os.getpid()}.part" if start is None else ""
@@ -69,6 +80,7 @@ class RecordLog:
         if self._suffix == "":
             (self.folder / PAIRS).unlink(missing_ok=True)
         self._text = self._path(TEXT).open("ab")
+        _lock(self._text)
         self._kernels = self._path(KERNELS).open("ab")
 
     @property
@@ -231,6 +243,31 @@ def _kept(folder: Path, about: About, start: int) -> tuple[list[str], Iterator[b
         if isinstance(value, dict) and value.get("step", -1) < start:
             lines.append(line)
     return lines, (earlier.frame_bytes(step) for step in earlier.frames if step < start)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Show others that a file is being written, as long as it is open.
+
+    Returns:
+        Whether nobody else did; True where there are no locks.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether another log holds this file, of this process or another that is alive."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return not _lock(file)
 
 
 @contextmanager

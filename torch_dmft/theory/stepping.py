@@ -34,6 +34,7 @@ def track(steps: Iterable[int], description: str, *, progress: bool) -> Iterable
     """The steps themselves, with a progress bar if asked for."""
     if not progress:
         return steps
+    from rich.markup import escape
     from rich.progress import track as bar
 
-    return bar(list(steps), description=description)
+    return bar(list(steps), description=escape(description))

@@ -23,7 +23,7 @@ from torch_dmft.core.stability import NEAR_THE_EDGE
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder
 from torch_dmft.parameterization import Plan, centered, parameterize
-from torch_dmft.report.events import run_directory
+from torch_dmft.report.events import local, run_directory
 from torch_dmft.report.interrupt import interrupts_wait
 from torch_dmft.report.live import LiveScalars
 from torch_dmft.report.overview import overview
@@ -183,6 +183,7 @@ def _check(settings: Settings) -> None:
 
 
 def _require_writable(folder: Path) -> None:
+    local(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

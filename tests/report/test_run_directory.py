@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.trajectories import two_layers
 from torch_dmft.comparison import compare
-from torch_dmft.report.events import EventLog, run_directory
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.report.events import EventLog, local, run_directory
 from torch_dmft.tab.reader import read
 
 LOGS = Path("/logs")
@@ -90,3 +91,12 @@ def test_a_full_disk_is_an_error_of_the_event_that_met_it(tmp_path):
         log.scalars({"loss": 0.5}, 1)
         assert name.stat().st_size > before  # nothing waits in this process
     assert [event.value for event in EventAccumulator(str(tmp_path)).Reload().Scalars("loss")] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("logdir", ["gs://bucket/runs", "s3://bucket", Path("gs://bucket/runs"), "memory:/runs"])
+def test_addresses_are_refused_before_anything_is_written(logdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInputError, match=r"(?s)folder of this machine.*rsync"):
+        compare(two_layers(), two_layers(origin="theory")).write_tensorboard(logdir)
+    assert not list(tmp_path.iterdir())
+    assert local("C:/runs") == Path("C:/runs")

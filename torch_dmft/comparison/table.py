@@ -91,7 +91,11 @@ def _first(comparison: Comparison) -> Grid:
 
     chosen = sorted(sorted(range(len(layers)), key=farthest, reverse=True)[:_MOST])
     known = kinds(comparison)
-    measures = {name: comparison.yardstick(kernel, 1) for name, kernel in known.items()} if layers else {}
+    measures = (
+        {name: comparison.yardstick(kernel, min(1, len(layers) - 1)) for name, kernel in known.items()}
+        if layers
+        else {}
+    )
     with_widths = bool(comparison.widths) or None not in measures.values()
     rows = []
     for position in chosen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+from torch_dmft.core.errors import InvalidInputError
 
 
 class EventLog:
@@ -121,4 +124,19 @@ def run_directory(logdir: str | Path, origin: str) -> Path:
         name = f"{encoded[:_LONGEST].decode(errors='ignore')}… {sha256(encoded).hexdigest()[:8]}"
     if name.casefold() == OWN or not name.strip(". "):
         name = f"run '{name}'"
-    return Path(logdir) / name
+    return local(logdir) / name
+
+
+def local(logdir: str | Path) -> Path:
+    """A log directory on this machine's disk, where the records of the DMFT tab are written.
+
+    Raises:
+        InvalidInputError: for an address such as gs://bucket/runs, which would be taken for a folder called "gs:".
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(logdir)):
+        raise InvalidInputError(
+            "Logs are written to a folder of this machine.",
+            got=str(logdir),
+            remedy="write to a local folder and copy it there (gsutil rsync, aws s3 sync), or mount the bucket",
+        )
+    return Path(logdir)

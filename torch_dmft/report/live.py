@@ -16,7 +16,7 @@ from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
 from torch_dmft.report.ailing import LiveEvents, disk_errors_told
-from torch_dmft.report.events import OWN, EventLog, run_directory
+from torch_dmft.report.events import OWN, EventLog, local, run_directory
 from torch_dmft.report.interrupt import interrupts_wait
 from torch_dmft.report.layout import layout
 from torch_dmft.report.recorded import LiveRecords, network_about, prediction_about
@@ -42,7 +42,7 @@ class LiveScalars:
 
     @checked
     def __init__(self, logdir: str | Path, recorder: Recorder) -> None:
-        self.logdir = Path(logdir)
+        self.logdir = local(logdir)
         self.recorder = recorder
         self._log: LiveEvents | None = None
         self._tab: LiveRecords | None = None
@@ -104,7 +104,7 @@ class LiveComparison(LiveScalars):
     @checked
     def __init__(self, logdir: str | Path, recorder: Recorder, *predictions: Trajectory | str | Path) -> None:
         super().__init__(run_directory(logdir, recorder.subject.plan.origin), recorder)
-        self._root = Path(logdir)
+        self._root = local(logdir)
         self._awaited = [Path(one) for one in predictions if not isinstance(one, Trajectory)]
         self._given = [one for one in predictions if isinstance(one, Trajectory)]
         self._live: list[_LivePrediction] = []

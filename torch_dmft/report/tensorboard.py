@@ -17,7 +17,7 @@ from torch_dmft.core.arguments import checked
 from torch_dmft.core.divergence import diverged_at
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.report.choice import sample_order, shown_weights
-from torch_dmft.report.events import OWN, EventLog, run_directory
+from torch_dmft.report.events import OWN, EventLog, local, run_directory
 from torch_dmft.report.figures import densities, has_fields
 from torch_dmft.report.hparams import Setting, write_hparams
 from torch_dmft.report.images import pixels, strip
@@ -65,7 +65,7 @@ def write_comparison(
                 _write_run(log, run, values)
             write_records(folder, comparison, run, values, plan, hparams)
             advance()
-        log = stack.enter_context(EventLog(Path(logdir) / OWN))
+        log = stack.enter_context(EventLog(local(logdir) / OWN))
         log.add(
             layout(
                 len(comparison.measured.layers),

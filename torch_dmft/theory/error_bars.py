@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import norm, t
 from torch import Tensor
 
 _PRIOR_DEGREES = 8
@@ -57,8 +56,10 @@ def moderated(values: Float[Tensor, "replica time ..."]) -> tuple[Tensor, int]:
 
 
 def error_of_mean(variance: Tensor, degrees: int, count: int) -> Tensor:
-    """The bar of a mean of ``count`` numbers with this variance, half of half a 95% interval of Student's t."""
-    return (variance / count).sqrt() * float(t.ppf(0.975, degrees) / norm.ppf(0.975))
+    """The bar of a mean of ``count`` numbers with this variance: 1.96 of them are half a 95% interval of Student's t."""
+    from scipy.special import ndtri, stdtrit  # slow to import
+
+    return (variance / count).sqrt() * float(stdtrit(degrees, 0.975) / ndtri(0.975))
 
 
 @dataclass(frozen=True, eq=False)

@@ -198,10 +198,8 @@ def test_what_is_inside_of_data_parallelism_is_measured() -> None:
 def test_the_meta_device_asks_for_numbers_first() -> None:
     with torch.device("meta"):
         model = normed()
-    on_meta = INPUTS.to("meta")
     for call in (
         lambda: dmft.parameterize(model, INPUTS),
-        lambda: dmft.parameterize(model, on_meta),
         lambda: dmft.describe(model, INPUTS),
         lambda: dmft.Recorder(model, dmft.Probe(INPUTS, TARGETS)),
         lambda: dmft.empirical_ntk(model, INPUTS),
@@ -209,6 +207,8 @@ def test_the_meta_device_asks_for_numbers_first() -> None:
     ):
         with pytest.raises(InvalidInputError, match=r"must have numbers.*meta device for 0\.weight.*to_empty"):
             call()
+    with pytest.raises(InvalidInputError, match=r"example_input.*must be dense and hold numbers.*on meta"):
+        dmft.parameterize(model, INPUTS.to("meta"))
     # The remedy.
     model.to_empty(device="cpu")
     torch.manual_seed(0)

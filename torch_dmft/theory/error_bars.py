@@ -133,8 +133,8 @@ class Limit:
         own, kernel = len(self.ntk) - 1, self._averaged(self.ntk.double())
         rates, modes = torch.linalg.eigh(kernel.mean(0))
         found = torch.einsum("tai,rtab,tbi->rti", modes, kernel, modes)
-        largest = rates[:, -1:].clamp(min=torch.finfo(kernel.dtype).tiny)
-        share = found.var(0) / rates.clamp(min=1e-6 * largest).square()
+        sizes = rates.abs()  # of perturbation theory they may be negative
+        share = found.var(0) / sizes.clamp(min=1e-6 * sizes.amax(1, keepdim=True).clamp(min=1e-100)).square()
         share = (own * share + _MODE_DEGREES * share.mean(1, keepdim=True)) / (own + _MODE_DEGREES)
         error = slope[:, self.train]
         shape = error.shape

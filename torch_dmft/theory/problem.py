@@ -233,7 +233,8 @@ class Problem:
     @checked
     def batch(self, step: int) -> Tensor | None:
         """Rows that the update of this step sees, or None for all training rows."""
-        require_whole("step", step, at_least=0, at_most=max(self.steps - 1, 0))
+        states = self.steps if self.batches is None else max(self.steps - 1, 0)  # the last state has an error, too
+        require_whole("step", step, at_least=0, at_most=states)
         return None if self.batches is None else self.batches[step]
 
     @checked

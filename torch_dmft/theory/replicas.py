@@ -31,6 +31,7 @@ def average(
     origin: str,
     metadata: Mapping[str, str | int | float | bool | None],
     loss: Callable[[Tensor], Tensor] | None = None,
+    follows_ntk: bool = True,
 ) -> Trajectory:
     """The mean of independent runs of one problem, with its standard error.
 
@@ -44,23 +45,25 @@ def average(
         loss: what a loss is a function of where all runs approach one limit: outputs ``(sample, output)`` to a number. The
             mean outputs' loss is then the answer, as noise alone would raise the mean of losses. None for networks that
             differ, whose mean loss is the answer.
+        follows_ntk: whether the outputs are those of training by the tangent kernel, so that its errors are errors of theirs;
+            an expansion's are not.
     """
     mean = combine(runs, lambda values: torch.stack(list(values)).mean(0))
     fields = tuple(_joined_fields([run.layers[index].fields for run in runs]) for index in range(len(mean.layers)))
     layers = tuple(replace(layer, fields=f) for layer, f in zip(mean.layers, fields, strict=True))
     stderr = combine(runs, standard_error) if len(runs) > 1 else None
     if loss is not None and stderr is not None:
-        outputs, losses, errors = _limit(runs, loss).bars()
+        outputs, losses, errors = _limit(runs, loss, follows_ntk=follows_ntk).bars()
         stderr = replace(stderr, outputs=outputs.to(mean.outputs), losses=errors.to(mean.losses))
         mean = replace(mean, losses=losses.to(mean.losses))
     return replace(mean, layers=layers, origin=origin, stderr=stderr, metadata=metadata)
 
 
-def _limit(runs: Sequence[Trajectory], loss: Callable[[Tensor], Tensor]) -> Limit:
+def _limit(runs: Sequence[Trajectory], loss: Callable[[Tensor], Tensor], *, follows_ntk: bool) -> Limit:
     """What runs of one limit tell about its outputs."""
     first, train = runs[0], runs[0].train.to(runs[0].outputs.device)
     ntk = None
-    if bool(train.any()) and all(run.ntk is not None for run in runs):
+    if follows_ntk and bool(train.any()) and all(run.ntk is not None for run in runs):
         kernels = [run.known_ntk.at_rows(train.nonzero().flatten()).equal_time for run in runs]
         rows = kernels[0].shape[1 : 1 + (kernels[0].ndim - 1) // 2].numel()
         ntk = torch.stack([kernel.reshape(len(kernel), rows, rows) for kernel in kernels])

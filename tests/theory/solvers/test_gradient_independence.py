@@ -66,7 +66,7 @@ CLASSES = {"targets": torch.tensor([0, 2, 1, 0]), "loss": torch.nn.CrossEntropyL
 
 @pytest.mark.parametrize(
     "settings",
-    [{"bias_std": 0.3, "gain": 1.3}, {"batches": BATCHES}, CLASSES, {"width_ratios": [2.0, 1.0]}],
+    [{"bias_std": 0.3, "gain": 1.3, "lr": 0.02}, {"batches": BATCHES}, CLASSES, {"width_ratios": [2.0, 1.0]}],
     ids=["biases and gain", "minibatches", "classes", "unequal widths"],
 )
 def test_the_lazy_limit_with_everything_it_takes(pose: Pose, settings: dict[str, Any]) -> None:

@@ -131,7 +131,8 @@ class Perturbation:
             recorded = [x.recorded for x in features], [x.recorded for x in gradients]
             runs.append(_trajectory(problem, lazy, record, moved, *recorded))
         facts = {"neurons": self.neurons, "replicas": self.replicas}
-        mean = average(runs, origin="perturbation theory (N=inf)", metadata=facts, loss=problem.training_loss)
+        origin = "perturbation theory (N=inf)"
+        mean = average(runs, origin=origin, metadata=facts, loss=problem.training_loss, follows_ntk=False)
         return about_the_probe(problem, mean)
 
 

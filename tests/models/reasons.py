@@ -6,7 +6,6 @@ _MADE = "the matrix is made from other parameters, whose sizes do not say its si
 _POSITIONS = (
     "the library draws the biases of positions with 1/sqrt(N), and tables of rows learn in proportion to their size"
 )
-_DERIVATIVE = "a derivative in the forward pass uses every weight a second time, the other way round"
 _CODE = (
     "gates are codes: they start at zero like 1/sqrt(N), and as long as experts are random their gradients are averages of "
     "independent numbers, which vanish likewise; they learn late"
@@ -19,11 +18,9 @@ _SHARED = (
 REASONS: dict[str, str] = {
     "merged lora (zoo)": _MADE,
     "readout (zoo)": "x / sqrt(N) is added to x squared: no weight could make up for the one and not for the other",
-    "forces (zoo)": _DERIVATIVE,
     "masked (zoo)": "both inputs of nn.Bilinear are widths",
     "weight norm (zoo)": _MADE,
     "fourier (zoo)": "complex weights",
-    "PINN of a SIREN": _DERIVATIVE,
     "weight standardisation": _MADE,
     "spectral norm": _MADE,
     "orthogonal parametrization": _MADE,

@@ -85,7 +85,7 @@ def _of_products(seen: Seen) -> list[tuple[str, float]]:
     """Of what the products take; of what they make there may be too little to tell."""
     return [
         (product.use.path, _log(_size(product.use.argument(product.data))))
-        for product in seen.products
+        for product in seen.forward
         if product.kind != "embedding"
     ]
 

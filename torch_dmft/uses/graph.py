@@ -56,22 +56,29 @@ def is_norm(node: Node) -> bool:
     return kind(node) in _NORMS
 
 
-def ancestors(nodes: Iterable[Node], *, stop: frozenset[Node] | set[Node] = frozenset()) -> set[Node]:
+def ancestors(
+    nodes: Iterable[Node],
+    *,
+    stop: frozenset[Node] | set[Node] = frozenset(),
+    sources: Mapping[Node, Iterable[Node]] | None = None,
+) -> set[Node]:
     """All nodes that some nodes depend on, themselves left out.
 
     Args:
         nodes: where to begin.
         stop: nodes behind which nothing is looked at; they are among the result.
+        sources: what nodes depend on beside, as derivatives do on what they are derivatives of.
     """
+    more = sources or {}
     seen: set[Node] = set()
-    ahead = [before for node in nodes for before, _ in node.next_functions if before is not None]
+    ahead = [before for node in nodes for before in (*(one for one, _ in node.next_functions), *more.get(node, ()))]
     while ahead:
         node = ahead.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if node not in stop:
-            ahead += [before for before, _ in node.next_functions if before is not None]
+            ahead += [*(before for before, _ in node.next_functions), *more.get(node, ())]
     return seen
 
 

@@ -37,6 +37,11 @@ class Seen:
     products: tuple[Product, ...]
     last: Product
 
+    @property
+    def forward(self) -> tuple[Product, ...]:
+        """The products without those that autograd made inside of the forward pass, the adjoints of others."""
+        return tuple(product for product in self.products if not product.use.is_derived)
+
 
 def look_at(model: nn.Module, run: nn.Module, inputs: Example) -> Architecture:
     """What a model is made of, by one watched pass.
@@ -85,9 +90,9 @@ def layer_outputs(model: nn.Module, run: nn.Module, inputs: Example) -> dict[str
     with prepared(model, run), all_graded(model):
         seen = see(model, run, inputs)
     names = Names.of(model)
-    called = names.layers(seen.products)
+    called = names.layers(seen.forward)
     found: dict[str, list[Tensor]] = {}
-    for product in seen.products:
+    for product in seen.forward:
         found.setdefault(called[names.key(product)], []).append(product.use.output.detach())
     return found
 
@@ -197,7 +202,8 @@ def _pass(model: nn.Module, run: nn.Module, inputs: Example, *, attached: bool, 
     if watch.steps is None:
         return Pass(outputs, found)
     watch.steps.finish(outputs)
-    return Pass(outputs, found, tuple(watch.steps.taken), tuple(watch.among), watch.returned)
+    steps, among, derivatives = tuple(watch.steps.taken), tuple(watch.among), tuple(watch.derivatives)
+    return Pass(outputs, found, steps, among, watch.returned, derivatives, tuple(watch.unseen))
 
 
 def _attached(given: Example) -> Example:

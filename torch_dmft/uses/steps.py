@@ -136,6 +136,8 @@ class Steps:
         kinds: Sequence[str | None],
         result: Any,
         written: Iterable[Tensor],
+        *,
+        is_derived: bool = False,
     ) -> None:
         """Note a call of an operator.
 
@@ -147,17 +149,42 @@ class Steps:
             kinds: for every argument ``"data"``, ``"weight"``, or None if it is neither.
             result: what it returned.
             written: the arguments that it changed.
+            is_derived: whether autograd called it inside of the forward pass: scales balance there as they do where they came
+                from.
         """
         name = name if name.startswith("_") else name.removesuffix("_")
         step, scale = self._step(path, name, args, kwargs, kinds)
         # What stands in a part of a storage has the scale of all of it.
         is_part = any(leaf.numel() * leaf.element_size() < leaf.untyped_storage().nbytes() for leaf in written)
-        self.taken.append(replace(step, made=scale, opaque=step.scales if is_part else step.opaque))
+        opaque = step.scales if is_part else step.opaque
+        if is_derived:
+            self.taken.append(replace(step, made=scale, must_agree=False, equal=(), opaque=()))
+        else:
+            self.taken.append(replace(step, made=scale, opaque=opaque))
         for leaf in (*tree_leaves(result), *written):
             if isinstance(leaf, Tensor):
                 self._scales[storage_key(leaf)] = scale
                 # Else a constant could be stored where a feature was that is gone, and would have its scale.
                 self._held.append(leaf.untyped_storage())
+
+    def differentiated(
+        self,
+        path: str,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        given: Sequence[Tensor | None],
+        made: Sequence[Tensor | None],
+    ) -> None:
+        """Note a derivative, whose scale is that of the outputs over that of an input; see ``Watch.differentiated``."""
+        scales = [self.scale(one) for one in outputs]
+        for at, factor in enumerate(given):
+            scales[at] = scales[at].plus(self.scale(factor))
+        pairs = tuple((scales[0], one) for one in scales[1:])
+        self.taken.append(Step(path, "derivative", tuple(scales), equal=pairs, made=scales[0]))
+        for leaf, one in zip(inputs, made, strict=True):
+            if one is not None:
+                self._scales[storage_key(one)] = replace(scales[0].minus(self.scale(leaf)), last=scales[0].last)
+                self._held.append(one.untyped_storage())
 
     def finish(self, outputs: Tensor) -> None:
         """Note the outputs."""

@@ -19,6 +19,7 @@ from torch_dmft.core.errors import Place
 from torch_dmft.core.listed import listed
 from torch_dmft.uses.anatomy import Names, anatomy
 from torch_dmft.uses.balance import Imbalance, own_scale
+from torch_dmft.uses.derivatives import sources
 from torch_dmft.uses.folds import Balance, Folds, balance
 from torch_dmft.uses.forms import Product
 from torch_dmft.uses.graph import activation_behind, ancestors, followers
@@ -66,10 +67,10 @@ def matrices_of(one: Seen, two: Seen) -> list[Matrix]:
     """The matrices of all products, in order, and behind them those of operators that have no kernels."""
     found = [
         Matrix.of(a.use, a.slot, a.kind, a.features(), b.features())
-        for a, b in zip(one.products, two.products, strict=True)
+        for a, b in zip(one.forward, two.forward, strict=True)
     ]
     for a, b in zip(one.taken.uses, two.taken.uses, strict=True):
-        for slot in a.weights if a.operator == "_grouped_mm" and a.meets_data else ():
+        for slot in a.weights if a.operator == "_grouped_mm" and a.meets_data and not a.is_derived else ():
             if slot == (1, None):  # (experts, in, out)
                 (into, out), (other_into, other_out) = (use.argument(slot).shape[-2:] for use in (a, b))
                 sizes, others = (into, out, into), (other_into, other_out, other_into)
@@ -111,9 +112,10 @@ class Comparison:
         self.matrices = matrices_of(one, two)
         self.follows = followers(one.taken.outputs)
         last = one.taken.outputs.grad_fn
-        self.matters = {last, *ancestors([last])} if last is not None else set()
+        of = sources(one.taken.derivatives)
+        self.matters = {last, *ancestors([last], sources=of)} if last is not None else set()
         growing = [m.node for m in self.matrices if m.node is not None and m.node in self.matters and any(m.grows)]
-        self.inside = ancestors(growing)
+        self.inside = ancestors(growing, sources=of)
         self.roles = [self._role(matrix) for matrix in self.matrices]
         self.ties = self._ties()
 
@@ -159,6 +161,7 @@ class Comparison:
                 places.append(Place(where, made, _UNMADE))
             found.setdefault(name, {})[role] = where
         places += [tie for tie in self.ties.values() if isinstance(tie, Place)]
+        places += self._of_derivatives()
         for name, several in found.items():
             if len(several) > 1 and name not in self.ties:
                 uses = listed(f"{role} in {where}" for role, where in several.items())
@@ -184,6 +187,21 @@ class Comparison:
             )
         return list(dict.fromkeys(places))
 
+    def _of_derivatives(self) -> Iterator[Place]:
+        """Derivatives in the forward pass that are not those of outputs by the data."""
+        for path in self.one.taken.unseen:
+            reason = "autograd runs in its forward pass, and it was not seen what it was asked for"
+            yield Place(
+                path or "(model)", reason, "take derivatives by torch.autograd.grad; measuring needs no scaling"
+            )
+        for one, two in zip(self.one.taken.derivatives, self.two.taken.derivatives, strict=True):
+            if one.by != two.by:
+                reason = (
+                    "it takes a derivative by features, of which there are as many as the width: each vanishes like 1/N"
+                )
+                remedy = "take derivatives by what is no width, such as the data; measuring needs no scaling"
+                yield Place(one.path or "(model)", reason, remedy)
+
     def _is_itself(self, matrix: Matrix, name: str) -> bool:
         """Whether a matrix holds entries of the parameter as they are."""
         some = matrix.weight.reshape(-1)[:_SOME]
@@ -205,10 +223,10 @@ class Comparison:
     def architecture(self, balanced: Balance) -> Architecture:
         """What the model is made of."""
         seen = self.one
-        found = anatomy(self.model, seen.products, seen.last, seen.taken.outputs.shape[1])
-        of_path = self.names.layers(seen.products)
+        found = anatomy(self.model, seen.forward, seen.last, seen.taken.outputs.shape[1])
+        of_path = self.names.layers(seen.forward)
         numbers: dict[str, int] = {}
-        for number, product in enumerate(seen.products):
+        for number, product in enumerate(seen.forward):
             numbers.setdefault(of_path[self.names.key(product)], number)
         layers = tuple(self._layer(layer, numbers[layer.path], balanced) for layer in found.layers)
         biases = {layer.bias for layer in layers if layer.multiplier is not None}
@@ -235,7 +253,7 @@ class Comparison:
             activation=None if matrix.node is None else activation_behind(matrix.node, self.follows),
             in_axis=1 if matrix.grows[0] else None,
             out_axis=1 if matrix.grows[1] else None,
-            fold=math.exp(balanced.shift(scales_of(self.one, self.one.products[number])[1], 0)),
+            fold=math.exp(balanced.shift(scales_of(self.one, self.one.forward[number])[1], 0)),
             is_read_by_zeros=role is Role.CODE and self._is_read_by_zeros(number) and not self._follows_trained(number),
         )
 
@@ -269,7 +287,8 @@ class Comparison:
             return replace(vector, axis=1, role=self.roles[as_matrix[0]], fan_in=fan_in)
         if self.grows[vector.name]:
             return replace(vector, axis=1)
-        uses = [use.edge for use in self.one.taken.uses if any(vector.name in names for names in use.weights.values())]
+        own = [use for use in self.one.taken.uses if not use.is_derived]
+        uses = [use.edge for use in own if any(vector.name in names for names in use.weights.values())]
         is_inside = any(edge is not None and edge.node in self.inside for edge in uses)
         return replace(vector, role=Role.INNER if is_inside else Role.OUTER)
 
@@ -277,7 +296,7 @@ class Comparison:
         """Logarithms of what the features that products take are multiplied by, in the model (0) or the other (1)."""
         seen = (self.one, self.two)[which]
         shifts = []
-        for number, product in enumerate(seen.products):
+        for number, product in enumerate(seen.forward):
             if self._reads_tied(number):
                 (name,) = self.matrices[number].names
                 shifts.append(balanced.outputs[which] - balanced.folds.get(name, (0.0, 0.0))[which])
@@ -340,7 +359,7 @@ class Comparison:
         for layer in layers:
             if layer.role not in (Role.HIDDEN, Role.READOUT, Role.CODE) or layer.kind == "embedding":
                 continue
-            into, wider = (seen.products[numbers[layer.path]].features()[0] for seen in (self.one, self.two))
+            into, wider = (seen.forward[numbers[layer.path]].features()[0] for seen in (self.one, self.two))
             fixed = (into * growth - wider) / (growth - 1) if growth != 1 else 0.0
             if fixed > _FEW * into:
                 yield (

@@ -14,7 +14,7 @@ Uses in which the weight is the matrix of a product have forward and backward ke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
-from torch_dmft.core.torch_private import modules_of, operator_name, parameters_of, storage_key, writes_to
+from torch_dmft.core.torch_private import (
+    backward_pass,
+    modules_of,
+    operator_name,
+    parameters_of,
+    storage_key,
+    writes_to,
+)
+from torch_dmft.uses.derivatives import Derivative, Derivatives
 from torch_dmft.uses.steps import Step, Steps
 from torch_dmft.uses.views import are_apart, geometry
 
@@ -58,6 +66,7 @@ class Use:
         origins: where in the graph those weights were made that were overwritten.
         per_sample: weights that have a part for every sample (learned queries, expanded and projected): they are no one matrix.
         step: its number among the steps, where they are noted.
+        is_derived: whether autograd made it inside of the forward pass: the adjoint of another use.
     """
 
     operator: str
@@ -72,6 +81,7 @@ class Use:
     origins: dict[Slot, GradientEdge]
     per_sample: set[Slot] = field(default_factory=set)
     step: int | None = None
+    is_derived: bool = False
 
     def argument(self, slot: Slot) -> Tensor:
         """The argument in a slot."""
@@ -108,6 +118,8 @@ class Pass:
         among: products of parameters with parameters, where steps were noted: no sample reaches them.
         returned: likewise, for every module that ran where in the graph what it returned was made, call by call; None for
             what is no tensor, or has no gradients.
+        derivatives: those that it took by ``torch.autograd.grad``, where steps were noted.
+        unseen: paths of modules that let autograd run in another way, likewise.
     """
 
     outputs: Tensor
@@ -115,6 +127,8 @@ class Pass:
     steps: tuple[Step, ...] = ()
     among: tuple[Use, ...] = ()
     returned: Mapping[str, Sequence[GradientEdge | None]] = field(default_factory=dict)
+    derivatives: tuple[Derivative, ...] = ()
+    unseen: tuple[str, ...] = ()
 
 
 class Watch(TorchDispatchMode):
@@ -146,6 +160,9 @@ class Watch(TorchDispatchMode):
         self.among: list[Use] = []
         self._kept: dict[int, list[tuple[Use, Slot | None]]] = {}
         self._pending: tuple[Use, list[Tensor]] | None = None
+        self.derivatives: list[Derivative] = []
+        self.unseen: dict[str, None] = {}
+        self._outside, self._is_differentiating = backward_pass(), False
 
     def finish(self) -> tuple[Use, ...]:
         """All uses, in order."""
@@ -182,6 +199,9 @@ class Watch(TorchDispatchMode):
         is_data = any(label is DATA for label in labels.values())
         weights = {slot: label for slot, label in labels.items() if label is not None and label is not DATA}
         graded = torch.is_grad_enabled()
+        is_derived = backward_pass() not in (None, self._outside)
+        if is_derived and not self._is_differentiating:
+            self.unseen[self.path] = None
         for tensor in written:
             for earlier, slot in self._kept.pop(storage_key(tensor), ()):
                 earlier.save(slot)
@@ -190,15 +210,16 @@ class Watch(TorchDispatchMode):
         if graded and weights and (is_data or is_position):
             some = next(iter(slots.values()))
             use = Use(name, func, _listed(args), kwargs, weights, self.path, some, None, is_data, {})
+            use.is_derived = is_derived
             for overwritten in [slot for slot, leaf in slots.items() if _among(leaf, written)]:
                 use.save(overwritten)
         result = func(*args, **kwargs)
         if self.steps is not None and any(label is not None for label in labels.values()):
             kinds = [_KINDS[label is DATA] if (label := labels.get((i, None))) else None for i in range(len(args))]
-            self.steps.note(self.path, name, args, kwargs, kinds, result, written)
+            self.steps.note(self.path, name, args, kwargs, kinds, result, written, is_derived=is_derived)
             if use is not None:
                 use.step = len(self.steps.taken) - 1
-            elif name in LAYERS and len(weights) > 1 and not is_data and isinstance(result, Tensor):
+            elif name in LAYERS and len(weights) > 1 and not is_data and isinstance(result, Tensor) and not is_derived:
                 self.among.append(Use(name, func, _listed(args), kwargs, weights, self.path, result, None, False, {}))
         out_label = DATA if is_data else frozenset[str]().union(*weights.values()) or None
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -244,6 +265,36 @@ class Watch(TorchDispatchMode):
         """Path of the module that is running."""
         return self.running[-1] if self.running else ""
 
+    @contextmanager
+    def differentiating(self) -> Iterator[None]:
+        """Let autograd run in the body."""
+        before, self._is_differentiating = self._is_differentiating, True
+        try:
+            yield
+        finally:
+            self._is_differentiating = before
+
+    def differentiated(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        given: Sequence[Tensor | None],
+        made: Sequence[Tensor | None],
+    ) -> None:
+        """Note a derivative.
+
+        Args:
+            outputs: of which it was taken.
+            inputs: by which.
+            given: what the outputs were multiplied with; empty for ones.
+            made: the derivatives by each input; None for one that nothing depends on.
+        """
+        self._settle()
+        nodes = (frozenset(one.grad_fn for one in some if one is not None and one.grad_fn) for some in (made, outputs))
+        self.derivatives.append(Derivative(self.path, tuple(one.shape for one in inputs), *nodes))
+        if self.steps is not None:
+            self.steps.differentiated(self.path, outputs, inputs, given, made)
+
     def _refuse_to_change(self, written: list[Tensor], name: str) -> None:
         for tensor in written:
             if storage_key(tensor) in self._extents:
@@ -287,7 +338,10 @@ def watching(model: nn.Module, watch: Watch) -> Iterator[None]:
 
     hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
     try:
-        with watch:
+        with ExitStack() as stack:
+            if watch.steps is not None:
+                stack.enter_context(Derivatives(watch))
+            stack.enter_context(watch)
             yield
     finally:
         for hook in hooks:

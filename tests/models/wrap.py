@@ -95,8 +95,7 @@ def coordinate(entry: Model, optimizer: str, seeds: int = SEEDS) -> dict[str, An
     with warnings.catch_warnings(), seeded(0):
         warnings.simplefilter("ignore")
         inputs = _singles(entry.inputs(SAMPLES))
-        with torch.no_grad():
-            f = Runs(entry.build(entry.scales[0]).eval(), entry.outputs)(inputs)
+        f = Runs(entry.build(entry.scales[0]).eval(), entry.outputs)(inputs)  # with gradients: it may take some itself
         targets = torch.randn(f.shape).sign()
         lr = _rate(entry, inputs, targets, optimizer)
         check = coordinate_check(

@@ -20,7 +20,7 @@ from tests.models.wrap import is_complete, scaled, wider
 from tests.vision import make_importable
 
 LIBRARIES = {"by hand": "handmade", "torchvision": "vision", "timm": "vision", "transformers": "language"}
-SECONDS = 240
+SECONDS = 480
 """The longest that one model may take."""
 
 

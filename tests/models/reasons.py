@@ -15,6 +15,11 @@ _SHARED = (
     "smaller entries, for which one rate and one size for the weight leave no room"
 )
 
+_BIASES_OF_POSITIONS = (
+    "a network of fixed inner size makes the biases of positions of all heads: at the start its gradients are averages of "
+    "independent numbers, which vanish like 1/sqrt(N)"
+)
+
 REASONS: dict[str, str] = {
     "merged lora (zoo)": _MADE,
     "readout (zoo)": "x / sqrt(N) is added to x squared: no weight could make up for the one and not for the other",
@@ -43,5 +48,11 @@ REASONS: dict[str, str] = {
     "lora (zoo)": "a rank that is read by zeros starts with entries 1/sqrt(N), so that layers before it that are trained, too, "
     "move more, the wider the model",
     "T5ForConditionalGeneration, untied": _POSITIONS,
+    "SwinTransformer V2": _BIASES_OF_POSITIONS,
+    "swinv2_tiny_window8_256": _BIASES_OF_POSITIONS,
+    "MlpMixer, gMLP": "the gate of tokens starts at zero, and its gradients are averages of independent numbers over features",
+    "MaxVit": "squeeze-and-excitation grows faster at these widths; whether it does at larger ones was not tried",
+    "coat_lite_tiny": "not understood: with SGD alone, at widths as small as these",
+    "RemBertForSequenceClassification": "embeddings of fixed size, as in ALBERT",
 }
 """By the name of the model."""

@@ -10,9 +10,11 @@ embeddings by their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,12 @@ _BY_CHANCE = 1e-3
 """The share of models without a fault that chance may refuse; a model has many places at which it has to be none."""
 
 
+Site = tuple[str, int]
+"""A place in a pass: the path of a module, and the how many-th of its kind there."""
+
+_Value = TypeVar("_Value")
+
+
 @dataclass(frozen=True, eq=False)
 class Instance:
     """A model at one width, prepared to run.
@@ -40,7 +48,8 @@ class Instance:
         inputs: what it is run on.
         laws: mean and standard deviation of the parameters that are drawn, by name.
         values: of parameters that are set, by name.
-        shifts: the logarithm of what the features that each product takes are multiplied by, as parameters hold numbers.
+        shifts: the logarithm of what the features that a product takes are multiplied by, as parameters hold numbers. Products
+            that are missing here, of experts that no row was sent to, are not looked at.
     """
 
     model: nn.Module
@@ -48,16 +57,18 @@ class Instance:
     inputs: Example
     laws: Mapping[str, tuple[float, float]]
     values: Mapping[str, Tensor]
-    shifts: Sequence[float] = ()
+    shifts: Mapping[Site, float] = field(default_factory=dict)
 
-    def sizes(self, seed: int) -> list[tuple[str, float]]:
-        """Where, and the logarithm of the root mean square there, for matrices drawn with this seed."""
+    def sizes(self, seed: int) -> dict[tuple[str, Site], float]:
+        """The logarithms of root mean squares, for matrices drawn with this seed: of what products take, and of steps."""
         with self._drawn(seed):
             seen = see(self.model, self.run, self.inputs, notes_steps=True)
-        return [
-            *((path, log - shift) for (path, log), shift in zip(_of_products(seen), self.shifts, strict=True)),
-            *((step.path, _log(step.size)) for step in seen.taken.steps if step.size is not None),
-        ]
+        products = sites(_of_products(seen))
+        steps = sites((step.path, _log(step.size)) for step in seen.taken.steps if step.size is not None)
+        return {
+            **{("product", site): products[site] - shift for site, shift in self.shifts.items() if site in products},
+            **{("step", site): log for site, log in steps.items()},
+        }
 
     @contextmanager
     def _drawn(self, seed: int) -> Iterator[None]:
@@ -79,6 +90,16 @@ class Instance:
             with torch.no_grad():
                 for name, value in parameters.items():
                     value.copy_(before[name])
+
+
+def sites(found: Iterable[tuple[str, _Value]]) -> dict[Site, _Value]:
+    """What was found in modules, by the module's path and how many times it had been there before."""
+    seen: Counter[str] = Counter()
+    numbered = {}
+    for path, value in found:
+        numbered[path, seen[path]] = value
+        seen[path] += 1
+    return numbered
 
 
 def _of_products(seen: Seen) -> list[tuple[str, float]]:
@@ -106,22 +127,23 @@ def grown(one: Instance, other: Instance, growth: float) -> Place | None:
         other: the model at another width, with the same products and steps.
         growth: the other width in units of this one.
     """
-    changes: list[list[float]] = []
-    paths: Sequence[str] = ()
+    changes: list[dict[tuple[str, Site], float]] = []
+    places: dict[tuple[str, Site], None] = {}
     while len(changes) < _MOST:
         here, there = one.sizes(len(changes)), other.sizes(len(changes))
-        paths = [path for path, _ in here]
-        changes.append([b - a for (_, a), (_, b) in zip(here, there, strict=True)])
+        changes.append({place: there[place] - size for place, size in here.items() if place in there})
+        places.update(dict.fromkeys(changes[-1]))  # in other draws rows may be sent to other experts
         if len(changes) < _FEW:
             continue
-        exponents, errors = _exponents(changes, growth)
+        exponents, errors = _exponents([[draw.get(place, math.nan) for place in places] for draw in changes], growth)
         large = exponents.abs() > _EXPONENT
         if not bool(large.any()):
             return None
-        certain = large & ((exponents.abs() - _EXPONENT) > _sigmas(len(changes), len(paths)) * errors)
+        certain = large & ((exponents.abs() - _EXPONENT) > _sigmas(len(changes), len(places)) * errors)
         if len(changes) >= _ENOUGH and bool(certain.any()):
             at = int(certain.nonzero()[0])
-            return _place(paths[at], float(exponents[at]), growth)
+            _, (path, _) = list(places)[at]
+            return _place(path, float(exponents[at]), growth)
     return None
 
 

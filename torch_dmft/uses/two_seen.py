@@ -22,6 +22,7 @@ from torch_dmft.uses.balance import Imbalance, own_scale
 from torch_dmft.uses.derivatives import sources
 from torch_dmft.uses.folds import Balance, Folds, balance
 from torch_dmft.uses.forms import Product
+from torch_dmft.uses.forward_check import Site, sites
 from torch_dmft.uses.graph import activation_behind, ancestors, followers
 from torch_dmft.uses.passes import Seen
 from torch_dmft.uses.scale import Scale
@@ -292,17 +293,19 @@ class Comparison:
         is_inside = any(edge is not None and edge.node in self.inside for edge in uses)
         return replace(vector, role=Role.INNER if is_inside else Role.OUTER)
 
-    def shifts(self, which: int, balanced: Balance) -> list[float]:
+    def shifts(self, which: int, balanced: Balance) -> dict[Site, float]:
         """Logarithms of what the features that products take are multiplied by, in the model (0) or the other (1)."""
         seen = (self.one, self.two)[which]
-        shifts = []
+        shifts: list[tuple[str, float]] = []
         for number, product in enumerate(seen.forward):
             if self._reads_tied(number):
                 (name,) = self.matrices[number].names
-                shifts.append(balanced.outputs[which] - balanced.folds.get(name, (0.0, 0.0))[which])
-            elif product.kind != "embedding":
-                shifts.append(balanced.shift(scales_of(seen, product)[0], which))
-        return shifts
+                shift = balanced.outputs[which] - balanced.folds.get(name, (0.0, 0.0))[which]
+            else:
+                shift = balanced.shift(scales_of(seen, product)[0], which)
+            if product.kind != "embedding":
+                shifts.append((product.use.path, shift))
+        return sites(shifts)
 
     def laws(self, which: int, folds: Folds) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation of what is drawn anew to compare sizes: of the model (0) or of the other (1).

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.uses.forward_check import Instance, grown
+from torch_dmft.uses.forward_check import Instance, Site, grown
 
 PLACES, GROWTH = 60, 2.0
 
@@ -18,9 +18,9 @@ class Scattered(Instance):
 
     logs: Tensor
 
-    def sizes(self, seed: int) -> list[tuple[str, float]]:
+    def sizes(self, seed: int) -> dict[tuple[str, Site], float]:
         """The sizes of one draw."""
-        return [(f"place {number}", float(log)) for number, log in enumerate(self.logs[seed])]
+        return {("step", (f"place {number}", 0)): float(log) for number, log in enumerate(self.logs[seed])}
 
 
 def _pair(scatter: float, exponent: float, generator: torch.Generator) -> tuple[Instance, Instance]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -162,3 +164,24 @@ def test_memory_given_back_to_torch_is_free_again() -> None:
     assert abs(before - free_memory(device) - 2**28) < 2**26
     del block
     assert abs(before - free_memory(device)) < 2**26
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
+def test_a_limit_of_addresses_is_met_by_a_refusal_and_not_by_a_crash() -> None:
+    """In a process of its own: what does not fit is refused, what fits is allocated."""
+    code = """
+import resource, psutil, torch
+from torch_dmft.core.errors import InsufficientMemoryError
+from torch_dmft.core.memory import free_memory, require_memory
+cpu, room = torch.device("cpu"), 2**29
+resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + room, resource.RLIM_INFINITY))
+assert 0.9 * room < free_memory(cpu) <= room, free_memory(cpu)
+try:
+    require_memory(2**30, cpu, what="It", remedy="less")
+except InsufficientMemoryError:
+    held = torch.ones(int(0.7 * room), dtype=torch.uint8, device="cpu")
+    assert free_memory(cpu) < 0.4 * room, free_memory(cpu)
+    print("refused", end="")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "refused", run.stderr

@@ -12,6 +12,11 @@ import torch
 
 from torch_dmft.core.errors import InsufficientMemoryError
 
+try:
+    import resource
+except ImportError:  # Windows has no such limits
+    resource = None  # type: ignore[assignment]
+
 _PROCESS_GROUPS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
 _TRIFLE = 2**26
@@ -61,9 +66,16 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    available = psutil.virtual_memory().available
-    allowed = control_group_free(_PROCESS_GROUPS, _GROUPS)
-    return available if allowed is None else min(available, allowed)
+    allowed = control_group_free(_PROCESS_GROUPS, _GROUPS), address_space_free()
+    return min([psutil.virtual_memory().available, *(one for one in allowed if one is not None)])
+
+
+def address_space_free() -> int | None:
+    """The bytes by which the process may grow before it meets its limit of addresses (``ulimit -v``); None without one."""
+    if resource is None:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - psutil.Process().memory_info().vms)
 
 
 def control_group_free(process_groups: Path, groups: Path) -> int | None:

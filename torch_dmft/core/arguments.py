@@ -251,7 +251,7 @@ def require_finite(name: str, values: Tensor) -> None:
     Raises:
         InvalidInputError: naming the first.
     """
-    if not (values.is_floating_point() or values.is_complex()):
+    if not values.numel() or not (values.is_floating_point() or values.is_complex()):
         return
     bad = (~torch.isfinite(values)).reshape(len(values) if values.ndim else 1, -1).any(1).nonzero()
     if len(bad):

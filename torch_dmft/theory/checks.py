@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torch_dmft.core.arguments import require_dense
+from torch_dmft.core.arguments import require_dense, require_finite
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import require_loss
 from torch_dmft.core.numbers import LARGEST, SMALLEST, require_number, require_whole
@@ -143,7 +143,7 @@ def check_inputs(inputs: Tensor, name: str = "inputs") -> None:
             remedy="inputs of shape (sample, feature), inputs.float() of numbers; tokens are not covered yet, so feed "
             "one-hot rows to an nn.Linear instead of an nn.Embedding",
         )
-    _require_finite_rows(name, inputs)
+    require_finite(name, inputs)
     if not bool(torch.isfinite(inputs.flatten(1).square().sum(1)).all()):
         raise InvalidInputError(
             f"The {name} must be small enough for their squares to be finite.",
@@ -161,7 +161,7 @@ def _check_any_inputs(inputs: Example) -> None:
             got=type(inputs).__name__,
             remedy="what forward takes: a tensor, a tuple or a mapping of its arguments",
         )
-    _require_finite_rows(named[0][0], named[0][1])
+    require_finite(named[0][0], named[0][1])
 
 
 def check_targets(targets: Tensor) -> None:
@@ -177,7 +177,7 @@ def check_targets(targets: Tensor) -> None:
             got=f"shape {tuple(targets.shape)}, {targets.dtype}",
             remedy="one row for each training row: targets.flatten() of classes, targets.flatten(1) of floats",
         )
-    _require_finite_rows("targets", targets)
+    require_finite("targets", targets)
     if not targets.is_floating_point() and targets.dtype != torch.int64:
         raise _not_classes(targets, "0, 1, ...")
 
@@ -223,20 +223,6 @@ def _require_tensor(name: str, values: object) -> None:
             f"The {name} of a problem must be a tensor.", got=type(values).__name__, remedy="torch.as_tensor(...)"
         )
     require_dense(name, values)
-
-
-def _require_finite_rows(name: str, values: Tensor) -> None:
-    bad = (
-        (~torch.isfinite(values)).flatten(1).any(1).nonzero()
-        if values.ndim > 1
-        else (~torch.isfinite(values)).nonzero()
-    )
-    if len(bad):
-        raise InvalidInputError(
-            f"The {name} must be finite.",
-            got=f"NaN or infinity in row {int(bad[0])} (and {len(bad) - 1} more)",
-            remedy="clean the data first",
-        )
 
 
 def _check_fit(targets: Tensor, outputs: int) -> None:

@@ -14,6 +14,7 @@ import torch_dmft as dmft
 
 INPUTS = torch.linspace(-1, 1, 12).reshape(4, 3) + torch.eye(4, 3)
 TARGETS = torch.tensor([1.0, -1.0, 1.0, 0.5])[:, None]
+DEEP = dmft.Problem.mlp(INPUTS, TARGETS, depth=2, steps=2)
 
 
 def network(width: int = 16) -> nn.Sequential:
@@ -181,6 +182,7 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "ntk_spectrum": lambda: (comparison.ntk_spectrum, {"trajectory": a.measured}),
         "covariance": lambda: (theory.covariance, {"networks": a.networks, "observable": lambda run: run.outputs[-1]}),
         "responses": lambda: (theory.responses, {"problem": a.problem, "solver": solvers.AlternatingMonteCarlo()}),
+        "spectrum": lambda: (theory.spectrum, {"problem": DEEP, "layer": "2", "steps": [0]}),
         "HiddenLayer": lambda: (theory.HiddenLayer, {"activation": "tanh"}),
         "Chain": lambda: (theory.Chain, {"input_dim": 3, "hidden": (theory.HiddenLayer("tanh"),), "outputs": 1}),
     }

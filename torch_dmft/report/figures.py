@@ -20,7 +20,8 @@ from torch_dmft.comparison import Comparison, Deviation, movement, target_alignm
 from torch_dmft.core.errors import NotRecordedError
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.report.choice import sample_order, shown_weights
-from torch_dmft.report.style import Look, looks, new_figure, place, tidy
+from torch_dmft.report.style import COLORS, Look, looks, new_figure, place, tidy
+from torch_dmft.theory.spectrum import BesideNetworks
 
 _SYMBOLS = {"forward": r"$\Phi$", "backward": "$G$", "ntk": "NTK"}
 _Draw = Callable[..., None]
@@ -218,6 +219,33 @@ def densities(comparison: Comparison, field: Literal["preactivation", "gradient"
     for row, step in zip(grid, steps, strict=True):
         row[0].set_ylabel(f"step {step}\ndensity", fontsize=9)
     _legend_below(figure, grid[0][0])
+    return figure
+
+
+def spectrum(beside: BesideNetworks) -> Figure:
+    """Singular values of networks' weight as a histogram, theory's bulk as a curve, its outliers as vertical lines."""
+    theory, values = beside.theory, _array(beside.values.flatten())
+    figure = new_figure(
+        6.4,
+        3.8,
+        f"Singular values of weight {theory.layer}, width {min(beside.shape)}, step {int(theory.steps[beside.index])}",
+    )
+    axes = figure.add_subplot()
+    outliers = _array(theory.values[beside.index][: int(theory.counts[beside.index])])
+    top = 1.05 * max(values.max(), outliers.max(initial=float(theory.edges[beside.index])))
+    axes.hist(values, bins=80, range=(0, top), density=True, color="#c8c8c8", label=f"networks ({len(beside.values)})")
+    s = torch.linspace(top / 800, top, 800, dtype=torch.float64, device="cpu")
+    rho = theory.density(s, int(theory.steps[beside.index]))
+    axes.plot(_array(s), _array(rho), color=COLORS[0], label="theory, bulk")
+    for k, value in enumerate(outliers):
+        label = f"theory, {len(outliers)} outlier{'s' if len(outliers) > 1 else ''}" if k == 0 else None
+        axes.axvline(value, color=COLORS[1], linestyle="--", label=label)
+    # One of a few hundred values is invisible in the density of all.
+    beyond = values[values > beside.threshold]
+    axes.plot(beyond, np.zeros_like(beyond), "k|", markersize=14, label="networks, outliers" if len(beyond) else None)
+    axes.set(xlabel="singular value", ylabel="density", xlim=(0, top))
+    _legend_below(figure, axes)
+    tidy(axes)
     return figure
 
 

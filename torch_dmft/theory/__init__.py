@@ -7,6 +7,7 @@ from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.responses.responses import Responses, responses
 from torch_dmft.theory.solve import solve
 from torch_dmft.theory.solver import Solver
+from torch_dmft.theory.spectrum import Spectrum, spectrum
 
 __all__ = [
     "Chain",
@@ -14,8 +15,10 @@ __all__ = [
     "Problem",
     "Responses",
     "Solver",
+    "Spectrum",
     "covariance",
     "infinite_width",
     "responses",
     "solve",
+    "spectrum",
 ]

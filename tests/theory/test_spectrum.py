@@ -45,7 +45,13 @@ def network(width: int, seed: int, *, gamma0: float, ratio: int = 1) -> tuple[nn
 
 
 def problem(
-    *, gamma0: float = 2.0, steps: int = 20, lr: float = 0.05, ratio: int = 1, **numbers: float
+    *,
+    gamma0: float = 2.0,
+    steps: int = 20,
+    lr: float = 0.05,
+    ratio: int = 1,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> dmft.Problem:
     """Training of that network."""
     plan = network(32, 0, gamma0=gamma0, ratio=ratio)[1]

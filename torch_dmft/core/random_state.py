@@ -1,9 +1,9 @@
 """Looking must draw no random numbers that training would have drawn: a context that puts all sources back.
 
-In a process with a single thread what was drawn from is put back. Beside other threads that would take back their draws as well,
-so that they draw the same numbers twice. There torch's numbers are drawn from copies of its generators, of which nobody else
-knows. The generators of python and numpy cannot be told apart by threads: whoever drew from them, they go on from there, and a
-warning says so.
+In a process with a single thread what was drawn from is put back. Beside other threads that would take back their draws as
+well, so that they draw the same numbers twice. There torch's numbers are drawn from copies of its generators, of which nobody
+else knows. The generators of python and numpy cannot be told apart by threads: whoever drew from them, they go on from there,
+and a warning says so.
 """
 
 from __future__ import annotations

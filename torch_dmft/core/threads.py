@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from torch_dmft.core.errors import BusyModelError
-from torch_dmft.core.torch_private import attributes_of_a_call, calls_under_way, inside_of_compiled
+from torch_dmft.core.torch_private import attributes_of_a_call, calls_under_way, is_compiled, modules_of
 
 PATIENCE = 60.0
 """Seconds that a thread waits for another one before it gives up."""
@@ -85,7 +85,9 @@ def nobody_else_inside(
     inside = ExitStack()
 
     def is_measured(module: nn.Module) -> bool:
-        return id(module) in measured or id(inside_of_compiled(module)) in measured
+        if id(module) in measured:
+            return True  # what is compiled calls no hooks of what is inside of it
+        return is_compiled(module) and any(id(inner) in measured for _, inner in modules_of(module))
 
     def enter(module: nn.Module, _: Any) -> None:
         nonlocal depth

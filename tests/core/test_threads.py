@@ -123,7 +123,7 @@ SOURCES: dict[str, tuple[Callable[[int], object], Callable[[], float]]] = {
     "torch": (torch.manual_seed, lambda: float(torch.rand(()))),
     "normal": (torch.manual_seed, lambda: float(torch.empty(3).normal_()[0])),
     "dropout": (torch.manual_seed, lambda: float(F.dropout(torch.ones(40)).dot(torch.arange(40.0)))),
-    "numpy": (np.random.seed, np.random.rand),  # noqa: NPY002
+    "numpy": (np.random.seed, np.random.rand),
     "python": (random.seed, random.random),
 }
 
@@ -243,7 +243,7 @@ def test_a_seed_holds_for_all_sources(beside: bool) -> None:
 @pytest.mark.parametrize("name", ["numpy", "python"])
 def test_sources_that_know_no_threads_are_said(name: str, other: ThreadPoolExecutor) -> None:
     model = mlp()
-    meeting(model).once(random.random if name == "python" else np.random.rand)  # noqa: NPY002
+    meeting(model).once(random.random if name == "python" else np.random.rand)
     what = {"numpy": r"numbers of numpy\.random were drawn", "python": r"numbers of random were drawn"}[name]
     with pytest.warns(UserWarning, match=what), undisturbed(model):
         model(torch.ones(2, 3))
@@ -253,7 +253,7 @@ def test_nothing_is_said_of_draws_outside_of_the_network(other: ThreadPoolExecut
     model = mlp()
     with warnings.catch_warnings(), undisturbed(model):
         warnings.simplefilter("error")
-        other.submit(np.random.rand).result(FOREVER)  # noqa: NPY002
+        other.submit(np.random.rand).result(FOREVER)
         model(torch.ones(2, 3))
 
 

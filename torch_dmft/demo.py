@@ -176,7 +176,7 @@ def train(settings: Settings, plan: Plan, probe: Probe, console: Console, logdir
 
 def terminal() -> Console:
     """The terminal; wide enough for the tables where there is none. It raises no errors of a disk."""
-    printout: Any = Printout(sys.stdout)
+    printout: Any = Printout(sys.stdout)  # type: ignore[arg-type]  # typeshed knows it by its protocol
     console = Console(file=printout)
     return console if console.is_terminal else Console(file=printout, width=110)
 

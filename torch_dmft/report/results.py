@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -25,7 +26,7 @@ class Printout:
         error: why it took no more, None if it took everything.
     """
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: TextIOBase) -> None:
         self._file = file
         self.error: OSError | None = None
 

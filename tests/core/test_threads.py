@@ -31,7 +31,6 @@ import torch_dmft as dmft
 from torch_dmft.core import random_state, threads
 from torch_dmft.core.errors import BusyModelError
 from torch_dmft.core.random_state import random_state_kept, random_states
-from torch_dmft.core.torch_private import calls_under_way
 from torch_dmft.core.undisturbed import undisturbed
 
 FOREVER = 30.0
@@ -102,6 +101,7 @@ def inside(thread: int, *where: Callable[..., Any]) -> None:
     codes = {one.__code__ for one in where}
     ends = time.monotonic() + FOREVER
     while time.monotonic() < ends:
+        time.sleep(0)
         frame = sys._current_frames().get(thread)
         while frame is not None:
             if frame.f_code in codes:
@@ -113,7 +113,7 @@ def inside(thread: int, *where: Callable[..., Any]) -> None:
 def calling(thread: int, model: nn.Module) -> None:
     """Wait until a thread is inside of a call of a module."""
     ends = time.monotonic() + FOREVER
-    while model not in calls_under_way(sys._current_frames().get(thread)):
+    while not any(one is model for one in threads.calls_of_threads()[thread]):
         assert time.monotonic() < ends
 
 

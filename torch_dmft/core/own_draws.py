@@ -57,15 +57,15 @@ class OwnDraws(TorchDispatchMode):
         return [(str(device), copy.get_state().numpy().tobytes()) for device, copy in self._copies.items()]
 
     def _copy(self, device: torch.device) -> torch.Generator:
-        copy = self._copies.get(device)
-        if copy is None:
-            copy = torch.Generator(device)
-            self._copies[device] = copy
+        generator = self._copies.get(device)
+        if generator is None:
+            generator = torch.Generator(device)
+            self._copies[device] = generator
             if self._seed is None:
-                copy.set_state(global_state(device))
+                generator.set_state(global_state(device))
             else:
-                copy.manual_seed(self._seed)
-        return copy
+                generator.manual_seed(self._seed)
+        return generator
 
 
 def _device_of(given: Mapping[str, Any]) -> torch.device:

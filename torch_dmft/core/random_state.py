@@ -31,11 +31,13 @@ class RandomStates(NamedTuple):
     """The states that a thread draws from at a moment; equal at two moments if it drew nothing between them.
 
     Attributes:
-        python: of python and numpy, which all threads draw from.
+        python: of ``random``, which all threads draw from, and type checkers too.
+        numpy: of ``numpy.random``, which all threads draw from.
         torch: of torch.
     """
 
-    python: list[Any]
+    python: object
+    numpy: object
     torch: list[Any]
 
 
@@ -47,7 +49,7 @@ def random_states(devices: Iterable[torch.device] = ()) -> RandomStates:
     """
     own = _draws.get()
     return RandomStates(
-        _of_python(),
+        *_of_python(),
         [global_state(device).numpy().tobytes() for device in _all_of(devices)] if own is None else own.states(),
     )
 
@@ -134,13 +136,13 @@ def _all_of(devices: Iterable[torch.device]) -> set[torch.device]:
     return {torch.device("cpu"), *(device for device in devices if device.type not in ("cpu", "meta"))}
 
 
-def _of_python() -> list[object]:
+def _of_python() -> tuple[object, object]:
     """The states of the sources that know no threads: python's and numpy's."""
     numpy: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]  # noqa: NPY002, users' data sets draw there
-    return [random.getstate(), _State(numpy)]
+    return random.getstate(), _State(numpy)
 
 
-def _set_python(states: list[Any]) -> None:
+def _set_python(states: tuple[Any, Any]) -> None:
     random.setstate(states[0])
     np.random.set_state(states[1].numpy)  # noqa: NPY002
 

@@ -126,11 +126,7 @@ def _wait_for_others(mine: int, is_measured: Callable[[nn.Module], bool]) -> Non
     """Wait until no other thread is inside of a call of a module."""
     ends = time.monotonic() + PATIENCE
     while True:
-        busy = [
-            thread
-            for thread, frame in sys._current_frames().items()
-            if thread != mine and any(map(is_measured, calls_under_way(frame)))
-        ]
+        busy = [thread for thread, many in calls_of_threads().items() if thread != mine and any(map(is_measured, many))]
         if not busy:
             return
         if time.monotonic() > ends:
@@ -141,6 +137,12 @@ def _wait_for_others(mine: int, is_measured: Callable[[nn.Module], bool]) -> Non
                 remedy="let that thread run a copy.deepcopy of the network",
             )
         time.sleep(1e-3)
+
+
+def calls_of_threads() -> dict[int, list[nn.Module]]:
+    """The modules that every thread is calling, the innermost first."""
+    time.sleep(0)  # in a fresh turn of the interpreter no other thread moves on while its frames are looked at
+    return {thread: list(calls_under_way(frame)) for thread, frame in sys._current_frames().items()}
 
 
 def _is_pythons() -> bool:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from torch_dmft.architecture import Architecture
 from torch_dmft.core.errors import Place, UnsupportedModelError
-from torch_dmft.core.random_state import RandomStates, random_states
+from torch_dmft.core.random_state import random_states
 from torch_dmft.core.threads import of_this_thread
 from torch_dmft.core.undisturbed import all_graded, undisturbed
 from torch_dmft.uses.anatomy import Names, anatomy
@@ -128,19 +128,22 @@ _PASSES = 4
 def _that_draw(run: nn.Module, inputs: Example, devices: Iterable[torch.device]) -> list[str]:
     """The paths of the modules that draw random numbers in train mode themselves, and not in modules inside of them."""
     found: dict[str, None] = {}
-    inside: list[tuple[str, RandomStates]] = []  # path and the states up to which is known who drew
+    inside: list[tuple[str, object]] = []  # path and the states up to which is known who drew
 
-    def look(state: RandomStates) -> None:
+    def states() -> object:  # numbers of python may be a type checker's doing
+        return random_states(devices)[1:]
+
+    def look(state: object) -> None:
         if inside and inside[-1][1] != state:
             found[inside[-1][0]] = None
 
     def enter(path: str) -> None:
-        state = random_states(devices)
+        state = states()
         look(state)
         inside.append((path, state))
 
     def leave() -> None:
-        state = random_states(devices)
+        state = states()
         look(state)
         inside.pop()
         if inside:

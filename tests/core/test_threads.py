@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def inside(thread: int, *where: Callable[..., Any]) -> None:
     while time.monotonic() < ends:
         time.sleep(0)
         frame = sys._current_frames().get(thread)
-        while frame is not None:
+        while frame is not None and isinstance(frame.f_code, CodeType):  # as torch.compile tears frames down
             if frame.f_code in codes:
                 return
             frame = frame.f_back

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from types import FrameType, MethodType
+from types import CodeType, FrameType, MethodType
 from typing import Any
 
 import torch
@@ -275,9 +275,9 @@ def calls_under_way(frame: FrameType | None) -> Iterator[nn.Module]:
     """The modules that are being called in a thread, the innermost first.
 
     Args:
-        frame: the innermost frame of the thread.
+        frame: the innermost frame of the thread. What stands behind a frame that ``torch.compile`` has torn down is not seen.
     """
-    while frame is not None:
+    while frame is not None and isinstance(frame.f_code, CodeType):
         if frame.f_code is nn.Module._call_impl.__code__:
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module):

@@ -105,7 +105,7 @@ def inside(thread: int, *where: Callable[..., Any]) -> None:
         time.sleep(0)
         frame = sys._current_frames().get(thread)
         while frame is not None and isinstance(frame.f_code, CodeType):  # as torch.compile tears frames down
-            if frame.f_code in codes:
+            if any(frame.f_code is code for code in codes):
                 return
             frame = frame.f_back
     raise AssertionError("it never came there")

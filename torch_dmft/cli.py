@@ -43,6 +43,7 @@ def _compare(measured: Path, predicted: list[Path], logdir: Path | None, *, deta
     from torch_dmft.comparison import compare
     from torch_dmft.core.trajectory import Trajectory
     from torch_dmft.demo import terminal
+    from torch_dmft.report.results import require_printed
 
     first, *others = (Trajectory.load(path) for path in predicted)
     comparison = compare(Trajectory.load(measured), first, *others)
@@ -58,6 +59,7 @@ def _compare(measured: Path, predicted: list[Path], logdir: Path | None, *, deta
     if logdir is not None:
         said = f'Written. See it with: tensorboard --logdir "{logdir}"'
         console.print(said, soft_wrap=True, highlight=False, markup=False)
+    require_printed(console)
 
 
 def _report(logdir: Path, output: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,7 +29,7 @@ from torch_dmft.report.events import local, run_directory
 from torch_dmft.report.interrupt import interrupts_wait
 from torch_dmft.report.live import LiveScalars
 from torch_dmft.report.overview import overview
-from torch_dmft.report.results import Results
+from torch_dmft.report.results import Printout, Results
 from torch_dmft.report.tensorboard import write_comparison
 from torch_dmft.report.widths import gap_figure, gap_table
 from torch_dmft.settings import Settings
@@ -103,9 +105,10 @@ def run(settings: Settings, console: Console | None = None) -> Comparison:
         console.print(gap_table(gaps))
         results.figure("widths.png", gap_figure(gaps))
 
+    glance = "" if "overview.png" in results.lost else f"At a glance: {logdir / 'overview.png'}; t"
     console.print(
-        f"Done in {time.perf_counter() - started:.0f} s. At a glance: {logdir / 'overview.png'}; the trajectories are in "
-        f'{logdir}/*.npz; everything else is in the DMFT tab of\n\n    tensorboard --logdir "{logdir}"\n\nand the same page '
+        f"Done in {time.perf_counter() - started:.0f} s. {glance or 'T'}he trajectories are in {logdir}/*.npz; "
+        f'everything else is in the DMFT tab of\n\n    tensorboard --logdir "{logdir}"\n\nand the same page '
         f'as one file: torch-dmft report "{logdir}" -o report.html\n',
         soft_wrap=True,
         highlight=False,
@@ -172,9 +175,10 @@ def train(settings: Settings, plan: Plan, probe: Probe, console: Console, logdir
 
 
 def terminal() -> Console:
-    """The terminal; wide enough for the tables where there is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=110)
+    """The terminal; wide enough for the tables where there is none. It raises no errors of a disk."""
+    printout: Any = Printout(sys.stdout)  # type: ignore[arg-type]  # typeshed knows it by its protocol
+    console = Console(file=printout)
+    return console if console.is_terminal else Console(file=printout, width=110)
 
 
 def _check(settings: Settings) -> None:

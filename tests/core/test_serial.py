@@ -8,7 +8,10 @@ import json
 import math
 import os
 import pickle
+import re
 import stat
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zipfile
@@ -29,6 +32,7 @@ from torch_dmft.core import serial, trajectory
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotWrittenError
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.parts import refuse_misfit
 from torch_dmft.core.training import Training
 from torch_dmft.core.trajectory import Fields, LayerKernels, Trajectory
 
@@ -349,6 +353,89 @@ def test_numbers_that_cannot_be_are_refused(change: Callable[[dict[str, Any]], N
 def test_settings_that_cannot_be_are_refused(change: Callable[[dict[str, Any]], None], reason: str, path: Path) -> None:
     rewrite(path, lambda header, arrays: change(header["value"]["fields"]))
     refused(path, f"damaged or incomplete.*{reason}")
+
+
+@pytest.mark.parametrize("kind", ["complex64", "bool", "int64", "float32"])
+@pytest.mark.parametrize("name", ["steps", "outputs", "losses", "train", "targets", "ntk.array"])
+def test_numbers_of_a_kind_that_cannot_be_are_refused(name: str, kind: str, small: Trajectory, path: Path) -> None:
+    """And those that can be are read: whole outputs, for instance."""
+    known = {"steps": {"int64"}, "train": {"bool"}}.get(name, {"int64", "float32"})
+    small.save(path)
+    name = f"trajectory.{name}"
+
+    def change(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        arrays[name] = arrays[name].astype(kind)
+        text = json.dumps(header).replace(
+            f'"tensor": "{name}", "dtype": "{_dtype_in(header, name)}"', f'"tensor": "{name}", "dtype": "{kind}"'
+        )
+        header.update(json.loads(text))
+
+    rewrite(path, change)
+    if kind in known:
+        str(Trajectory.load(path))
+    else:
+        refused(path, r"damaged or incomplete.*(integers from 0|real|bools|complex)")
+
+
+def _dtype_in(header: dict[str, Any], name: str) -> str:
+    found = re.search(rf'"tensor": "{re.escape(name)}", "dtype": "(\w+)"', json.dumps(header))
+    assert found
+    return found[1]
+
+
+def test_bools_that_are_neither_are_refused(small: Trajectory, path: Path) -> None:
+    small.save(path)
+
+    def change(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        arrays["trajectory.train"].view(np.uint8)[0] = 2
+
+    rewrite(path, change)
+    refused(path, "neither true nor false")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda fields: fields.update(origin="\ud800"), r"origin is text that can be written.*ud800"),
+        (lambda fields: fields["layers"][0]["fields"].update(name="a\udfff"), r"name of weight 0 is text"),
+        (lambda fields: fields["training"]["fields"].update(loss="\ud800"), r"loss is text"),
+        (lambda fields: fields["training"]["fields"].update(steps=10**20), "than can be counted"),
+    ],
+)
+def test_texts_and_counts_that_nobody_can_use_are_refused(
+    change: Callable[[dict[str, Any]], None], reason: str, path: Path, small: Trajectory
+) -> None:
+    small.save(path)
+    rewrite(
+        path,
+        lambda header, arrays: (arrays.pop("trajectory.training.numbers.0", None), change(header["value"]["fields"])),
+    )
+    refused(path, f"damaged or incomplete.*{reason}")
+
+
+@pytest.mark.parametrize("number", ["much", None, torch.zeros(5, dtype=torch.complex64)])
+@pytest.mark.parametrize("place", ["numbers", "exceptions"])
+def test_settings_that_are_no_numbers_are_refused(place: str, number: Any, small: Trajectory) -> None:
+    numbers = {"lr": number}  # put there behind the checks of annotations
+    object.__setattr__(small.training, place, numbers if place == "numbers" else {"fc.0.weight": numbers})
+    with pytest.raises(InvalidInputError, match=r"lr is a number, or one for each step.*Got"):
+        refuse_misfit(small)
+
+
+def test_a_file_that_may_not_grow_leaves_the_old_one(path: Path, run: Trajectory) -> None:
+    """A limit of the system in the place of a full disk."""
+    code = (
+        "import resource, sys; from torch_dmft.core.errors import NotWrittenError; "
+        "from torch_dmft.core.trajectory import Trajectory; run = Trajectory.load(sys.argv[1]); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "try: run.save(sys.argv[1])\nexcept NotWrittenError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert re.search(r"could not be written; what stood there before is unchanged.*File too large", done.stdout)
+    assert "Traceback" not in done.stderr
+    assert "ignored" not in done.stderr
+    assert list(path.parent.iterdir()) == [path]
+    assert Trajectory.load(path) == run
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -159,6 +159,26 @@ def test_a_terminal_that_knows_no_dashes_and_a_folder_with_brackets_lose_nothing
     assert sorted(path.stem for path in logdir.glob("*.npz")) == ["network", "static_ntk", "theory"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_under_what_is_printed_ends_no_run(tmp_path):
+    """As when the log of a long run shares a full disk with others."""
+    arguments = "-m torch_dmft.cli demo --data synthetic --samples 6 --width 16 --depth 1 --steps 4 --neurons 64"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, *arguments.split(), "--replicas", "2", "--logdir", str(tmp_path)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+    assert done.returncode == 2
+    assert "Not everything could be printed; all else is done. Got: No space left" in done.stderr
+    assert sorted(path.stem for path in tmp_path.glob("*.npz")) == ["network", "static_ntk", "theory"]
+    assert (tmp_path / "overview.png").exists()
+
+
 def test_without_a_terminal_it_draws_no_progress_bars(demo):
     assert "replica 1" not in demo[0]
     assert "100%" not in demo[0]

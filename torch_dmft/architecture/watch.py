@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,6 +20,8 @@ from torch_dmft.architecture.operations.gradients import refuse_changed
 from torch_dmft.architecture.steps import Steps
 from torch_dmft.architecture.trace import CONSTANT, Trace, Value, ancestry
 from torch_dmft.core.errors import InvalidInputError, Place
+from torch_dmft.core.random_state import random_states
+from torch_dmft.core.threads import of_this_thread
 from torch_dmft.core.torch_private import NormBase, modules_of, parameters_of
 from torch_dmft.core.undisturbed import all_graded, undisturbed
 
@@ -94,29 +94,13 @@ def _module_paths(model: nn.Module, running: list[str], trace: Trace | None = No
         running.pop()
 
     # One hook for all modules, as those of each module would take longer to set than the model takes to run.
+    enter, leave = of_this_thread(enter), of_this_thread(leave)
     hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _numpy_random() -> Any:
-    """The random numbers of numpy, where it is in use."""
-    return getattr(sys.modules.get("numpy"), "random", None)
-
-
-def _seed(number: int) -> None:
-    random.setstate(random.Random(number).getstate())
-    if numpy := _numpy_random():
-        numpy.set_state(numpy.RandomState(number).get_state())
-
-
-def _next_drawn() -> tuple[float, ...]:
-    """The next random numbers of python and numpy; a change shows that the model has drawn some."""
-    numpy = _numpy_random()
-    return (random.random(), numpy.random()) if numpy else (random.random(),)
 
 
 def _copied(example: Example) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
@@ -185,18 +169,16 @@ def watch_training(model: nn.Module, example: Example) -> list[Steps]:
     """Run the model in train mode, norm layers apart, and note its steps.
 
     Once, unless random numbers of python or numpy were drawn; that may decide what is run (or be a type checker's doing), and
-    then several passes with different numbers tell.
+    then several passes, which draw different numbers, tell.
     """
     passes: list[Steps] = []
     with undisturbed(model):
         for _, module in modules_of(model):
             module.training = not isinstance(module, NormBase)
-        for number in range(_PASSES):
-            _seed(number)
+        for _ in range(_PASSES):
+            before = random_states()[:2]
             passes.append(_in_train_mode(model, example))
-            drawn = _next_drawn()
-            _seed(number)
-            if drawn == _next_drawn():
+            if random_states()[:2] == before:
                 break
     return passes
 
@@ -208,7 +190,7 @@ def _in_train_mode(model: nn.Module, example: Example) -> Steps:
     args, kwargs, inputs = _copied(example)
     steps, running = Steps(model), list[str]()
     steps.begin(inputs)
-    before = torch.get_rng_state()
+    before = random_states().torch
     with _module_paths(model, running):
         try:
             with _Mode(running, steps):
@@ -218,7 +200,7 @@ def _in_train_mode(model: nn.Module, example: Example) -> Steps:
             steps.wrong.append((where, f"it fails on the example input in train mode: {type(error).__name__}: {error}"))
             return steps
     steps.finish(_floats(outputs))
-    if not steps.random and not torch.equal(torch.get_rng_state(), before):
+    if not steps.random and random_states().torch != before:
         steps.wrong.append(("", "it draws random numbers in train mode"))
     return steps
 

@@ -63,6 +63,10 @@ class InsufficientMemoryError(DMFTError, MemoryError):
     """The estimate of the memory needed exceeds what the machine has free."""
 
 
+class BusyModelError(DMFTError, RuntimeError):
+    """One thread runs a network while another one measures it, and none of them can wait for the other."""
+
+
 class UnsupportedProblemError(DMFTError, ValueError):
     """A solver was given a problem outside its assumptions."""
 

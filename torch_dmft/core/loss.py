@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.random_state import random_state_kept
+from torch_dmft.core.threads import own_turn
 from torch_dmft.core.users_functions import called
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -96,7 +98,7 @@ def _printed(loss: Loss, outputs: int, rows: int, *, classes: bool) -> tuple[flo
     f = (torch.sin(1.3 * row + 0.7 * column) * 0.9).requires_grad_()
     y = torch.arange(rows, device="cpu") % outputs if classes else 0.5 + 0.4 * torch.cos(0.9 * row + 0.4 * column)
     for dtype in (torch.float64, torch.float32):  # a loss with tensors of its own takes their dtype
-        with suppress(Exception), warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with suppress(Exception), own_turn(), warnings.catch_warnings(), random_state_kept(), torch.enable_grad():
             warnings.simplefilter("ignore")
             g = f.detach().to(dtype).requires_grad_()
             targets = y if classes else y.to(dtype)
@@ -138,7 +140,7 @@ def _pairs(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
     other = targets.clone()
     other[-1] += 0.25
     slopes = []
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with own_turn(), warnings.catch_warnings(), random_state_kept({outputs.device}), torch.enable_grad():
         warnings.simplefilter("ignore")
         for each in (targets, other):
             # Away from zero, where the gradient of a loss may not exist.

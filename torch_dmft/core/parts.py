@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from numbers import Real
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
@@ -44,8 +46,10 @@ def _misfits(run: Trajectory) -> Iterator[tuple[str, str]]:
         part = getattr(run, name)
         if part is not None and tuple(part.shape) != sizes:
             yield f"{name} are {sizes} beside outputs {_sizes(run.outputs)}", f"{name} {_sizes(part)}"
-    if run.steps.is_floating_point() or bool((run.steps < 0).any()):
-        yield "steps are integers from 0 on", f"{run.steps.dtype}, {run.steps.min().item() if time else 'none'}"
+    yield from _wrong_kinds(run)
+    if not _is_whole(run.steps) or bool((run.steps < 0).any()):
+        smallest = f", the smallest {run.steps.min().item()}" if time and _is_whole(run.steps) else ""
+        yield "steps are integers from 0 on", f"{run.steps.dtype}{smallest}"
     lengths = {"time": time, "sample": sample, "output": output}
     for name, kernel in _kernels(run):
         there = tuple(zip(kernel.axes, kernel.array.shape, strict=True))
@@ -72,19 +76,35 @@ def _misfits(run: Trajectory) -> Iterator[tuple[str, str]]:
     yield from _misfits_of(run.training)
 
 
+def _wrong_kinds(run: Trajectory) -> Iterator[tuple[str, str]]:
+    """Numbers of a kind that nothing can be computed with, and names that cannot be written."""
+    numbers = {name: getattr(run, name) for name in ("outputs", "losses", "targets", "curvature")}
+    for name, part in (*numbers.items(), *((name, kernel.array) for name, kernel in _kernels(run))):
+        if part is not None and (part.is_complex() or part.dtype is torch.bool):
+            yield f"{name} is of real numbers", f"{part.dtype}"
+    if run.train.dtype is not torch.bool:
+        yield "train is a mask of bools", f"{run.train.dtype}"
+    names = {"origin": run.origin, "solver": run.solver, "loss": run.training.loss, "optimizer": run.training.optimizer}
+    for name, text in (*names.items(), *((f"the name of weight {at}", one.name) for at, one in enumerate(run.layers))):
+        if text != text.encode(errors="replace").decode():  # half of a pair of UTF-16, as a badly read file name has
+            yield f"{name} is text that can be written", ascii(text)
+
+
 def _misfits_of(training: Training) -> Iterator[tuple[str, str]]:
-    if training.steps < 0:
-        yield "a training has no fewer than 0 steps", f"{training.steps}"
+    if not 0 <= training.steps < 2**63:
+        yield "a training has no fewer than 0 steps, and no more than can be counted", f"{training.steps}"
     if not (training.gamma0 > 0 and math.isfinite(training.gamma0)):
         yield "gamma0 is positive and finite", f"{training.gamma0}"
     for numbers in (training.numbers, *training.exceptions.values()):
         for name, number in numbers.items():
-            if isinstance(number, Tensor) and (number.ndim != 1 or len(number) < training.steps):
+            if not isinstance(number, Tensor | Real) or (isinstance(number, Tensor) and number.is_complex()):
+                yield f"{name} is a number, or one for each step", repr(number)
+            elif isinstance(number, Tensor) and (number.ndim != 1 or len(number) < training.steps):
                 yield f"{name} is one number for each of {training.steps} steps", _sizes(number)
     if training.batches is not None and len(training.batches) < training.steps:
         yield f"there is a batch for each of {training.steps} steps", f"{len(training.batches)} batches"
     for rows in training.batches or ():
-        if rows.ndim != 1 or rows.is_floating_point() or bool((rows < 0).any()):
+        if rows.ndim != 1 or not _is_whole(rows) or bool((rows < 0).any()):
             yield "a batch is a list of rows, (row,) integers from 0 on", f"{_sizes(rows)}, {rows.dtype}"
 
 
@@ -95,6 +115,10 @@ def _kernels(run: Trajectory) -> Iterator[tuple[str, Kernel]]:
         for name, kernel in (("Phi", layer.forward), ("G", layer.backward), ("NTK", layer.ntk)):
             if kernel is not None:
                 yield f"{name} of {layer.name!r}", kernel
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
 
 
 def _sizes(tensor: Tensor) -> str:

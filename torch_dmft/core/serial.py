@@ -314,6 +314,8 @@ def _array(content: bytearray) -> np.ndarray:
     if fortran_order or len(content) != start.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise _DamagedError("an array is not stored as it was written")
     flat = np.frombuffer(content, dtype, offset=start.tell()) if len(content) > start.tell() else np.empty(0, dtype)
+    if dtype.kind == "b" and bool((flat.view(np.uint8) > 1).any()):
+        raise _DamagedError("a bool is neither true nor false")
     return flat.reshape(shape)
 
 

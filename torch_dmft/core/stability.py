@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.threads import own_turn
 from torch_dmft.core.training import Training
 
 _Bend = Callable[[Tensor], Tensor]
@@ -48,7 +49,7 @@ def curvatures(outputs: Tensor, ntk: Kernel, train: Tensor, loss: Callable[[Tens
     f, kernels = f[:, rows], kernels.reshape(len(f), size, size).to(f.dtype)
     finite = torch.isfinite(kernels).flatten(1).all(1) & torch.isfinite(f).flatten(1).all(1)
     largest = torch.full((len(f),), math.nan, dtype=torch.float64, device="cpu")
-    with warnings.catch_warnings():
+    with own_turn(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if bool(finite.any()):
             largest[finite] = _largest(_bending(loss, f[finite]), kernels[finite]).double()

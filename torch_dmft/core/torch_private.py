@@ -9,7 +9,8 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import MethodType
+from functools import cache
+from types import CodeType, FrameType, MethodType
 from typing import Any
 
 import torch
@@ -29,7 +30,10 @@ __all__ = [
     "ConvTransposeBase",
     "DropoutBase",
     "NormBase",
+    "argument_names",
+    "attributes_of_a_call",
     "backward_pass",
+    "calls_under_way",
     "checkpoints_off",
     "foreign_hooks",
     "forward_hooks_of",
@@ -54,6 +58,7 @@ __all__ = [
     "steps_followed",
     "storage_key",
     "uncompiled",
+    "with_generator",
     "without_hooks",
     "writes_to",
 ]
@@ -245,6 +250,45 @@ def put_last(optimizer: Optimizer, handle: RemovableHandle) -> None:
 def operator_name(operator: Any) -> str:
     """What an operator of torch is called, without the name of its overload: ``"aten::mm"``."""
     return operator._schema.name
+
+
+@cache
+def argument_names(operator: Any) -> tuple[str, ...]:
+    """The names of the arguments of an operator, in order."""
+    return tuple(argument.name for argument in operator._schema.arguments)
+
+
+@cache
+def with_generator(operator: Any) -> Any:
+    """The overload of an operator that takes a generator beside the same arguments, which may be itself; None without one."""
+
+    def kinds(one: Any) -> set[tuple[str, str]]:
+        return {
+            (argument.name, str(argument.type)) for argument in one._schema.arguments if argument.name != "generator"
+        }
+
+    many = [operator, *(getattr(operator.overloadpacket, name) for name in operator.overloadpacket.overloads())]
+    return next((one for one in many if "generator" in argument_names(one) and kinds(one) == kinds(operator)), None)
+
+
+def calls_under_way(frame: FrameType | None) -> Iterator[nn.Module]:
+    """The modules that are being called in a thread, the innermost first.
+
+    Args:
+        frame: the innermost frame of the thread. What stands behind a frame that ``torch.compile`` has torn down is not seen.
+    """
+    while frame is not None and isinstance(frame.f_code, CodeType):
+        if frame.f_code is nn.Module._call_impl.__code__:
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module):
+                yield module
+        frame = frame.f_back
+
+
+def attributes_of_a_call(module: nn.Module) -> tuple[object, ...]:
+    """What a call of a module reads when it begins: by it can be told whether something was in its place meanwhile."""
+    own = vars(module)
+    return tuple(id(own.get(name)) for name in ("forward", *_HOOKS))
 
 
 def is_compiled(module: nn.Module) -> bool:

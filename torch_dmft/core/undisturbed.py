@@ -30,9 +30,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     is off as well, hooks on gradients of parameters are not called, and activation checkpoints forget nothing.
     Restored, also after an exception: the training flag of every module, every buffer bit for bit, plain attributes with
     what they hold (counters, lists, generators), and the random states of python, numpy, and torch on the CPU and on the
-    devices the model is on. The flags are set directly, because ``Module.train`` may be overridden with side effects. A
-    module that samples itself lazily says so with a true attribute ``keeps_what_it_reveals``: its buffers, and the attributes
-    of the whole model, are not put back, since an entry once revealed must stay what it was.
+    devices the model is on. Calls of the model by other threads wait, and are waited for (``core.threads``). The flags are set
+    directly, because ``Module.train`` may be overridden with side effects. A module that samples itself lazily says so with a
+    true attribute ``keeps_what_it_reveals``: its buffers, and the attributes of the whole model, are not put back, since an
+    entry once revealed must stay what it was.
+
+    Raises:
+        BusyModelError: if another thread does not come out of the model.
     """
     with whole(model):
         yield from _undisturbed(model)
@@ -41,6 +45,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """The body of ``undisturbed``, for a model with whole parameters."""
     modules = [module for _, module in modules_of(model)]
+    devices = {
+        one.device for module in modules for one in (*own_buffers(module).values(), *own_parameters(module).values())
+    }
+    with random_state_kept(devices, inside_of=modules):
+        yield from _put_back(modules, {device.type for device in devices})
+
+
+def _put_back(modules: list[nn.Module], kinds: set[str]) -> Iterator[None]:
+    """The body of ``undisturbed``, in which nobody else runs the modules, on these kinds of devices."""
     modes = [(module, module.training) for module in modules]
     lazy = {id(module) for module in modules if getattr(module, "keeps_what_it_reveals", False)}
     parameters = {id(parameter): parameter for module in modules for parameter in own_parameters(module).values()}
@@ -54,12 +67,8 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     if not lazy:  # modules around lazily sampled ones may share what these reveal
         for module in modules:
             held.module(module)
-    devices = {buffer.device for module in modules for buffer in own_buffers(module).values()}
-    devices |= {parameter.device for parameter in parameters.values()}
-    accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
     with ExitStack() as stack:
-        stack.enter_context(random_state_kept(devices))
-        for kind in {"cpu", *(device.type for device in accelerators)}:
+        for kind in {"cpu", *kinds} - {"meta"}:
             stack.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
         stack.enter_context(torch.inference_mode(False))  # also turns gradients on
         stack.enter_context(forward_unwrapped(modules))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.listed import listed
+from torch_dmft.core.threads import of_this_thread
 from torch_dmft.core.torch_private import BatchNormBase, modules_of
 from torch_dmft.uses.failures import outputs_on
 from torch_dmft.uses.outputs import Example, copied
@@ -110,7 +111,7 @@ class Statistics:
                 used[path] += 1
                 return found[path][min(used[path], len(found[path])) - 1]
 
-            stack.callback(run.register_forward_pre_hook(lambda *_: used.clear()).remove)
+            stack.callback(run.register_forward_pre_hook(of_this_thread(lambda *_: used.clear())).remove)
             with self._hooked(known):
                 yield
 
@@ -124,7 +125,7 @@ class Statistics:
 
         with ExitStack() as hooks:
             for path, norm in self._of_probe.items():
-                hooks.callback(norm.register_forward_pre_hook(partial(take, path)).remove)
+                hooks.callback(norm.register_forward_pre_hook(of_this_thread(partial(take, path))).remove)
             yield
 
 

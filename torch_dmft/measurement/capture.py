@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.core.threads import of_this_thread
 from torch_dmft.measurement.subject import Subject
 
 
@@ -66,7 +67,7 @@ def capture(subject: Subject) -> Iterator[Taps]:
     owners = [vector.path for vector in subject.architecture.vectors]
     taps = Taps(subject, {path: [] for path in dict.fromkeys([*layers, *owners])})
     handles = [
-        subject.model.get_submodule(path).register_forward_hook(partial(_keep, uses), with_kwargs=True)
+        subject.model.get_submodule(path).register_forward_hook(of_this_thread(partial(_keep, uses)), with_kwargs=True)
         for path, uses in taps.uses.items()
     ]
     try:

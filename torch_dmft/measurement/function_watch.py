@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.core.spread import is_spread
+from torch_dmft.core.threads import own_turn
 from torch_dmft.core.torch_private import NormBase, has_weights_of_hooks, is_compiled, own_buffers, without_hooks
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.uses.outputs import Example, count, rows
@@ -61,7 +62,7 @@ class FunctionWatch:
             inputs, torch.linspace(0, count(inputs) - 1, min(count(inputs), _ROWS), device="cpu").round().long()
         )
         try:
-            with warnings.catch_warnings():
+            with own_turn(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 now, before = _outputs(model, some), _outputs(self._before, some)
                 if _same(now, before) or not _same(now, _outputs(model, some)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, aside
 from torch_dmft.core.spread import gathered, whole
+from torch_dmft.core.threads import own_turn
 from torch_dmft.core.torch_private import backward_pass, modules_of, parameters_of, without_hooks
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.measurement.functional import called_with
@@ -125,8 +127,10 @@ def _slopes(
     ):  # a model that was changed is refused at the next record
         return None
     loss = aside(loss)
-    modes = [(module, module.training) for _, module in modules_of(subject.run)]
-    with whole(subject.run), undisturbed(subject.run), without_hooks(subject.run), warnings.catch_warnings():
+    with own_turn(), whole(subject.run), warnings.catch_warnings(), ExitStack() as stack:
+        modes = [(module, module.training) for _, module in modules_of(subject.run)]
+        stack.enter_context(undisturbed(subject.run))
+        stack.enter_context(without_hooks(subject.run))
         warnings.simplefilter("ignore")
         for module, training in modes:
             module.training = training

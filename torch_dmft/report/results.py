@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import TextIOBase
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -11,6 +14,57 @@ from rich.text import Text
 
 from torch_dmft.core.errors import NotWrittenError
 from torch_dmft.core.replacing import replacing
+
+
+class Printout:
+    """A text file that is written to as long as it takes it: a full disk ends the log of a run, and not the run.
+
+    Args:
+        file: what is written to, such as ``sys.stdout``.
+
+    Attributes:
+        error: why it took no more, None if it took everything.
+    """
+
+    def __init__(self, file: TextIOBase) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write, if that is possible."""
+        with self._kept():
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand over to the system what was written."""
+        with self._kept():
+            self._file.flush()
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def require_printed(console: Console) -> None:
+    """Refuse to end as if everything had been printed.
+
+    Raises:
+        NotWrittenError: if the console's ``Printout`` lost something.
+    """
+    printout = console.file
+    if isinstance(printout, Printout) and printout.error:
+        raise NotWrittenError(
+            "Not everything could be printed; all else is done.",
+            got=printout.error.strerror or str(printout.error),
+            remedy="send the output to a disk that has room, or to a terminal",
+        )
 
 
 class Results:
@@ -62,3 +116,4 @@ class Results:
                 got=", ".join(self.lost),
                 remedy="make room, or choose another folder by --logdir, and run again",
             )
+        require_printed(self.console)

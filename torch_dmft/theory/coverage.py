@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_dmft.architecture import Architecture, Layer, Role, describe
 from torch_dmft.architecture.widen import WIDENED
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
+from torch_dmft.core.threads import of_this_thread
 from torch_dmft.core.torch_private import BatchNormBase, ConvBase
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.parameterization import Plan
@@ -152,7 +153,7 @@ def rows_per_sample(
         return hook
 
     kept = [layer for layer in architecture.layers if layer.kind != "embedding"]
-    handles = [model.get_submodule(layer.path).register_forward_hook(count(layer)) for layer in kept]
+    handles = [model.get_submodule(layer.path).register_forward_hook(of_this_thread(count(layer))) for layer in kept]
     try:
         with undisturbed(model), torch.no_grad():
             model(example_input)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from torch_dmft.architecture import Architecture
 from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.core.random_state import random_states
+from torch_dmft.core.threads import of_this_thread
 from torch_dmft.core.undisturbed import all_graded, undisturbed
 from torch_dmft.uses.anatomy import Names, anatomy
 from torch_dmft.uses.failures import outputs_on
@@ -104,17 +104,15 @@ def draws_in_train_mode(run: nn.Module, inputs: Example) -> tuple[Place, ...]:
     with undisturbed(run):
         for module in run.modules():
             module.training = True
-        before, drawn = _states(devices), random.getstate()
-        for seed in range(_PASSES):
+        for _ in range(_PASSES):
+            before = random_states(devices)
             try:
                 outputs.append(run(copied(inputs)).detach())
             except Exception as error:
                 reason = f"it fails on the inputs in train mode: {type(error).__name__}: {error}"
                 return (Place("(model)", reason, "let forward do the same in both modes"),)
-            if _states(devices) == before and random.getstate() == drawn:
+            if random_states(devices) == before:
                 return ()
-            # Numbers of python may decide what is run, or be a type checker's doing.
-            random.setstate(random.Random(seed).getstate())
     # Statistics of a batch are the same in every pass.
     if _is_one(outputs):
         return ()
@@ -130,19 +128,22 @@ _PASSES = 4
 def _that_draw(run: nn.Module, inputs: Example, devices: Iterable[torch.device]) -> list[str]:
     """The paths of the modules that draw random numbers in train mode themselves, and not in modules inside of them."""
     found: dict[str, None] = {}
-    inside: list[tuple[str, list[object]]] = []  # path and the states up to which is known who drew
+    inside: list[tuple[str, object]] = []  # path and the states up to which is known who drew
 
-    def look(state: list[object]) -> None:
+    def states() -> object:  # numbers of python may be a type checker's doing
+        return random_states(devices)[1:]
+
+    def look(state: object) -> None:
         if inside and inside[-1][1] != state:
             found[inside[-1][0]] = None
 
     def enter(path: str) -> None:
-        state = _states(devices)
+        state = states()
         look(state)
         inside.append((path, state))
 
     def leave() -> None:
-        state = _states(devices)
+        state = states()
         look(state)
         inside.pop()
         if inside:
@@ -152,19 +153,16 @@ def _that_draw(run: nn.Module, inputs: Example, devices: Iterable[torch.device])
         for path, module in run.named_modules():
             module.training = True
             name = path.removeprefix("model").removeprefix(".") if isinstance(run, Runs) else path
-            hooks.callback(module.register_forward_pre_hook(lambda *_, n=name: enter(n or "(model)")).remove)
-            hooks.callback(module.register_forward_hook(lambda *_: leave()).remove)
+            hooks.callback(
+                module.register_forward_pre_hook(of_this_thread(lambda *_, n=name: enter(n or "(model)"))).remove
+            )
+            hooks.callback(module.register_forward_hook(of_this_thread(lambda *_: leave())).remove)
         run(copied(inputs))
     return list(found)
 
 
 def _is_one(outputs: list[Tensor]) -> bool:
     return all(torch.equal(one, outputs[0]) for one in outputs)
-
-
-def _states(devices: Iterable[torch.device]) -> list[object]:
-    states = [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-    return [repr(np.random.get_state()), *(state.numpy().tobytes() for state in states)]  # noqa: NPY002
 
 
 def watched_pass(

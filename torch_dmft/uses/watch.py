@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
+from torch_dmft.core.threads import of_this_thread
 from torch_dmft.core.torch_private import (
     backward_pass,
     modules_of,
@@ -336,6 +337,7 @@ def watching(model: nn.Module, watch: Watch) -> Iterator[None]:
                 has_edge = isinstance(output, Tensor) and output.requires_grad
                 watch.returned.setdefault(path, []).append(get_gradient_edge(output) if has_edge else None)
 
+    enter, leave = of_this_thread(enter), of_this_thread(leave)
     hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
     try:
         with ExitStack() as stack:

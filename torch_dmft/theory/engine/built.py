@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch_dmft.architecture import Architecture
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.core.listed import listed
-from torch_dmft.core.random_state import random_state_of
+from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.measurement import Recorder, Snapshot
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.apply import scaled
@@ -140,7 +140,7 @@ def built(factory: Factory, width: int, plan: Plan, seed: int) -> nn.Module:
     """
     like = next(parameter for parameter in plan.model.parameters() if parameter.is_floating_point())
     try:
-        with random_state_of(seed, {like.device}):
+        with random_state_kept({like.device}, seed=seed):
             made = factory(width)
     except Exception as error:
         raise InvalidInputError(

@@ -16,6 +16,7 @@ from torch_dmft.architecture.widen import has_composite_axes, materialise, widen
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
+from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.core.torch_private import ConvBase
 from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
 from torch_dmft.parameterization.coordinate_check import built
@@ -183,7 +184,7 @@ def infinite_width(
 
 def _built(factory: Callable[[int], nn.Module], width: int, like: Tensor) -> nn.Module:
     """A model to describe; its weights are discarded, so building it leaves the random state alone."""
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept({like.device}):
         model = built(factory, width).to(like.device)
     return model.to(like.dtype) if like.is_floating_point() else model  # embeddings are refused by name, not by dtype
 

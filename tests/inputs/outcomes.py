@@ -14,9 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.inputs.calls import Set, calls
+from tests.inputs.calls import Set
 from tests.inputs.command import command_cases
 from tests.inputs.handmade import handmade
+from tests.inputs.nouns import every_call
 from tests.inputs.values import RIGHT_ALL_THE_SAME, parameters, wrong_values
 from tests.vision import make_importable
 from torch_dmft.core.arguments import _Argument
@@ -72,7 +73,7 @@ def outcome(case: Callable[[], Any], seconds: float = SECONDS) -> tuple[str, str
 
 def generated(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
     """A case for every wrong value of every parameter of every public name."""
-    for name, make in calls(a).items():
+    for name, make in every_call(a).items():
         function, right = make()  # for all cases: what refuses a value has done nothing yet
         for parameter, annotation in parameters(function).items():
             for label, value in wrong_values(parameter, annotation):
@@ -91,7 +92,7 @@ def generated(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def right_calls(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The calls that the wrong ones are made of; they must go through."""
-    for name, make in calls(a).items():
+    for name, make in every_call(a).items():
 
         def call(make: Any = make) -> Any:
             function, right = make()

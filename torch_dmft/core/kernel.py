@@ -95,7 +95,6 @@ class Kernel:
         diagonal = self.array.diagonal(dim1=0, dim2=self.array.ndim // 2)
         return diagonal.movedim(-1, 0)
 
-    @checked
     def matrix(self, time: int = -1) -> Tensor:
         """The square matrix at one recorded time, rows (sample) or (sample, output) flattened: ``(row, row)``."""
         count = len(self.array)
@@ -115,14 +114,12 @@ class Kernel:
         last = self.array.ndim - 1
         return Kernel(self.array.diagonal(dim1=first, dim2=last).mean(-1))
 
-    @checked
     def at(self, index: Tensor) -> Kernel:
         """The kernel at a subset of its recorded times: ``index`` is ``(kept,)``, positions along the time axis."""
         require_places("index", index, len(self.array))
         array = self.array[index]
         return Kernel(array.index_select(self.array.ndim // 2, index) if self.is_two_time else array)
 
-    @checked
     def at_rows(self, rows: Tensor) -> Kernel:
         """The kernel of a subset of its samples: ``rows`` is ``(kept,)``, positions along the sample axes."""
         require_places("rows", rows, self.array.shape[1])

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import typed
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.listed import listed
 from torch_dmft.core.numbers import require_choice, require_number, require_whole
@@ -31,6 +31,7 @@ from torch_dmft.core.series import CLOSE, Number, Numbers, at_step, constant, fi
 from torch_dmft.core.sight import NUMBERS, SGD_NUMBERS, Scaled, Sight
 
 
+@typed
 @by_value
 @dataclass(frozen=True)
 class Training:
@@ -75,7 +76,6 @@ class Training:
     assumptions: tuple[str, ...] = ()
 
     @classmethod
-    @checked
     def sgd(
         cls,
         lr: float | Sequence[float] | Tensor,
@@ -106,7 +106,6 @@ class Training:
         return cls(steps=steps, numbers=numbers, optimizer="SGD", **others)
 
     @classmethod
-    @checked
     def seen_by(cls, plan: Scaled, *optimizers: Optimizer, steps: int = 1) -> Training:
         """What optimizers are about to do to the model of a plan, as they are now, in each of so many steps.
 
@@ -164,7 +163,6 @@ class Training:
 
     # Numbers
 
-    @checked
     def number(self, name: str, parameter: str | None = None) -> Number:
         """A setting of a parameter, or of those that are no exceptions."""
         require_choice(
@@ -173,7 +171,6 @@ class Training:
         own: Numbers = self.exceptions.get(parameter, {}) if parameter is not None else {}
         return own.get(name, self.numbers.get(name, 0.0))
 
-    @checked
     def at(self, name: str, step: int, parameter: str | None = None) -> float:
         """What a setting is in a step."""
         require_whole("step", step, at_least=0)
@@ -182,7 +179,6 @@ class Training:
             require_whole("step", step, at_least=0, at_most=len(value) - 1)
         return float(value[step]) if isinstance(value, Tensor) else value
 
-    @checked
     def constant(self, name: str) -> float | None:
         """A setting that is the same in all steps and for all parameters; None if it is not."""
         self.number(name)
@@ -249,7 +245,6 @@ class Training:
 
     # Comparison
 
-    @checked
     def differences(
         self, other: Training, *, names: tuple[str, str] = ("network", "theory"), until: int | None = None
     ) -> list[str]:
@@ -346,7 +341,6 @@ class Training:
             else f"of {_listed({str(len(rows)) for rows in self.batches[:horizon]})} rows"
         )
 
-    @checked
     def with_numbers(self, **numbers: float | Sequence[float] | Tensor) -> Training:
         """The same training with other numbers for the parameters that are no exceptions."""
         given = {name: series(value) for name, value in numbers.items()}

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 Callback = Callable[[int, Trajectory], None]
 
 
+@checked
 class Recorder:
     """Records outputs, loss and kernels of a network on a probe while it trains.
 
@@ -102,7 +103,6 @@ class Recorder:
         >>> measured = recorder.trajectory()
     """
 
-    @checked
     def __init__(
         self,
         plan_or_model: Plan | nn.Module,
@@ -161,7 +161,6 @@ class Recorder:
         layers = self.subject.architecture.layers
         self._two_time = [TwoTimeMemory(per_output=per_output) for _ in layers] if two_time else []
 
-    @checked
     @contextmanager
     def attach(self, *optimizers: Optimizer) -> Iterator[Recorder]:
         """Record while the body trains with these optimizers.
@@ -209,7 +208,6 @@ class Recorder:
             stack.enter_context(self._observer.watching(stepping, stepped))
             yield self
 
-    @checked
     def batch(self, rows: Tensor | Sequence[int]) -> None:
         """Note which rows of the training set the next step sees; call it before ``optimizer.step()``.
 
@@ -218,7 +216,6 @@ class Recorder:
         """
         self._observer.rows.note(rows)
 
-    @checked
     def batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """The batches of a loader, one epoch of them, whose rows are noted as they pass; shuffling and workers included.
 
@@ -255,7 +252,6 @@ class Recorder:
             callback(self.step, record)
         return record
 
-    @checked
     def look(self, *, check: bool = False) -> Snapshot:
         """Measure now and keep nothing.
 
@@ -271,7 +267,6 @@ class Recorder:
         with whole(self.subject.run):
             return snapshot(self.subject, moved(self._whole.inputs, device), layouts=layouts)
 
-    @checked
     def keep(self, taken: Snapshot) -> Trajectory:
         """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""
         self._layouts = taken.layouts
@@ -295,7 +290,6 @@ class Recorder:
         outputs = self.records[0].outputs.shape[2] if self.records else self.subject.architecture.readout.out_features
         return self._observer.training(outputs)
 
-    @checked
     def problem(
         self,
         data: tuple[Tensor, Tensor] | Dataset[Any] | None = None,
@@ -336,7 +330,6 @@ class Recorder:
             generator=generator,
         )
 
-    @checked
     def trajectory(self, origin: str | None = None) -> Trajectory:
         """What was recorded so far.
 
@@ -383,7 +376,6 @@ class Recorder:
             "recorded": self._recorded,
         }
 
-    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: the next ``attach`` continues its step count and its records.
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor, nn
 
-from torch_dmft.core.arguments import checked, require_finite, require_rows
+from torch_dmft.core.arguments import checked, require_finite, require_rows, typed
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.loss import Loss, loss_value, require_loss
@@ -27,6 +27,7 @@ from torch_dmft.uses.passes import layer_outputs
 from torch_dmft.uses.streams import stream_states
 
 
+@typed
 @dataclass(frozen=True)
 class CoordinateCheck:
     """How the change of each layer's output scales with width, or with depth.

@@ -34,6 +34,7 @@ _VERSION = 1
 _COLUMNS = 80
 
 
+@checked
 class Plan:
     """A model, what it is made of, and one scaling rule for every parameter.
 
@@ -171,7 +172,6 @@ class Plan:
                 "first"
             )
 
-    @checked
     def rule(self, name: str) -> ParameterRule:
         """The rule of the parameter with this name.
 
@@ -185,7 +185,6 @@ class Plan:
             "Unknown parameter.", got=repr(name), remedy=f"one of {', '.join(rule.name for rule in self.rules)}"
         )
 
-    @checked
     def param_groups(
         self, lr: float, *, optimizer: str = "sgd", weight_decay: float = 0.0, eps: float = 1e-8
     ) -> list[dict[str, Any]]:
@@ -218,7 +217,6 @@ class Plan:
         reshard(self.model)
         return param_groups(self.model, self.rules, lr, optimizer, weight_decay, eps)
 
-    @checked
     def suggest_lr(
         self,
         probe: Probe,
@@ -285,7 +283,6 @@ class Plan:
             "multiplied": multipliers_of(self.architecture),
         }
 
-    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a scaling saved by ``state_dict``; weights come from the model's own checkpoint.
 

@@ -23,6 +23,7 @@ from torch_dmft.report.recorded import LiveRecords, network_about, prediction_ab
 from torch_dmft.report.scalars import band_scalars, deviation_scalars, scalars, width_scalars
 
 
+@checked
 class LiveScalars:
     """Writes loss, kernel traces and kernel movement after every record of a ``Recorder``, flushed at once.
 
@@ -40,7 +41,6 @@ class LiveScalars:
         ...     train(model, optimizer)
     """
 
-    @checked
     def __init__(self, logdir: str | Path, recorder: Recorder) -> None:
         self.logdir = local(logdir)
         self.recorder = recorder
@@ -78,6 +78,7 @@ class LiveScalars:
         self.close()
 
 
+@checked
 class LiveComparison(LiveScalars):
     """Writes a network beside its predictions while it trains, flushed after every record.
 
@@ -101,7 +102,6 @@ class LiveComparison(LiveScalars):
         ...     train(model, optimizer)
     """
 
-    @checked
     def __init__(self, logdir: str | Path, recorder: Recorder, *predictions: Trajectory | str | Path) -> None:
         super().__init__(run_directory(logdir, recorder.subject.plan.origin), recorder)
         self._root = local(logdir)

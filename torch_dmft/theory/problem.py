@@ -38,6 +38,7 @@ _MANY = 10**7
 """Steps whose numbers alone take memory."""
 
 
+@checked
 @by_value
 @dataclass(frozen=True)
 class Problem:
@@ -230,14 +231,12 @@ class Problem:
             return self.targets.reshape(self.train_samples, -1)
         return nn.functional.one_hot(self.targets, self.outputs).to(self.dtype)
 
-    @checked
     def batch(self, step: int) -> Tensor | None:
         """Rows that the update of this step sees, or None for all training rows."""
         states = self.steps if self.batches is None else max(self.steps - 1, 0)  # the last state has an error, too
         require_whole("step", step, at_least=0, at_most=states)
         return None if self.batches is None else self.batches[step]
 
-    @checked
     def rows_of(self, step: int) -> Tensor:
         """Rows that the update of this step sees: ``(row,)``."""
         rows = self.batch(step)
@@ -416,7 +415,6 @@ class Problem:
         )
 
     @classmethod
-    @checked
     def like(
         cls,
         plan: Plan,

@@ -87,9 +87,7 @@ class Set:
     @cached_property
     def whitened(self) -> dmft.Problem:
         inputs = 2 * torch.linalg.qr(torch.eye(4, dtype=torch.float64) + 0.1).Q
-        return dmft.Problem.mlp(
-            inputs, TARGETS.double(), activation="linear", loss=_half_square, lr=0.01, steps=2
-        )
+        return dmft.Problem.mlp(inputs, TARGETS.double(), activation="linear", loss=_half_square, lr=0.01, steps=2)
 
     @property
     def kernel(self) -> dmft.Kernel:

@@ -22,6 +22,13 @@ _SMALL: dict[str, dict[str, Any]] = {
 }
 """Solvers that take a moment."""
 
+RESULTS = {
+    *("Architecture", "Attribute", "Constant", "DotProduct", "Fold", "Layer", "Multiplier", "Stream", "Vector"),
+    *("CoordinateCheck", "EffectiveScaling", "ParameterRule", "Fields", "LayerKernels", "NTKSpectrum", "Responses"),
+    *("Consistency", "Deviation", "Deviations", "Difference", "LayerDeviations", "LayerScores", "Score", "Scores"),
+}
+"""What only the package makes: of any numbers and words, infinite and NaN ones too."""
+
 
 def every_call(a: Set) -> dict[str, Callable[[], Call]]:
     """A right call of everything that is public."""
@@ -94,7 +101,7 @@ def methods(a: Set) -> dict[str, Callable[[], Call]]:
         "Problem.training_loss": lambda: (a.problem.training_loss, {"outputs": outputs, "rows": rows}),
         "Problem.zeros": lambda: (a.problem.zeros, {"rows": 2}),
         "Chain.build": lambda: (a.problem.chain.build, {"width": 4}),  # type: ignore[union-attr]
-        "Training.seen": lambda: (dmft.Training.seen, {"sight": Sight(a.plan, (a.optimizer,))}),
+        "Training.seen": lambda: (dmft.Training.seen, {"sight": _sight(a.plan)}),
         "Training.unseen": lambda: (dmft.Training.unseen, {"steps": 2, "plan": a.plan}),
         "Trajectory.to": lambda: (lambda args: a.static.to(args), {"args": torch.float64}),
         "LayerKernels.each": lambda: (a.static.layers[0].each, {"change": lambda kernel: kernel}),
@@ -144,10 +151,13 @@ def methods(a: Set) -> dict[str, Callable[[], Call]]:
     return found
 
 
+def _sight(plan: dmft.Plan) -> Sight:
+    return Sight(plan, (torch.optim.SGD(plan.param_groups(0.1)),))
+
+
 def _live(log: Any) -> Call:
     return log, {"step": 0, "record": log.recorder.record()}
 
 
 def _kept(recorder: dmft.Recorder) -> Call:
     return recorder.keep, {"taken": recorder.look()}
-

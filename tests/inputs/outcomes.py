@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import signal
@@ -15,9 +16,9 @@ from types import FrameType
 from typing import Any
 
 from tests.inputs.calls import Set
-from tests.inputs.command import command_cases
+from tests.inputs.command import command_cases, right_commands
 from tests.inputs.handmade import handmade
-from tests.inputs.nouns import every_call
+from tests.inputs.nouns import RESULTS, every_call
 from tests.inputs.values import RIGHT_ALL_THE_SAME, parameters, wrong_values
 from tests.vision import make_importable
 from torch_dmft.core.arguments import _Argument
@@ -25,9 +26,6 @@ from torch_dmft.core.errors import DMFTError, UnsupportedModelError
 
 SECONDS, RIGHT = 5.0, 120.0
 """What a wrong call may take, whose refusal takes a millisecond, and what a right one may on a busy machine."""
-MANY = {"others", "predictions"}
-"""Parameters that any number of values is given to, by position."""
-
 
 SLOW = (
     "torch._dynamo",
@@ -75,17 +73,17 @@ def generated(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
     """A case for every wrong value of every parameter of every public name."""
     for name, make in every_call(a).items():
         function, right = make()  # for all cases: what refuses a value has done nothing yet
-        for parameter, annotation in parameters(function).items():
-            for label, value in wrong_values(parameter, annotation):
+        for parameter, told in parameters(function).items():
+            for label, value in wrong_values(parameter, told.annotation, of_result=name in RESULTS):
                 if (name, parameter, label) in RIGHT_ALL_THE_SAME:
                     continue
 
                 def case(
-                    function: Any = function, right: Any = right, parameter: str = parameter, value: Any = value
+                    function: Any = function, right: Any = right, told: inspect.Parameter = told, value: Any = value
                 ) -> Any:
-                    if parameter in MANY:
+                    if told.kind is told.VAR_POSITIONAL:
                         return function(*right.values(), value())
-                    return function(**{**right, parameter: value()})
+                    return function(**{**right, told.name: value()})
 
                 yield f"{name}({parameter}={label})", case
 
@@ -120,12 +118,13 @@ def main() -> None:
         by_hand = ((name, case) for name, (case, _) in handmade(a).items())
         kinds = {
             "right": right_calls(a),
+            "right commands": right_commands(a),
             "generated": generated(a),
             "handmade": by_hand,
-            "command": command_cases(Path(folder)),
+            "command": ((name, case) for name, (case, _) in command_cases(a).items()),
         }
         found = {
-            kind: {name: outcome(case, RIGHT if kind == "right" else SECONDS) for name, case in cases}
+            kind: {name: outcome(case, RIGHT if kind.startswith("right") else SECONDS) for name, case in cases}
             for kind, cases in kinds.items()
         }
         with without_the_check():

@@ -39,6 +39,12 @@ def others(found: Told, kind: str) -> list[str]:
     return [f"{name}: {what}: {words[:200]}" for name, (what, words) in found.items() if what != kind]
 
 
+def misworded(found: Told, patterns: dict[str, str]) -> list[str]:
+    """The cases whose errors lack their word."""
+    assert set(patterns) == set(found)
+    return [f"{name}: {found[name][1]}" for name, pattern in patterns.items() if not re.search(pattern, found[name][1])]
+
+
 def test_right_calls_go_through(told: dict[str, Told]) -> None:
     found = told["right"]
     assert not others(found, "silent")
@@ -57,16 +63,20 @@ def test_what_no_annotation_tells_is_refused_in_the_right_words(told: dict[str, 
     found = told["handmade"]
     assert not others(found, "refused")
     patterns = {name: pattern for name, (_, pattern) in handmade(Set(tmp_path)).items()}
-    assert set(patterns) == set(found)
-    assert not [
-        f"{name}: {found[name][1]}" for name, pattern in patterns.items() if not re.search(pattern, found[name][1])
-    ]
+    assert not misworded(found, patterns)
 
 
-def test_every_flag_of_the_command_refuses_wrong_values(told: dict[str, Told]) -> None:
+def test_every_flag_of_every_command_refuses_wrong_values(told: dict[str, Told], tmp_path: Path) -> None:
+    from tests.inputs.calls import Set
+    from tests.inputs.command import command_cases, flags
+
+    assert not others(told["right commands"], "silent")
     found = told["command"]
     assert not others(found, "refused")
-    assert len(found) > 100
+    patterns = {name: pattern for name, (_, pattern) in command_cases(Set(tmp_path)).items()}
+    assert not misworded(found, patterns)
+    for command, names in flags().items():
+        assert all(any(case.startswith(f"{command} {name}=") for case in found) for name in names)
 
 
 def test_any_settings_are_refused_or_make_finite_numbers(
@@ -84,7 +94,7 @@ def test_without_the_check_of_annotations_wrong_values_pass_or_end_raw(told: dic
 
 def test_every_public_name_is_tried(told: dict[str, Told]) -> None:
     names: list[str] = json.loads(run("tests.inputs.public"))
-    tried = {name for name in told["right"]}
+    tried = set(told["right"])
     assert {"Kernel.at", "Recorder", "Trajectory", "figures.kernels", "StaticNTK.run", "Problem.mlp"} <= set(names)
     assert not set(names) - tried - set(LEFT_OUT)
     assert not (tried | set(LEFT_OUT)) - set(names)
@@ -104,10 +114,22 @@ LEFT_OUT = {
     ),
     **dict.fromkeys(
         (
-            *("integrations.lightning.RecorderCallback.on_train_start", "integrations.lightning.RecorderCallback.on_train_batch_start"),
-            *("integrations.lightning.RecorderCallback.on_train_end", "integrations.lightning.RecorderCallback.on_exception"),
-            *("integrations.lightning.RecorderCallback.load_state_dict", "integrations.transformers.RecorderCallback.on_train_begin"),
-            *("integrations.transformers.RecorderCallback.on_train_end", "integrations.transformers.RecorderCallback.on_save"),
+            *(
+                "integrations.lightning.RecorderCallback.on_train_start",
+                "integrations.lightning.RecorderCallback.on_train_batch_start",
+            ),
+            *(
+                "integrations.lightning.RecorderCallback.on_train_end",
+                "integrations.lightning.RecorderCallback.on_exception",
+            ),
+            *(
+                "integrations.lightning.RecorderCallback.load_state_dict",
+                "integrations.transformers.RecorderCallback.on_train_begin",
+            ),
+            *(
+                "integrations.transformers.RecorderCallback.on_train_end",
+                "integrations.transformers.RecorderCallback.on_save",
+            ),
         ),
         "a trainer calls it",
     ),

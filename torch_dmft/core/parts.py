@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -73,10 +72,6 @@ def _misfits(run: Trajectory) -> Iterator[tuple[str, str]]:
 
 
 def _misfits_of(training: Training) -> Iterator[tuple[str, str]]:
-    if training.steps < 0:
-        yield "a training has no fewer than 0 steps", f"{training.steps}"
-    if not (training.gamma0 > 0 and math.isfinite(training.gamma0)):
-        yield "gamma0 is positive and finite", f"{training.gamma0}"
     for numbers in (training.numbers, *training.exceptions.values()):
         for name, number in numbers.items():
             if isinstance(number, Tensor) and (number.ndim != 1 or len(number) < training.steps):

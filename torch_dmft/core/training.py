@@ -75,6 +75,12 @@ class Training:
     notes: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse a number of steps, a richness or a temperature that there cannot be."""
+        require_whole("steps", self.steps, at_least=0)
+        require_number("gamma0", self.gamma0, above=0)
+        require_number("temperature", self.temperature, at_least=0)
+
     @classmethod
     def sgd(
         cls,

@@ -50,6 +50,7 @@ class Projection:
 
     def matrix(self, outputs: int) -> Float[Tensor, "outputs projected"]:
         """R for a model with so many outputs, on the CPU in float64."""
+        require_whole("outputs", outputs, at_least=1)
         if self._matrix is None or len(self._matrix) != outputs:
             generator = torch.Generator("cpu").manual_seed(self.seed)
             drawn = torch.randn(outputs, self.count, generator=generator, dtype=torch.float64, device="cpu")

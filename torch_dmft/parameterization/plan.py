@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -69,13 +69,17 @@ class Plan:
         optimizers: tuple[str, ...] = tuple(OPTIMIZERS),
         is_limit: bool = False,
         drawn: Mapping[str, Tensor] | None = None,
-        before: Iterable[Attribute] = (),
+        before: Sequence[Attribute] = (),
         multiplied_before: Mapping[str, float] | None = None,
         rescaled: Mapping[str, float] | None = None,
         depth: str | None = None,
         wrapping: Wrapping | None = None,
     ) -> None:
         """Put a plan together; ``initial`` and what was before hold what ``undo`` brings back, None if it cannot."""
+        require_choice("scheme", scheme, SCHEMES)
+        require_number("gamma0", gamma0, above=0)
+        if depth is not None:
+            require_choice("depth", depth, DEPTHS)
         self.model = model
         self.architecture = architecture
         self.rules = rules

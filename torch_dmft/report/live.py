@@ -13,6 +13,7 @@ from torch_dmft.comparison.match import in_one_layout, refuse_mismatch
 from torch_dmft.comparison.scatter import scatter
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
 from torch_dmft.report.ailing import LiveEvents, disk_errors_told
@@ -49,6 +50,7 @@ class LiveScalars:
 
     def __call__(self, step: int, record: Trajectory) -> None:
         """Write the scalars of one record."""
+        require_whole("step", step, at_least=0)
         values = scalars(record, 0, self.recorder.records[0], record.targets)
         values |= band_scalars(values)
         with interrupts_wait():

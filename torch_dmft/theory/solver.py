@@ -41,7 +41,8 @@ def method(solver: type[_T]) -> type[_T]:
     """
     for name in {"estimate", "run"} & set(vars(solver)):
         setattr(solver, name, _asking_first(vars(solver)[name]))
-    return checked(solver)
+    checked(solver)
+    return solver
 
 
 def _asking_first(answer: Callable[..., Any]) -> Callable[..., Any]:

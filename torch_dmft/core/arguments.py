@@ -141,6 +141,8 @@ class _Argument:
         """Refuse a value of another type, or one that no numbers can be made of."""
         if not _fits(value, self.hint, self.usual):
             raise self._refusal(f"`{self.name}` must be of type {self.annotation}.", value, None)
+        if "Example" in self.words and next((not len(one) for one in _tensors(value) if one.ndim), False):
+            raise self._refusal(f"`{self.name}` must hold at least one sample.", value, None)
         if isinstance(value, nn.Module):
             if isinstance(value, torch.jit.ScriptModule):
                 raise self._refusal(
@@ -302,7 +304,9 @@ def _fits(value: Any, hint: Any, usual: bool) -> bool:
     if not isinstance(value, (tuple, list) if origin is tuple else origin):
         return False
     if isinstance(value, Mapping):
-        return all(_fits(key, parts[0], usual) and _fits(one, parts[1], usual) for key, one in value.items())
+        return len(parts) == 2 and all(
+            _fits(key, parts[0], usual) and _fits(one, parts[1], usual) for key, one in value.items()
+        )
     if isinstance(value, str | bytes):  # a word is no list of its letters
         return False
     if origin is not tuple and not isinstance(value, list | tuple):

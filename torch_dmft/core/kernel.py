@@ -53,7 +53,11 @@ class Kernel:
             (shape[: 1 + row], shape[1 + row :]) if self.is_two_time else (shape[1 : 1 + row], shape[1 + row :])
         )
         if left != right:
-            raise InvalidInputError("The two sides of a kernel must have equal shapes.", got=f"shape {tuple(shape)}")
+            raise InvalidInputError(
+                "The two sides of a kernel must have equal shapes.",
+                got=f"shape {tuple(shape)}",
+                remedy="see the docstring of Kernel for the four layouts",
+            )
 
     @property
     def is_two_time(self) -> bool:
@@ -83,7 +87,9 @@ class Kernel:
         """
         if not self.is_two_time:
             raise NotRecordedError(
-                "This kernel holds equal times only.", remedy="record with two_time=True, or use Kernel.equal_time"
+                "This kernel holds equal times only.",
+                got=f"axes {self.axes}",
+                remedy="record with two_time=True, or use Kernel.equal_time",
             )
         return self.array
 

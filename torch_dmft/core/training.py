@@ -107,6 +107,9 @@ class Training:
             "momentum": momentum,
             "weight_decay": weight_decay,
         }
+        known = {*SGD_NUMBERS, *cls.__dataclass_fields__} - {"steps", "numbers", "optimizer"}
+        for name in others:
+            require_choice("a setting", name, known)
         numbers |= {name: float(others.pop(name)) for name in SGD_NUMBERS if name in others}
         _require_sizes(numbers)
         return cls(steps=steps, numbers=numbers, optimizer="SGD", **others)
@@ -349,6 +352,8 @@ class Training:
 
     def with_numbers(self, **numbers: float | Sequence[float] | Tensor) -> Training:
         """The same training with other numbers for the parameters that are no exceptions."""
+        for name in numbers:
+            require_choice("a number", name, {**self.numbers, **SGD_NUMBERS, **NUMBERS["Adam"]})
         given = {name: series(value) for name, value in numbers.items()}
         _require_sizes(given)
         return replace(self, numbers={**self.numbers, **given})

@@ -288,6 +288,7 @@ class Trajectory:
         if self.ntk is None:
             raise NotRecordedError(
                 f"The NTK of {self.origin!r} was not recorded.",
+                got="ntk=None",
                 remedy="record it: Recorder(...) without ntk=False; with per_output=False where it is too large",
             )
         return self.ntk
@@ -329,6 +330,10 @@ class Trajectory:
         for arg in args:
             if not isinstance(arg, torch.dtype):
                 usable(arg)
+            elif not arg.is_floating_point:
+                raise InvalidInputError(
+                    "A run has real numbers.", got=f"{arg}", remedy="torch.float32 or torch.float64"
+                )
         devices = [arg for arg in args if not isinstance(arg, torch.dtype)]
 
         def convert(value: _T) -> _T:

@@ -18,6 +18,7 @@ from torch_dmft.core.listed import listed
 from torch_dmft.core.loss import Loss
 from torch_dmft.core.multiplied import multiplied, multiply
 from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
+from torch_dmft.core.sight import require_whole_plan
 from torch_dmft.core.spread import assign, reshard, whole
 from torch_dmft.parameterization.optimizer import OPTIMIZERS, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
@@ -52,6 +53,7 @@ class Plan:
         rescaled: what weights that were kept were multiplied by, by name.
         depth: what residual branches are multiplied by, "1/sqrt(L)" or "1/L"; None for 1.
         wrapping: how it was made, so that other instances of the model can be wrapped alike.
+        is_undone: whether ``undo`` was called, so that nothing that is said here is true of the model any more.
         origin: what legends call this model: ``"network (N=512)"``, ``"network (32 channels)"`` if the readout reads flattened
             images of so many, or ``"theory (N=inf)"`` for an infinite-width twin.
     """
@@ -92,6 +94,7 @@ class Plan:
         self.drawn = dict(drawn or {})
         self.rescaled = dict(rescaled or {})
         self.depth = depth
+        self.is_undone = False
         self._initial = initial
         self._before = tuple(before)
         self._multiplied_before = dict(multiplied_before or {})
@@ -218,6 +221,7 @@ class Plan:
                 got=repr(optimizer),
                 remedy=f"one of {', '.join(self.optimizers)}: an infinite-width twin trains weights in other coordinates",
             )
+        require_whole_plan(self)
         reshard(self.model)
         return param_groups(self.model, self.rules, lr, optimizer, weight_decay, eps)
 
@@ -265,6 +269,7 @@ class Plan:
         if self._initial is None:
             raise InvalidInputError(
                 "Only a plan that parameterize() made can be undone, and only once.",
+                got="a plan after plan.undo()" if self.is_undone else "a plan without a way back",
                 remedy="call parameterize(model, ...) first",
             )
         reshard(self.model)
@@ -273,7 +278,7 @@ class Plan:
             assign(tensors[name], before)
         set_attributes(self.model, self._before)
         multiply(self.model, self._multiplied_before)
-        self._initial, self._before = None, ()
+        self._initial, self._before, self.is_undone = None, (), True
 
     def state_dict(self) -> dict[str, Any]:
         """The scaling as plain numbers and strings, to be saved beside the model's own state_dict."""

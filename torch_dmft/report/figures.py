@@ -201,6 +201,7 @@ def densities(comparison: Comparison, field: _Field) -> Figure:
     if not steps:
         raise NotRecordedError(
             f"No {field}s were kept by both runs at one step.",
+            got=f"{comparison.measured.origin!r} and {comparison.predictions[0].origin!r}",
             remedy="record both at the same steps, with fields=True"
             + (", in a chain of smooth activations" * (field == "pregradient")),
         )

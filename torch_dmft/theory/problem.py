@@ -262,6 +262,8 @@ class Problem:
             if isinstance(kept, range) and len(kept):
                 kept = torch.arange(kept.start, kept.stop, kept.step, device="cpu")
             steps = kept if isinstance(kept, Tensor) else torch.as_tensor(list(kept))
+            if steps.ndim > 1:
+                raise ValueError
             if steps.ndim != 1 or bool((steps[1:] <= steps[:-1]).any()):  # sorting millions takes a second
                 steps = torch.unique(steps)
         except (TypeError, ValueError, RuntimeError):

@@ -19,6 +19,7 @@ from tests.inputs.calls import Set
 from tests.inputs.command import command_cases, right_commands
 from tests.inputs.handmade import handmade
 from tests.inputs.nouns import RESULTS, every_call
+from tests.inputs.uses import right_uses, wrong_uses
 from tests.inputs.values import RIGHT_ALL_THE_SAME, parameters, wrong_values
 from tests.vision import make_importable
 from torch_dmft.core.arguments import _Argument
@@ -115,10 +116,11 @@ def main() -> None:
         import_module(library)
     with tempfile.TemporaryDirectory() as folder:
         a = Set(Path(folder))
-        by_hand = ((name, case) for name, (case, _) in handmade(a).items())
+        by_hand = ((name, case) for name, (case, _) in {**handmade(a), **wrong_uses(a)}.items())
         kinds = {
             "right": right_calls(a),
             "right commands": right_commands(a),
+            "right uses": right_uses(a).items(),
             "generated": generated(a),
             "handmade": by_hand,
             "command": ((name, case) for name, (case, _) in command_cases(a).items()),

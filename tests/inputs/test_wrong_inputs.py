@@ -46,8 +46,8 @@ def misworded(found: Told, patterns: dict[str, str]) -> list[str]:
 
 
 def test_right_calls_go_through(told: dict[str, Told]) -> None:
-    found = told["right"]
-    assert not others(found, "silent")
+    for kind in ("right", "right commands", "right uses"):
+        assert not others(told[kind], "silent")
 
 
 def test_every_wrong_value_of_every_parameter_is_refused(told: dict[str, Told]) -> None:
@@ -59,10 +59,11 @@ def test_every_wrong_value_of_every_parameter_is_refused(told: dict[str, Told]) 
 def test_what_no_annotation_tells_is_refused_in_the_right_words(told: dict[str, Told], tmp_path: Path) -> None:
     from tests.inputs.calls import Set
     from tests.inputs.handmade import handmade
+    from tests.inputs.uses import wrong_uses
 
-    found = told["handmade"]
+    found, a = told["handmade"], Set(tmp_path)
     assert not others(found, "refused")
-    patterns = {name: pattern for name, (_, pattern) in handmade(Set(tmp_path)).items()}
+    patterns = {name: pattern for name, (_, pattern) in {**handmade(a), **wrong_uses(a)}.items()}
     assert not misworded(found, patterns)
 
 
@@ -70,7 +71,6 @@ def test_every_flag_of_every_command_refuses_wrong_values(told: dict[str, Told],
     from tests.inputs.calls import Set
     from tests.inputs.command import command_cases, flags
 
-    assert not others(told["right commands"], "silent")
     found = told["command"]
     assert not others(found, "refused")
     patterns = {name: pattern for name, (_, pattern) in command_cases(Set(tmp_path)).items()}

@@ -40,6 +40,7 @@ _EXAMPLE = (
 
 _REMEDIES = {
     "record": "record=range(0, steps + 1, 10)",
+    "lr": f"a plain Python number, or one for every step, finite and at most {LARGEST:g} in size",
     "Plan": "plan = parameterize(model, example_input)",
     "Module": "an nn.Module",
     "Example": _EXAMPLE,
@@ -119,8 +120,8 @@ def _checked(public: Callable[_P, _T], of: type | None = None, *, usual: bool = 
         nonlocal arguments
         if arguments is None:  # annotations may name what is defined later
             arguments = _Arguments(public, of, usual=usual)
-        for argument, value in arguments.given(args, kwargs):
-            argument.check(value)
+        for argument, name, value in arguments.given(args, kwargs):
+            argument.check(name, value)
         return public(*args, **kwargs)
 
     check.checks_arguments = True  # type: ignore[attr-defined]
@@ -137,33 +138,32 @@ class _Argument:
         self.holds_tensors = not {"Example", "Tensor"}.isdisjoint(self.words)
         self.holds_modules = not {"Module", "Wider"}.isdisjoint(self.words)
 
-    def check(self, value: object) -> None:
-        """Refuse a value of another type, or one that no numbers can be made of."""
+    def check(self, name: str, value: object) -> None:
+        """Refuse a value of another type, or one that no numbers can be made of, by the name that it was given by."""
         if not _fits(value, self.hint, self.usual):
-            raise self._refusal(f"`{self.name}` must be of type {self.annotation}.", value, None)
+            raise self._refusal(name, f"`{name}` must be of type {self.annotation}.", value, None)
         if "Example" in self.words and next((not len(one) for one in _tensors(value) if one.ndim), False):
-            raise self._refusal(f"`{self.name}` must hold at least one sample.", value, None)
+            raise self._refusal(name, f"`{name}` must hold at least one sample.", value, None)
         if isinstance(value, nn.Module):
             if isinstance(value, torch.jit.ScriptModule):
                 raise self._refusal(
-                    f"`{self.name}` must be a module of Python code, as what a scripted one does cannot be followed.",
+                    name,
+                    f"`{name}` must be a module of Python code, as what a scripted one does cannot be followed.",
                     value,
                     "the module that was given to torch.jit.script or torch.jit.trace",
                 )
         elif self.holds_tensors or isinstance(value, Tensor):
             for tensor in _tensors(value):
-                self._check_tensor(tensor)
+                self._check_tensor(name, tensor)
 
-    def _check_tensor(self, tensor: Tensor) -> None:
-        require_dense(self.name, tensor)
+    def _check_tensor(self, name: str, tensor: Tensor) -> None:
+        require_dense(name, tensor)
         if tensor.is_complex() and "Example" not in self.words:
-            raise self._refusal(f"`{self.name}` must be real.", tensor, f"{self.name}.real, or torch.view_as_real(...)")
+            raise self._refusal(name, f"`{name}` must be real.", tensor, f"{name}.real, or torch.view_as_real(...)")
 
-    def _refusal(self, what: str, value: object, remedy: str | None) -> InvalidInputError:
-        usual = next((text for word, text in _REMEDIES.items() if word in (self.name, *self.words)), None)
-        return InvalidInputError(
-            what, got=f"{self.name}={_shown(value)}", remedy=remedy or usual or "see the annotation"
-        )
+    def _refusal(self, name: str, what: str, value: object, remedy: str | None) -> InvalidInputError:
+        usual = next((text for word, text in _REMEDIES.items() if word in (name, *self.words)), None)
+        return InvalidInputError(what, got=f"{name}={_shown(value)}", remedy=remedy or usual or "see the annotation")
 
 
 class _Arguments:
@@ -191,16 +191,16 @@ class _Arguments:
                 if argument is not None:
                     self.by_name[one.name] = argument
 
-    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[_Argument, Any]]:
-        """Every argument with its value; those that there are too many of are Python's to refuse."""
+    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[_Argument, str, Any]]:
+        """Every argument with its name and value; those that there are too many of are Python's to refuse."""
         for place, value in enumerate(args):
             argument = self.by_position[place] if place < len(self.by_position) else self.rest
             if argument is not None:
-                yield argument, value
+                yield argument, argument.name, value
         for name, value in kwargs.items():
             argument = self.by_name.get(name, self.others)
             if argument is not None:
-                yield argument, value
+                yield argument, name, value
 
 
 class _Names(dict[str, Any]):

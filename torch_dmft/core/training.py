@@ -109,7 +109,7 @@ class Training:
         }
         known = {*SGD_NUMBERS, *cls.__dataclass_fields__} - {"steps", "numbers", "optimizer"}
         for name in others:
-            require_choice("a setting", name, known)
+            require_choice("a setting", name, sorted(known))
         numbers |= {name: float(others.pop(name)) for name in SGD_NUMBERS if name in others}
         _require_sizes(numbers)
         return cls(steps=steps, numbers=numbers, optimizer="SGD", **others)

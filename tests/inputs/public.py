@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -11,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests.vision import make_importable
 from torch_dmft.core.errors import DMFTError, Place
 
 ROOT = Path(__file__).parents[2]
@@ -87,8 +85,3 @@ def _methods(thing: type) -> dict[str, Callable[..., Any]]:
             if inspect.isfunction(function) and (not name.startswith("_") or name in _OPERATORS):
                 found[name] = function
     return found
-
-
-if __name__ == "__main__":
-    make_importable()
-    print(json.dumps(list(public())))

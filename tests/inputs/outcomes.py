@@ -6,10 +6,11 @@ import contextlib
 import inspect
 import io
 import json
+import re
 import signal
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -103,6 +104,15 @@ def right_calls(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield name, call
 
 
+def worded(cases: Mapping[str, tuple[Callable[[], Any], str]]) -> dict[str, tuple[str, str]]:
+    """What came of cases with a word that the error must have; "misworded" if it has not."""
+    found = {}
+    for name, (case, pattern) in cases.items():
+        what, words = outcome(case)
+        found[name] = ("misworded" if what == "refused" and not re.search(pattern, words) else what), words
+    return found
+
+
 @contextlib.contextmanager
 def without_the_check() -> Iterator[None]:
     """A version that does not look at annotations."""
@@ -119,19 +129,18 @@ def main() -> None:
         import_module(library)
     with tempfile.TemporaryDirectory() as folder:
         a = Set(Path(folder))
-        by_hand = ((name, case) for name, (case, _) in {**handmade(a), **wrong_uses(a)}.items())
         kinds = {
             "right": right_calls(a),
             "right commands": right_commands(a),
             "right uses": right_uses(a).items(),
             "generated": generated(a),
-            "handmade": by_hand,
-            "command": ((name, case) for name, (case, _) in command_cases(a).items()),
         }
         found = {
             kind: {name: outcome(case, RIGHT if kind.startswith("right") else SECONDS) for name, case in cases}
             for kind, cases in kinds.items()
         }
+        found["handmade"] = worded({**handmade(a), **wrong_uses(a)})
+        found["command"] = worded(command_cases(a))
         found["public"] = dict.fromkeys(public(), ("", ""))
         with without_the_check():
             found["unchecked"] = {name: outcome(case) for name, case in generated(a, SOME)}

@@ -312,10 +312,11 @@ def check_loss(problem: Problem) -> None:
                 remedy="a loss made of torch functions, without detach() or item()",
             )
         (gradient,) = torch.autograd.grad(value, outputs, allow_unused=True)
-        if gradient is not None and not bool(gradient.any()) and _is_flat(problem, outputs):
+        of_floats = problem.targets.is_floating_point()  # of a single class the loss is flat, and nothing is learned
+        if of_floats and gradient is not None and not bool(gradient.any()) and _is_flat(problem, outputs):
             raise InvalidInputError(
                 "The loss must depend on the outputs.",
-                got=f"gradients of zero at all outputs, for {problem.outputs} outputs and targets {problem.targets.dtype}",
+                got=f"gradients of zero at all outputs, for targets {tuple(problem.targets.shape)} of {problem.targets.dtype}",
                 remedy="integer classes for nn.CrossEntropyLoss(): targets.long()",
             )
     if gradient is None or not bool(torch.isfinite(gradient).all()):

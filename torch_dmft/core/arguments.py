@@ -101,6 +101,12 @@ def typed(result: type[_T]) -> type[_T]:
     return _by_methods(result, usual=False)
 
 
+def checks_itself(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """A method of such a class that refuses wrong arguments in words of its own, which help more than the annotations do."""
+    method.checks_arguments = True  # type: ignore[attr-defined]
+    return method
+
+
 def _by_methods(noun: type[_T], *, usual: bool) -> type[_T]:
     noun.__init__ = _checked(noun.__init__, noun, usual=usual)  # type: ignore[method-assign]
     for name, member in list(vars(noun).items()):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.core.arguments import checked, require_places
+from torch_dmft.core.arguments import checked, checks_itself, require_places
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
@@ -341,6 +341,7 @@ class Problem:
         return -gradient
 
     @classmethod
+    @checks_itself
     def mlp(
         cls,
         inputs: Tensor,

@@ -41,6 +41,7 @@ _EXAMPLE = (
 _REMEDIES = {
     "record": "record=range(0, steps + 1, 10)",
     "lr": f"a plain Python number, or one for every step, finite and at most {LARGEST:g} in size",
+    "batches": "for every step a tensor of integers, the rows that it sees",
     "Plan": "plan = parameterize(model, example_input)",
     "Module": "an nn.Module",
     "Example": _EXAMPLE,

@@ -70,12 +70,18 @@ def _report(logdir: Path, output: Path) -> None:
     print(f"Written: {output}, {output.stat().st_size / 1e6:.1f} MB. It opens in a browser, from disk.")
 
 
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError
+    return Path(text)
+
+
 def _widths(text: str) -> tuple[int, ...]:
     return tuple(int(width) for width in text.split(","))
 
 
 # argparse names the type in its message.
-_widths.__name__ = "list of widths"
+_path.__name__, _widths.__name__ = "path", "list of widths"
 
 _HELP = {
     "data": "digits (scikit-learn), synthetic, or cifar10 (torchvision; see --data-dir)",
@@ -114,15 +120,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(demo)
     compare = commands.add_parser("compare", help="compare saved trajectories (.npz)")
     compare.set_defaults(command=_compare)
-    compare.add_argument("measured", type=Path, help="the network's trajectory")
-    compare.add_argument("predicted", type=Path, nargs="+", help="one or more predictions")
+    compare.add_argument("measured", type=_path, help="the network's trajectory")
+    compare.add_argument("predicted", type=_path, nargs="+", help="one or more predictions")
     compare.add_argument("--details", action="store_true", help="print every table")
-    compare.add_argument("--logdir", type=Path, metavar="DIR", help="also write TensorBoard logs here")
+    compare.add_argument("--logdir", type=_path, metavar="DIR", help="also write TensorBoard logs here")
     report = commands.add_parser("report", help="write the page of TensorBoard's DMFT tab as one HTML file")
     report.set_defaults(command=_report)
-    report.add_argument("logdir", type=Path, help="a folder of logs, such as runs/demo")
+    report.add_argument("logdir", type=_path, help="a folder of logs, such as runs/demo")
     report.add_argument(
-        "-o", "--output", type=Path, default=Path("report.html"), help="the file (default: %(default)s)"
+        "-o", "--output", type=_path, default=Path("report.html"), help="the file (default: %(default)s)"
     )
     return parser
 
@@ -132,8 +138,8 @@ _KINDS: dict[str, tuple[Callable[[str], object], str]] = {
     "int": (int, "N"),
     "float": (float, "X"),
     "tuple[int, ...]": (_widths, "N,N"),
-    "Path": (Path, "DIR"),
-    "Path | None": (Path, "DIR"),
+    "Path": (_path, "DIR"),
+    "Path | None": (_path, "DIR"),
 }
 
 

@@ -342,10 +342,10 @@ def test_numbers_that_cannot_be_are_refused(change: Callable[[dict[str, Any]], N
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda fields: fields["training"]["fields"].update(gamma0=-5.0), "gamma0 is positive"),
-        (lambda fields: fields["training"]["fields"].update(gamma0=math.inf), "gamma0 is positive"),
+        (lambda fields: fields["training"]["fields"].update(gamma0=-5.0), "gamma0 must be a finite number > 0"),
+        (lambda fields: fields["training"]["fields"].update(gamma0=math.inf), "gamma0 must be a finite number > 0"),
         (lambda fields: fields["training"]["fields"].update(steps=6), "each of 6 steps"),
-        (lambda fields: fields["training"]["fields"].update(steps=-1), "fewer than 0 steps"),
+        (lambda fields: fields["training"]["fields"].update(steps=-1), "steps must be an integer >= 0"),
         (lambda fields: fields.update(width=-3), "width is at least 1"),
         (lambda fields: fields["layers"][0]["fields"].update(width=0), "width of 'fc.0' is at least 1"),
     ],

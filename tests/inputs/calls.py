@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,27 @@ class Set:
     def comparison(self) -> dmft.Comparison:
         return dmft.compare(self.measured, self.static)
 
+    @cached_property
+    def against_itself(self) -> dmft.Comparison:
+        return dmft.compare(self.measured, replace(self.measured, origin="the same"))
+
+    def solved_by(self, solver: str) -> dmft.Problem:
+        """A problem that a solver covers."""
+        linear = solver in ("DeepLinear", "WhitenedLinear")
+        return self.whitened if linear else self.problem
+
+    @cached_property
+    def whitened(self) -> dmft.Problem:
+        inputs = 2 * torch.linalg.qr(torch.eye(4, dtype=torch.float64) + 0.1).Q
+        return dmft.Problem.mlp(inputs, TARGETS.double(), activation="linear", loss=_half_square, lr=0.01, steps=2)
+
     @property
     def kernel(self) -> dmft.Kernel:
         return dmft.Kernel(torch.eye(4).repeat(3, 1, 1))
+
+
+def _half_square(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (outputs - targets).square().sum()
 
 
 Call = tuple[Callable[..., Any], dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Wrong arguments of the command: every flag with values that it must refuse."""
+"""Wrong arguments of the command: every flag of every sub-command with values that it must refuse."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import contextlib
 import io
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+from tests.inputs.calls import Set
 from torch_dmft.core.errors import InvalidInputError
 
 SMALL = {
@@ -17,7 +17,7 @@ SMALL = {
     "width": "4",
     "depth": "1",
     "steps": "1",
-    "neurons": "16",
+    "neurons": "64",
     "replicas": "1",
 }
 """Settings with which the demo takes a second."""
@@ -30,47 +30,110 @@ VALUES = {
     "float": (*_WORDS, *_NUMBERS, "0", "1e-300"),
     "list of widths": ("x", ",", "4,", "4,x", "0,4", "-1,4", "1.5,4", f"4,{2**64}", "1e20,4", "nan,4"),
     "str": ("no such thing", "\0"),
-    "Path": ("", "\0"),
+    "path": ("", "\0", "{file}/below", "{folder}/" + 300 * "x"),
 }
-RIGHT_ALL_THE_SAME = {("data_dir", ""), ("data_dir", "\0")}
+RIGHT_ALL_THE_SAME = {("demo", "data_dir", "{file}/below"), ("demo", "data_dir", "{folder}/" + 300 * "x")}
 """Of data that lie nowhere it is not asked where they lie."""
 
+Case = tuple[Callable[[], Any], str]
+"""What is run, and a word of the error."""
 
-def demo_flags() -> dict[str, argparse.Action]:
-    """Every flag of ``torch-dmft demo`` but ``--help``, by the name of its setting."""
+
+def flags() -> dict[str, dict[str, argparse.Action]]:
+    """Every flag and argument but ``--help``, by command and by the name of its setting."""
     from torch_dmft.cli import _parser
 
     commands = next(one for one in _parser()._actions if isinstance(one, argparse._SubParsersAction))
-    return {one.dest: one for one in commands.choices["demo"]._actions if one.dest != "help"}
+    return {
+        command: {one.dest: one for one in parser._actions if one.dest != "help"}
+        for command, parser in commands.choices.items()
+    }
 
 
-def command_cases(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """A case for every flag and wrong value, and for the files of the other commands."""
-    for name, action in demo_flags().items():
-        for value in VALUES[getattr(action.type, "__name__", "str")]:
-            if (name, value) not in RIGHT_ALL_THE_SAME:
-                settings = {"logdir": str(folder / "demo"), **SMALL, name: value}
-                words = [f"--{flag.replace('_', '-')}={text}" for flag, text in settings.items()]
-                yield f"demo --{name}={value!r}", lambda words=words: _run("demo", *words)
+def right_words(a: Set) -> dict[str, dict[str, str]]:
+    """Of every command the values of a right call; a flag that takes none has the empty word."""
+    runs, logs = a.folder / "runs", a.folder / "commanded"
+    for name, run in (("measured", a.measured), ("predicted", a.static)):
+        runs.mkdir(exist_ok=True)
+        run.save(runs / f"{name}.npz")
+    a.comparison.write_tensorboard(logs)
+    return {
+        "demo": {**SMALL, "logdir": str(a.folder / "demo")},
+        "compare": {
+            "measured": str(runs / "measured.npz"),
+            "predicted": str(runs / "predicted.npz"),
+            "details": "",
+            "logdir": str(a.folder / "compared"),
+        },
+        "report": {"logdir": str(logs), "output": str(a.folder / "page.html")},
+    }
+
+
+def right_commands(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The commands that wrong ones are made of."""
+    for command, values in right_words(a).items():
+        yield command, lambda command=command, values=values: _run(*_words(command, values))  # type: ignore[misc]
+
+
+def command_cases(a: Set) -> dict[str, Case]:
+    """A case for every flag and wrong value, and for what is wrong with the whole."""
+    file, folder, right = a.folder / "a file", a.folder / "a folder", right_words(a)
+    file.write_text("no archive")
+    folder.mkdir(exist_ok=True)
+    cases: dict[str, Case] = {}
+    for command, actions in flags().items():
+        for name, action in actions.items():
+            for value in VALUES[getattr(action.type, "__name__", "str")] if action.nargs != 0 else ("x",):
+                if (command, name, value) not in RIGHT_ALL_THE_SAME:
+                    words = _words(command, {**right[command], name: value.format(file=file, folder=folder)})
+                    cases[f"{command} {name}={value[:40]!r}"] = (lambda words=words: _run(*words)), _told(name, value)  # type: ignore[misc]
     nothing, text = folder / "nothing.npz", folder / "text.npz"
-    empty = folder / "empty"
-    empty.mkdir(exist_ok=True)
     text.write_text("no archive")
-    for label, words in {
-        "compare nothing": ("compare", nothing, nothing),
-        "compare text": ("compare", text, text),
-        "compare a folder": ("compare", empty, empty),
-        "compare one run": ("compare", nothing),
-        "compare --what": ("compare", nothing, nothing, "--what"),
-        "report nothing": ("report", folder / "missing", "-o", folder / "page.html"),
-        "report an empty folder": ("report", empty, "-o", folder / "page.html"),
-        "no command": (),
-        "another command": ("train",),
-        "demo --what": ("demo", "--what"),
-        "demo of odd samples": ("demo", "--data=synthetic", "--samples=5"),
-        "demo of 18 networks": ("demo", "--data=synthetic", "--networks=18"),
-    }.items():
-        yield label, lambda words=words: _run(*map(str, words))
+    for label, told, words in (
+        ("compare nothing", "exist", ("compare", nothing, nothing)),
+        ("compare text", "saved", ("compare", text, text)),
+        ("compare a folder", "regular", ("compare", folder, folder)),
+        ("compare a device", "regular", ("compare", "/dev/zero", "/dev/zero")),
+        ("compare one run", "required", ("compare", nothing)),
+        ("compare --what", "--what", ("compare", nothing, nothing, "--what")),
+        ("compare the wrong way round", "first", ("compare", *reversed(_words("compare", right["compare"])[1:3]))),
+        ("compare to a file", "file", (*_words("compare", {**right["compare"], "logdir": str(file)}),)),
+        ("report nothing", "records", ("report", folder / "missing", "-o", folder / "page.html")),
+        ("report an empty folder", "records", ("report", folder, "-o", folder / "page.html")),
+        ("report a file", "records", ("report", file, "-o", folder / "page.html")),
+        ("report onto a folder", "folder", ("report", right["report"]["logdir"], "-o", folder)),
+        ("report into nothing", "folder", ("report", right["report"]["logdir"], "-o", folder / "no" / "page.html")),
+        ("no command", "required", ()),
+        ("another command", "choose", ("train",)),
+        ("demo --what", "--what", ("demo", "--what")),
+        ("demo of odd samples", "samples", ("demo", "--data=synthetic", "--samples=5")),
+        ("demo of 18 networks", "networks", ("demo", "--data=synthetic", "--networks=18")),
+        ("demo into a file", "file", _words("demo", {**right["demo"], "logdir": str(file)})),
+        ("demo on no device", "device", _words("demo", {**right["demo"], "device": "cuda:99"})),
+    ):
+        cases[label] = (lambda words=words: _run(*map(str, words))), told  # type: ignore[misc]
+    return cases
+
+
+def _told(name: str, value: str) -> str:
+    """What the error must name: the setting, or the path."""
+    if value.startswith("{"):
+        return "x{200}" if value.endswith("x") else "below"
+    return name.replace("_", "[-_]")
+
+
+def _words(command: str, values: dict[str, str]) -> tuple[str, ...]:
+    """The words of a command line; what has no flag comes first."""
+    actions = flags()[command]
+    first = [value for name, value in values.items() if not actions[name].option_strings]
+    others = (
+        f"{actions[name].option_strings[-1]}={value}"
+        if value or actions[name].nargs != 0
+        else actions[name].option_strings[-1]
+        for name, value in values.items()
+        if actions[name].option_strings
+    )
+    return command, *first, *others
 
 
 def _run(*words: str) -> None:
@@ -84,4 +147,4 @@ def _run(*words: str) -> None:
         except SystemExit as end:  # of argparse
             status = int(end.code or 0)
     if status == 2 and said.getvalue().strip():
-        raise InvalidInputError(said.getvalue().strip().splitlines()[-1], got=repr(words), remedy="--help")
+        raise InvalidInputError(said.getvalue().strip().splitlines()[-1], got=f"exit status {status}", remedy="--help")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
+import re
 import signal
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.inputs.calls import Set, calls
-from tests.inputs.command import command_cases
+from tests.inputs.calls import Set
+from tests.inputs.command import command_cases, right_commands
 from tests.inputs.handmade import handmade
+from tests.inputs.nouns import RESULTS, every_call
+from tests.inputs.public import public
+from tests.inputs.uses import right_uses, wrong_uses
 from tests.inputs.values import RIGHT_ALL_THE_SAME, parameters, wrong_values
 from tests.vision import make_importable
 from torch_dmft.core.arguments import _Argument
@@ -24,9 +29,6 @@ from torch_dmft.core.errors import DMFTError, UnsupportedModelError
 
 SECONDS, RIGHT = 5.0, 120.0
 """What a wrong call may take, whose refusal takes a millisecond, and what a right one may on a busy machine."""
-MANY = {"others", "predictions"}
-"""Parameters that any number of values is given to, by position."""
-
 
 SLOW = (
     "torch._dynamo",
@@ -37,7 +39,7 @@ SLOW = (
 """What cases import, and takes seconds."""
 
 
-SOME = ("parameterize(", "empirical_ntk(", "alignment(", "LiveScalars(", "Chain(")
+SOME = ("parameterize", "empirical_ntk", "alignment", "LiveScalars", "Chain")
 """Names that are tried without the check."""
 
 
@@ -70,28 +72,30 @@ def outcome(case: Callable[[], Any], seconds: float = SECONDS) -> tuple[str, str
     return "silent", f"a {type(answer).__name__}"
 
 
-def generated(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """A case for every wrong value of every parameter of every public name."""
-    for name, make in calls(a).items():
+def generated(a: Set, only: tuple[str, ...] = ()) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """A case for every wrong value of every parameter of every public name, or of some."""
+    for name, make in every_call(a).items():
+        if only and name not in only:
+            continue
         function, right = make()  # for all cases: what refuses a value has done nothing yet
-        for parameter, annotation in parameters(function).items():
-            for label, value in wrong_values(parameter, annotation):
+        for parameter, told in parameters(function).items():
+            for label, value in wrong_values(parameter, told.annotation, of_result=name in RESULTS):
                 if (name, parameter, label) in RIGHT_ALL_THE_SAME:
                     continue
 
                 def case(
-                    function: Any = function, right: Any = right, parameter: str = parameter, value: Any = value
+                    function: Any = function, right: Any = right, told: inspect.Parameter = told, value: Any = value
                 ) -> Any:
-                    if parameter in MANY:
+                    if told.kind is told.VAR_POSITIONAL:
                         return function(*right.values(), value())
-                    return function(**{**right, parameter: value()})
+                    return function(**{**right, told.name: value()})
 
                 yield f"{name}({parameter}={label})", case
 
 
 def right_calls(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The calls that the wrong ones are made of; they must go through."""
-    for name, make in calls(a).items():
+    for name, make in every_call(a).items():
 
         def call(make: Any = make) -> Any:
             function, right = make()
@@ -100,11 +104,20 @@ def right_calls(a: Set) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield name, call
 
 
+def worded(cases: Mapping[str, tuple[Callable[[], Any], str]]) -> dict[str, tuple[str, str]]:
+    """What came of cases with a word that the error must have; "misworded" if it has not."""
+    found = {}
+    for name, (case, pattern) in cases.items():
+        what, words = outcome(case)
+        found[name] = ("misworded" if what == "refused" and not re.search(pattern, words) else what), words
+    return found
+
+
 @contextlib.contextmanager
 def without_the_check() -> Iterator[None]:
     """A version that does not look at annotations."""
     check = _Argument.check
-    _Argument.check = lambda self, value: None  # type: ignore[method-assign]
+    _Argument.check = lambda self, name, value: None  # type: ignore[method-assign]
     yield
     _Argument.check = check  # type: ignore[method-assign]
 
@@ -116,20 +129,21 @@ def main() -> None:
         import_module(library)
     with tempfile.TemporaryDirectory() as folder:
         a = Set(Path(folder))
-        by_hand = ((name, case) for name, (case, _) in handmade(a).items())
         kinds = {
             "right": right_calls(a),
+            "right commands": right_commands(a),
+            "right uses": right_uses(a).items(),
             "generated": generated(a),
-            "handmade": by_hand,
-            "command": command_cases(Path(folder)),
         }
         found = {
-            kind: {name: outcome(case, RIGHT if kind == "right" else SECONDS) for name, case in cases}
+            kind: {name: outcome(case, RIGHT if kind.startswith("right") else SECONDS) for name, case in cases}
             for kind, cases in kinds.items()
         }
+        found["handmade"] = worded({**handmade(a), **wrong_uses(a)})
+        found["command"] = worded(command_cases(a))
+        found["public"] = dict.fromkeys(public(), ("", ""))
         with without_the_check():
-            some = [(name, case) for name, case in generated(a) if name.startswith(SOME)]
-            found["unchecked"] = {name: outcome(case) for name, case in some}
+            found["unchecked"] = {name: outcome(case) for name, case in generated(a, SOME)}
     print(json.dumps(found))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,8 +39,8 @@ def others(found: Told, kind: str) -> list[str]:
 
 
 def test_right_calls_go_through(told: dict[str, Told]) -> None:
-    found = told["right"]
-    assert not others(found, "silent")
+    for kind in ("right", "right commands", "right uses"):
+        assert not others(told[kind], "silent")
 
 
 def test_every_wrong_value_of_every_parameter_is_refused(told: dict[str, Told]) -> None:
@@ -51,23 +49,19 @@ def test_every_wrong_value_of_every_parameter_is_refused(told: dict[str, Told]) 
     assert len(found) > CASES
 
 
-def test_what_no_annotation_tells_is_refused_in_the_right_words(told: dict[str, Told], tmp_path: Path) -> None:
-    from tests.inputs.calls import Set
-    from tests.inputs.handmade import handmade
-
+def test_what_no_annotation_tells_is_refused_in_the_right_words(told: dict[str, Told]) -> None:
     found = told["handmade"]
     assert not others(found, "refused")
-    patterns = {name: pattern for name, (_, pattern) in handmade(Set(tmp_path)).items()}
-    assert set(patterns) == set(found)
-    assert not [
-        f"{name}: {found[name][1]}" for name, pattern in patterns.items() if not re.search(pattern, found[name][1])
-    ]
+    assert len(found) > 150
 
 
-def test_every_flag_of_the_command_refuses_wrong_values(told: dict[str, Told]) -> None:
+def test_every_flag_of_every_command_refuses_wrong_values(told: dict[str, Told]) -> None:
+    from tests.inputs.command import flags
+
     found = told["command"]
     assert not others(found, "refused")
-    assert len(found) > 100
+    for command, names in flags().items():
+        assert all(any(case.startswith(f"{command} {name}=") for case in found) for name in names)
 
 
 def test_any_settings_are_refused_or_make_finite_numbers(
@@ -83,50 +77,48 @@ def test_without_the_check_of_annotations_wrong_values_pass_or_end_raw(told: dic
     assert kinds.count("silent") > 20
 
 
-def test_every_public_name_is_tried() -> None:
-    from tests.inputs.calls import Set, calls
-    from torch_dmft import report
-
-    tried = set(calls(Set(Path())))
-    public = {name: getattr(dmft, name) for name in dmft.__all__ if name not in ("solvers", "__version__")}
-    public |= {name: getattr(dmft.solvers, name) for name in dmft.solvers.__all__}
-    public |= {name: getattr(report, name) for name in report.__all__}
-    missing = []
-    for name, thing in public.items():
-        if inspect.isclass(thing) and name not in (*dmft.solvers.__all__, *MADE_BY_THE_PACKAGE):
-            methods = {f"{name}.{method}": function for method, function in _methods(thing).items()}
-            missing += [method for method in methods if method not in {*tried, *OF_ITS_OWN}]
-        if callable(thing) and name not in {*tried, *MADE_BY_THE_PACKAGE}:
-            missing.append(name)
-    assert not missing
+def test_every_public_name_is_tried(told: dict[str, Told]) -> None:
+    names, tried = set(told["public"]), set(told["right"])
+    assert {"Kernel.at", "Recorder", "Trajectory", "figures.kernels", "StaticNTK.run", "Problem.mlp"} <= names
+    assert not names - tried - set(LEFT_OUT)
+    assert not (tried | set(LEFT_OUT)) - names
+    assert not tried & set(LEFT_OUT)
 
 
-MADE_BY_THE_PACKAGE = {
-    "Architecture": "describe() makes it",
-    "Comparison": "compare() makes it",
-    "Plan": "parameterize() and infinite_width() make it",
-    "Problem": "Problem.mlp(), Problem.like() and recorder.problem() make it",
-    "Training": "Training.sgd(), Training.seen_by() and a recorder make it",
-    "Trajectory": "solve() and a recorder make it",
+LEFT_OUT = {
+    **dict.fromkeys(("Recorder.attach", "Problem.trained", "Role", "Part"), "among the cases by hand"),
+    "Indexed.__getitem__": "an index is for the data set to refuse",
+    **dict.fromkeys(("Solver", "Solver.check", "Solver.estimate", "Solver.run"), "a protocol"),
+    **dict.fromkeys(
+        (
+            *("Snapshot", "Subject", "Subject.rate", "capture", "follow", "in_streams", "mean_field", "measure"),
+            *("parameter_rules", "snapshot", "subject_of", "architecture.Wrapper"),
+        ),
+        "what rooms of the package give to each other, and no page names",
+    ),
+    **dict.fromkeys(
+        (
+            *(
+                "integrations.lightning.RecorderCallback.on_train_start",
+                "integrations.lightning.RecorderCallback.on_train_batch_start",
+            ),
+            *(
+                "integrations.lightning.RecorderCallback.on_train_end",
+                "integrations.lightning.RecorderCallback.on_exception",
+            ),
+            *(
+                "integrations.lightning.RecorderCallback.load_state_dict",
+                "integrations.transformers.RecorderCallback.on_train_begin",
+            ),
+            *(
+                "integrations.transformers.RecorderCallback.on_train_end",
+                "integrations.transformers.RecorderCallback.on_save",
+            ),
+        ),
+        "a trainer calls it",
+    ),
 }
-"""Nouns of which users make none by hand; their methods are tried."""
-
-OF_ITS_OWN = {
-    "Recorder.attach": "any number of optimizers: among the cases by hand",
-    "Recorder.keep": "takes a snapshot of the recorder's own",
-}
-
-
-def _methods(thing: type) -> dict[str, object]:
-    """The public methods of a class that take anything."""
-    found = {}
-    for name, value in vars(thing).items():
-        function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-        if name.startswith("_") or not inspect.isfunction(function):
-            continue
-        if set(inspect.signature(function).parameters) - {"self", "cls"}:
-            found[name] = function
-    return found
+"""What no wrong values are generated for, and why."""
 
 
 @pytest.mark.parametrize("size", [1e200, 1e-200, 1.0])

@@ -53,6 +53,7 @@ WHOLE: dict[str, Callable[[], Any]] = {
 SIGNED: dict[str, Callable[[], Any]] = {"-1.0": lambda: -1.0}
 """For numbers: every one of the package's is a size."""
 
+SIZES = ("nan", "inf", "-inf", "1e300", "10**400", "a tensor of NaN", "a tensor of one number")
 TEXTS = ("text", "empty text", "number as text")
 FREE_TEXT = {"logdir", "path", "origin", "title", "folder", "output", "data_dir", "predictions"}
 """Parameters that take any text."""
@@ -64,6 +65,18 @@ _ITEMS = (
 )
 RIGHT_ALL_THE_SAME = {
     ("Kernel.matrix", "time", "-1"): "the last recorded time",
+    ("figures.kernels", "time", "-1"): "the last common step",
+    ("Training", "numbers", "an empty dictionary"): "all of them are 0",
+    **{
+        ("Training", name, text): "a name of the user's"
+        for name in ("optimizer", "scheme", "loss", "doubt")
+        for text in TEXTS
+    },
+    **{("Trajectory", "solver", text): "likewise" for text in TEXTS},
+    **{
+        (f"Problem.{name}", "outputs", "a tensor of NaN"): "of a network that diverged"
+        for name in ("error", "kept_loss", "training_loss")
+    },
     ("Probe", "inputs", "a complex tensor"): "a model may take it",
     ("Problem.mlp", "lr", "a tensor of one number"): "a number",
     ("Problem.like", "lr", "a tensor of one number"): "a number",
@@ -83,21 +96,22 @@ def words(annotation: str) -> set[str]:
     return set(re.findall(r"[A-Za-z_]+", annotation))
 
 
-def wrong_values(name: str, annotation: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Every value that a parameter must refuse, with its name."""
+def wrong_values(name: str, annotation: str, *, of_result: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Every value that a parameter must refuse, with its name; of the numbers and words of a result only the type tells."""
     known = words(annotation)
     if not known or known <= {"Any", "object"}:
         return
     for label, (make, right) in POOL.items():
-        is_text = label in TEXTS and (name in FREE_TEXT and "str" in known)
-        if not is_text and not right & known and not (label == "1.5" and "float" in known):
+        is_text = label in TEXTS and ((name in FREE_TEXT or of_result) and "str" in known)
+        is_size = of_result and label in SIZES and not known.isdisjoint({"float", "Tensor"})
+        if not is_text and not is_size and not right & known and not (label == "1.5" and "float" in known):
             yield label, make
     for kind, values in (("int", WHOLE), ("float", SIGNED)):
-        if kind in known and "Mapping" not in known:
+        if kind in known and not of_result and "Mapping" not in known:
             yield from values.items()
 
 
-def parameters(function: Callable[..., Any]) -> dict[str, str]:
-    """Parameter -> its annotation, of a function or a class."""
+def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The annotated parameters of a function or a class, by name."""
     of = inspect.signature(function).parameters.values()
-    return {one.name: one.annotation for one in of if isinstance(one.annotation, str) and one.name != "self"}
+    return {one.name: one for one in of if isinstance(one.annotation, str) and one.name != "self"}

@@ -18,6 +18,7 @@ from torch_dmft.architecture.trace import Trace, Use
 from torch_dmft.architecture.train_mode import differences
 from torch_dmft.architecture.watch import Example, watch, watch_training
 from torch_dmft.architecture.widen import COPIED, materialise, widened
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.collection import collection_paused
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.torch_private import BatchNormBase, modules_of, own_parameters
@@ -31,6 +32,7 @@ class Wrapper(nn.Module):
     model: nn.Module
 
 
+@checked
 @collection_paused()
 def describe(
     model: nn.Module, example_input: Example, *, roles: Roles | None = None, like: Architecture | None = None

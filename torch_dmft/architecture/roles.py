@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NoReturn
 
-from torch_dmft.core.errors import Place
+from torch_dmft.core.arguments import typed
+from torch_dmft.core.errors import InvalidInputError, Place
+from torch_dmft.core.numbers import shown
 
 
-class Role(StrEnum):
+class _Word(StrEnum):
+    """One of some words, which others are refused for by name."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        words = ", ".join(f'"{one}"' for one in cls)
+        raise InvalidInputError(f"A {cls.__name__.lower()} must be one of {words}.", got=shown(value), remedy=words)
+
+
+class Role(_Word):
     """Which sides of a parameter are widths; this alone decides its scaling."""
 
     INPUT = "input"  # fan-in is not a width, fan-out is
@@ -23,7 +35,7 @@ class Role(StrEnum):
     OUTER = "outer"  # no side is a width, and none comes after it: behind the readout
 
 
-class Part(StrEnum):
+class Part(_Word):
     """Where a parameter stands to a residual stream h_{k+1} = h_k + b_k(h_k)."""
 
     INSIDE = "in a branch"  # it acts within b_k
@@ -31,6 +43,7 @@ class Part(StrEnum):
     BETWEEN = "between branches"  # it acts on the stream itself, as the norm layers behind every sum of BERT
 
 
+@typed
 @dataclass(frozen=True)
 class Stream:
     """A stream of features to which residual branches are added one after another.
@@ -46,6 +59,7 @@ class Stream:
     shared: Mapping[str, int] = field(default_factory=dict)
 
 
+@typed
 @dataclass(frozen=True)
 class Multiplier:
     """What a readout is multiplied by in the forward pass, as its weight makes features as well (tied weights).
@@ -61,6 +75,7 @@ class Multiplier:
     number: float = 1.0
 
 
+@typed
 @dataclass(frozen=True)
 class Layer:
     """A module with a weight: Linear, Conv or Embedding.
@@ -109,6 +124,7 @@ class Layer:
         return None if self.out_axis is None else self.out_features
 
 
+@typed
 @dataclass(frozen=True)
 class Vector:
     """A parameter with one number per neuron that belongs to no layer's bias: gain and shift of norm layers.
@@ -130,6 +146,7 @@ class Vector:
     fan_in: int = 1
 
 
+@typed
 @dataclass(frozen=True)
 class Attribute:
     """A number that a module multiplies features by, and what it has to be instead: the scale of attention scores.
@@ -145,6 +162,7 @@ class Attribute:
     value: float
 
 
+@typed
 @dataclass(frozen=True)
 class Fold:
     """A number that the forward pass lacks, or has too much, and that parameters hold instead.
@@ -160,6 +178,7 @@ class Fold:
     of_scores: bool = False
 
 
+@typed
 @dataclass(frozen=True)
 class DotProduct:
     """A sum of products over a width, such as the scores factor * q.k of attention.
@@ -185,6 +204,7 @@ class DotProduct:
         return self.factor * self.size
 
 
+@typed
 @dataclass(frozen=True)
 class Constant:
     """A number that acts on features in the forward pass, such as the 1/2 of h / 2.
@@ -212,6 +232,7 @@ class Constant:
     error: float = 0.0
 
 
+@typed
 @dataclass(frozen=True)
 class Architecture:
     """What ``describe`` found in a model: every parameter is in exactly one place.

@@ -234,7 +234,7 @@ def _finish(trace: Trace, outputs: list[Tensor]) -> None:
                     "(output)", "its origin could not be followed", "use torch functions, not custom autograd or numpy"
                 )
             )
-        elif value.serial != trace.serial or len(output) != trace.samples:
+        elif value.serial != trace.serial or not output.ndim or len(output) != trace.samples:
             trace.letters += "x"
     refuse_changed(trace, "(output)", trace.changed(outputs))
     for value in ancestry(values, past_weights=False):

@@ -16,7 +16,7 @@ from torch_dmft.comparison.deviation import deviations as deviations_from
 from torch_dmft.comparison.match import common_steps, distinct_origins, in_one_layout, refuse_mismatch, refuse_swapped
 from torch_dmft.comparison.verdict import verdict
 from torch_dmft.comparison.yardstick import narrowest
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import checked, typed
 from torch_dmft.core.divergence import last_sane
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_choice, require_whole
@@ -33,6 +33,7 @@ _SEED = 7_461_220_925_113
 """Of the networks of equal width."""
 
 
+@typed
 @dataclass(frozen=True, repr=False)
 class Comparison:
     """A measured run and its predictions at the steps they have in common; ``print`` it, or write it to TensorBoard.
@@ -80,7 +81,6 @@ class Comparison:
         """The narrowest width of the measured network; the readout's fan-in if no other is known, None if none is."""
         return self.yardstick("ntk")
 
-    @checked
     def yardstick(self, kernel: str, position: int = 0) -> int | None:
         """N of the few 1 / sqrt(N) by which finite width alone makes a kernel deviate (``comparison.yardstick``).
 
@@ -111,7 +111,6 @@ class Comparison:
         """Every figure of the report, by name; see ``torch_dmft.report.figures``."""
         return _report().figures.figures(self)
 
-    @checked
     def write_tensorboard(
         self,
         logdir: str | Path,
@@ -130,7 +129,6 @@ class Comparison:
         """
         _report().tensorboard.write_comparison(self, logdir, plan, hparams=hparams, progress=progress)
 
-    @checked
     def write_html(
         self,
         path: str | Path,

@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torch_dmft.core.arguments import typed
 from torch_dmft.core.trajectory import Trajectory
 
 LEVEL = 0.05
@@ -43,6 +44,7 @@ _ROUND_OFF = 1e-5
 Key = tuple[str, int]
 
 
+@typed
 @dataclass(frozen=True)
 class Score:
     """How far a network deviates in one kernel.
@@ -56,6 +58,7 @@ class Score:
     z: float
 
 
+@typed
 @dataclass(frozen=True)
 class LayerScores:
     """The scores of one weight.
@@ -73,6 +76,7 @@ class LayerScores:
     weight: Score | None
 
 
+@typed
 @dataclass(frozen=True)
 class Scores:
     """The scores of a measured network's kernels at the start, or of what they learned.
@@ -106,6 +110,7 @@ class Scores:
         return max(scores, key=lambda name: scores[name]) if scores else None
 
 
+@typed
 @dataclass(frozen=True)
 class Consistency:
     """Whether a measured network is what its width explains.

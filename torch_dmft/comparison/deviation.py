@@ -11,11 +11,13 @@ from torch import Tensor
 
 from torch_dmft.comparison.consistency import Consistency, consistency
 from torch_dmft.comparison.metrics import cosines, nonzero, quotients
+from torch_dmft.core.arguments import checked, typed
 from torch_dmft.core.divergence import diverged_at, last_sane
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 
 
+@typed
 @dataclass(frozen=True)
 class Deviation:
     """How far a measured kernel X is from its prediction Y at each common step.
@@ -47,6 +49,7 @@ class Deviation:
     noise: Tensor
 
 
+@typed
 @dataclass(frozen=True)
 class Difference:
     """How far numbers in units of their own (outputs, a loss) are from their prediction at each common step.
@@ -60,6 +63,7 @@ class Difference:
     noise: Tensor
 
 
+@typed
 @dataclass(frozen=True)
 class LayerDeviations:
     """The deviations of one weight's kernels: forward Phi^l, backward G^{l+1}, and the part of the NTK, if it is known."""
@@ -70,6 +74,7 @@ class LayerDeviations:
     ntk: Deviation | None
 
 
+@typed
 @dataclass(frozen=True)
 class Deviations:
     """How far the measured run is from one prediction.
@@ -115,6 +120,7 @@ class Deviations:
         return torch.stack([kernel.relative_error for kernel in self.predicted.values()]).mean(0)
 
 
+@checked
 def deviations(measured: Trajectory, predicted: Trajectory) -> Deviations:
     """How far a run is from a prediction at the same steps, in the same layout."""
     train, test = measured.train.cpu(), ~measured.train.cpu()
@@ -169,6 +175,7 @@ def _difference(measured: Tensor, predicted: Tensor, stderr: Tensor | None, rows
     return Difference(rms(difference), rms(torch.full_like(difference, torch.nan) if stderr is None else stderr))
 
 
+@checked
 def deviation(
     measured: Kernel, predicted: Kernel, measured_stderr: Kernel | None = None, predicted_stderr: Kernel | None = None
 ) -> Deviation:

@@ -67,6 +67,7 @@ def refuse_mismatch(measured: Trajectory, predicted: Trajectory) -> None:
     if differences:
         raise InvalidInputError(
             f"{measured.origin!r} and {predicted.origin!r} are not runs of one problem: {'; '.join(differences)}.",
+            got=f"{measured!r} and {predicted!r}",
             remedy="solve the run itself: theory = solve(recorder.problem(), record=measured.steps)",
         )
 

@@ -175,6 +175,12 @@ def _entries(a: Kernel | Tensor, b: Kernel | Tensor) -> tuple[Tensor, Tensor]:
             got=f"{tuple(x.shape)} and {tuple(y.shape)}",
             remedy="compare at equal samples, outputs and times",
         )
+    if not x.numel():
+        raise InvalidInputError(
+            "Kernels to compare must have entries.",
+            got=f"shape {tuple(x.shape)}",
+            remedy="at least one sample and time",
+        )
     return x.detach().to("cpu", torch.float64), y.detach().to("cpu", torch.float64)
 
 

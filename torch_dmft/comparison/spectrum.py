@@ -9,11 +9,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from torch_dmft.comparison.metrics import one_hot
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import checked, typed
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.trajectory import Trajectory
 
 
+@typed
 @dataclass(frozen=True)
 class NTKSpectrum:
     """Eigenvalues and eigenvectors of the tangent kernel on the training rows, largest first.

@@ -8,6 +8,7 @@ written in the package, and ``checked`` those of its users. Beside its type a va
     Tensor           dense, with numbers (not on the meta device), and real; in ``Example`` complex ones too
     nn.Module        not scripted: what happens inside of a ScriptModule cannot be followed
 
+Of results, which the package makes and users seldom do, the types are checked alone (``typed``): a score may be infinite.
 Ranges of single settings (``gamma0 > 0``) are checked by ``core.numbers``.
 """
 
@@ -39,6 +40,8 @@ _EXAMPLE = (
 
 _REMEDIES = {
     "record": "record=range(0, steps + 1, 10)",
+    "lr": f"a plain Python number, or one for every step, finite and at most {LARGEST:g} in size",
+    "batches": "for every step a tensor of integers, the rows that it sees",
     "Plan": "plan = parameterize(model, example_input)",
     "Module": "an nn.Module",
     "Example": _EXAMPLE,
@@ -79,32 +82,53 @@ _REMEDIES = {
 """What helps, by the first of these that is the name of the argument, or is in its annotation."""
 
 
+_OPERATORS = {"__call__", "__getitem__", "__matmul__"}
+"""What users call without naming it."""
 _LATER = {"Plan", "Probe", "Problem"}
 """Classes that modules import for annotations alone, as they live on a floor above or are slow to import."""
 
 
 def checked(public: Callable[_P, _T]) -> Callable[_P, _T]:
-    """A function, or a class by its ``__init__``, that refuses arguments of other types than its annotations say.
+    """A function, or a class by its constructor and its public methods, that refuses what its annotations do not say.
 
     Raises:
         InvalidInputError: when it is called, for the first such argument.
     """
-    if isinstance(public, type):
-        public.__init__ = _checked(public.__init__, public)  # type: ignore[misc]
-        return public
-    return _checked(public)
+    return _by_methods(public, usual=True) if isinstance(public, type) else _checked(public)
 
 
-def _checked(public: Callable[_P, _T], of: type | None = None) -> Callable[_P, _T]:
+def typed(result: type[_T]) -> type[_T]:
+    """A class of results: as ``checked``, but numbers given to its constructor may have any size, infinity and NaN included."""
+    return _by_methods(result, usual=False)
+
+
+def checks_itself(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """A method of such a class that refuses wrong arguments in words of its own, which help more than the annotations do."""
+    method.checks_arguments = True  # type: ignore[attr-defined]
+    return method
+
+
+def _by_methods(noun: type[_T], *, usual: bool) -> type[_T]:
+    noun.__init__ = _checked(noun.__init__, noun, usual=usual)  # type: ignore[method-assign]
+    for name, member in list(vars(noun).items()):
+        method = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+        is_public = not name.startswith("_") or name in _OPERATORS
+        if is_public and inspect.isfunction(method) and not hasattr(method, "checks_arguments"):
+            refusing = _checked(method)
+            setattr(noun, name, refusing if method is member else type(member)(refusing))
+    return noun
+
+
+def _checked(public: Callable[_P, _T], of: type | None = None, *, usual: bool = True) -> Callable[_P, _T]:
     arguments: _Arguments | None = None
 
     @wraps(public)
     def check(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         nonlocal arguments
         if arguments is None:  # annotations may name what is defined later
-            arguments = _Arguments(public, of)
-        for argument, value in arguments.given(args, kwargs):
-            argument.check(value)
+            arguments = _Arguments(public, of, usual=usual)
+        for argument, name, value in arguments.given(args, kwargs):
+            argument.check(name, value)
         return public(*args, **kwargs)
 
     check.checks_arguments = True  # type: ignore[attr-defined]
@@ -114,44 +138,45 @@ def _checked(public: Callable[_P, _T], of: type | None = None) -> Callable[_P, _
 class _Argument:
     """One parameter: its name, its annotation as it is written, and the type that it stands for."""
 
-    def __init__(self, name: str, annotation: str, names: Mapping[str, Any]) -> None:
-        self.name, self.annotation = name, annotation
+    def __init__(self, name: str, annotation: str, names: Mapping[str, Any], *, usual: bool) -> None:
+        self.name, self.annotation, self.usual = name, annotation, usual
         self.words = re.findall(r"[A-Za-z_]+", annotation)
         self.hint = eval(annotation, {}, names)
         self.holds_tensors = not {"Example", "Tensor"}.isdisjoint(self.words)
         self.holds_modules = not {"Module", "Wider"}.isdisjoint(self.words)
 
-    def check(self, value: object) -> None:
-        """Refuse a value of another type, or one that no numbers can be made of."""
-        if not _fits(value, self.hint):
-            raise self._refusal(f"`{self.name}` must be of type {self.annotation}.", value, None)
+    def check(self, name: str, value: object) -> None:
+        """Refuse a value of another type, or one that no numbers can be made of, by the name that it was given by."""
+        if not _fits(value, self.hint, self.usual):
+            raise self._refusal(name, f"`{name}` must be of type {self.annotation}.", value, None)
+        if "Example" in self.words and next((not len(one) for one in _tensors(value) if one.ndim), False):
+            raise self._refusal(name, f"`{name}` must hold at least one sample.", value, None)
         if isinstance(value, nn.Module):
             if isinstance(value, torch.jit.ScriptModule):
                 raise self._refusal(
-                    f"`{self.name}` must be a module of Python code, as what a scripted one does cannot be followed.",
+                    name,
+                    f"`{name}` must be a module of Python code, as what a scripted one does cannot be followed.",
                     value,
                     "the module that was given to torch.jit.script or torch.jit.trace",
                 )
         elif self.holds_tensors or isinstance(value, Tensor):
             for tensor in _tensors(value):
-                self._check_tensor(tensor)
+                self._check_tensor(name, tensor)
 
-    def _check_tensor(self, tensor: Tensor) -> None:
-        require_dense(self.name, tensor)
+    def _check_tensor(self, name: str, tensor: Tensor) -> None:
+        require_dense(name, tensor)
         if tensor.is_complex() and "Example" not in self.words:
-            raise self._refusal(f"`{self.name}` must be real.", tensor, f"{self.name}.real, or torch.view_as_real(...)")
+            raise self._refusal(name, f"`{name}` must be real.", tensor, f"{name}.real, or torch.view_as_real(...)")
 
-    def _refusal(self, what: str, value: object, remedy: str | None) -> InvalidInputError:
-        usual = next((text for word, text in _REMEDIES.items() if word in (self.name, *self.words)), None)
-        return InvalidInputError(
-            what, got=f"{self.name}={_shown(value)}", remedy=remedy or usual or "see the annotation"
-        )
+    def _refusal(self, name: str, what: str, value: object, remedy: str | None) -> InvalidInputError:
+        usual = next((text for word, text in _REMEDIES.items() if word in (name, *self.words)), None)
+        return InvalidInputError(what, got=f"{name}={_shown(value)}", remedy=remedy or usual or "see the annotation")
 
 
 class _Arguments:
     """The parameters of a function that are annotated."""
 
-    def __init__(self, function: Callable[..., Any], of: type | None) -> None:
+    def __init__(self, function: Callable[..., Any], of: type | None, *, usual: bool) -> None:
         names = _Names(inspect.unwrap(function).__globals__)
         for base in () if of is None else reversed(of.__mro__):  # whose fields a dataclass inherits
             names.update(vars(sys.modules[base.__module__]))
@@ -162,7 +187,7 @@ class _Arguments:
         self.others: _Argument | None = None
         for one in inspect.signature(function).parameters.values():
             known = isinstance(one.annotation, str) and one.annotation not in ("Any", "object")
-            argument = _Argument(one.name, one.annotation, names) if known else None
+            argument = _Argument(one.name, one.annotation, names, usual=usual) if known else None
             if one.kind is kinds.VAR_POSITIONAL:
                 self.rest = argument
             elif one.kind is kinds.VAR_KEYWORD:
@@ -173,16 +198,16 @@ class _Arguments:
                 if argument is not None:
                     self.by_name[one.name] = argument
 
-    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[_Argument, Any]]:
-        """Every argument with its value; those that there are too many of are Python's to refuse."""
+    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[_Argument, str, Any]]:
+        """Every argument with its name and value; those that there are too many of are Python's to refuse."""
         for place, value in enumerate(args):
             argument = self.by_position[place] if place < len(self.by_position) else self.rest
             if argument is not None:
-                yield argument, value
+                yield argument, argument.name, value
         for name, value in kwargs.items():
             argument = self.by_name.get(name, self.others)
             if argument is not None:
-                yield argument, value
+                yield argument, name, value
 
 
 class _Names(dict[str, Any]):
@@ -262,8 +287,8 @@ def require_finite(name: str, values: Tensor) -> None:
         )
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type."""
+def _fits(value: Any, hint: Any, usual: bool) -> bool:
+    """Whether a value is of a type, and a number of a usual size if it has to be."""
     if hint is Any or hint is object or isinstance(hint, TypeVar):
         return True
     if hint is None or hint is type(None):
@@ -273,10 +298,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) < MOST
     if hint is float:
-        return isinstance(value, Real) and not isinstance(value, bool) and is_usual(value)
+        return isinstance(value, Real) and not isinstance(value, bool) and (is_usual(value) or not usual)
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
+        return any(_fits(value, part, usual) for part in parts)
     if origin is Literal:
         return any(type(value) is type(part) and value == part for part in parts)
     if hasattr(hint, "array_type"):  # of jaxtyping; shapes are told by the function itself
@@ -286,14 +311,16 @@ def _fits(value: Any, hint: Any) -> bool:
     if not isinstance(value, (tuple, list) if origin is tuple else origin):
         return False
     if isinstance(value, Mapping):
-        return all(_fits(key, parts[0]) and _fits(one, parts[1]) for key, one in value.items())
+        return len(parts) == 2 and all(
+            _fits(key, parts[0], usual) and _fits(one, parts[1], usual) for key, one in value.items()
+        )
     if isinstance(value, str | bytes):  # a word is no list of its letters
         return False
     if origin is not tuple and not isinstance(value, list | tuple):
         return True  # a range, a generator, an array
     if (origin is tuple and len(parts) != 2) or (origin is tuple and parts[1] is not ...):
-        return len(value) == len(parts) and all(_fits(one, part) for one, part in zip(value, parts, strict=True))
-    return not parts or all(_fits(one, parts[0]) for one in value)
+        return len(value) == len(parts) and all(_fits(one, part, usual) for one, part in zip(value, parts, strict=True))
+    return not parts or all(_fits(one, parts[0], usual) for one in value)
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

@@ -53,7 +53,11 @@ class Kernel:
             (shape[: 1 + row], shape[1 + row :]) if self.is_two_time else (shape[1 : 1 + row], shape[1 + row :])
         )
         if left != right:
-            raise InvalidInputError("The two sides of a kernel must have equal shapes.", got=f"shape {tuple(shape)}")
+            raise InvalidInputError(
+                "The two sides of a kernel must have equal shapes.",
+                got=f"shape {tuple(shape)}",
+                remedy="see the docstring of Kernel for the four layouts",
+            )
 
     @property
     def is_two_time(self) -> bool:
@@ -83,7 +87,9 @@ class Kernel:
         """
         if not self.is_two_time:
             raise NotRecordedError(
-                "This kernel holds equal times only.", remedy="record with two_time=True, or use Kernel.equal_time"
+                "This kernel holds equal times only.",
+                got=f"axes {self.axes}",
+                remedy="record with two_time=True, or use Kernel.equal_time",
             )
         return self.array
 
@@ -95,7 +101,6 @@ class Kernel:
         diagonal = self.array.diagonal(dim1=0, dim2=self.array.ndim // 2)
         return diagonal.movedim(-1, 0)
 
-    @checked
     def matrix(self, time: int = -1) -> Tensor:
         """The square matrix at one recorded time, rows (sample) or (sample, output) flattened: ``(row, row)``."""
         count = len(self.array)
@@ -115,14 +120,12 @@ class Kernel:
         last = self.array.ndim - 1
         return Kernel(self.array.diagonal(dim1=first, dim2=last).mean(-1))
 
-    @checked
     def at(self, index: Tensor) -> Kernel:
         """The kernel at a subset of its recorded times: ``index`` is ``(kept,)``, positions along the time axis."""
         require_places("index", index, len(self.array))
         array = self.array[index]
         return Kernel(array.index_select(self.array.ndim // 2, index) if self.is_two_time else array)
 
-    @checked
     def at_rows(self, rows: Tensor) -> Kernel:
         """The kernel of a subset of its samples: ``rows`` is ``(kept,)``, positions along the sample axes."""
         require_places("rows", rows, self.array.shape[1])

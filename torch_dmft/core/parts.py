@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -91,10 +90,6 @@ def _wrong_kinds(run: Trajectory) -> Iterator[tuple[str, str]]:
 
 
 def _misfits_of(training: Training) -> Iterator[tuple[str, str]]:
-    if not 0 <= training.steps < 2**63:
-        yield "a training has no fewer than 0 steps, and no more than can be counted", f"{training.steps}"
-    if not (training.gamma0 > 0 and math.isfinite(training.gamma0)):
-        yield "gamma0 is positive and finite", f"{training.gamma0}"
     for numbers in (training.numbers, *training.exceptions.values()):
         for name, number in numbers.items():
             if not isinstance(number, Tensor | Real) or (isinstance(number, Tensor) and number.is_complex()):

@@ -21,12 +21,31 @@ def path_of(path: str | os.PathLike[str], *, remedy: str) -> Path:
         remedy: for the message.
 
     Raises:
-        InvalidInputError: if it is none, or holds a null character, which no file system knows.
+        InvalidInputError: if it is none, is empty, or holds a null character, which no file system knows.
     """
-    if not isinstance(path, str | os.PathLike) or "\0" in os.fsdecode(path):
+    if not isinstance(path, str | os.PathLike) or not os.fsdecode(path) or "\0" in os.fsdecode(path):
         got = repr(path) if isinstance(path, str | os.PathLike) else type(path).__name__
-        raise InvalidInputError("`path` must be the path of a file.", got=got, remedy=remedy)
+        raise InvalidInputError("This must be the path of a file or folder.", got=got, remedy=remedy)
     return Path(os.fsdecode(path))
+
+
+@contextmanager
+def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the folder in an error of the file system in the body, which writes into it.
+
+    Raises:
+        NotWrittenError: in place of that error.
+    """
+    try:
+        yield
+    except NotWrittenError:
+        raise
+    except OSError as error:
+        raise NotWrittenError(
+            f"Nothing more could be written to {os.fspath(folder)!r}.",
+            got=f"{error.filename or folder}: {error.strerror or error}",
+            remedy="a folder that may be written to and has room",
+        ) from error
 
 
 @contextmanager

@@ -107,8 +107,14 @@ def require_whole_plan(plan: Scaled) -> None:
     """Refuse a model that is no longer the one its plan was made for.
 
     Raises:
-        InvalidInputError: naming the parameters that came or went.
+        InvalidInputError: naming the parameters that came or went, or that it was undone.
     """
+    if getattr(plan, "is_undone", False):
+        raise InvalidInputError(
+            "The model is as it was before it was wrapped.",
+            got="a plan after plan.undo()",
+            remedy="plan = parameterize(model, example_input), and all that is made from it, anew",
+        )
     planned, there = {rule.name for rule in plan.rules}, set(parameters_of(plan.model))
     came, went = sorted(there - planned), sorted(planned - there)
     if came or went:

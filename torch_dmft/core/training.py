@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import typed
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.listed import listed
 from torch_dmft.core.numbers import require_choice, require_number, require_whole
@@ -31,6 +31,7 @@ from torch_dmft.core.series import CLOSE, Number, Numbers, at_step, constant, fi
 from torch_dmft.core.sight import NUMBERS, SGD_NUMBERS, Scaled, Sight
 
 
+@typed
 @by_value
 @dataclass(frozen=True)
 class Training:
@@ -74,8 +75,13 @@ class Training:
     notes: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse a number of steps, a richness or a temperature that there cannot be."""
+        require_whole("steps", self.steps, at_least=0)
+        require_number("gamma0", self.gamma0, above=0)
+        require_number("temperature", self.temperature, at_least=0)
+
     @classmethod
-    @checked
     def sgd(
         cls,
         lr: float | Sequence[float] | Tensor,
@@ -101,12 +107,14 @@ class Training:
             "momentum": momentum,
             "weight_decay": weight_decay,
         }
+        known = {*SGD_NUMBERS, *cls.__dataclass_fields__} - {"steps", "numbers", "optimizer"}
+        for name in others:
+            require_choice("a setting", name, sorted(known))
         numbers |= {name: float(others.pop(name)) for name in SGD_NUMBERS if name in others}
         _require_sizes(numbers)
         return cls(steps=steps, numbers=numbers, optimizer="SGD", **others)
 
     @classmethod
-    @checked
     def seen_by(cls, plan: Scaled, *optimizers: Optimizer, steps: int = 1) -> Training:
         """What optimizers are about to do to the model of a plan, as they are now, in each of so many steps.
 
@@ -164,7 +172,6 @@ class Training:
 
     # Numbers
 
-    @checked
     def number(self, name: str, parameter: str | None = None) -> Number:
         """A setting of a parameter, or of those that are no exceptions."""
         require_choice(
@@ -173,7 +180,6 @@ class Training:
         own: Numbers = self.exceptions.get(parameter, {}) if parameter is not None else {}
         return own.get(name, self.numbers.get(name, 0.0))
 
-    @checked
     def at(self, name: str, step: int, parameter: str | None = None) -> float:
         """What a setting is in a step."""
         require_whole("step", step, at_least=0)
@@ -182,7 +188,6 @@ class Training:
             require_whole("step", step, at_least=0, at_most=len(value) - 1)
         return float(value[step]) if isinstance(value, Tensor) else value
 
-    @checked
     def constant(self, name: str) -> float | None:
         """A setting that is the same in all steps and for all parameters; None if it is not."""
         self.number(name)
@@ -249,7 +254,6 @@ class Training:
 
     # Comparison
 
-    @checked
     def differences(
         self, other: Training, *, names: tuple[str, str] = ("network", "theory"), until: int | None = None
     ) -> list[str]:
@@ -346,9 +350,10 @@ class Training:
             else f"of {_listed({str(len(rows)) for rows in self.batches[:horizon]})} rows"
         )
 
-    @checked
     def with_numbers(self, **numbers: float | Sequence[float] | Tensor) -> Training:
         """The same training with other numbers for the parameters that are no exceptions."""
+        for name in numbers:
+            require_choice("a number", name, {**self.numbers, **SGD_NUMBERS, **NUMBERS["Adam"]})
         given = {name: series(value) for name, value in numbers.items()}
         _require_sizes(given)
         return replace(self, numbers={**self.numbers, **given})

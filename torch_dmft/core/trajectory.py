@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torch_dmft.core import serial
 from torch_dmft.core.activation import activation
-from torch_dmft.core.arguments import checked, require_places
+from torch_dmft.core.arguments import require_places, typed
 from torch_dmft.core.devices import usable
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
@@ -31,6 +31,7 @@ _FLAT = 1e-4
 """Slopes phi'(h) below which z cannot be computed from g = phi'(h) z."""
 
 
+@typed
 @by_value
 @dataclass(frozen=True)
 class Fields:
@@ -59,6 +60,7 @@ class Fields:
         return torch.where(slope.abs() > _FLAT, self.gradient / slope, torch.nan)
 
 
+@typed
 @by_value
 @dataclass(frozen=True)
 class LayerKernels:
@@ -92,6 +94,7 @@ class LayerKernels:
         return replace(self, forward=change(self.forward), backward=change(self.backward), ntk=ntk)
 
 
+@typed
 @by_value
 @dataclass(frozen=True)
 class Trajectory:
@@ -200,7 +203,6 @@ class Trajectory:
         spread = combine(self.replicas, lambda values: torch.stack(list(values)).std(0))
         return replace(spread, origin=self.origin, metadata=self.metadata)
 
-    @checked
     def layer(self, name: str) -> LayerKernels:
         """The kernels of the weight with this module path.
 
@@ -214,7 +216,6 @@ class Trajectory:
             "Unknown weight.", got=repr(name), remedy=f"one of {', '.join(layer.name for layer in self.layers)}"
         )
 
-    @checked
     def at_steps(self, steps: Tensor) -> Trajectory:
         """The same run at a subset of its recorded steps.
 
@@ -251,7 +252,6 @@ class Trajectory:
             curvature=None if self.curvature is None else self.curvature[index.to(self.curvature.device)],
         )
 
-    @checked
     def at_rows(self, rows: Tensor) -> Trajectory:
         """The same run on a subset of its samples; losses are unchanged.
 
@@ -288,6 +288,7 @@ class Trajectory:
         if self.ntk is None:
             raise NotRecordedError(
                 f"The NTK of {self.origin!r} was not recorded.",
+                got="ntk=None",
                 remedy="record it: Recorder(...) without ntk=False; with per_output=False where it is too large",
             )
         return self.ntk
@@ -320,7 +321,6 @@ class Trajectory:
             replicas=tuple(replica.without_ntk() for replica in self.replicas),
         )
 
-    @checked
     def to(self, *args: torch.dtype | torch.device | str) -> Trajectory:
         """The same run with every tensor on a device, and every floating-point tensor in a dtype.
 
@@ -330,6 +330,10 @@ class Trajectory:
         for arg in args:
             if not isinstance(arg, torch.dtype):
                 usable(arg)
+            elif not arg.is_floating_point:
+                raise InvalidInputError(
+                    "A run has real numbers.", got=f"{arg}", remedy="torch.float32 or torch.float64"
+                )
         devices = [arg for arg in args if not isinstance(arg, torch.dtype)]
 
         def convert(value: _T) -> _T:
@@ -346,7 +350,6 @@ class Trajectory:
 
         return convert(self)
 
-    @checked
     def save(self, path: str | Path) -> None:
         """Write the run to one ``.npz`` file (arrays and a JSON header), completely or not at all.
 
@@ -362,7 +365,6 @@ class Trajectory:
         serial.write(self, path, FORMAT)
 
     @staticmethod
-    @checked
     def load(path: str | Path) -> Trajectory:
         """Read a run written by ``save``; it is equal (``==``) to the one that was saved.
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Values = Mapping[str, Tensor]
 
 
+@checked
 class NTKOperator:
     """The NTK of a network on any number of samples, per unit of the base learning rate; see ``empirical_ntk``.
 
@@ -64,7 +65,6 @@ class NTKOperator:
         >>> values, vectors = kernel.largest(10)
     """
 
-    @checked
     def __init__(
         self,
         model: Plan | nn.Module,
@@ -113,7 +113,6 @@ class NTKOperator:
         """(P C, P C)."""
         return self.samples * self.outputs, self.samples * self.outputs
 
-    @checked
     def __matmul__(self, vector: Float[Tensor, "sample ..."]) -> Float[Tensor, "sample ..."]:
         """K v, for v of shape ``(sample, output)``, or ``(sample,)`` for one output; in the shape of v.
 
@@ -139,7 +138,6 @@ class NTKOperator:
             products = [jvp(function, (parameters,), (gradient,))[1] for _, function in self._blocks()]
             return torch.cat(products).detach().reshape(vector.shape)
 
-    @checked
     def largest(self, number: int = 10, *, tolerance: float = 1e-4) -> tuple[Tensor, Tensor]:
         """The largest eigenvalues and their eigenvectors, by Lanczos' method.
 

@@ -265,7 +265,9 @@ class Observer:
         """
         if self._sight is None:
             raise NotRecordedError(
-                "No optimizer was seen yet.", remedy="train inside `with recorder.attach(optimizer):`"
+                "No optimizer was seen yet.",
+                got="a recorder that was never attached",
+                remedy="train inside `with recorder.attach(optimizer):`",
             )
         noted, targets, data = self.rows.noted, self._probe.targets, self.rows.training_set
         batches, is_probe = self.rows.batches if noted else None, self.rows.data is None

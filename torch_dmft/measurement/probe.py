@@ -77,14 +77,12 @@ class Probe:
         """P, the number of samples."""
         return count(self.inputs)
 
-    @checked
     def to(self, device: torch.device | str) -> Probe:
         """The same probe on another device; ``train`` stays on the CPU."""
         where = usable(device)
         targets = None if self.targets is None else self.targets.to(where)
         return replace(self, inputs=moved(self.inputs, where), targets=targets)
 
-    @checked
     def at_rows(self, chosen: Tensor | Sequence[int]) -> Probe:
         """Some of the samples, as a probe of its own.
 
@@ -98,7 +96,6 @@ class Probe:
         targets = None if self.targets is None else self.targets[places.to(self.targets.device)]
         return replace(self, inputs=rows(self.inputs, places), targets=targets, train=self.train_rows[places])
 
-    @checked
     def places(self, chosen: Tensor | Sequence[int]) -> Tensor:
         """Positions of some samples, ``(kept,)`` on the CPU, which may be given as a mask."""
         given = torch.as_tensor(chosen, device="cpu").flatten()
@@ -154,7 +151,6 @@ class Probe:
         """What tells these inputs from others: of every tensor, and nothing of numbers and words beside them."""
         return data_print(len(self), *tensors(rows(self.inputs, printed_rows(len(self)))))
 
-    @checked
     def target_values(self, outputs: int | None = None) -> Tensor | None:
         """The targets as floats: ``(sample, output)``, one-hot for integer classes, or None without targets.
 

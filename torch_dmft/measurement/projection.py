@@ -14,6 +14,7 @@ from torch_dmft.core.numbers import require_seed, require_whole
 from torch_dmft.uses.outputs import Selection, output_rows, select
 
 
+@checked
 class Projection:
     r"""Selects k fixed random combinations of a model's C outputs, for ``outputs=``.
 
@@ -34,7 +35,6 @@ class Projection:
         >>> Recorder(model, probe, outputs=Projection(8, of=lambda out: out.logits[:, -1]))  # doctest: +SKIP
     """
 
-    @checked
     def __init__(self, count: int, of: Selection | None = None, *, seed: int = 0) -> None:
         require_whole("count", count, at_least=1)
         require_seed("seed", seed)
@@ -48,9 +48,9 @@ class Projection:
             outputs = output_rows(outputs, len(outputs))
         return outputs @ self.matrix(outputs.shape[1]).to(outputs)
 
-    @checked
     def matrix(self, outputs: int) -> Float[Tensor, "outputs projected"]:
         """R for a model with so many outputs, on the CPU in float64."""
+        require_whole("outputs", outputs, at_least=1)
         if self._matrix is None or len(self._matrix) != outputs:
             generator = torch.Generator("cpu").manual_seed(self.seed)
             drawn = torch.randn(outputs, self.count, generator=generator, dtype=torch.float64, device="cpu")

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.loss import Loss
+from torch_dmft.core.materialised import require_materialised
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.sight import require_whole_plan
 from torch_dmft.core.spread import whole
@@ -32,7 +33,7 @@ from torch_dmft.measurement.probe_loss import ProbeLoss
 from torch_dmft.measurement.projection import refuse_classes_of
 from torch_dmft.measurement.record import joined, plain, record_of, restored
 from torch_dmft.measurement.rows import TrainingSet
-from torch_dmft.measurement.schedule import Schedule, at_steps
+from torch_dmft.measurement.schedule import Asked, Schedule, at_steps
 from torch_dmft.measurement.schedule import every as every_steps
 from torch_dmft.measurement.snapshot import Snapshot, snapshot
 from torch_dmft.measurement.subject import subject_of
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 Callback = Callable[[int, Trajectory], None]
 
 
+@checked
 class Recorder:
     """Records outputs, loss and kernels of a network on a probe while it trains.
 
@@ -102,7 +104,6 @@ class Recorder:
         >>> measured = recorder.trajectory()
     """
 
-    @checked
     def __init__(
         self,
         plan_or_model: Plan | nn.Module,
@@ -133,7 +134,7 @@ class Recorder:
             schedule = every_steps(1 if every is None else every)
         require_number("temperature", temperature, at_least=0, remedy="temperature=0.0: no noise")
         self.probe = probe if rows is None else probe.at_rows(rows)
-        self.schedule: Schedule = schedule if callable(schedule) else at_steps(schedule)
+        self.schedule: Schedule = Asked(schedule) if callable(schedule) else at_steps(schedule)
         self.callbacks = tuple(callbacks)
         self.step = 0
         self.records: list[Trajectory] = []
@@ -161,7 +162,6 @@ class Recorder:
         layers = self.subject.architecture.layers
         self._two_time = [TwoTimeMemory(per_output=per_output) for _ in layers] if two_time else []
 
-    @checked
     @contextmanager
     def attach(self, *optimizers: Optimizer) -> Iterator[Recorder]:
         """Record while the body trains with these optimizers.
@@ -181,13 +181,21 @@ class Recorder:
         """
         if self._attached:
             raise InvalidInputError(
-                "The recorder is attached already.", remedy="leave the first attach before the next"
+                "The recorder is attached already.",
+                got=f"a second attach at step {self.step}",
+                remedy="leave the first attach before the next",
             )
         if not optimizers or not all(isinstance(optimizer, Optimizer) for optimizer in optimizers):
             raise InvalidInputError(
                 "A recorder is attached to optimizers.",
                 got=", ".join(type(optimizer).__name__ for optimizer in optimizers) or "nothing",
                 remedy="recorder.attach(optimizer), with every torch.optim optimizer that trains the model",
+            )
+        if len(set(map(id, optimizers))) < len(optimizers):
+            raise InvalidInputError(
+                "A recorder is attached to each optimizer once.",
+                got=f"{len(optimizers)} optimizers, some of them the same",
+                remedy="recorder.attach(optimizer)",
             )
         stepping = outermost(optimizers)
         self._observer.meet(stepping, first=self.step == 0)
@@ -209,7 +217,6 @@ class Recorder:
             stack.enter_context(self._observer.watching(stepping, stepped))
             yield self
 
-    @checked
     def batch(self, rows: Tensor | Sequence[int]) -> None:
         """Note which rows of the training set the next step sees; call it before ``optimizer.step()``.
 
@@ -218,7 +225,6 @@ class Recorder:
         """
         self._observer.rows.note(rows)
 
-    @checked
     def batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """The batches of a loader, one epoch of them, whose rows are noted as they pass; shuffling and workers included.
 
@@ -245,7 +251,9 @@ class Recorder:
         """
         if self.records and int(self.records[-1].steps) == self.step:
             raise InvalidInputError(
-                f"Step {self.step} was recorded already.", remedy="recorder.look() measures and keeps nothing"
+                f"Step {self.step} was recorded already.",
+                got="a second record of it",
+                remedy="recorder.look() measures and keeps nothing",
             )
         started = time.perf_counter()
         require_whole_plan(self.subject.plan)
@@ -255,7 +263,6 @@ class Recorder:
             callback(self.step, record)
         return record
 
-    @checked
     def look(self, *, check: bool = False) -> Snapshot:
         """Measure now and keep nothing.
 
@@ -266,12 +273,12 @@ class Recorder:
         Raises:
             UnsupportedModelError: if it does not agree, naming the layer.
         """
+        require_materialised(self.subject.model)
         device = next(self.subject.run.parameters()).device
         layouts = None if check else self._layouts
         with whole(self.subject.run):
             return snapshot(self.subject, moved(self._whole.inputs, device), layouts=layouts)
 
-    @checked
     def keep(self, taken: Snapshot) -> Trajectory:
         """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""
         self._layouts = taken.layouts
@@ -295,7 +302,6 @@ class Recorder:
         outputs = self.records[0].outputs.shape[2] if self.records else self.subject.architecture.readout.out_features
         return self._observer.training(outputs)
 
-    @checked
     def problem(
         self,
         data: tuple[Tensor, Tensor] | Dataset[Any] | None = None,
@@ -336,7 +342,6 @@ class Recorder:
             generator=generator,
         )
 
-    @checked
     def trajectory(self, origin: str | None = None) -> Trajectory:
         """What was recorded so far.
 
@@ -351,7 +356,7 @@ class Recorder:
         """
         if not self.records:
             raise NotRecordedError(
-                "Nothing was recorded yet.", remedy="train inside `with recorder.attach(optimizer):`"
+                "Nothing was recorded yet.", got="no record", remedy="train inside `with recorder.attach(optimizer):`"
             )
         run, plan = joined(self.records), self.subject.plan
         unseen = Training.unseen(int(run.steps[-1]), plan)
@@ -383,7 +388,6 @@ class Recorder:
             "recorded": self._recorded,
         }
 
-    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: the next ``attach`` continues its step count and its records.
 

@@ -51,6 +51,28 @@ class AtSteps:
         return step in self.steps
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A predicate of the user's.
+
+    Raises:
+        InvalidInputError: if it fails.
+    """
+
+    predicate: Schedule
+
+    def __call__(self, step: int) -> bool:
+        """Whether this step is recorded."""
+        try:
+            return bool(self.predicate(step))
+        except Exception as error:
+            raise InvalidInputError(
+                "`schedule` must say of every step whether it is recorded.",
+                got=f"{type(error).__name__} at step {step}: {error}",
+                remedy="a function step -> bool, such as every(5), log_spaced(50) or lambda step: step % 5 == 0",
+            ) from error
+
+
 @checked
 def every(interval: int) -> Schedule:
     """The schedule 0, n, 2n, ...

@@ -94,7 +94,7 @@ def returns_one_number(model: nn.Module, inputs: Example) -> bool:
     """Whether a model returns ``(sample,)``, one number for each, rather than ``(sample, output)``."""
     some = moved(rows(inputs, [0, 1]), next(model.parameters()).device)
     with undisturbed(model):  # with gradients, of which a model may make its outputs
-        return bool(model(some).ndim == 1)
+        return bool(outputs_on(model, some).ndim == 1)
 
 
 def measure(

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor, nn
 
-from torch_dmft.core.arguments import checked, require_finite, require_rows
+from torch_dmft.core.arguments import checked, require_finite, require_rows, typed
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
-from torch_dmft.core.loss import Loss, loss_value, require_loss
+from torch_dmft.core.loss import Loss, as_the_loss_takes_them, loss_value, require_loss
 from torch_dmft.core.numbers import require_choice, require_number, require_whole
 from torch_dmft.core.users_functions import called
 from torch_dmft.parameterization.apply import scaled
@@ -27,6 +27,7 @@ from torch_dmft.uses.passes import layer_outputs
 from torch_dmft.uses.streams import stream_states
 
 
+@typed
 @dataclass(frozen=True)
 class CoordinateCheck:
     """How the change of each layer's output scales with width, or with depth.
@@ -278,6 +279,7 @@ def changes_of(
     before = layer_outputs(plan.model, run, inputs)
     states = stream_states(plan.model, run, inputs) if along_stream else {}
     start = run(inputs).detach()
+    targets = as_the_loss_takes_them(loss, start, targets)
     for _ in range(steps):
         optimizer.zero_grad()
         loss_value(loss, run(inputs) - start, targets).backward()

@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Role, describe
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import checked, typed
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.parameterization.rules import parameter_rules
 from torch_dmft.parameterization.scheme import mean_field
 
 
+@typed
 @dataclass(frozen=True)
 class EffectiveScaling:
     """The mean-field network with the same function and the same SGD steps.

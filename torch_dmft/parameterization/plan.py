@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from torch_dmft.core.listed import listed
 from torch_dmft.core.loss import Loss
 from torch_dmft.core.multiplied import multiplied, multiply
 from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
+from torch_dmft.core.sight import require_whole_plan
 from torch_dmft.core.spread import assign, reshard, whole
 from torch_dmft.parameterization.optimizer import OPTIMIZERS, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
@@ -34,6 +35,7 @@ _VERSION = 1
 _COLUMNS = 80
 
 
+@checked
 class Plan:
     """A model, what it is made of, and one scaling rule for every parameter.
 
@@ -51,6 +53,7 @@ class Plan:
         rescaled: what weights that were kept were multiplied by, by name.
         depth: what residual branches are multiplied by, "1/sqrt(L)" or "1/L"; None for 1.
         wrapping: how it was made, so that other instances of the model can be wrapped alike.
+        is_undone: whether ``undo`` was called, so that nothing that is said here is true of the model any more.
         origin: what legends call this model: ``"network (N=512)"``, ``"network (32 channels)"`` if the readout reads flattened
             images of so many, or ``"theory (N=inf)"`` for an infinite-width twin.
     """
@@ -68,13 +71,17 @@ class Plan:
         optimizers: tuple[str, ...] = tuple(OPTIMIZERS),
         is_limit: bool = False,
         drawn: Mapping[str, Tensor] | None = None,
-        before: Iterable[Attribute] = (),
+        before: Sequence[Attribute] = (),
         multiplied_before: Mapping[str, float] | None = None,
         rescaled: Mapping[str, float] | None = None,
         depth: str | None = None,
         wrapping: Wrapping | None = None,
     ) -> None:
         """Put a plan together; ``initial`` and what was before hold what ``undo`` brings back, None if it cannot."""
+        require_choice("scheme", scheme, SCHEMES)
+        require_number("gamma0", gamma0, above=0)
+        if depth is not None:
+            require_choice("depth", depth, DEPTHS)
         self.model = model
         self.architecture = architecture
         self.rules = rules
@@ -87,6 +94,7 @@ class Plan:
         self.drawn = dict(drawn or {})
         self.rescaled = dict(rescaled or {})
         self.depth = depth
+        self.is_undone = False
         self._initial = initial
         self._before = tuple(before)
         self._multiplied_before = dict(multiplied_before or {})
@@ -171,7 +179,6 @@ class Plan:
                 "first"
             )
 
-    @checked
     def rule(self, name: str) -> ParameterRule:
         """The rule of the parameter with this name.
 
@@ -185,7 +192,6 @@ class Plan:
             "Unknown parameter.", got=repr(name), remedy=f"one of {', '.join(rule.name for rule in self.rules)}"
         )
 
-    @checked
     def param_groups(
         self, lr: float, *, optimizer: str = "sgd", weight_decay: float = 0.0, eps: float = 1e-8
     ) -> list[dict[str, Any]]:
@@ -215,10 +221,10 @@ class Plan:
                 got=repr(optimizer),
                 remedy=f"one of {', '.join(self.optimizers)}: an infinite-width twin trains weights in other coordinates",
             )
+        require_whole_plan(self)
         reshard(self.model)
         return param_groups(self.model, self.rules, lr, optimizer, weight_decay, eps)
 
-    @checked
     def suggest_lr(
         self,
         probe: Probe,
@@ -263,6 +269,7 @@ class Plan:
         if self._initial is None:
             raise InvalidInputError(
                 "Only a plan that parameterize() made can be undone, and only once.",
+                got="a plan after plan.undo()" if self.is_undone else "a plan without a way back",
                 remedy="call parameterize(model, ...) first",
             )
         reshard(self.model)
@@ -271,7 +278,7 @@ class Plan:
             assign(tensors[name], before)
         set_attributes(self.model, self._before)
         multiply(self.model, self._multiplied_before)
-        self._initial, self._before = None, ()
+        self._initial, self._before, self.is_undone = None, (), True
 
     def state_dict(self) -> dict[str, Any]:
         """The scaling as plain numbers and strings, to be saved beside the model's own state_dict."""
@@ -285,7 +292,6 @@ class Plan:
             "multiplied": multipliers_of(self.architecture),
         }
 
-    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a scaling saved by ``state_dict``; weights come from the model's own checkpoint.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from torch_dmft.architecture import Architecture, Layer, Role
+from torch_dmft.core.arguments import typed
 from torch_dmft.core.numbers import SMALLEST, require_number
 from torch_dmft.parameterization.scheme import (
     DEPTHS,
@@ -25,6 +26,7 @@ from torch_dmft.parameterization.scheme import (
 _SQRT2 = frozenset({"relu", "relu6", "leaky_relu", "gelu", "gelu_tanh", "silu", "mish"})
 
 
+@typed
 @dataclass(frozen=True)
 class ParameterRule:
     """How one parameter is scaled.

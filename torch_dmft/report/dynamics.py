@@ -11,6 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from torch_dmft.comparison import NTKSpectrum
+from torch_dmft.core.arguments import checked
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_whole
 from torch_dmft.report.style import new_figure, tidy
 from torch_dmft.theory import Responses
 
@@ -18,6 +21,7 @@ _FORWARD = r"$A(t,s)=\langle\partial\phi(h(t))/\partial r(s)\rangle$"
 _BACKWARD = r"$B(t,s)=\langle\partial g(t)/\partial u(s)\rangle$"
 
 
+@checked
 def responses(answers: Sequence[Responses]) -> Figure:
     """A(t, s) and B(t, s) of every hidden weight, averaged over equal samples (and summed over outputs).
 
@@ -26,7 +30,14 @@ def responses(answers: Sequence[Responses]) -> Figure:
 
     Returns:
         A row per weight. The empty corner is causality: what happens at step s changes nothing before.
+
+    Raises:
+        InvalidInputError: if there is none.
     """
+    if not len(answers):
+        raise InvalidInputError(
+            "`answers` must have at least one weight.", got="none", remedy="what theory.responses(problem) returns"
+        )
     figure = new_figure(7.2, 0.8 + 3.0 * len(answers), "Responses of a neuron to its own past")
     grid = figure.subplots(len(answers), 2, squeeze=False)
     for response, row in zip(answers, grid, strict=True):
@@ -48,13 +59,18 @@ def responses(answers: Sequence[Responses]) -> Figure:
     return figure
 
 
+@checked
 def spectrum(result: NTKSpectrum, shown: int = 12) -> Figure:
     """The leading eigenvalues of the tangent kernel over training time, and the share of the targets along each.
 
     Args:
         result: what ``comparison.ntk_spectrum`` returned.
         shown: how many eigenvalues, the largest first (darkest, and at the bottom on the right).
+
+    Raises:
+        InvalidInputError: for fewer than one.
     """
+    require_whole("shown", shown, at_least=1)
     count = min(shown, result.eigenvalues.shape[1])
     figure = new_figure(8.4, 3.6, "Spectrum of the tangent kernel on the training rows")
     left, right = figure.subplots(1, 2)

@@ -22,6 +22,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.replacing import path_of
 
 
 class EventLog:
@@ -131,12 +132,14 @@ def local(logdir: str | Path) -> Path:
     """A log directory on this machine's disk, where the records of the DMFT tab are written.
 
     Raises:
-        InvalidInputError: for an address such as gs://bucket/runs, which would be taken for a folder called "gs:".
+        InvalidInputError: for what is no path, and for an address such as gs://bucket/runs, which would be taken for a folder
+            called "gs:".
     """
+    folder = path_of(logdir, remedy="a folder, such as runs/demo")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(logdir)):
         raise InvalidInputError(
             "Logs are written to a folder of this machine.",
             got=str(logdir),
             remedy="write to a local folder and copy it there (gsutil rsync, aws s3 sync), or mount the bucket",
         )
-    return Path(logdir)
+    return folder

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torch_dmft.comparison import Comparison, Deviation, movement, target_alignments
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import NotRecordedError
+from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.report.choice import sample_order, shown_weights
 from torch_dmft.report.style import COLORS, Look, looks, new_figure, place, tidy
@@ -25,6 +27,7 @@ from torch_dmft.theory.spectrum import BesideNetworks
 
 _SYMBOLS = {"forward": r"$\Phi$", "backward": "$G$", "ntk": "NTK"}
 _Draw = Callable[..., None]
+_Field = Literal["preactivation", "gradient", "pregradient"]
 _FIELDS = {
     "preactivation": ("Preactivations", "preactivation h"),
     "gradient": ("Gradient fields", r"gradient $g=\gamma_0 N\,\partial f/\partial h$"),
@@ -33,6 +36,7 @@ _FIELDS = {
 _NAMES = {"forward": "Forward kernels Φ", "backward": "Backward kernels G", "ntk": "Tangent kernels"}
 
 
+@checked
 def figures(comparison: Comparison) -> dict[str, Figure]:
     """Every figure the comparison has data for, by name."""
     drawn = {
@@ -49,6 +53,7 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
     return drawn
 
 
+@checked
 def losses(comparison: Comparison) -> Figure:
     """The loss of every run over training time, with the predictions' standard errors as bands."""
     figure = new_figure(6.4, 3.8, "Loss on the training rows")
@@ -63,12 +68,14 @@ def losses(comparison: Comparison) -> Figure:
     return figure
 
 
+@checked
 def learned(run: Trajectory) -> Figure:
-    """What one run learned and where: movement |K(t) - K(0)| / |K(0)| of Phi, G and the NTK of every weight at every record."""
+    """What one run learned and where: movement |K(t) - K(0)| / |K(0)| of Phi, G and the NTK of every weight, as recorded."""
     count, times = len(run.layers), len(run.steps)
     figure = new_figure(10.0, 1.5 + 0.21 * max(count, 6), f"What {run.origin} learned: movement of its kernels")
-    panels = figure.subplots(1, 3, sharey=True)
-    for axes, (which, symbol) in zip(panels, _SYMBOLS.items(), strict=True):
+    symbols = {which: symbol for which, symbol in _SYMBOLS.items() if which != "ntk" or run.ntk is not None}
+    panels = figure.subplots(1, len(symbols), sharey=True)
+    for axes, (which, symbol) in zip(panels, symbols.items(), strict=True):
         rows = np.stack([_array(movement(getattr(layer, which))) for layer in run.layers])
         finite = rows[np.isfinite(rows)]
         image = axes.imshow(rows, aspect="auto", cmap="viridis", vmin=0, vmax=finite.max(initial=0) or 1)
@@ -82,6 +89,7 @@ def learned(run: Trajectory) -> Figure:
     return figure
 
 
+@checked
 def target_alignment(comparison: Comparison) -> Figure:
     """How the forward kernel of every weight turns towards the task: A(Phi, Y Y^T) over training time."""
     targets = comparison.targets
@@ -100,6 +108,7 @@ def target_alignment(comparison: Comparison) -> Figure:
     return figure
 
 
+@checked
 def alignments(comparison: Comparison) -> Figure:
     """The alignment of measured and predicted kernels over training time, a line per weight."""
     figure, grid = _deviations(
@@ -110,6 +119,7 @@ def alignments(comparison: Comparison) -> Figure:
     return figure
 
 
+@checked
 def relative_errors(comparison: Comparison) -> Figure:
     """The relative error |X - Y| / |Y| of the kernels over training time, a line per weight; shaded: its noise."""
     figure, grid = _deviations(comparison, "Relative error of the measured kernels", "relative error", draw=_draw_error)
@@ -118,7 +128,8 @@ def relative_errors(comparison: Comparison) -> Figure:
     return figure
 
 
-def kernels(comparison: Comparison, which: str = "forward", time: int = -1) -> Figure:
+@checked
+def kernels(comparison: Comparison, which: Literal["forward", "backward", "ntk"] = "forward", time: int = -1) -> Figure:
     """The kernels at one common step: measured, predicted by the first prediction, and their difference.
 
     Args:
@@ -132,7 +143,10 @@ def kernels(comparison: Comparison, which: str = "forward", time: int = -1) -> F
 
     Raises:
         NotRecordedError: for an NTK that was not recorded.
+        InvalidInputError: for a time that the runs do not have in common.
     """
+    count = len(comparison.steps)
+    require_whole("time", time, at_least=-count, at_most=count - 1)
     if which == "ntk":
         _ = comparison.measured.known_ntk
     measured, predicted = comparison.measured, comparison.predictions[0]
@@ -162,17 +176,20 @@ def kernels(comparison: Comparison, which: str = "forward", time: int = -1) -> F
     return figure
 
 
+@checked
 def preactivations(comparison: Comparison) -> Figure:
     """The density of preactivations h over neurons and samples, measured and predicted: ``densities``."""
     return densities(comparison, "preactivation")
 
 
+@checked
 def gradient_fields(comparison: Comparison) -> Figure:
     """The density of gradient fields g over neurons, samples and outputs: ``densities``."""
     return densities(comparison, "gradient")
 
 
-def densities(comparison: Comparison, field: Literal["preactivation", "gradient", "pregradient"]) -> Figure:
+@checked
+def densities(comparison: Comparison, field: _Field) -> Figure:
     """The density of a field h, g or z over neurons and samples, measured and predicted.
 
     A row for each step at which the measured run and the first prediction kept fields, a column for each of at most eight
@@ -185,6 +202,7 @@ def densities(comparison: Comparison, field: Literal["preactivation", "gradient"
     if not steps:
         raise NotRecordedError(
             f"No {field}s were kept by both runs at one step.",
+            got=f"{comparison.measured.origin!r} and {comparison.predictions[0].origin!r}",
             remedy="record both at the same steps, with fields=True"
             + (", in a chain of smooth activations" * (field == "pregradient")),
         )
@@ -327,7 +345,8 @@ def _weight(layer: LayerKernels, position: int) -> str:
     return f"weight {position} ({layer.name})"
 
 
-def has_fields(comparison: Comparison, field: str) -> bool:
+@checked
+def has_fields(comparison: Comparison, field: _Field) -> bool:
     """Whether there is a step at which the measured run and the first prediction kept a field."""
     return bool(_field_steps(comparison, field))
 

@@ -13,6 +13,7 @@ from torch_dmft.comparison.match import in_one_layout, refuse_mismatch
 from torch_dmft.comparison.scatter import scatter
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
 from torch_dmft.report.ailing import LiveEvents, disk_errors_told
@@ -23,6 +24,7 @@ from torch_dmft.report.recorded import LiveRecords, network_about, prediction_ab
 from torch_dmft.report.scalars import band_scalars, deviation_scalars, scalars, width_scalars
 
 
+@checked
 class LiveScalars:
     """Writes loss, kernel traces and kernel movement after every record of a ``Recorder``, flushed at once.
 
@@ -40,7 +42,6 @@ class LiveScalars:
         ...     train(model, optimizer)
     """
 
-    @checked
     def __init__(self, logdir: str | Path, recorder: Recorder) -> None:
         self.logdir = local(logdir)
         self.recorder = recorder
@@ -49,6 +50,7 @@ class LiveScalars:
 
     def __call__(self, step: int, record: Trajectory) -> None:
         """Write the scalars of one record."""
+        require_whole("step", step, at_least=0)
         values = scalars(record, 0, self.recorder.records[0], record.targets)
         values |= band_scalars(values)
         with interrupts_wait():
@@ -78,6 +80,7 @@ class LiveScalars:
         self.close()
 
 
+@checked
 class LiveComparison(LiveScalars):
     """Writes a network beside its predictions while it trains, flushed after every record.
 
@@ -101,7 +104,6 @@ class LiveComparison(LiveScalars):
         ...     train(model, optimizer)
     """
 
-    @checked
     def __init__(self, logdir: str | Path, recorder: Recorder, *predictions: Trajectory | str | Path) -> None:
         super().__init__(run_directory(logdir, recorder.subject.plan.origin), recorder)
         self._root = local(logdir)

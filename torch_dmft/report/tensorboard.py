@@ -15,6 +15,7 @@ from torch.utils.tensorboard.summary import histogram, text
 from torch_dmft.comparison import Comparison
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.divergence import diverged_at
+from torch_dmft.core.replacing import writing
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.report.choice import sample_order, shown_weights
 from torch_dmft.report.events import OWN, EventLog, local, run_directory
@@ -56,8 +57,11 @@ def write_comparison(
         plan: the plan of the measured model, to show its table of parameters.
         hparams: further settings for the HParams page that a run does not know of itself, such as its seed.
         progress: whether to show a progress bar.
+
+    Raises:
+        NotWrittenError: if the file system does not take them.
     """
-    with ExitStack() as stack:
+    with writing(logdir), ExitStack() as stack:
         advance = _progress(stack, len(comparison.runs) + 3, progress)
         for run, deviations in zip(comparison.runs, (None, *comparison.deviations), strict=True):
             folder, values = run_directory(logdir, run.origin), run_scalars(comparison, run, deviations)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.replacing import replacing
 from torch_dmft.tab import answers
 from torch_dmft.tab.runs import Library, Run
 from torch_dmft.tab.static_files import static_files
@@ -31,6 +32,7 @@ def write_page(library: Library, path: str | Path, title: str = "torch_dmft") ->
 
     Raises:
         InvalidInputError: if there is no run.
+        NotWrittenError: if the file system does not take the file.
     """
     runs = library.runs()
     if not runs:
@@ -43,7 +45,8 @@ def write_page(library: Library, path: str | Path, title: str = "torch_dmft") ->
     embedded = {"runs": answers.runs(library)}
     for name, run in runs.items():
         embedded.update(_answers(library, name, run, len(runs)))
-    Path(path).write_text(_html(embedded, title), encoding="utf-8")
+    with replacing(path) as file:
+        file.write(_html(embedded, title).encode())
 
 
 def _answers(library: Library, name: str, run: Run, runs: int) -> Iterator[tuple[str, answers.Answer]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from torch_dmft.core.activation import activation as named_activation
 from torch_dmft.core.arguments import checked
+from torch_dmft.core.memory import require_memory
 from torch_dmft.core.numbers import require_number, require_whole
 
 if TYPE_CHECKING:
@@ -72,7 +75,20 @@ class Chain:
         return len(self.hidden)
 
     def build(self, width: int) -> nn.Sequential:
-        """An ordinary ``nn.Sequential`` whose last hidden layer has ``width`` neurons (torch's own initialisation)."""
+        """An ordinary ``nn.Sequential`` whose last hidden layer has ``width`` neurons (torch's own initialisation).
+
+        Raises:
+            InsufficientMemoryError: if its weights do not fit.
+        """
+        require_whole("width", width, at_least=1)
+        sizes = [self.input_dim, *(max(1, round(layer.width_ratio * width)) for layer in self.hidden), self.outputs]
+        weights = sum(fan_in * fan_out for fan_in, fan_out in pairwise(sizes))
+        require_memory(
+            torch.get_default_dtype().itemsize * weights,
+            torch.device("cpu"),
+            what=f"A network of width {width}",
+            remedy="a smaller width",
+        )
         modules: list[nn.Module] = []
         fan_in = self.input_dim
         for layer in self.hidden:

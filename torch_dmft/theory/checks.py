@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,7 +102,8 @@ def check_training(
                 got=f"{name}={value!r}",
                 remedy=f"one of {', '.join(sorted(set(known) - {'lr', 'maximize', 'momentum', 'weight_decay'}))}",
             )
-        require_number(name, float(value) if isinstance(value, bool) else value, at_least=0)
+        below = 1 if name.startswith("beta") else None
+        require_number(name, float(value) if isinstance(value, bool) else value, at_least=0, below=below)
     if numbers.get("nesterov") and (not momentum or numbers.get("dampening")):
         raise InvalidInputError(
             "Nesterov's momentum needs momentum > 0 and dampening = 0.",
@@ -310,12 +312,28 @@ def check_loss(problem: Problem) -> None:
                 remedy="a loss made of torch functions, without detach() or item()",
             )
         (gradient,) = torch.autograd.grad(value, outputs, allow_unused=True)
+        of_floats = problem.targets.is_floating_point()  # of a single class the loss is flat, and nothing is learned
+        if of_floats and gradient is not None and not bool(gradient.any()) and _is_flat(problem, outputs):
+            raise InvalidInputError(
+                "The loss must depend on the outputs.",
+                got=f"gradients of zero at all outputs, for targets {tuple(problem.targets.shape)} of {problem.targets.dtype}",
+                remedy="integer classes for nn.CrossEntropyLoss(): targets.long()",
+            )
     if gradient is None or not bool(torch.isfinite(gradient).all()):
         raise InvalidInputError(
             "The loss must have a finite gradient at outputs of zero, where training starts.",
             got=f"{gradient if gradient is None else gradient.flatten().tolist()[:8]}",
             remedy="a loss that is differentiable there, such as nn.MSELoss()",
         )
+
+
+def _is_flat(problem: Problem, zeros: Tensor) -> bool:
+    """Whether a loss is flat elsewhere, too, where it is defined there."""
+    some = torch.linspace(-1, 1, zeros.numel(), dtype=zeros.dtype, device=zeros.device).reshape(zeros.shape)
+    with suppress(Exception):
+        (gradient,) = torch.autograd.grad(problem.training_loss(some.requires_grad_()), some)
+        return not bool(gradient.any())
+    return False
 
 
 def checked_training(

@@ -201,6 +201,7 @@ def _with_batches(
     needs = "" if knows_data else "data=(inputs, targets), "
     raise InvalidInputError(
         f"Which rows the steps saw is not known{why}.",
+        got=f"a run of {training.steps} steps",
         remedy="train on recorder.batches(loader), or call recorder.batch(rows) before every step; or predict for other "
         f"batches of that size: recorder.problem({needs}batches=64)",
     )
@@ -263,9 +264,12 @@ def _require_plan_and_probe(plan: object, probe: object) -> None:
     if plan.scheme == "standard":
         raise UnsupportedProblemError(
             "The standard parameterization has no stable infinite-width limit with learning.",
+            got='a plan with scheme="standard"',
             remedy='wrap the model with scheme="mean_field" or scheme="ntk"',
         )
     if probe.targets is None:
         raise InvalidInputError(
-            "The probe has no targets, so there is nothing to train on.", remedy="Probe(inputs, targets)"
+            "The probe has no targets, so there is nothing to train on.",
+            got="targets=None",
+            remedy="Probe(inputs, targets)",
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import checked, checks_itself, require_places
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
@@ -38,6 +38,7 @@ _MANY = 10**7
 """Steps whose numbers alone take memory."""
 
 
+@checked
 @by_value
 @dataclass(frozen=True)
 class Problem:
@@ -139,6 +140,7 @@ class Problem:
 
     def zeros(self, rows: int) -> Tensor:
         """Outputs of zero: ``(rows, output)``."""
+        require_whole("rows", rows, at_least=0)
         return torch.zeros(rows, self.outputs, dtype=self.dtype, device=self.device)
 
     @property
@@ -230,14 +232,12 @@ class Problem:
             return self.targets.reshape(self.train_samples, -1)
         return nn.functional.one_hot(self.targets, self.outputs).to(self.dtype)
 
-    @checked
     def batch(self, step: int) -> Tensor | None:
         """Rows that the update of this step sees, or None for all training rows."""
         states = self.steps if self.batches is None else max(self.steps - 1, 0)  # the last state has an error, too
         require_whole("step", step, at_least=0, at_most=states)
         return None if self.batches is None else self.batches[step]
 
-    @checked
     def rows_of(self, step: int) -> Tensor:
         """Rows that the update of this step sees: ``(row,)``."""
         rows = self.batch(step)
@@ -262,6 +262,8 @@ class Problem:
             if isinstance(kept, range) and len(kept):
                 kept = torch.arange(kept.start, kept.stop, kept.step, device="cpu")
             steps = kept if isinstance(kept, Tensor) else torch.as_tensor(list(kept))
+            if steps.ndim > 1:
+                raise ValueError
             if steps.ndim != 1 or bool((steps[1:] <= steps[:-1]).any()):  # sorting millions takes a second
                 steps = torch.unique(steps)
         except (TypeError, ValueError, RuntimeError):
@@ -282,13 +284,17 @@ class Problem:
 
     def loss_on(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """The loss of the outputs ``(row, output)`` of some training rows."""
+        self._require_rows(rows)
+        self._require_outputs(outputs, len(rows))
         return self.loss(outputs.to(self.device), self.targets[rows])
 
     def training_loss(self, outputs: Tensor, rows: Tensor | None = None) -> Tensor:
         """The loss on the training rows, or on ``rows`` of them: ``outputs`` is ``(sample, output)``, other rows ignored."""
+        self._require_outputs(outputs, None)
         predictions = outputs[: self.train_samples]
         if rows is None:
             return self.loss(predictions.to(self.device), self.targets)
+        self._require_rows(rows)
         return self.loss_on(predictions[rows.to(predictions.device)], rows)
 
     def kept_loss(self, outputs: Tensor) -> Tensor:
@@ -296,12 +302,28 @@ class Problem:
 
         NaN if none of them is.
         """
+        self._require_outputs(outputs, len(self.kept))
         if self.probe is None:
             return self.training_loss(outputs)
         mine = self.probe < self.train_samples
         if not bool(mine.any()):
             return outputs.new_full((), torch.nan)
         return self.loss_on(outputs[mine.to(outputs.device)], self.probe[mine])
+
+    def _require_rows(self, rows: Tensor) -> None:
+        if rows.device.type == "cpu":  # elsewhere looking at them takes time, and torch refuses them
+            require_places("rows", rows, self.train_samples)
+
+    def _require_outputs(self, outputs: Tensor, rows: int | None) -> None:
+        """Refuse outputs that are not ``(row, output)``, of all training rows at least if no number of rows is told."""
+        fits = outputs.ndim == 2 and outputs.shape[1] == self.outputs
+        if not fits or (len(outputs) < self.train_samples if rows is None else len(outputs) != rows):
+            wanted = f"at least {self.train_samples}" if rows is None else rows
+            raise InvalidInputError(
+                "`outputs` must be (row, output).",
+                got=f"shape {tuple(outputs.shape)}",
+                remedy=f"shape ({wanted}, {self.outputs})",
+            )
 
     def error(self, outputs: Tensor, step: int) -> Tensor:
         """The error signal of a step, Delta = -dL/df: ``(sample, output)``, zero on rows that the step does not see."""
@@ -319,6 +341,7 @@ class Problem:
         return -gradient
 
     @classmethod
+    @checks_itself
     def mlp(
         cls,
         inputs: Tensor,
@@ -416,7 +439,6 @@ class Problem:
         )
 
     @classmethod
-    @checked
     def like(
         cls,
         plan: Plan,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.cost import Cost
 from torch_dmft.theory.coverage import STAND_IN
 from torch_dmft.theory.problem import Problem
+
+_T = TypeVar("_T")
 
 
 @runtime_checkable
@@ -28,6 +32,26 @@ class Solver(Protocol):
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Solve the problem; ``record`` is ``(time,)`` sorted steps in 0..problem.steps to keep."""
+
+
+def method(solver: type[_T]) -> type[_T]:
+    """A method of the package: ``checked``, and refusing by itself what ``solve`` asks ``check`` about, and steps outside.
+
+    So no answer to a problem beyond its assumptions comes from calling ``run`` or ``estimate`` directly.
+    """
+    for name in {"estimate", "run"} & set(vars(solver)):
+        setattr(solver, name, _asking_first(vars(solver)[name]))
+    checked(solver)
+    return solver
+
+
+def _asking_first(answer: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(answer)
+    def refusing(self: Solver, problem: Problem, record: Any = None, **settings: Any) -> Any:
+        self.check(problem)
+        return answer(self, problem, problem.recorded(record), **settings)
+
+    return refusing
 
 
 SEES = frozenset({"schedule", "changing numbers", "momentum", "nesterov", "dampening", "decay", "batches"})

@@ -95,6 +95,8 @@ def select(returned: Any, outputs: Selection | None) -> Tensor:
     """
     if callable(outputs):
         found: Any = outputs(returned)
+        if torch.is_grad_enabled() and any(one.requires_grad for one in tensors(returned)):
+            _require_gradients(found)
     elif outputs is not None:
         try:
             found = returned[outputs]
@@ -133,6 +135,16 @@ def select(returned: Any, outputs: Selection | None) -> Tensor:
             remedy="outputs=, another part of them",
         )
     return found
+
+
+def _require_gradients(found: Any) -> None:
+    """Refuse a selection of outputs whose gradients are cut, as if the network could not learn."""
+    if isinstance(found, Tensor) and found.is_floating_point() and not found.requires_grad:
+        raise InvalidInputError(
+            "The outputs must depend on the parameters.",
+            got=f"`outputs` gave a tensor of shape {tuple(found.shape)} without gradients",
+            remedy="outputs=, a function without detach(), item() or numpy()",
+        )
 
 
 def _shown(returned: Any) -> str:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.activation import activation
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import checked, typed
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.own_arithmetic import own_arithmetic
 from torch_dmft.theory.chain import Chain
@@ -37,6 +37,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 """(A^l, B^l) of the hidden weights l = 1..L-1, as matrices between rows (t, mu) and (t, mu, c)."""
 
 
+@typed
 @dataclass(frozen=True)
 class Responses:
     """How the two ends of one hidden weight l answer to each other, because both passes use the same matrix.

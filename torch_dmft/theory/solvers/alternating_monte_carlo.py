@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.activation import activation
-from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.numbers import require_number, require_whole
@@ -23,7 +22,7 @@ from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average
-from torch_dmft.theory.solver import SEES, require_training
+from torch_dmft.theory.solver import SEES, method, require_training
 from torch_dmft.theory.stepping import track
 
 _HOPELESS = 1e6  # a relative change; many grow to ten and settle all the same
@@ -55,7 +54,7 @@ class Solution:
         return min(0.9, last[1] / last[0]) if len(last) == 2 and last[0] > 0 else 0.5
 
 
-@checked
+@method
 @dataclass(frozen=True)
 class AlternatingMonteCarlo:
     """Dynamical mean field theory by the paper's Algorithm 1 (sections 3 and 4), the slow and independent reference.
@@ -178,6 +177,7 @@ class AlternatingMonteCarlo:
 
     def order_parameters(self, problem: Problem, times: int, *, progress: bool) -> Iterator[Solution]:
         """All kernels and responses between the first ``times`` states, one solution per replica."""
+        require_whole("times", times, at_least=1, at_most=problem.steps + 1)
         chain = require_chain(problem, "AlternatingMonteCarlo")
         generator = self.generator or torch.Generator(problem.device).manual_seed(0)
         for _ in track(range(self.replicas), "alternating Monte Carlo, replicas", progress=progress):

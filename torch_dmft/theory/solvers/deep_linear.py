@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import Trajectory
@@ -22,11 +21,11 @@ from torch_dmft.theory.chains.descent import Descent, propagators
 from torch_dmft.theory.chains.latent_chain import LatentChain, stacked, weighted_sum
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solver import SEES, require_training
+from torch_dmft.theory.solver import SEES, method, require_training
 from torch_dmft.theory.stepping import error_signal, require_finite, track
 
 
-@checked
+@method
 @dataclass(frozen=True)
 class DeepLinear:
     """Exact infinite-width dynamics of deep linear networks (paper, section 4.1, eq. 11) in discrete time.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import UnsupportedModelError
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.numbers import require_number, require_whole
@@ -33,7 +32,7 @@ from torch_dmft.theory.engine.training import View, rows_at_once, train_and_reco
 from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
-from torch_dmft.theory.solver import require_training
+from torch_dmft.theory.solver import method, require_training
 from torch_dmft.theory.solvers.infinite_width import COVERS
 from torch_dmft.theory.stepping import track
 
@@ -43,7 +42,7 @@ _SMALL = 512
 """Widths up to this are dense unless a tolerance is asked for: multiplying by such a matrix is cheaper than not to."""
 
 
-@checked
+@method
 @dataclass(frozen=True)
 class FiniteWidth:
     r"""Networks of width N: the mean over initialisations, the spread around it, and the networks themselves.

@@ -8,7 +8,6 @@ from functools import partial
 
 from torch import Tensor
 
-from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
@@ -17,11 +16,11 @@ from torch_dmft.theory.cost import Cost
 from torch_dmft.theory.engine.passes import Passes
 from torch_dmft.theory.engine.training import Moment, train_and_record
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solver import require_training
+from torch_dmft.theory.solver import method, require_training
 from torch_dmft.theory.solvers.infinite_width import InfiniteWidth, train_replicas
 
 
-@checked
+@method
 @dataclass(frozen=True)
 class GradientIndependence(InfiniteWidth):
     r"""The gradient-independence ansatz: forward and backward weights are treated as independent Gaussian matrices.

@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory, combine
@@ -22,7 +21,7 @@ from torch_dmft.theory.engine.training import lazy_layers, rows_at_once, train_a
 from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
-from torch_dmft.theory.solver import SEES, require_training
+from torch_dmft.theory.solver import SEES, method, require_training
 from torch_dmft.theory.stepping import track
 
 COVERS = SEES | {"groups", "frozen", "starts"}
@@ -41,7 +40,7 @@ _COARSEST = 0.5
 """Largest tolerance of the run that shows what the tolerance leaves out."""
 
 
-@checked
+@method
 @dataclass(frozen=True)
 class InfiniteWidth:
     r"""Dynamical mean field theory by training the infinite-width twin of the network.

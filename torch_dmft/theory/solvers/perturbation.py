@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.activation import activation
-from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
@@ -29,11 +28,11 @@ from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average
-from torch_dmft.theory.solver import require_training
+from torch_dmft.theory.solver import method, require_training
 from torch_dmft.theory.stepping import error_signal, require_finite, track
 
 
-@checked
+@method
 @dataclass(frozen=True)
 class Perturbation:
     """Perturbation theory in gamma0 to second order (paper, section 5.2): Phi = Phi0 + gamma0^2 Phi2, and G, f likewise.

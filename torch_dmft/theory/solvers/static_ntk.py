@@ -8,7 +8,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
@@ -16,10 +15,10 @@ from torch_dmft.theory.chains.assembly import about_the_probe, require_chain
 from torch_dmft.theory.chains.lazy_limit import lazy_limit
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solver import SEES, require_training
+from torch_dmft.theory.solver import SEES, method, require_training
 
 
-@checked
+@method
 @dataclass(frozen=True)
 class StaticNTK:
     """The infinite-width network in the lazy limit gamma0 -> 0: NNGP and tangent kernel, df/dt = K Delta.

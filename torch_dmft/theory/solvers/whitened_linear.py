@@ -36,7 +36,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import ConvergenceError, UnsupportedProblemError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
@@ -46,14 +45,14 @@ from torch_dmft.theory.chains.latent_chain import LatentChain, stacked, weighted
 from torch_dmft.theory.chains.squared_error import error_scale
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solver import SEES, require_training
+from torch_dmft.theory.solver import SEES, method, require_training
 from torch_dmft.theory.solvers.deep_linear import require_linear
 from torch_dmft.theory.stepping import track
 
 _MOST_HALVINGS = 8
 
 
-@checked
+@method
 @dataclass(frozen=True)
 class WhitenedLinear:
     """Gradient flow of linear networks on whitened data, at the times eta * step (paper, section 4.1 and appendix F.2).

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory, combine
@@ -30,12 +29,12 @@ from torch_dmft.theory.engine.sources import (
 from torch_dmft.theory.engine.training import train_and_record
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
-from torch_dmft.theory.solver import require_training
+from torch_dmft.theory.solver import method, require_training
 from torch_dmft.theory.solvers.infinite_width import COVERS
 from torch_dmft.theory.stepping import track
 
 
-@checked
+@method
 @dataclass(frozen=True)
 class WideEnsemble:
     r"""A reference from wide networks, not a field theory: plain torch networks, extrapolated to infinite width.

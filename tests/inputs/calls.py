@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import torch_dmft as dmft
+from torch_dmft.theory import Spectrum
 
 INPUTS = torch.linspace(-1, 1, 12).reshape(4, 3) + torch.eye(4, 3)
 TARGETS = torch.tensor([1.0, -1.0, 1.0, 0.5])[:, None]
@@ -52,6 +53,11 @@ class Set:
     @cached_property
     def problem(self) -> dmft.Problem:
         return dmft.Problem.mlp(INPUTS, TARGETS, steps=2)
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        time = torch.tensor([2.0])
+        return Spectrum("2", torch.tensor([2]), time, 1.0, time[:, None] + 1, time[:, None] / 4)
 
     @cached_property
     def static(self) -> dmft.Trajectory:

@@ -25,6 +25,7 @@ _SMALL: dict[str, dict[str, Any]] = {
 RESULTS = {
     *("Architecture", "Attribute", "Constant", "DotProduct", "Fold", "Layer", "Multiplier", "Stream", "Vector"),
     *("CoordinateCheck", "EffectiveScaling", "ParameterRule", "Fields", "LayerKernels", "NTKSpectrum", "Responses"),
+    *("Spectrum", "BesideNetworks"),
     *("Consistency", "Deviation", "Deviations", "Difference", "LayerDeviations", "LayerScores", "Score", "Scores"),
 }
 """What only the package makes: of any numbers and words, infinite and NaN ones too."""
@@ -78,6 +79,8 @@ def nouns(a: Set) -> dict[str, Callable[[], Call]]:
         comparison.ntk_spectrum(a.measured),
         theory.Responses("2", torch.zeros(3, 4, 3, 4), torch.zeros(3, 4, 3, 4)),
         a.problem,
+        a.spectrum,
+        a.spectrum.beside(torch.eye(8)),
     )
     found: dict[str, Callable[[], Call]] = {type(noun).__name__: lambda noun=noun: again(noun) for noun in made}  # type: ignore[misc]
     parts = {"model": plan.model, "architecture": plan.architecture, "rules": plan.rules}
@@ -116,6 +119,10 @@ def methods(a: Set) -> dict[str, Callable[[], Call]]:
         "figures.densities": lambda: (figures.densities, {"comparison": a.against_itself, "field": "preactivation"}),
         "figures.has_fields": lambda: (figures.has_fields, {"comparison": a.comparison, "field": "gradient"}),
         "figures.kernels": lambda: (figures.kernels, {"comparison": a.comparison, "which": "ntk", "time": 0}),
+        "figures.spectrum": lambda: (figures.spectrum, {"beside": a.spectrum.beside(torch.eye(8))}),
+        "Spectrum.at": lambda: (a.spectrum.at, {"step": 2}),
+        "Spectrum.density": lambda: (a.spectrum.density, {"values": torch.ones(2), "step": 2}),
+        "Spectrum.beside": lambda: (a.spectrum.beside, {"weights": torch.eye(8), "step": 2}),
         "figures.learned": lambda: (figures.learned, {"run": a.measured}),
         "dynamics.responses": lambda: (
             dynamics.responses,

@@ -240,6 +240,7 @@ def densities(comparison: Comparison, field: _Field) -> Figure:
     return figure
 
 
+@checked
 def spectrum(beside: BesideNetworks) -> Figure:
     """Singular values of networks' weight as a histogram, theory's bulk as a curve, its outliers as vertical lines."""
     theory, values = beside.theory, _array(beside.values.flatten())

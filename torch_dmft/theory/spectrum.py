@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torch_dmft.core.arguments import checked
+from torch_dmft.core.arguments import checked, typed
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError, UnsupportedProblemError
 from torch_dmft.core.own_arithmetic import own_arithmetic
 from torch_dmft.measurement import Recorder, Snapshot
@@ -28,6 +28,7 @@ _SHOWN = 8
 """Outliers that a verdict lists."""
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     r"""The singular values of one hidden weight during training, at infinite width.
@@ -89,7 +90,6 @@ class Spectrum:
         rho = inside.sqrt() / (math.pi * sigma**2 * min(1.0, self.ratio) * s.clamp_min(torch.finfo(torch.float64).tiny))
         return torch.where((s > bottom) & (s < top), rho, torch.zeros_like(s))
 
-    @checked
     def beside(self, weights: Tensor | Sequence[Tensor], step: int | None = None) -> BesideNetworks:
         """The singular values of the same weight in networks beside the theory's; ``print`` it.
 
@@ -122,6 +122,7 @@ class Spectrum:
         )
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class BesideNetworks:
     """Singular values of networks beside those of the infinite one.

@@ -191,5 +191,7 @@ def test_neurons_and_the_edge_of_stability_are_there_while_the_network_trains(tr
             heights, edges = np.histogram(kept, 64, ends)
             expected = heights / (len(kept) * (edges[1] - edges[0]))
             # the ends are kept in seven digits: a neuron at the end of a bin may be in the next
-            np.testing.assert_allclose(numbers(density["heights"]).cumsum(), expected.cumsum(), atol=2.1 * expected.max())
+            np.testing.assert_allclose(
+                numbers(density["heights"]).cumsum(), expected.cumsum(), atol=2.1 * expected.max()
+            )
             assert np.abs(numbers(density["heights"]) - expected).mean() < 0.02 * expected.mean()

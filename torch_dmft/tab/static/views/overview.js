@@ -21,14 +21,16 @@ const UNITS = {
     name: "deviation",
     map: "far",
     bottom: 0,
-    note: "Relative error in units of a typical network's of this width: 1 is typical. Dark is far off.",
+    ceiling: 3,
+    note: "Relative error in units of a typical network's of this width: 1 is typical. Dark is far off, 3 or more.",
   },
   root: {
     text: "error × √N",
     name: "error, root N",
     map: "far",
     bottom: 0,
-    note: "Relative error × √N, N the narrowest width averaged over: a few for any network. Dark is far off.",
+    ceiling: 10,
+    note: "Relative error × √N, N the narrowest width averaged over: a few for any network. Dark is far off, 10 or more.",
   },
   error: {
     text: "relative error",
@@ -184,7 +186,7 @@ function alignmentPanel(context, watchers) {
   const readout = h("p", { class: "readout" }, "\u00a0");
   const grids = run.kinds.map(([kind]) => grid(context, member, what, kind, readout));
   const all = range(grids.map((one) => one.values));
-  const [low, high] = [what.bottom ?? Math.min(all[0], what.floor), what.top ?? all[1]];
+  const [low, high] = [what.bottom ?? Math.min(all[0], what.floor), what.top ?? Math.max(all[1], what.ceiling ?? 0)];
   for (const one of grids) {
     watchers.push((step) =>
       one.map.draw({ values: one.values, low, high, map: what.map, column: latest(member.steps, step) }),

@@ -133,7 +133,10 @@ function tiles({ run, state }, watchers) {
   const values = shown.map(() => h("strong", {}));
   box.append(...shown.map(([text], at) => h("div", { class: "tile" }, values[at], h("span", {}, text))));
   watchers.push((step) =>
-    shown.forEach(([, member, name, digits], at) => (values[at].textContent = short(member.at(name, step), digits))),
+    shown.forEach(([, member, name, digits], at) => {
+      const value = name === EDGE ? member.known(name, step) : member.at(name, step);
+      values[at].textContent = short(value, digits);
+    }),
   );
   return box;
 }

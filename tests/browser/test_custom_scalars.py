@@ -46,7 +46,7 @@ def test_every_chart_has_a_line_for_every_run(comparison: Comparison, browser_pa
     browser_page.on("console", lambda message: thrown.append(message.text) if message.type == "error" else None)
     with tensorboard(tmp_path, load_fast, shows=b"comparison") as address:
         browser_page.goto(f"{address}/#custom_scalars")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         charts: dict[str, int] = {}
         while not all(charts.get(title, 0) >= count for title, count in _LINES.items()) and time.monotonic() < deadline:
             time.sleep(1)

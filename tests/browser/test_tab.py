@@ -126,6 +126,23 @@ def test_every_view_in_tensorboard(trained, browser_page, complaints, load_fast)
         browser_page.close()  # before the server is gone
 
 
+def test_tensorboard_opens_with_the_tab_in_sight(trained, browser_page, complaints):
+    """TensorBoard has its own pages first, and hides what 1280 pixels cannot hold."""
+    with tensorboard(trained.logdir) as address:
+        browser_page.goto(address)
+        offered = browser_page.get_by_role("tab", name="DMFT")
+        offered.wait_for(timeout=60_000)
+        keep(browser_page, "opened")
+        box = offered.bounding_box()
+        for x in (box["x"] + 2, box["x"] + box["width"] - 2):  # nothing lies over either end
+            place = [x, box["y"] + box["height"] / 2]
+            assert (
+                browser_page.evaluate("([x, y]) => document.elementFromPoint(x, y)?.textContent.trim()", place)
+                == "DMFT"
+            )
+        browser_page.close()
+
+
 def test_dark_like_tensorboard(trained, browser_page, complaints):
     with tensorboard(trained.logdir) as address:
         frame = tab(browser_page, address, dark=True)
@@ -277,7 +294,7 @@ def test_a_run_that_diverged_and_one_of_many_weights_are_drawn(browser_page, com
             page.locator(".caption", has_text="Step 18").wait_for()
         open_view(page, "Overview")
         keep(page, run.split("/")[0])
-    assert page.locator(".headline").inner_text() == "network (N=8) diverged: its loss is not finite at step 2."
+    assert page.locator(".headline").inner_text() == "Network (N=8) diverged: its loss is not finite at step 2."
 
 
 @pytest.mark.parametrize("load_fast", ["true", "false"], ids=["rust reader", "python reader"])

@@ -166,7 +166,7 @@ def test_the_verdict_names_the_culprit():
     spoiled = replace(measured.layers[1], forward=Kernel(1.5 * measured.layers[1].forward.array))
     measured = replace(measured, layers=(measured.layers[0], spoiled, measured.layers[2]))
     verdict = compare(measured, predicted).verdict
-    assert "Phi of weight 1 (2)" in verdict
+    assert "Phi of weight 1 (module 2)" in verdict
     assert "0.5 ±" in verdict
     assert "8 / sqrt(N) with N = 256, the inputs of the readout" in verdict  # 0.5 * sqrt(256)
     assert "own noise" not in verdict

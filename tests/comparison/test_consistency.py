@@ -192,6 +192,7 @@ def test_other_data_are_infinitely_far(data, predicted):
 def test_the_report_says_whether_the_width_explains_it(data, predicted):
     good = dmft.compare(next(r for r in networks(data, 9) if consistency(r, predicted).consistent), predicted)
     assert "network (N=64) is consistent with width N = 64" in good.verdict
+    assert good.verdict.startswith("network (N=64) follows theory (N=64) as closely as other networks of its width do.")
     details = str(good.details())
     assert "Deviation in units of a typical network's" in details
     assert "z = -3: closer than typical" in " ".join(details.split())
@@ -199,6 +200,7 @@ def test_the_report_says_whether_the_width_explains_it(data, predicted):
     bad = next(run for run in runs if consistency(run, predicted).starts_wrong)
     verdict = dmft.compare(bad, predicted).verdict
     assert "is not consistent with width N = 64" in verdict
+    assert verdict.startswith("network (N=64) departs from theory (N=64) by more than its width explains.")
     assert "look at the initialisation, first of weight '4'" in verdict
     assert "where 0 is typical" in verdict
     fast = dmft.compare(networks(data, 1, lr=0.2)[0], predicted).verdict

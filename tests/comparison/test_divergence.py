@@ -48,9 +48,9 @@ def test_what_is_not_finite_is_named():
     assert not_finite(run, 4) == []
     spoiled = replace(run.layers[1], backward=Kernel(torch.full_like(run.layers[1].backward.array, torch.nan)))
     spoiled = replace(run, layers=(run.layers[0], spoiled, run.layers[2]))
-    assert not_finite(spoiled, 4) == ["G of weight 1 (2)"]
+    assert not_finite(spoiled, 4) == ["G of weight 1 (module 2)"]
     verdict = compare(spoiled, two_layers(origin=THEORY)).verdict
-    assert "network (N=256) diverged: at step 0 G of weight 1 (2) not finite." in verdict
+    assert "network (N=256) diverged: at step 0 G of weight 1 (module 2) not finite." in verdict
     assert "nothing left to compare" in verdict
     assert "relative error" not in verdict
 

@@ -294,3 +294,20 @@ def test_a_run_that_was_killed_is_not_said_to_be_writing(tmp_path, recwarn):
     with LiveScalars(tmp_path, recorder), recorder.attach(optimizer):
         train(model, optimizer, 1)
     assert not [warning for warning in recwarn if "writing" in str(warning.message)]
+
+
+@pytest.mark.filterwarnings("ignore:network")
+def test_a_network_that_diverges_is_said_to_while_it_trains(tmp_path):
+    x, y = INPUTS, INPUTS[:, :1].sign()
+    model = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 1))
+    plan = dmft.parameterize(model, x, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.SGD(plan.param_groups(lr=60.0))
+    recorder = dmft.Recorder(plan, dmft.Probe(x, y))
+    with LiveScalars(tmp_path, recorder), recorder.attach(optimizer):
+        for _ in range(6):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()
+            optimizer.step()
+            told = [text for text in read_records(tmp_path).problems if text.startswith("diverged: at step ")]
+            assert len(told) == len(recorder.trajectory().notes)
+    assert len(told) == 1

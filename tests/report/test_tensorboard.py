@@ -29,7 +29,7 @@ ORIGINS = ["network (N=256)", "theory (N=inf)", "static NTK (N=inf)"]
 
 
 def read(logdir: Path) -> EventAccumulator:
-    events = EventAccumulator(str(logdir), size_guidance={"scalars": 0, "images": 0, "histograms": 0, "tensors": 0})
+    events = EventAccumulator(str(logdir), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
     return events.Reload()
 
 
@@ -96,7 +96,7 @@ def test_no_tag_holds_parentheses_and_the_description_names_the_weight(compariso
     for path in logs.iterdir():
         events = read(path)
         tags = events.Tags()
-        every = [*tags["scalars"], *tags["images"], *tags["histograms"], *tags["tensors"]]
+        every = [*tags["scalars"], *tags["images"], *tags["tensors"]]
         assert len(every) > 3
         assert not [tag for tag in every if "(" in tag or ")" in tag]
     described = {}
@@ -144,7 +144,7 @@ def test_kernel_images_have_a_slider_over_steps(comparison, logs):
     assert images[0].width > 3 * images[0].height  # network, theory, static NTK, difference
 
 
-def test_figures_histograms_and_text_are_there(comparison, logs):
+def test_figures_and_text_are_there(comparison, logs):
     events = read(logs / "comparison")
     assert {"figures/preactivations", "figures/gradients"} <= set(events.Tags()["images"])
     report, details, runs = (
@@ -155,10 +155,6 @@ def test_figures_histograms_and_text_are_there(comparison, logs):
     assert "What was learned" in details
     assert "| width | 256 | 256 | 256 |" in runs
     assert runs.splitlines()[0].count("|") == 5  # a column for each run
-    histograms = read(logs / ORIGINS[1]).Histograms("preactivations/0")
-    assert [event.step for event in histograms] == [0, 45]
-    h = comparison.predictions[0].layers[0].fields.preactivation[1]
-    assert histograms[1].histogram_value.num == h.numel()
 
 
 def test_hyperparameters_and_results_are_on_the_hparams_page(comparison, tmp_path):
@@ -313,7 +309,6 @@ def test_writing_costs_less_than_drawing_every_figure(comparison, tmp_path):
 
 
 def test_a_network_that_diverges_is_written_whole(tmp_path):
-    """What has exploded has no histogram: its bins would be infinitely wide."""
     torch.manual_seed(0)
     x = torch.randn(6, 5)
     model = nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
@@ -329,6 +324,4 @@ def test_a_network_that_diverges_is_written_whole(tmp_path):
     assert not bool(run.losses[-1].isfinite())
     compare(run, replace(run, origin="twin")).write_tensorboard(tmp_path)
     for origin in (run.origin, "twin"):
-        tags = read(tmp_path / origin).Tags()
-        assert tags["histograms"]
-        assert curve(read(tmp_path / origin), "loss")[0][0] == 0
+        assert curve(read(tmp_path / origin), "loss")[0] == run.steps.tolist()

@@ -169,3 +169,29 @@ def test_roots_have_names_and_links_do_not_loop(make_log, tmp_path):
     make_log(tmp_path / "two")
     library = Library({"first": tmp_path / "one", "second": tmp_path / "two"})
     assert list(library.runs()) == ["first/x", "second"]
+
+
+def test_neurons_and_the_edge_of_stability_are_there_while_the_network_trains(trained):
+    """At records 0, 1, 2, 4, 8, ..., where theory has its neurons, and at the end; the same numbers as afterwards."""
+    (listed,) = answers.runs(Library({"": trained.live}))["runs"]
+    network, theory = answers.run(Library({"": trained.live}), listed["name"])["members"]
+    measured, predicted = trained.comparison.runs[:2]
+    for member, run, known in ((network, measured, [1, 2, 4]), (theory, predicted, range(1, 7))):
+        edge = dict(zip(member["columns"], numbers(member["values"]), strict=True))[EDGE]
+        assert {int(step) for step in np.isfinite(edge).nonzero()[0]} >= set(known)
+        np.testing.assert_allclose(edge[list(known)], run.edge[list(known)], rtol=1e-5)
+        steps = {density["step"] for density in member["densities"]}
+        assert steps >= {0, 2, 4, 6}
+        for density in member["densities"]:
+            fields = run.layers[density["weight"]].fields
+            if density["step"] not in fields.steps.tolist():
+                continue
+            kept = getattr(fields, density["field"])[fields.steps.tolist().index(density["step"])].flatten().numpy()
+            ends = density["low"], density["high"]
+            heights, edges = np.histogram(kept, 64, ends)
+            expected = heights / (len(kept) * (edges[1] - edges[0]))
+            # the ends are kept in seven digits: a neuron at the end of a bin may be in the next
+            np.testing.assert_allclose(
+                numbers(density["heights"]).cumsum(), expected.cumsum(), atol=2.1 * expected.max()
+            )
+            assert np.abs(numbers(density["heights"]) - expected).mean() < 0.02 * expected.mean()

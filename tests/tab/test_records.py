@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.tab.about import About
 from torch_dmft.tab.log import HEAD, KERNELS, PAIRS, TEXT, RecordLog, frame_of
-from torch_dmft.tab.reader import read
+from torch_dmft.tab.reader import read, read_about
 
 
 def test_numbers_come_back_also_those_that_json_does_not_know(tmp_path):
@@ -209,3 +209,26 @@ def test_records_of_an_earlier_schema_are_read(make_log, tmp_path):
     assert records.problems == ()
     assert records.about.ntk
     assert records.kernel("NTK/all", 3) is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_pipe_is_not_waited_for(make_log, tmp_path):
+    """Opening one waits for somebody to write into it, and TensorBoard with it."""
+    make_log(tmp_path / "sound")
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / TEXT)
+    (tmp_path / "sound" / KERNELS).unlink()
+    os.mkfifo(tmp_path / "sound" / KERNELS)
+    assert read_about(tmp_path / "pipe") is None
+    assert read(tmp_path / "pipe").problems == (f"{TEXT} cannot be read: It is no regular file.",)
+    assert read(tmp_path / "sound").problems == ("The kernels are missing or not those of this run.",)
+
+
+@pytest.mark.parametrize("step", [10**30, -1, 2**53])
+def test_a_step_that_no_run_has_is_damage_like_any_other(make_log, tmp_path, step):
+    make_log(tmp_path)
+    with (tmp_path / TEXT).open("a") as file:
+        file.write(f'{{"step":{step},"time":0,"values":[7.0]}}\n')
+    records = read(tmp_path)
+    assert records.steps.tolist() == [0, 1, 2, 3]
+    assert records.problems == ("1 line is damaged and left out.",)

@@ -119,7 +119,7 @@ class Comparison:
         hparams: Mapping[str, str | int | float | bool] | None = None,
         progress: bool = False,
     ) -> None:
-        """Write scalars, kernels, histograms, figures, text and hyperparameters for TensorBoard.
+        """Write scalars, kernels, figures, text and hyperparameters for TensorBoard, and the records of the DMFT tab.
 
         Args:
             logdir: directory of the logs; every run (network, theory, ...) gets a sub-directory named by its origin.

@@ -32,6 +32,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.arguments import typed
+from torch_dmft.core.listed import weight_label
 from torch_dmft.core.trajectory import Trajectory
 
 LEVEL = 0.05
@@ -97,9 +98,9 @@ class Scores:
         """The scores there are, each with a name such as ``"G of weight 1 (fc2)"``."""
         scores: dict[str, Score | None] = {}
         for position, layer in enumerate(self.layers):
-            scores[f"Phi of weight {position} ({layer.name})"] = layer.forward
-            scores[f"G of weight {position} ({layer.name})"] = layer.backward
-            scores[f"weight {position} ({layer.name})"] = layer.weight
+            scores[f"Phi of {weight_label(position, layer.name)}"] = layer.forward
+            scores[f"G of {weight_label(position, layer.name)}"] = layer.backward
+            scores[weight_label(position, layer.name)] = layer.weight
         scores |= {"the NTK": self.ntk, "the outputs": self.outputs}
         return {name: score for name, score in scores.items() if score is not None}
 

@@ -14,6 +14,7 @@ from torch_dmft.comparison.metrics import cosines, nonzero, quotients
 from torch_dmft.core.arguments import checked, typed
 from torch_dmft.core.divergence import diverged_at, last_sane
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.listed import weight_label
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 
 
@@ -105,12 +106,13 @@ class Deviations:
         kernels = {}
         for position, layer in enumerate(self.layers):
             if position > 0:
-                kernels[f"Phi of weight {position} ({layer.name})"] = layer.forward
+                kernels[f"Phi of {weight_label(position, layer.name)}"] = layer.forward
             if position < last:
-                kernels[f"G of weight {position} ({layer.name})"] = layer.backward
+                kernels[f"G of {weight_label(position, layer.name)}"] = layer.backward
         if kernels or self.ntk is None:
             return kernels or {
-                f"Phi of weight {position} ({layer.name})": layer.forward for position, layer in enumerate(self.layers)
+                f"Phi of {weight_label(position, layer.name)}": layer.forward
+                for position, layer in enumerate(self.layers)
             }
         return {"the NTK": self.ntk}
 

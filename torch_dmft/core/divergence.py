@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from torch_dmft.core.listed import weight_label
+
 if TYPE_CHECKING:
     from torch_dmft.core.trajectory import Trajectory
 
@@ -45,7 +47,7 @@ def not_finite(run: Trajectory, time: int) -> list[str]:
     for position, layer in enumerate(run.layers):
         for name, kernel in (("Phi", layer.forward), ("G", layer.backward), ("the NTK", layer.ntk)):
             if kernel is not None:
-                parts[f"{name} of weight {position} ({layer.name})"] = ~_per_time(kernel.equal_time.isfinite())
+                parts[f"{name} of {weight_label(position, layer.name)}"] = ~_per_time(kernel.equal_time.isfinite())
     if run.ntk is not None:
         parts["the NTK"] = ~_per_time(run.ntk.equal_time.isfinite())
     return [name for name, bad in parts.items() if bool(bad[time])]

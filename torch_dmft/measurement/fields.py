@@ -81,9 +81,17 @@ class FieldMemory:
     def fields(self, layer: int) -> Fields | None:
         """What was kept of one weight, None if nothing."""
         self._settle(range(self._records))
-        if not self._kept:
+        return self._of(layer, sorted(self._kept))
+
+    def latest(self, layer: int) -> Fields | None:
+        """What the last record has of one weight, None if it is not kept."""
+        self._settle(range(self._records))
+        return self._of(layer, [number for number in self._kept if number == self._records - 1])
+
+    def _of(self, layer: int, numbers: Sequence[int]) -> Fields | None:
+        if not numbers:
             return None
-        steps, records = zip(*(self._kept[number] for number in sorted(self._kept)), strict=True)
+        steps, records = zip(*(self._kept[number] for number in numbers), strict=True)
         own = [record[layer] for record in records]
         return Fields(
             steps=torch.tensor(steps, device="cpu"),

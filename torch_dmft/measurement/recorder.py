@@ -354,26 +354,27 @@ class Recorder:
         Raises:
             NotRecordedError: if nothing was recorded.
         """
-        if not self.records:
-            raise NotRecordedError(
-                "Nothing was recorded yet.", got="no record", remedy="train inside `with recorder.attach(optimizer):`"
-            )
+        self._require_records()
         run, plan = joined(self.records), self.subject.plan
-        unseen = Training.unseen(int(run.steps[-1]), plan)
-        curvature = None
-        if run.targets is not None and run.ntk is not None and run.is_per_output:
-            self._loss.number(
-                run.outputs[-1]
-            )  # brings the targets into their form, which must not be done inside transforms
-            curvature = curvatures(run.outputs, run.ntk, self.probe.train_rows, self._loss)
         return replace(
-            run,
-            layers=tuple(self._completed(layer, index) for index, layer in enumerate(run.layers)),
+            self._trained(run),
+            layers=tuple(self._with_memory(layer, index) for index, layer in enumerate(run.layers)),
             origin=plan.origin if origin is None else origin,
-            training=self.training if self._observer.has_seen else unseen,
-            curvature=curvature,
             metadata={"seconds": self._seconds, **self._conditions.facts},
         )
+
+    def latest(self) -> Trajectory:
+        """The last record with what a whole trajectory has beside it: the fields of its neurons, its curvature, the training.
+
+        Raises:
+            NotRecordedError: if nothing was recorded.
+        """
+        self._require_records()
+        run = self._trained(self.records[-1])
+        if self._fields is None:
+            return run
+        layers = enumerate(run.layers)
+        return replace(run, layers=tuple(replace(layer, fields=self._fields.latest(index)) for index, layer in layers))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything recorded so far as plain containers of tensors, for a checkpoint beside the model's."""
@@ -432,7 +433,23 @@ class Recorder:
         wanted, rows = self.subject.wanted, self.subject.kernel_rows
         return {"ntk": wanted.ntk, "per_output": wanted.per_output, "rows": None if rows is None else list(rows)}
 
-    def _completed(self, layer: LayerKernels, index: int) -> LayerKernels:
+    def _require_records(self) -> None:
+        if not self.records:
+            raise NotRecordedError(
+                "Nothing was recorded yet.", got="no record", remedy="train inside `with recorder.attach(optimizer):`"
+            )
+
+    def _trained(self, run: Trajectory) -> Trajectory:
+        """Records with how the network was trained, and how much the loss bends along the NTK."""
+        curvature = None
+        if run.targets is not None and run.ntk is not None and run.is_per_output:
+            # brings the targets into their form, which must not be done inside transforms
+            self._loss.number(run.outputs[-1])
+            curvature = curvatures(run.outputs, run.ntk, self.probe.train_rows, self._loss)
+        unseen = Training.unseen(int(run.steps[-1]), self.subject.plan)
+        return replace(run, training=self.training if self._observer.has_seen else unseen, curvature=curvature)
+
+    def _with_memory(self, layer: LayerKernels, index: int) -> LayerKernels:
         """The kernels of a weight with its fields and, if they are kept, between two times."""
         if self._two_time:
             forward, backward = self._two_time[index].kernels()

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch_dmft.comparison import Comparison, Deviation, movement, target_alignments
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import NotRecordedError
+from torch_dmft.core.listed import weight_label
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
 from torch_dmft.report.choice import sample_order, shown_weights
@@ -343,7 +344,7 @@ def _matrix(layer: LayerKernels, which: str, time: int, order: Tensor) -> NDArra
 
 
 def _weight(layer: LayerKernels, position: int) -> str:
-    return f"weight {position} ({layer.name})"
+    return weight_label(position, layer.name)
 
 
 @checked

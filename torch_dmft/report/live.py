@@ -20,7 +20,7 @@ from torch_dmft.report.ailing import LiveEvents, disk_errors_told
 from torch_dmft.report.events import OWN, EventLog, local, run_directory
 from torch_dmft.report.interrupt import interrupts_wait
 from torch_dmft.report.layout import layout
-from torch_dmft.report.recorded import LiveRecords, network_about, prediction_about
+from torch_dmft.report.recorded import LiveRecords, edge_of, network_about, prediction_about, steps_of_fields
 from torch_dmft.report.scalars import band_scalars, deviation_scalars, scalars, width_scalars
 
 
@@ -47,19 +47,25 @@ class LiveScalars:
         self.recorder = recorder
         self._log: LiveEvents | None = None
         self._tab: LiveRecords | None = None
+        self._wanted: set[int] = set()
 
     def __call__(self, step: int, record: Trajectory) -> None:
         """Write the scalars of one record."""
         require_whole("step", step, at_least=0)
         values = scalars(record, 0, self.recorder.records[0], record.targets)
         values |= band_scalars(values)
+        number = len(self.recorder.records) - 1
+        # Records 0, 1, 2, 4, 8, ...: what grows with the length of the run is looked at a few times only.
+        latest = self.recorder.latest() if number & (number - 1) == 0 or step in self._wanted else None
         with interrupts_wait():
             if self._log is None:
                 self._log = LiveEvents(self.logdir, record, start=step)
                 self._tab = LiveRecords(self.logdir, network_about(self.recorder.subject.plan, record), record)
             self._log.scalars(values, step)
             assert self._tab is not None  # made with the log
-            self._tab.write(record, 0, values)
+            self._tab.write(record, 0, values if latest is None else values | edge_of(latest, 0))
+            if latest is not None:
+                self._tab.densities(latest, step)
 
     def close(self) -> None:
         """Close the log file."""
@@ -67,6 +73,7 @@ class LiveScalars:
             with interrupts_wait():
                 self._log.close()
         if self._tab is not None:
+            self._tab.densities(self.recorder.latest(), int(self.recorder.records[-1].steps))
             self._tab.close()
 
     def __enter__(self) -> LiveScalars:
@@ -109,6 +116,7 @@ class LiveComparison(LiveScalars):
         self._root = local(logdir)
         self._awaited = [Path(one) for one in predictions if not isinstance(one, Trajectory)]
         self._given = [one for one in predictions if isinstance(one, Trajectory)]
+        self._wanted = {step for one in self._given for step in steps_of_fields(one)}
         self._live: list[_LivePrediction] = []
 
     def __call__(self, step: int, record: Trajectory) -> None:
@@ -167,6 +175,7 @@ class _LivePrediction:
         self.scatter = scatter(predicted)
         about = prediction_about(predicted, first.origin)
         self.predicted = replace(predicted, replicas=())
+        self.fields = steps_of_fields(predicted)
         self.positions = {step: at for at, step in enumerate(predicted.steps.tolist())}
         self.widths = [layer.width for layer in recorder.records[0].layers]
         self.written = 0
@@ -191,7 +200,9 @@ class _LivePrediction:
                 units = {key: errors[at].item() for key, errors in self.scatter.items()}
                 values |= width_scalars(off, 0, self.widths, units)
                 self.log.scalars(values, step)
-                self.tab.write(self.predicted, at, values)
+                self.tab.write(self.predicted, at, values | edge_of(self.predicted, at))
+                if step in self.fields:
+                    self.tab.densities(self.predicted, step)
         self.written = len(self.recorder.records)
 
     def close(self) -> None:

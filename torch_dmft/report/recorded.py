@@ -18,6 +18,7 @@ from torch import Tensor
 from torch_dmft.comparison import Comparison
 from torch_dmft.comparison.verdict import sentences
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.stability import edge
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.report.ailing import disk_errors_told
 from torch_dmft.report.choice import by_target, labels
@@ -132,18 +133,31 @@ class LiveRecords:
 
     def __init__(self, folder: str | Path, about: About, first: Trajectory) -> None:
         self._rows, self._number, self._next = Rows.of(first.train, first.targets), 0, int(first.steps)
+        self._told: set[str] = set()
         self._log: RecordLog | None = None
         whole = replace(about, **self._rows.facts())  # type: ignore[arg-type]
         with self._ending(int(first.steps)):
             self._log = RecordLog(folder, whole, start=int(first.steps))
 
     def write(self, run: Trajectory, time: int, values: Mapping[str, float]) -> None:
-        """Write one time of a run with its plotted numbers."""
+        """Write one time of a run with its plotted numbers, and what was noted of it."""
         if self._log is not None:
             step, spectrum = int(run.steps[time]), self._rows.spectrum(run, time, self._number)
             with self._ending(step):
                 self._log.record(step, math.nan, shown_values(values), self._rows.kernels(run, time), spectrum)
+                for note in run.notes:
+                    if note not in self._told:
+                        self._log.problem(f"{note}.")
+                self._told |= {*run.notes}
             self._number, self._next = self._number + 1, step + 1
+
+    def densities(self, run: Trajectory, step: int) -> None:
+        """Write the densities of the fields that a run kept at one step, if it did."""
+        if self._log is not None:
+            with self._ending(step):
+                for at, weight, field, density in densities([run], run):
+                    if at == step:
+                        self._log.density(at, weight, field, density)
 
     def close(self) -> None:
         """Close the files."""
@@ -172,6 +186,18 @@ def prediction_about(run: Trajectory, network: str) -> About:
 def shown_values(values: Mapping[str, float]) -> dict[str, float]:
     """The plotted numbers that the tab shows: of bands that of the loss."""
     return {tag: value for tag, value in values.items() if tag.partition("/")[0] not in (LOWER, UPPER) or tag in _BANDS}
+
+
+def edge_of(run: Trajectory, time: int) -> dict[str, float]:
+    """How near the learning rate was to the edge of stability at one time, if that is known."""
+    if run.curvature is None:
+        return {}
+    return {EDGE: float(edge(run.training, run.steps[time : time + 1], run.curvature[time : time + 1]))}
+
+
+def steps_of_fields(run: Trajectory) -> set[int]:
+    """Steps at which fields of neurons were kept."""
+    return {step for layer in run.layers if layer.fields is not None for step in layer.fields.steps.tolist()}
 
 
 def kind_of(prediction: Trajectory) -> str:
@@ -224,10 +250,12 @@ def write_records(
     )
     edges = [math.nan] * len(values) if run.edge is None else run.edge.tolist()
     with RecordLog(folder, about) as log:
+        for note in run.notes:
+            log.problem(f"{note}.")
         for at, (step, time, numbers) in enumerate(zip(run.steps.tolist(), run.times.tolist(), values, strict=True)):
             known = {**shown_values(numbers), EDGE: edges[at]}
             log.record(step, time, known, rows.kernels(run, at), rows.spectrum(run, at, at))
-        for step, weight, field, density in _densities(comparison, run):
+        for step, weight, field, density in densities(comparison.runs, run):
             log.density(step, weight, field, density)
         if two_time:
             log.pairs(_two_time(run, rows, kept, about))
@@ -247,13 +275,13 @@ def _facts(run: Trajectory) -> dict[str, Fact]:
     return {name: fact for name, fact in {**facts, **run.metadata}.items() if fact is not None}
 
 
-def _densities(
-    comparison: Comparison, run: Trajectory
+def densities(
+    runs: Sequence[Trajectory], run: Trajectory
 ) -> Iterator[tuple[int, int, str, tuple[float, float, list[float]]]]:
     """Histograms of the fields a run kept, on the ranges that all runs and times of a weight share."""
     for weight, layer in enumerate(run.layers[:-1]):
         for field in ("preactivation", "gradient"):
-            kept = [each.layers[weight].fields for each in comparison.runs]
+            kept = [each.layers[weight].fields for each in runs]
             finite = [_finite(getattr(fields, field)) for fields in kept if fields is not None]
             some = [values[:: max(1, len(values) // _SOME)] for values in finite if len(values)]
             if layer.fields is None or not some:

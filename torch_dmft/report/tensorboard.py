@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.tensorboard.summary import histogram, text
+from torch.utils.tensorboard.summary import text
 
 from torch_dmft.comparison import Comparison
 from torch_dmft.core.arguments import checked
-from torch_dmft.core.divergence import diverged_at
+from torch_dmft.core.listed import weight_label
 from torch_dmft.core.replacing import writing
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.report.choice import sample_order, shown_weights
@@ -66,7 +65,8 @@ def write_comparison(
         for run, deviations in zip(comparison.runs, (None, *comparison.deviations), strict=True):
             folder, values = run_directory(logdir, run.origin), run_scalars(comparison, run, deviations)
             with EventLog(folder, partial(description, names=_names(run))) as log:
-                _write_run(log, run, values)
+                for step, numbers in zip(run.steps.tolist(), values, strict=True):
+                    log.scalars(numbers, step)
             write_records(folder, comparison, run, values, plan, hparams)
             advance()
         log = stack.enter_context(EventLog(local(logdir) / OWN))
@@ -97,19 +97,6 @@ def _names(run: Trajectory) -> list[str]:
     return [layer.name for layer in run.layers]
 
 
-def _write_run(log: EventLog, run: Trajectory, values: Sequence[Mapping[str, float]]) -> None:
-    for step, numbers in zip(run.steps.tolist(), values, strict=True):
-        log.scalars(numbers, step)
-    bad = diverged_at(run)
-    end = math.inf if bad is None else int(run.steps[bad])  # what has diverged has no bins
-    for position, layer in enumerate(run.layers):
-        if layer.fields is not None:
-            for step, preactivation in zip(layer.fields.steps.tolist(), layer.fields.preactivation, strict=True):
-                finite = preactivation[preactivation.isfinite()]
-                if len(finite) and step < end:
-                    log.add(histogram(f"preactivations/{position}", finite, bins=64), step)
-
-
 def _write_kernels(log: EventLog, comparison: Comparison) -> None:
     """A picture of every kernel at a few steps: one tag per kernel, so that TensorBoard has a slider over the steps."""
     layers, order = comparison.measured.layers, sample_order(comparison)[0]
@@ -124,7 +111,7 @@ def _write_kernels(log: EventLog, comparison: Comparison) -> None:
             for time in times:
                 step = int(comparison.steps[time])
                 matrices = [kernel[time][order][:, order].cpu().double().numpy() for kernel in kernels]
-                caption = f"{kind} of weight {position} ({layers[position].name}), step {step}"
+                caption = f"{kind} of {weight_label(position, layers[position].name)}, step {step}"
                 log.image(f"{kind} kernels/{position}", strip(matrices[0], matrices[1:], titles, caption), step)
 
 

@@ -125,6 +125,10 @@ class RecordLog:
         low, high, heights = density
         self._line({"step": step, "weight": weight, "field": field, "low": low, "high": high, "density": list(heights)})
 
+    def problem(self, text: str) -> None:
+        """Write what the page is to say of this run above everything else."""
+        self._line({"problem": text})
+
     def pairs(self, blocks: Iterable[NDArray]) -> None:
         """Write the two-time kernels, one block for each of ``about.two_time_kernels``.
 

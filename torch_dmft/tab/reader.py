@@ -6,12 +6,13 @@ A file may be missing, truncated, foreign, older, damaged or still be written; w
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,10 +116,21 @@ class Records:
         return matrix.T if pair is not None and pair[0] > pair[1] else matrix
 
 
+def opened(path: Path) -> BinaryIO:
+    """A regular file, for reading.
+
+    Raises:
+        OSError: for anything else; a pipe would wait for somebody to write into it.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "It is no regular file")
+    return path.open("rb")
+
+
 def read_about(folder: str | Path) -> About | None:
     """What the run of a folder is, of its first line alone; None if that cannot be told."""
     try:
-        with (Path(folder) / TEXT).open("rb") as file:
+        with opened(Path(folder) / TEXT) as file:
             return _opening(file.readline(MOST_LINE))[0]
     except (OSError, InvalidInputError):
         return None
@@ -131,7 +143,8 @@ def read(folder: str | Path) -> Records:
         size = (folder / TEXT).stat().st_size
         if size > MOST_TEXT:
             return Records(folder, problems=(f"{TEXT} has {size} bytes, more than any that is written.",))
-        lines = (folder / TEXT).read_bytes().split(b"\n")
+        with opened(folder / TEXT) as file:
+            lines = file.read(MOST_TEXT).split(b"\n")
     except OSError as error:
         return Records(folder, problems=(f"{TEXT} cannot be read: {error.strerror or error}.",))
     problems: list[str] = []
@@ -194,7 +207,7 @@ def _parse(lines: Iterable[bytes], problems: list[str]) -> dict[str, Any]:
             else:
                 step, entries = int(value["step"]), _numbers(value["values"])
                 numbers += len(entries)
-                if len(entries) != len(places) or numbers > _MOST_NUMBERS:
+                if len(entries) != len(places) or numbers > _MOST_NUMBERS or not 0 <= step < 2**53:
                     raise ValueError
                 if step <= latest:
                     problems.append(
@@ -267,7 +280,7 @@ def _fits(path: Path, name: str, about: About, key: str) -> bool:
 def _bytes(path: Path, start: int, size: int) -> bytes:
     """A part of a file, shorter or empty if it ends before."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             file.seek(start)
             return file.read(size)
     except (OSError, ValueError):

@@ -33,6 +33,14 @@ class Member {
     const position = latest(this.steps, step);
     return position < 0 ? NaN : (this.columns.get(name)?.[position] ?? NaN);
   }
+
+  /** The last number that is known and not after a step; some are written every few records only. */
+  known(name, step) {
+    const values = this.columns.get(name) ?? [];
+    let position = latest(this.steps, step);
+    while (position >= 0 && Number.isNaN(values[position])) position--;
+    return values[position] ?? NaN;
+  }
 }
 
 export class Run {

@@ -2,6 +2,7 @@
 
 import uPlot from "../vendor/uPlot.esm.js";
 import { csv, css, h, savePng, saveText, short } from "../dom.js";
+import { range } from "./colors.js";
 
 /**
  * A chart of lines.
@@ -24,7 +25,12 @@ export function lineChart({
   xTicks,
   legend = true,
 }) {
-  const tables = lines.map((line) => [line.x, clean(line.y, log), ...(line.band ?? []).map((end) => clean(end, log))]);
+  const floor = range(lines.map((line) => line.y.filter((value) => value > 0)))[0]; // of bands that reach below zero
+  const tables = lines.map((line) => [
+    line.x,
+    clean(line.y, log),
+    ...(line.band ?? []).map((end) => clean(log ? end.map((value) => (value <= 0 ? floor : value)) : end, log)),
+  ]);
   const data = uPlot.join(tables);
   const series = [{ label: xLabel, value: (_, value) => (value === null ? "–" : short(value, 6)) }];
   const bands = [];
@@ -51,11 +57,6 @@ export function lineChart({
   const line = h("div", { class: "mark", style: "display: none" });
   let mark = null;
   const axis = { stroke: css("--muted"), grid: { stroke: css("--grid"), width: 1 }, ticks: { stroke: css("--grid") } };
-  const decimal = {
-    filter: decades,
-    grid: { ...axis.grid, filter: decades },
-    ticks: { ...axis.ticks, filter: decades },
-  };
   const tick = (_, values) => values.map((value) => (value === null ? "" : short(value)));
   const whole = (_, values) => values.map((value) => short(value, 12));
   let chart = null;
@@ -76,10 +77,15 @@ export function lineChart({
             labelSize: 20,
             size: 34,
             values: tick,
-            ...(xTicks ? { splits: () => xTicks, filter: () => xTicks, values: whole } : {}),
+            ...(xTicks ? { splits: () => xTicks, filter: all, values: whole } : {}),
             ...(xLabel === "step" ? { incrs: WHOLE } : {}),
           },
-          { ...axis, size: 62, values: tick, ...(log ? decimal : {}) },
+          {
+            ...axis,
+            size: 62,
+            values: tick,
+            ...(log ? { splits: (_, at, low, high) => logTicks(low, high), filter: all } : {}),
+          },
         ],
         series,
         bands,
@@ -167,7 +173,31 @@ function roomy(u, low, high) {
   return low > 0 ? [low / 1.3, high * 1.3] : [0.1, 1];
 }
 
-const MOST_DECADES = 8; // labels on a logarithmic axis
+const MOST_TICKS = 8; // on a logarithmic axis
+
+const all = (_, places) => places;
+
+/** Where a logarithmic axis has numbers: powers of ten; within few of these 1, 2 and 5 times; within less even distances. */
+export function logTicks(low, high) {
+  const decades = Math.log10(high / low);
+  const from = Math.floor(Math.log10(low));
+  const powers = Array.from({ length: Math.ceil(decades) + 2 }, (_, at) => from + at);
+  const within = (value) => value >= low * (1 - 1e-9) && value <= high * (1 + 1e-9);
+  if (decades < 0.8) {
+    const aim = (high - low) / 4;
+    const unit = 10 ** Math.floor(Math.log10(aim));
+    const step = unit * [1, 2, 5, 10].find((times) => times * unit >= aim);
+    const first = Math.ceil(low / step);
+    const count = Math.floor(high / step) - first + 1;
+    return Array.from({ length: count }, (_, at) => Number(((first + at) * step).toPrecision(12)));
+  }
+  const mantissas = decades < 2.5 ? [1, 2, 5] : [1];
+  const every = Math.ceil(decades / MOST_TICKS);
+  return powers
+    .filter((power) => power % every === 0)
+    .flatMap((power) => mantissas.map((times) => Number(`${times}e${power}`)))
+    .filter(within);
+}
 
 /** Distances of ticks between steps: 1, 2, 5, 10, ... */
 const WHOLE = Array.from({ length: 30 }, (_, at) => [1, 2, 5][at % 3] * 10 ** Math.floor(at / 3));
@@ -175,17 +205,6 @@ const WHOLE = Array.from({ length: 30 }, (_, at) => [1, 2, 5][at % 3] * 10 ** Ma
 /** What a chart can draw: numbers that are not finite, or have no logarithm, are gaps. */
 function clean(values, log) {
   return Array.from(values, (value) => (Number.isFinite(value) && (!log || value > 0) ? value : null));
-}
-
-/** Of the places on a logarithmic axis powers of ten, not more than fit; if there are few, those with one digit. */
-function decades(u, places) {
-  const power = (value) => Math.round(Math.log10(value));
-  const isPower = (value) => Math.abs(value / 10 ** power(value) - 1) < 1e-9;
-  const isShort = (value) => Math.abs(Number(value.toPrecision(1)) / value - 1) < 1e-9;
-  const count = places.filter(isPower).length;
-  const every = Math.ceil(count / MOST_DECADES);
-  const isShown = count > 1 ? (value) => isPower(value) && power(value) % every === 0 : isShort;
-  return places.map((value) => (isShown(value) ? value : null));
 }
 
 function faded(color) {

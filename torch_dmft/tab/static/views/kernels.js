@@ -143,7 +143,7 @@ function matrices({ run, state, set, problem }, name, controls, watchers) {
   const table = () =>
     rows.flatMap((a, i) => rows.map((b, j) => [a, b, ...shown.map(({ values }) => values?.[i * size + j])]));
   return panel(
-    "Network, theory, difference",
+    theory ? "Network, prediction, difference" : "The network",
     NOTES[name.split("/")[0]],
     h(
       "div",

@@ -13,21 +13,24 @@ const UNITS = {
     name: "alignment",
     map: "viridis",
     top: 1,
-    note: "1: same shape at any size. Dark is far off.",
+    floor: 0.9,
+    note: "1: same shape at any size. Dark is far off, 0.9 or less.",
   },
   width: {
     text: "what the width explains",
     name: "deviation",
     map: "far",
     bottom: 0,
-    note: "Relative error in units of a typical network's of this width: 1 is typical. Dark is far off.",
+    ceiling: 3,
+    note: "Relative error in units of a typical network's of this width: 1 is typical. Dark is far off, 3 or more.",
   },
   root: {
     text: "error × √N",
     name: "error, root N",
     map: "far",
     bottom: 0,
-    note: "Relative error × √N, N the narrowest width averaged over: a few for any network. Dark is far off.",
+    ceiling: 10,
+    note: "Relative error × √N, N the narrowest width averaged over: a few for any network. Dark is far off, 10 or more.",
   },
   error: {
     text: "relative error",
@@ -103,7 +106,8 @@ function live(run) {
     });
   }
   if (!worst) return [`${name} at step ${run.last}: ${theory.origin} has no common step with it yet.`];
-  const where = `${KINDS[worst.kind]} of weight ${worst.l} (${worst.weight})`;
+  const path = /\p{L}/u.test(worst.weight) ? worst.weight : `module ${worst.weight}`;
+  const where = `${KINDS[worst.kind]} of weight ${worst.l} (${path})`;
   return [
     `So far, at step ${run.last}, ${name} is farthest from ${theory.origin} in ${where}: ` +
       `relative error ${short(worst.error, 2)}.`,
@@ -124,12 +128,15 @@ function tiles({ run, state }, watchers) {
         ]
       : []),
     ["NTK has moved", run.network, "NTK moved/all"],
-    ["share of the largest stable rate", run.network, EDGE],
+    ["learning rate, 1 at the edge of stability", run.network, EDGE],
   ].filter(([, member, name]) => member.column(name));
   const values = shown.map(() => h("strong", {}));
   box.append(...shown.map(([text], at) => h("div", { class: "tile" }, values[at], h("span", {}, text))));
   watchers.push((step) =>
-    shown.forEach(([, member, name, digits], at) => (values[at].textContent = short(member.at(name, step), digits))),
+    shown.forEach(([, member, name, digits], at) => {
+      const value = name === EDGE ? member.known(name, step) : member.at(name, step);
+      values[at].textContent = short(value, digits);
+    }),
   );
   return box;
 }
@@ -161,7 +168,7 @@ function lossPanel({ run, state, set, goTo }, watchers) {
   );
   return panel(
     "Loss on the training rows",
-    "Shaded: two standard errors of the prediction.",
+    lines.some((line) => line.band) ? "Shaded: two standard errors of the prediction." : null,
     h("div", {}, h("div", { class: "controls" }, scale), chart.node),
     { PNG: () => chart.savePng("loss", "Loss on the training rows"), CSV: () => chart.saveCsv("loss") },
   );
@@ -182,7 +189,7 @@ function alignmentPanel(context, watchers) {
   const readout = h("p", { class: "readout" }, "\u00a0");
   const grids = run.kinds.map(([kind]) => grid(context, member, what, kind, readout));
   const all = range(grids.map((one) => one.values));
-  const [low, high] = [what.bottom ?? Math.min(all[0], 0.999), what.top ?? all[1]];
+  const [low, high] = [what.bottom ?? Math.min(all[0], what.floor), what.top ?? Math.max(all[1], what.ceiling ?? 0)];
   for (const one of grids) {
     watchers.push((step) =>
       one.map.draw({ values: one.values, low, high, map: what.map, column: latest(member.steps, step) }),

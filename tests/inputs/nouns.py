@@ -121,7 +121,7 @@ def methods(a: Set) -> dict[str, Callable[[], Call]]:
         "figures.kernels": lambda: (figures.kernels, {"comparison": a.comparison, "which": "ntk", "time": 0}),
         "figures.spectrum": lambda: (figures.spectrum, {"beside": a.spectrum.beside(torch.eye(8))}),
         "Spectrum.at": lambda: (a.spectrum.at, {"step": 2}),
-        "Spectrum.density": lambda: (a.spectrum.density, {"values": torch.ones(2), "step": 2}),
+        "Spectrum.bulk": lambda: (a.spectrum.bulk, {"step": 2, "points": 8}),
         "Spectrum.beside": lambda: (a.spectrum.beside, {"weights": torch.eye(8), "step": 2}),
         "figures.learned": lambda: (figures.learned, {"run": a.measured}),
         "dynamics.responses": lambda: (

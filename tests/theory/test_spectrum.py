@@ -219,8 +219,8 @@ def test_the_bulk_is_that_of_gaussian_matrices(outputs: int, inputs: int) -> Non
     """The density's distribution function against that of one matrix, and its end."""
     theory = spectrum(problem(), "2", 0, solver=dmft.solvers.InfiniteWidth(256, replicas=1))
     theory = replace(theory, ratio=outputs / inputs, edges=torch.tensor([bulk_edge(inputs**-0.5, outputs, inputs)]))
-    s = torch.linspace(0, 2.2 * float(theory.edges[0]) / 2, 4001, dtype=torch.float64)
-    cumulated = torch.cumulative_trapezoid(theory.density(s), s)
+    s, density = theory.bulk(points=4000)
+    cumulated = torch.cumulative_trapezoid(density, s)
     assert float(cumulated[-1]) == pytest.approx(1, abs=1e-3)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(outputs, inputs, generator=generator, dtype=torch.float64) / math.sqrt(inputs)

@@ -254,8 +254,7 @@ def spectrum(beside: BesideNetworks) -> Figure:
     outliers = _array(theory.values[beside.index][: int(theory.counts[beside.index])])
     top = 1.05 * max(values.max(), outliers.max(initial=float(theory.edges[beside.index])))
     axes.hist(values, bins=80, range=(0, top), density=True, color="#c8c8c8", label=f"networks ({len(beside.values)})")
-    s = torch.linspace(top / 800, top, 800, dtype=torch.float64, device="cpu")
-    rho = theory.density(s, int(theory.steps[beside.index]))
+    s, rho = theory.bulk(int(theory.steps[beside.index]))
     axes.plot(_array(s), _array(rho), color=COLORS[0], label="theory, bulk")
     for k, value in enumerate(outliers):
         label = f"theory, {len(outliers)} outlier{'s' if len(outliers) > 1 else ''}" if k == 0 else None

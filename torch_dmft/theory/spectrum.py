@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torch_dmft.core.arguments import checked, typed
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError, UnsupportedProblemError
+from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.own_arithmetic import own_arithmetic
 from torch_dmft.measurement import Recorder, Snapshot
 from torch_dmft.parameterization import Plan
@@ -26,6 +27,8 @@ from torch_dmft.theory.stepping import track
 
 _SHOWN = 8
 """Outliers that a verdict lists."""
+_MOST_POINTS = 10**6
+"""Of a curve: more than any figure shows."""
 
 
 @typed
@@ -80,15 +83,25 @@ class Spectrum:
             )
         return int(found[0])
 
-    def density(self, values: Float[Tensor, " value"], step: int | None = None) -> Float[Tensor, " value"]:
-        """The density rho of the bulk, of integral one, at the last step or another."""
+    def bulk(
+        self, step: int | None = None, points: int = 800
+    ) -> tuple[Float[Tensor, " point"], Float[Tensor, " point"]]:
+        """Equally spaced singular values 0 < s <= s_+, and the density rho there, at the last step or another.
+
+        Args:
+            step: when; None for the last step.
+            points: how many.
+
+        Raises:
+            NotRecordedError: if the step was not asked for.
+        """
+        require_whole("points", points, at_least=2, at_most=_MOST_POINTS)
         top = float(self.edges[-1 if step is None else self.at(step)])
         sigma = top / (1 + math.sqrt(self.ratio))
         bottom = sigma * abs(1 - math.sqrt(self.ratio))
-        s = values.double()
+        s = torch.linspace(top / points, top, points, dtype=torch.float64, device="cpu")
         inside = ((top**2 - s**2) * (s**2 - bottom**2)).clamp_min(0)
-        rho = inside.sqrt() / (math.pi * sigma**2 * min(1.0, self.ratio) * s.clamp_min(torch.finfo(torch.float64).tiny))
-        return torch.where((s > bottom) & (s < top), rho, torch.zeros_like(s))
+        return s, torch.where(s > bottom, inside.sqrt() / (math.pi * sigma**2 * min(1.0, self.ratio) * s), 0.0)
 
     def beside(self, weights: Tensor | Sequence[Tensor], step: int | None = None) -> BesideNetworks:
         """The singular values of the same weight in networks beside the theory's; ``print`` it.

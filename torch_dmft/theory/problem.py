@@ -69,7 +69,7 @@ class Problem:
         network = type(self.network).__name__ if self.chain is None else f"chain of depth {self.chain.depth}"
         return (
             f"Problem({network}, {self.train_samples} training rows of {self.samples}, {self.outputs} outputs, "
-            f"gamma0={self.gamma0:g}, {self.training.optimizer}, lr={self.training.rate}, steps={self.steps})"
+            f"gamma0={self.gamma0:g}, {self.training.optimizers}, lr={self.training.rate}, steps={self.steps})"
         )
 
     @own_arithmetic()

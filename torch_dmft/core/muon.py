@@ -14,8 +14,8 @@ sqrt(max(1, out/in)) ("original") or 0.2 sqrt(max(out, in)) ("match_rms_adamw").
 
 A step has the spectral norm r a. One of Adam, with entries of its rate, has that rate times sqrt(out in), if it is coherent. So
 the base rate eta of Muon is r a in units of m = (Adam's rate per eta) sqrt(out in), which is gamma0 sqrt(out/in) for hidden
-matrices: features then move by O(eta gamma0) at every width. Decay is the share eta lambda = r lambda' of a step, and eps is in
-units of |G|_F, which is sqrt(out in) times the size of its entries.
+matrices: features then move by O(eta gamma0) at every width. Decay is the share eta lambda = r lambda' of a step. The norm
+|G|_F of a hidden matrix is O(1/gamma0) at every width, so that eps stays as torch has it.
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ class Sight:
             plain, other = (scale_of(shape, adjust) for adjust in SCALES)
             scale = plain + (other - plain) * numbers.get("adjust", 0.0)
             norm = (step_norm(rule.adam_lr, shape) or 1.0) / scale
-            units = {"lr": norm, "weight_decay": 1 / norm, "eps": step_norm(rule.gradient, shape)}
+            units = {"lr": norm, "weight_decay": 1 / norm}
         decides = NUMBERS.get(kind, numbers)
         return {name: _rounded(value / units.get(name, 1.0)) for name, value in numbers.items() if name in decides}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -30,7 +29,7 @@ from torch_dmft.theory.solvers import InfiniteWidth
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(5, 6, generator=GENERATOR)
-TARGETS = torch.sign(torch.randn(5, 1, generator=GENERATOR))
+TARGETS = torch.tensor([[1.0], [-1.0], [1.0], [-1.0], [-1.0]])
 RECORD = [0, 4, 8]
 NS = {"ns_coefficients": COEFFICIENTS, "ns_steps": 5, "eps": 1e-7}
 
@@ -124,7 +123,7 @@ def test_a_polar_factor_leaves_out_rounding(generator: torch.Generator) -> None:
 
 
 @pytest.fixture
-def written_down(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[GaussianMatrix, Tensor]]:
+def written_down(monkeypatch: pytest.MonkeyPatch) -> dict[GaussianMatrix, Tensor]:
     """Matrices that are known in full: what a lazily sampled one reveals are their images."""
     known: dict[GaussianMatrix, Tensor] = {}
     plain = GaussianMatrix._extend
@@ -145,7 +144,7 @@ def written_down(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[GaussianMatri
 
     monkeypatch.setattr(GaussianMatrix, "_extend", extend)
     monkeypatch.setattr(matrix, "new_directions", all_directions)
-    yield known
+    return known
 
 
 def brute_force(problem: Problem, weights: list[Tensor]) -> Tensor:
@@ -215,5 +214,219 @@ def test_on_cores_it_moves_the_whole_matrix(
     steps = torch.arange(problem.steps + 1)
     found = train_and_record(problem, twin, steps, two_time=False, steps=range(problem.steps + 1)).outputs
     wanted = brute_force(problem, weights)
+    other = brute_force(problem.trained(nesterov=float(not nesterov)), weights)
+    assert float((other[-1] - wanted[-1]).norm()) > 1e-3
     assert float((wanted[-1] - wanted[0]).norm()) > 0.2
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+# Many networks
+
+SHORT = Muon(INPUTS, TARGETS, gamma0=2.0, lr=0.3, momentum=0.5)
+CASES = {
+    "rich": SHORT,
+    "lazier": Muon(INPUTS, TARGETS, gamma0=0.5, momentum=0.9),
+    "unequal widths, decay": Muon(INPUTS, TARGETS, (2.0, 0.5, 1.0), gamma0=2.0, decay=0.5),
+    "unequal widths, without Nesterov": Muon(INPUTS, TARGETS, (0.5, 1.0), gamma0=0.5, nesterov=False, momentum=0.5),
+    "polar factor": Muon(INPUTS, TARGETS, gamma0=1.0, momentum=0.0, exact=True),
+}
+WIDTHS = {64: 1024, 128: 512, 256: 128}
+
+
+@cache
+def networks(name: str, *, many: bool = True) -> Limit:
+    counts = WIDTHS if many else {32: 512, 64: 256, 128: 64}
+    if CASES[name].exact:
+        counts = {32: 512, 64: 256, 128: 96}
+    return CASES[name].limit(counts, torch.Generator().manual_seed(1), RECORD)
+
+
+def worst(limit: Limit, problem: Problem, solver: InfiniteWidth | None = None) -> dict[str, float]:
+    """Standard errors between the engine and the networks, for the entry of each observable that is farthest off."""
+    answer = dmft.solve(problem, solver or InfiniteWidth(2048, 4), record=RECORD)
+    values, errors = (
+        {name: found[name].reshape(mean.shape) for name, mean in limit.mean.items()}
+        for found in (observables(answer), observables(answer.stderr))
+    )
+    return {name: float(z.abs().max()) for name, z in z_scores(limit, values, errors).items()}
+
+
+def assert_agrees(name: str, *, many: bool) -> None:
+    limit = networks(name, many=many)
+    assert limit.mean.keys() >= {"outputs", "ntk", "forward.1", "backward.0", "forward.2", "backward.1"}
+    assert max(worst(limit, pose(CASES[name])).values()) <= 5
+    assert max(limit.goodness.values()) < 3
+
+
+def test_the_engine_is_the_limit_of_networks() -> None:
+    assert_agrees("rich", many=False)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_engine_is_the_limit_of_many_networks(name: str) -> None:
+    assert_agrees(name, many=True)
+
+
+def test_another_theory_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, problem = networks("rich", many=False), pose(CASES["rich"])
+    assert max(worst(limit, pose(CASES["rich"], nesterov=False)).values()) > 5
+    assert max(worst(limit, pose(CASES["rich"], exact=True)).values()) > 5
+    settings = course._settings
+
+    def of_the_core(training: Any, kin: Any, step: int) -> dict[str, Any]:
+        """The rate from the room of the core in the place of the shape of the matrix."""
+        found = settings(training, kin, step)
+        return {**found, "lr": found["lr"] * 64 / kin.shape[0]} if kin.is_core else found
+
+    monkeypatch.setattr(course, "_settings", of_the_core)
+    assert max(worst(limit, problem).values()) > 5
+
+
+def test_features_move_more_than_with_sgd() -> None:
+    """At rates at which Muon and SGD bring the loss down alike."""
+    movement = {}
+    for optimizer in ("sgd", "muon"):
+        others = {"others": {"optimizer": "sgd", "lr": 0.1}} if optimizer == "muon" else {}
+        settings = {
+            "depth": 2,
+            "gamma0": 1.0,
+            "lr": 0.1,
+            "steps": 15,
+            "momentum": 0.0,
+            "optimizer": optimizer,
+            **others,
+        }
+        exact = {"exact": True} if optimizer == "muon" else {}
+        run = dmft.solve(Problem.mlp(INPUTS, TARGETS, **settings, **exact), InfiniteWidth(1024, 2), record=[0, 15])
+        phi = run.layers[2].forward.equal_time
+        movement[optimizer] = float((phi[1] - phi[0]).norm() / phi[0].norm())
+    assert movement["muon"] > 1.1 * movement["sgd"]
+
+
+# A loop of one's own
+
+
+def model(width: int, generator: torch.Generator) -> nn.Module:
+    up, down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+    return nn.Sequential(nn.Linear(6, width), nn.Tanh(), up, nn.Tanh(), down, nn.Tanh(), nn.Linear(width, 1))
+
+
+@needs_torchs
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("beside", ["sgd", "adamw"])
+def test_a_run_is_repeated_from_what_was_seen(adjust: str, beside: str, generator: torch.Generator) -> None:
+    """A loop with two optimizers is posed, and a network of the same weights then takes the same steps."""
+    wrapped = model(24, generator)
+    plan = dmft.parameterize(wrapped, INPUTS, gamma0=1.5, generator=generator)
+    start = {name: value.clone() for name, value in wrapped.state_dict().items()}
+    hidden = [wrapped[2].weight, wrapped[4].weight]
+    groups = plan.param_groups(0.05, optimizer=beside)
+    for group in groups:
+        group["params"] = [p for p in group["params"] if all(p is not weight for weight in hidden)]
+    rest = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[beside]([g for g in groups if g["params"]])
+    muon = torch.optim.Muon(hidden, lr=0.1, weight_decay=0.3, momentum=0.8, adjust_lr_fn=adjust)
+    recorder = dmft.Recorder(plan, dmft.Probe(INPUTS, TARGETS), schedule=[0, 3, 6])
+    schedule = torch.optim.lr_scheduler.ExponentialLR(muon, 0.9)
+    with recorder.attach(muon, rest):
+        for _ in range(6):
+            muon.zero_grad()
+            rest.zero_grad()
+            nn.functional.mse_loss(wrapped(INPUTS), TARGETS).backward()
+            muon.step()
+            rest.step()
+            schedule.step()
+    problem = recorder.problem()
+    assert problem.training.optimizers == {"sgd": "Muon and SGD", "adamw": "Muon and AdamW"}[beside]
+    assert {problem.training.kind(name) for name in problem.network.hidden} == {"Muon"}
+    again = network_of(problem, 24)
+    names = problem.network.names
+    with torch.no_grad():
+        for name, parameter in again.model.named_parameters():
+            path, _, kind = name.rpartition(".")
+            parameter.copy_(start[f"{names[path]}.{kind}"])
+    repeated = train_and_record(problem, again, torch.tensor([0, 3, 6]), two_time=False, steps=range(7))
+    torch.testing.assert_close(repeated.outputs, recorder.trajectory().outputs, rtol=0, atol=1e-3)
+    # And the theory is asked the same.
+    answer = dmft.solve(problem, InfiniteWidth(512, 2), record=[0, 6])
+    assert not answer.training.differences(recorder.trajectory().training)
+
+
+@needs_torchs
+def test_what_was_seen_is_what_is_posed_by_hand(generator: torch.Generator) -> None:
+    wrapped = model(16, generator)
+    plan = dmft.parameterize(wrapped, INPUTS, gamma0=0.5, generator=generator)
+    others = [p for name, p in wrapped.named_parameters() if name not in ("2.weight", "4.weight")]
+    groups = plan.param_groups(0.05, optimizer="adamw")
+    groups = [{**g, "params": [p for p in g["params"] if any(p is other for other in others)]} for g in groups]
+    rest = torch.optim.AdamW([g for g in groups if g["params"]])
+    # eta gamma0 sqrt(out / in), over what torch multiplies it with.
+    muon = torch.optim.Muon(
+        [
+            {"params": [wrapped[2].weight], "lr": 0.1 * 0.5, "weight_decay": 0.3 / 0.5},
+            {"params": [wrapped[4].weight], "lr": 0.1 * 0.5 * 0.5**0.5, "weight_decay": 0.3 / (0.5 * 0.5**0.5)},
+        ]
+    )
+    seen = dmft.Training.seen_by(plan, muon, rest, steps=3)
+    settings = {"optimizer": "muon", "others": {"optimizer": "adamw", "lr": 0.05}}
+    probe = dmft.Probe(INPUTS, TARGETS)
+    posed = Problem.like(plan, probe, lr=0.1, steps=3, weight_decay=0.3, **settings)  # type: ignore[arg-type]
+    assert posed.training.differences(seen) == []
+    other = Problem.like(plan, probe, lr=0.2, steps=3, weight_decay=0.3, **settings)  # type: ignore[arg-type]
+    assert other.training.differences(seen) == ["learning rate: network 0.2, theory 0.1"]
+    plain = Problem.like(plan, probe, lr=0.1, steps=3)
+    assert plain.training.differences(seen)[0] == "optimizer: network SGD, theory Muon and AdamW"
+
+
+# Who solves it
+
+
+def test_the_engine_is_chosen_and_dense_networks_where_ranks_grow() -> None:
+    solver, _ = choose(pose(SHORT))
+    assert isinstance(solver, InfiniteWidth)
+    assert not solver.strides
+    rows = torch.randn(400, 6, generator=GENERATOR)
+    batches = [torch.randperm(400, generator=GENERATOR)[:32] for _ in range(200)]
+    many = Muon(rows, torch.sign(rows[:, :1]), steps=200)
+    solver, why = choose(pose(many, batches=batches), record=[0, 200])
+    assert isinstance(solver, solvers.WideEnsemble)
+    assert "wide network" in why
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in solvers.__all__ if name not in ("InfiniteWidth", "WideEnsemble", "FiniteWidth")]
+)
+def test_the_others_refuse(name: str) -> None:
+    with pytest.raises(UnsupportedProblemError, match=r"optimizer Muon and SGD.*InfiniteWidth"):
+        getattr(solvers, name)().check(pose(SHORT))
+
+
+def test_strides_and_adam_of_hidden_matrices_are_refused() -> None:
+    with pytest.raises(UnsupportedProblemError, match="Strides does not cover"):
+        InfiniteWidth(strides=True).check(pose(SHORT))
+    problem = pose(CASES["unequal widths, decay"])
+    adam = dict(problem.training.kinds) | {problem.network.hidden[0]: "Adam"}
+    with pytest.raises(UnsupportedProblemError, match="WideEnsemble"):
+        InfiniteWidth().check(problem.trained(kinds=adam))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"depth": 1}, "hidden matrix"),
+        ({"temperature": 0.1}, "temperature"),
+        ({"others": {"optimizer": "muon"}}, "another than Muon"),
+        ({"ns_steps": 100}, "ns_steps"),
+        ({"beta1": 0.9}, "a setting of the optimizer"),
+        ({"optimizer": "sgd", "others": {}}, 'needs optimizer="muon"'),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidInputError, match=told):
+        Problem.mlp(INPUTS, TARGETS, **{"depth": 2, "optimizer": "muon", "steps": 3, **settings})
+
+
+def test_its_course_has_an_optimizer_for_each_kind() -> None:
+    problem = pose(SHORT, others={"optimizer": "adamw", "lr": 0.1})
+    kinds = [type(each).__name__ for each in Course(problem, network_of(problem, 16)).optimizers]
+    assert sorted(kinds) == ["AdamW", "Muon"]

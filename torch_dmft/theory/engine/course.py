@@ -162,7 +162,7 @@ def _settings(training: Training, kin: _Kin, step: int) -> dict[str, Any]:
                 "nesterov": bool(number("nesterov")),
                 "ns_coefficients": tuple(number(f"ns_{letter}") for letter in "abc"),
                 "ns_steps": int(number("ns_steps")),
-                "eps": number("eps") * step_norm(rule.gradient, kin.shape),
+                "eps": number("eps"),
                 "exact": bool(number("exact")),
                 "low": not kin.is_core,
             }

@@ -13,7 +13,8 @@ of a matrix of S x S numbers costs that of one of k' x k. Only what depends on t
 torch iterates in bfloat16. What it rounds in a matrix of N x N numbers are products of fields of two neurons, as good as random
 in its last digits, so that its effect on features averages out: with eight samples it is .7% of a step at N = 64, .5% at 128
 and .3% at 512. In the few numbers of a core nothing averages out (1.5%, at any width), so that it is iterated in the precision
-of the core, which is where wide networks go. Whole matrices, such as those of finite networks, are iterated in bfloat16, to the bit as torch does.
+of the core, which is where wide networks go. Whole matrices, such as those of finite networks, are iterated in
+bfloat16, to the bit as torch does.
 """
 
 from __future__ import annotations

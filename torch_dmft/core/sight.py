@@ -93,7 +93,8 @@ def kind_of(optimizer: Optimizer) -> str:
     Subclasses that add no method but ``__init__`` count as the class of torch.optim that they inherit.
     """
     step = getattr(type(optimizer).step, "__wrapped__", type(optimizer).step)
-    for base in (SGD, Adam, *_MUON):
+    bases: tuple[type[Optimizer], ...] = (SGD, Adam, *_MUON)
+    for base in bases:
         if (
             isinstance(optimizer, base)
             and step is getattr(base.step, "__wrapped__", base.step)

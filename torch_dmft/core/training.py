@@ -307,7 +307,7 @@ def _require_sizes(numbers: Numbers) -> None:
     """Refuse settings that are not finite numbers >= 0."""
     for name, value in numbers.items():
         for one in value.tolist() if isinstance(value, Tensor) else [value]:
-            require_number(name, one, **({} if name.startswith("ns_") else {"at_least": 0}))
+            require_number(name, one, at_least=None if name.startswith("ns_") else 0)
 
 
 def _listed(names: Any) -> str:

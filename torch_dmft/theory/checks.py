@@ -366,8 +366,9 @@ def checked_training(
     """
     check_training(lr, steps, gamma0, momentum, weight_decay, temperature=temperature, optimizer=optimizer, **numbers)
     name = _KINDS[optimizer]
-    has_momentum = momentum is not None and "momentum" in NUMBERS[name]
-    given = {"weight_decay": weight_decay, **numbers} | ({"momentum": momentum} if has_momentum else {})
+    given = {"weight_decay": weight_decay, **numbers}
+    if momentum is not None and "momentum" in NUMBERS[name]:
+        given["momentum"] = momentum
     settings = {**NUMBERS[name], **{key: float(value) for key, value in given.items()}, "lr": series(lr)}
     return Training(
         steps=steps,

@@ -304,6 +304,20 @@ def test_features_move_more_than_with_sgd() -> None:
     assert movement["muon"] > 1.1 * movement["sgd"]
 
 
+@pytest.mark.parametrize("gamma0", [0.5, 2.0])
+def test_all_matrices_may_be_its_own(gamma0: float) -> None:
+    """Of the input and the readout too, as in the example of torch's documentation."""
+    problem = pose(Muon(INPUTS, TARGETS, gamma0=gamma0, momentum=0.5, steps=5))
+    problem = problem.trained(kinds={}, exceptions={})
+    networks = dmft.solve(problem, solvers.WideEnsemble((32, 64, 128), pairs=16), record=[5])
+    engine = dmft.solve(problem, InfiniteWidth(1024, 4), record=[5])
+    limits = [(observables(run), observables(run.stderr)) for run in (networks, engine)]
+    for name in ("outputs", "forward.1", "forward.2", "backward.0", "backward.1"):
+        (wide, wide_error), (found, error) = ((values[name], errors[name]) for values, errors in limits)
+        z = (found - wide) / (wide_error**2 + error**2).sqrt()
+        assert float(z.abs().max()) <= 5, name
+
+
 # A loop of one's own
 
 

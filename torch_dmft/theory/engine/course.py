@@ -66,7 +66,7 @@ class Course:
             if rule.lr == 0:
                 continue
             kin = _kin(training, plan, rule, name)
-            key = (kin.kind, kin.exception, rule.lr, rule.adam_lr, rule.gradient)
+            key: tuple[Any, ...] = (kin.kind, kin.exception, rule.lr, rule.adam_lr, rule.gradient)
             key = (*key, kin.shape, kin.is_core) if kin.kind == "Muon" else key
             groups.setdefault(key, (kin, []))[1].append(plan.model.get_parameter(rule.name))
         self.optimizers, self._groups = [], []

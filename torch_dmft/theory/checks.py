@@ -357,7 +357,7 @@ def checked_training(
     *,
     temperature: float,
     optimizer: str,
-    **numbers: float | int,
+    **numbers: float | int | bool,
 ) -> Training:
     """The training with these settings; a momentum of None is torch's default.
 

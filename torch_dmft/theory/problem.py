@@ -364,7 +364,7 @@ class Problem:
         temperature: float = 0.0,
         optimizer: str = "sgd",
         others: Mapping[str, Any] | None = None,
-        **numbers: float | int,
+        **numbers: float | int | bool,
     ) -> Problem:
         """A dense chain of ``depth`` equal hidden layers.
 
@@ -461,7 +461,7 @@ class Problem:
         optimizer: str = "sgd",
         others: Mapping[str, Any] | None = None,
         assume_gaussian: bool = False,
-        **numbers: float | int,
+        **numbers: float | int | bool,
     ) -> Problem:
         """The problem of training a wrapped model: same data, loss, schedule and architecture, at infinite width.
 

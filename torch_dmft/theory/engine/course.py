@@ -97,8 +97,9 @@ class Course:
 
 
 def _kin(training: Training, plan: Plan, rule: ParameterRule, name: str) -> _Kin:
-    layer = plan.model.get_submodule(rule.path)
-    is_core = isinstance(layer, LazyLayer) and rule.name.rpartition(".")[2] in ("core", "initial_scale")
+    owner, _, kind = rule.name.rpartition(".")
+    layer = plan.model.get_submodule(owner)
+    is_core = isinstance(layer, LazyLayer) and kind in ("core", "initial_scale")
     shape = (
         layer.sizes if isinstance(layer, LazyLayer) and is_core else tuple(plan.model.get_parameter(rule.name).shape)
     )

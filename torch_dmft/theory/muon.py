@@ -15,6 +15,9 @@ from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.checks import checked_training
 
 
+_SHARED = {"steps", "gamma0", "batches", "temperature"}
+
+
 def beside_muon(training: Training, others: Mapping[str, Any] | None, rest: Iterable[str]) -> Training:
     """A training by Muon with the other optimizer of all that is no hidden matrix.
 
@@ -34,7 +37,14 @@ def beside_muon(training: Training, others: Mapping[str, Any] | None, rest: Iter
                 remedy='optimizer="muon", or others=None',
             )
         return training
-    settings = {"optimizer": "adamw", "lr": training.number("lr"), **(others or {})}
+    is_mapping = others is None or (isinstance(others, Mapping) and all(isinstance(name, str) for name in others))
+    if others is not None and (not is_mapping or _SHARED & others.keys()):
+        raise InvalidInputError(
+            "`others` must map settings of the other optimizer to numbers; steps, batches and gamma0 are those of Muon.",
+            got=f"others={others!r}",
+            remedy='others={"optimizer": "adamw", "lr": 0.01}',
+        )
+    settings: dict[str, Any] = {"optimizer": "adamw", "lr": training.number("lr"), **(others or {})}
     if settings["optimizer"] == "muon":
         raise InvalidInputError(
             "The optimizer of what is no hidden matrix must be another than Muon.",

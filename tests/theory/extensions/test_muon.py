@@ -430,6 +430,8 @@ def test_strides_and_adam_of_hidden_matrices_are_refused() -> None:
         ({"depth": 1}, "hidden matrix"),
         ({"temperature": 0.1}, "temperature"),
         ({"others": {"optimizer": "muon"}}, "another than Muon"),
+        ({"others": {"steps": 3}}, "those of Muon"),
+        ({"others": {"lr": -1.0}}, "lr must be"),
         ({"ns_steps": 100}, "ns_steps"),
         ({"beta1": 0.9}, "a setting of the optimizer"),
         ({"optimizer": "sgd", "others": {}}, 'needs optimizer="muon"'),

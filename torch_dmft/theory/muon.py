@@ -14,7 +14,6 @@ from torch_dmft.parameterization import Plan
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.checks import checked_training
 
-
 _SHARED = {"steps", "gamma0", "batches", "temperature"}
 
 

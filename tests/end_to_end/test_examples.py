@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from torch_dmft.comparison import movement
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -113,6 +115,17 @@ def test_richness(tmp_path):
     assert network == pytest.approx(theory, rel=0.25)
     assert (tmp_path / "richness.png").read_bytes().startswith(PNG)
     assert logs(tmp_path / "gamma0=0.1")
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+def test_muon(tmp_path):
+    """Network and theory are those of one optimizer, and Muon moves features further."""
+    found = example("muon")(f"--width 128 --steps 16 --neurons 512 --logdir {tmp_path}".split())
+    moved = {name: [movement(run.layers[-1].forward)[-1].item() for run in runs] for name, runs in found.items()}
+    for name, (network, theory) in moved.items():
+        assert network == pytest.approx(theory, rel=0.25), name
+    assert moved["Muon"][1] > moved["SGD"][1]
+    assert (tmp_path / "muon.png").read_bytes().startswith(PNG)
 
 
 def test_real_run(tmp_path, capsys):

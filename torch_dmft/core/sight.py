@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.muon import MUON_NUMBERS, SCALES, scale_of, step_norm
 from torch_dmft.core.series import Number, Numbers
 from torch_dmft.core.steppers import unwrapped
 from torch_dmft.core.torch_private import backward_pass, parameters_of
@@ -36,7 +37,12 @@ _ADAM_NUMBERS: dict[str, float] = {
     "amsgrad": 0.0,
     "maximize": 0.0,
 }
-NUMBERS: dict[str, dict[str, float]] = {"SGD": SGD_NUMBERS, "Adam": _ADAM_NUMBERS, "AdamW": _ADAM_NUMBERS}
+NUMBERS: dict[str, dict[str, float]] = {
+    "SGD": SGD_NUMBERS,
+    "Adam": _ADAM_NUMBERS,
+    "AdamW": _ADAM_NUMBERS,
+    "Muon": MUON_NUMBERS,
+}
 """The optimizers that theory or wide networks can follow, and torch's default of every number that decides a step."""
 
 _HOW = {
@@ -52,6 +58,10 @@ _HOW = {
     "param_names",
 }
 """Entries of a group that do not change what a step does."""
+
+
+_MUON: tuple[type[Optimizer], ...] = (torch.optim.Muon,) if hasattr(torch.optim, "Muon") else ()
+"""Since torch 2.9."""
 
 
 @runtime_checkable
@@ -78,19 +88,20 @@ class Scaled(Protocol):
 
 
 def kind_of(optimizer: Optimizer) -> str:
-    """``"SGD"``, ``"Adam"`` or ``"AdamW"`` if that is what its steps are, else the name of its class.
+    """``"SGD"``, ``"Adam"``, ``"AdamW"`` or ``"Muon"`` if that is what its steps are, else the name of its class.
 
     Subclasses that add no method but ``__init__`` count as the class of torch.optim that they inherit.
     """
     step = getattr(type(optimizer).step, "__wrapped__", type(optimizer).step)
-    for base in (SGD, Adam):
+    bases: tuple[type[Optimizer], ...] = (SGD, Adam, *_MUON)
+    for base in bases:
         if (
             isinstance(optimizer, base)
             and step is getattr(base.step, "__wrapped__", base.step)
             and _is_plain(optimizer)
         ):
-            if base is SGD:
-                return "SGD"
+            if base is not Adam:
+                return base.__name__
             return "AdamW" if optimizer.param_groups[0].get("decoupled_weight_decay") else "Adam"
     return type(optimizer).__name__
 
@@ -144,6 +155,8 @@ class Sight:
         self.steps = 0
         self._parts: list[tuple[int, Any, Any]] = []  # from which step on, who is in which group, and the raw settings
         self._stale: dict[str, None] = {}
+        self._kinds: dict[str, str] = {}
+        self._is_new = True
         kinds = dict.fromkeys(map(kind_of, self._optimizers))
         self.optimizer = " and ".join(kinds)
         if not any(self._structure(about_to_step=False)):
@@ -156,6 +169,8 @@ class Sight:
     def goes_on(self, earlier: Sight) -> None:
         """Continue what another sight of the same model saw before."""
         self.steps, self._parts, self._stale = earlier.steps, earlier._parts, earlier._stale
+        self._kinds = dict(earlier.kinds)
+        self._meet(self._structure(about_to_step=False))
         if earlier.optimizer != self.optimizer:
             self.optimizer = f"{earlier.optimizer} and then {self.optimizer}"
 
@@ -168,7 +183,33 @@ class Sight:
         structure, raw = self._structure(about_to_step=True, named=named), self._raw()
         if not self._parts or self._parts[-1][1:] != (structure, raw):
             self._parts.append((self.steps, structure, raw))
+            self._is_new = True
+        if self._is_new:
+            self._meet(structure)
         self.steps += 1
+
+    def _meet(self, structure: Sequence[Sequence[str]]) -> None:
+        """Note which kind of optimizer steps which parameter."""
+        for name, kind in self._steppers(structure):
+            known = self._kinds.get(name, kind)
+            self._kinds[name] = known if known.endswith(kind) else f"{known} and then {kind}"
+        self._is_new = False
+
+    def _steppers(self, structure: Sequence[Sequence[str]]) -> Iterator[tuple[str, str]]:
+        kinds = [kind_of(optimizer) for optimizer in self._optimizers for _ in optimizer.param_groups]
+        for kind, names in zip(kinds, structure, strict=True):
+            for name in names:
+                yield name, kind
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The optimizer of every parameter that is trained, by the name of its class."""
+        return self._kinds or dict(self._steppers(self._structure(about_to_step=False)))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether theory or wide networks can follow all of them."""
+        return all(kind in NUMBERS for kind in self.kinds.values())
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         for optimizer in self._optimizers:
@@ -228,14 +269,17 @@ class Sight:
         return found
 
     def _in_units(self, name: str, numbers: dict[str, Number]) -> Numbers:
-        rule, kind = self._rules[name], self.optimizer
+        rule, kind = self._rules[name], self.kinds[name] if self.is_known else self.optimizer
         rate = rule.lr if kind == "SGD" else rule.adam_lr
         decay = rule.adam_lr if kind == "AdamW" else rule.lr
-        units = {
-            "lr": rate or 1.0,
-            "weight_decay": 1 / (decay or 1.0),
-            "eps": rule.gradient if kind in NUMBERS else 1.0,
-        }
+        eps = rule.gradient if kind in NUMBERS else 1.0
+        units: dict[str, Number] = {"lr": rate or 1.0, "weight_decay": 1 / (decay or 1.0), "eps": eps}
+        if kind == "Muon":
+            shape = tuple(parameters_of(self._plan.model)[name].shape)
+            plain, other = (scale_of(shape, adjust) for adjust in SCALES)
+            scale = plain + (other - plain) * numbers.get("adjust", 0.0)
+            norm = (step_norm(rule.adam_lr, shape) or 1.0) / scale
+            units = {"lr": norm, "weight_decay": 1 / norm}
         decides = NUMBERS.get(kind, numbers)
         return {name: _rounded(value / units.get(name, 1.0)) for name, value in numbers.items() if name in decides}
 
@@ -264,7 +308,8 @@ class Sight:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen, as plain containers."""
-        return {"optimizer": self.optimizer, "steps": self.steps, "parts": self._parts, "stale": list(self._stale)}
+        known = {"optimizer": self.optimizer, "steps": self.steps, "parts": self._parts, "stale": list(self._stale)}
+        return known | {"kinds": dict(self.kinds)}
 
     @classmethod
     def saved(cls, plan: Scaled, state: Mapping[str, Any]) -> Sight:
@@ -274,6 +319,9 @@ class Sight:
         sight.optimizer, sight.steps = state["optimizer"], state["steps"]
         sight._parts = [tuple(part) for part in state["parts"]]
         sight._stale = dict.fromkeys(state["stale"])
+        # States of older versions were of one optimizer.
+        sight._kinds = dict(state.get("kinds") or dict.fromkeys(sight._rules, sight.optimizer))
+        sight._is_new = True
         return sight
 
 
@@ -285,6 +333,11 @@ def _settings(group: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         if name == "betas":
             for number, beta in enumerate(value, start=1):
                 yield f"beta{number}", float(beta)
+        elif name == "ns_coefficients":
+            for letter, coefficient in zip("abc", value, strict=True):
+                yield f"ns_{letter}", float(coefficient)
+        elif name == "adjust_lr_fn":
+            yield "adjust", float(SCALES.index(value))
         elif isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.numel() == 1):
             yield name, float(value)
 

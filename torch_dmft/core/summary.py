@@ -35,7 +35,7 @@ def summary(run: Trajectory) -> Page:
     sentences = [
         f"{run.origin}: {_steps(run)} recorded, {_count(samples, 'sample')} ({trained} trained on), "
         f"{_count(outputs, 'output')}.",
-        f"Trained by {run.training.optimizer}{rate}, gamma0 {run.training.gamma0:.4g}.",
+        f"Trained by {run.training.optimizers}{rate}, gamma0 {run.training.gamma0:.4g}.",
     ]
     if not math.isnan(last):
         sentences.append(f"Loss {first:.4g} at step {int(run.steps[0])}, {last:.4g} at step {int(run.steps[-1])}.")

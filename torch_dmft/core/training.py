@@ -26,8 +26,8 @@ from torch_dmft.core.arguments import typed
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.listed import listed
 from torch_dmft.core.numbers import require_choice, require_number, require_whole
-from torch_dmft.core.prints import Print, prints_agree
-from torch_dmft.core.series import CLOSE, Number, Numbers, at_step, constant, first_difference, is_ever, series, shown
+from torch_dmft.core.prints import Print
+from torch_dmft.core.series import Number, Numbers, constant, first_difference, is_ever, series, shown
 from torch_dmft.core.sight import NUMBERS, SGD_NUMBERS, Scaled, Sight
 
 
@@ -40,8 +40,9 @@ class Training:
     Attributes:
         steps: T, the number of steps of the optimizer.
         numbers: the settings of every parameter that is not among the exceptions.
-        optimizer: ``"SGD"``, ``"Adam"`` or ``"AdamW"`` for those of torch.optim, else the name of the class.
+        optimizer: ``"SGD"``, ``"Adam"``, ``"AdamW"`` or ``"Muon"`` for those of torch.optim, else the name of the class.
         exceptions: parameter name -> its settings, where they differ.
+        kinds: parameter name -> its optimizer, where that is another. Where there is Muon, it is ``optimizer``.
         frozen: names of the parameters that are not trained.
         gamma0: richness, 1/sqrt(N) for the schemes "ntk" and "standard".
         scheme: name of the parameterization.
@@ -61,6 +62,7 @@ class Training:
     numbers: Numbers
     optimizer: str = "SGD"
     exceptions: Mapping[str, Numbers] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     gamma0: float = 1.0
     scheme: str = "mean_field"
@@ -132,30 +134,39 @@ class Training:
         return cls.seen(sight, gamma0=plan.gamma0, scheme=plan.scheme)
 
     @classmethod
-    def seen(cls, sight: Sight, **others: Any) -> Training:
+    def seen(cls, sight: Sight, **fields: Any) -> Training:
         """What was seen of a run, beside what the optimizers do not know.
 
         Args:
             sight: what was seen; its ``steps`` are T.
-            **others: further fields.
+            **fields: further fields.
         """
         every = {name: dict(numbers) for name, numbers in sight.numbers().items()}
-        base = _most_common(list(every.values()), sight.steps)
-        exceptions = {name: own for name, own in every.items() if _differ(own, base, sight.steps)}
+        kinds, optimizer = (sight.kinds, "Muon") if sight.is_known else (dict.fromkeys(every, sight.optimizer), "")
+        first = {name: numbers for name, numbers in every.items() if kinds[name] == optimizer} or every
+        base = _most_common(list(first.values()), sight.steps)
+        optimizer = next(kinds[name] for name, numbers in first.items() if numbers is base)
+        others = {name: kind for name, kind in kinds.items() if name in every and kind != optimizer}
+        exceptions = {
+            name: {**NUMBERS[others[name]], **own} if name in others else own
+            for name, own in every.items()
+            if name in others or _differ(own, base, sight.steps)
+        }
         notes = [f"{name} is trained, and was frozen when the plan was made" for name in sight.unplanned]
         notes += [f"{name} was stepped by a gradient from before it was frozen" for name in sight.stale]
         notes += [f"{name} is stepped by two optimizers" for name in sight.shared]
         if sight.joined:
             notes.append("parameters that were trained in some steps only, so that the parts of the NTK changed")
-        numbers = {**NUMBERS.get(sight.optimizer, {}), **base}
-        others["notes"] = (*others.get("notes", ()), *notes)
+        numbers = {**NUMBERS.get(optimizer, {}), **base}
+        fields["notes"] = (*fields.get("notes", ()), *notes)
         return cls(
             steps=sight.steps,
             numbers=numbers,
-            optimizer=sight.optimizer,
+            optimizer=optimizer,
             exceptions=exceptions,
+            kinds=others,
             frozen=sight.frozen,
-            **others,
+            **fields,
         )
 
     @classmethod
@@ -169,6 +180,17 @@ class Training:
             scheme=plan.scheme,
             batches_known=False,
         )
+
+    # Optimizers
+
+    def kind(self, parameter: str) -> str:
+        """The optimizer of a parameter."""
+        return self.kinds.get(parameter, self.optimizer)
+
+    @property
+    def optimizers(self) -> str:
+        """All of them: ``"Muon and AdamW"``."""
+        return " and ".join(dict.fromkeys([self.optimizer, *self.kinds.values()]))
 
     # Numbers
 
@@ -218,8 +240,10 @@ class Training:
         return dict(self._traits())
 
     def _traits(self) -> Iterator[tuple[str, str]]:
-        if self.optimizer != "SGD":
-            yield "adam" if self.optimizer in NUMBERS else "optimizer", f"optimizer {self.optimizer}"
+        for kind in dict.fromkeys([self.optimizer, *self.kinds.values()]):
+            if kind != "SGD":
+                trait = {"Adam": "adam", "AdamW": "adam", "Muon": "muon"}.get(kind, "optimizer")
+                yield trait, f"optimizer {self.optimizers}"
         every = (self.numbers, *self.exceptions.values())
         for trait, name, text in (
             ("momentum", "momentum", "momentum"),
@@ -264,91 +288,11 @@ class Training:
             names: what the two are called.
             until: how many steps matter; default those that both have.
         """
+        from torch_dmft.core.differences import differences  # it is about trainings
+
         if until is not None:
             require_whole("until", until, at_least=0)
-        horizon = min(self.steps, other.steps) if until is None else until
-        assumed = {*self.assumptions, *other.assumptions}
-
-        def line(what: str, mine: str, theirs: str) -> str:
-            return f"{what}: {names[0]} {mine}, {names[1]} {theirs}"
-
-        found: list[str] = []
-        if self.optimizer != other.optimizer:
-            found.append(line("optimizer", self.optimizer, other.optimizer))
-        if self.scheme != other.scheme and "standard" in (self.scheme, other.scheme):
-            found.append(line("parameterization", self.scheme, other.scheme))
-        # Runs of one lazy scheme at two widths have two gamma0, as they should.
-        by_width = self.scheme == other.scheme != "mean_field"
-        if not by_width and not math.isclose(self.gamma0, other.gamma0, rel_tol=CLOSE):
-            found.append(line("gamma0", f"{self.gamma0:g}", f"{other.gamma0:g}"))
-        if self.optimizer == other.optimizer:
-            found += [line(*each) for each in self._different_numbers(other, horizon)]
-        if set(self.frozen) != set(other.frozen):
-            found.append(line("frozen parameters", _listed(self.frozen), _listed(other.frozen)))
-        if "start" not in assumed:
-            for name in sorted({*self.starts, *other.starts}):
-                mine, theirs = (each.starts.get(name, "Gaussian") for each in (self, other))
-                if mine != theirs:
-                    found.append(line(f"start of {name}", mine, theirs))
-        if "loss" not in assumed and not prints_agree(self.loss_print, other.loss_print):
-            found.append(line("loss", self.loss, other.loss))
-        if not prints_agree(self.data_print, other.data_print):
-            rows = [f"{each.data_print[0]:.0f} rows" for each in (self, other)]
-            found.append("training set: the two have other rows" if rows[0] == rows[1] else line("training set", *rows))
-        if not math.isclose(self.temperature, other.temperature, rel_tol=CLOSE):
-            found.append(line("temperature", f"{self.temperature:g}", f"{other.temperature:g}"))
-        if "batches" not in assumed and horizon:
-            mine, theirs = (each._batches_shown(horizon) for each in (self, other))
-            step = None
-            if self.batches_known and other.batches_known:
-                step = _first_other_batch(self._rows(other), other._rows(self), horizon)
-            if step is not None and mine == theirs:
-                found.append(f"batches: the two saw other rows at step {step}")
-            elif step is not None or self.batches_known != other.batches_known:
-                found.append(line("batches", mine, theirs))
-        for mine_, notes in zip(names, (self.notes, other.notes), strict=True):
-            found += [f"{mine_}: {note}" for note in notes]
-        return found
-
-    def _different_numbers(self, other: Training, horizon: int) -> Iterator[tuple[str, str, str]]:
-        exceptions = sorted({*self.exceptions, *other.exceptions})
-        for parameter in (None, *exceptions):
-            if parameter in self.frozen or parameter in other.frozen:
-                continue
-            for name in dict.fromkeys([*self.numbers, *other.numbers]):
-                mine, theirs = (each.number(name, parameter) for each in (self, other))
-                if name in ("dampening", "nesterov") and not any(
-                    is_ever(each.number("momentum", parameter)) for each in (self, other)
-                ):
-                    continue  # without momentum they mean nothing
-                if name == "decoupled" and not all(
-                    is_ever(each.number("momentum", parameter)) for each in (self, other)
-                ):
-                    continue  # nor does this
-                step = first_difference(mine, theirs, horizon)
-                if step is None:
-                    continue
-                what = _TITLES.get(name, name) + ("" if parameter is None else f" of {parameter}")
-                if isinstance(mine, Tensor) or isinstance(theirs, Tensor):
-                    yield f"{what} at step {step}", _one(at_step(mine, step)), _one(at_step(theirs, step))
-                else:
-                    yield what, _one(mine), _one(theirs)
-
-    def _rows(self, other: Training) -> Sequence[Tensor] | None:
-        """The rows of every step; None for all rows, unless the other training says what all rows are."""
-        count = (self.data_print or other.data_print or (0,))[0]
-        if self.batches is None and other.batches is not None and count:
-            return [torch.arange(int(count), device="cpu")] * self.steps
-        return self.batches
-
-    def _batches_shown(self, horizon: int) -> str:
-        if not self.batches_known:
-            return f"unknown ({self.doubt})" if self.doubt else "unknown"
-        return (
-            "all rows"
-            if self.batches is None
-            else f"of {_listed({str(len(rows)) for rows in self.batches[:horizon]})} rows"
-        )
+        return differences(self, other, names, min(self.steps, other.steps) if until is None else until)
 
     def with_numbers(self, **numbers: float | Sequence[float] | Tensor) -> Training:
         """The same training with other numbers for the parameters that are no exceptions."""
@@ -363,28 +307,11 @@ def _require_sizes(numbers: Numbers) -> None:
     """Refuse settings that are not finite numbers >= 0."""
     for name, value in numbers.items():
         for one in value.tolist() if isinstance(value, Tensor) else [value]:
-            require_number(name, one, at_least=0)
-
-
-_TITLES = {"lr": "learning rate", "weight_decay": "weight decay", "decoupled": "weight decay outside of the momentum"}
-
-
-def _one(value: float) -> str:
-    return f"{value:.6g}"
+            require_number(name, one, at_least=None if name.startswith("ns_") else 0)
 
 
 def _listed(names: Any) -> str:
     return listed(sorted(names)) or "none"
-
-
-def _first_other_batch(mine: Sequence[Tensor] | None, theirs: Sequence[Tensor] | None, horizon: int) -> int | None:
-    """The first step in which two trainings saw other rows; None stands for all rows."""
-    if mine is None or theirs is None:
-        return None if mine is theirs else 0
-    for step, (a, b) in enumerate(zip(mine[:horizon], theirs[:horizon], strict=False)):
-        if not torch.equal(a.cpu().long().sort().values, b.cpu().long().sort().values):
-            return step
-    return None
 
 
 def _differ(mine: Numbers, theirs: Numbers, steps: int) -> bool:

@@ -210,7 +210,7 @@ class Observer:
         """Hold the gradients of a step against those of the loss, if they are to be looked at."""
         kind = waiting, 0 if rows is None else len(rows)
         due = self._slopes.begins(step, kind, recorded=self._schedule(step))
-        known = self._sight is not None and self._sight.optimizer in NUMBERS
+        known = self._sight is not None and self._sight.is_known
         if not known or self._is_lazy or self._temperature or not due or (rows is None and self.rows.noted):
             return
         data = self.rows.training_set
@@ -390,7 +390,7 @@ class Observer:
 
 def _warn_of_odd_rates(training: Training, plan: Plan) -> None:
     """Say that an optimizer was built from other groups than its plan's."""
-    if not training.exceptions or plan.scheme == "standard" or training.optimizer not in NUMBERS:
+    if not training.exceptions or training.kinds or plan.scheme == "standard" or training.optimizer not in NUMBERS:
         return
     lr = training.rate
     kind = training.optimizer.lower()

@@ -42,7 +42,7 @@ def settings(comparison: Comparison) -> dict[str, Setting]:
         else rate
         if isinstance(rate, float)
         else None,
-        "optimizer": training.optimizer,
+        "optimizer": training.optimizers,
     }
     return {name: value for name, value in known.items() if value is not None}
 

@@ -25,7 +25,7 @@ def runs_table(comparison: Comparison) -> Grid:
     """What is known of every run: a line for each fact, a column for each run."""
     runs = comparison.runs
     facts: dict[str, list[object]] = {
-        "optimizer": [run.training.optimizer for run in runs],
+        "optimizer": [run.training.optimizers for run in runs],
         "learning rate": [run.lr for run in runs],
         "steps": [run.training.steps for run in runs],
         "recorded steps": list(comparison.recorded),

@@ -16,13 +16,14 @@ from torch_dmft.core.numbers import LARGEST, SMALLEST, require_number, require_w
 from torch_dmft.core.series import series
 from torch_dmft.core.sight import NUMBERS
 from torch_dmft.core.training import Training
-from torch_dmft.parameterization.optimizer import OPTIMIZERS
 from torch_dmft.uses.outputs import Example, named_tensors
 
 if TYPE_CHECKING:
     from torch_dmft.theory.problem import Problem
 
 _FLOATS = (torch.float32, torch.float64)
+_KINDS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "muon": "Muon"}
+"""Names of optimizers, and of their classes in torch.optim."""
 _MOST_CLASSES = 2**16
 """Largest number of classes, each of which is an output; larger class numbers are row numbers or codes."""
 
@@ -74,14 +75,21 @@ def check_training(
     require_number("gamma0", gamma0, at_least=SMALLEST, remedy="gamma0 > 0; the lazy limit of 0 is solvers.StaticNTK()")
     require_whole("steps", steps, at_least=0)
     _check_rates(lr, int(steps))  # type: ignore[call-overload]
-    require_number("momentum", momentum, at_least=0, below=1)
+    if momentum is not None:
+        require_number("momentum", momentum, at_least=0, below=1)
     require_number("weight_decay", weight_decay, at_least=0)
     require_number("temperature", temperature, at_least=0, remedy="temperature=0.0: no noise")
-    if not isinstance(optimizer, str) or optimizer not in tuple(OPTIMIZERS):
+    if not isinstance(optimizer, str) or optimizer not in _KINDS:
         raise InvalidInputError(
-            "`optimizer` must be the name of one.", got=repr(optimizer), remedy=f"one of {', '.join(OPTIMIZERS)}"
+            "`optimizer` must be the name of one.", got=repr(optimizer), remedy=f"one of {', '.join(_KINDS)}"
         )
-    if optimizer != "sgd" and (momentum or temperature):
+    if optimizer == "muon" and temperature:
+        raise InvalidInputError(
+            "`temperature` must be 0 with Muon: noise in its gradients is no Langevin noise.",
+            got=f"temperature={temperature}",
+            remedy='temperature=0.0, or optimizer="sgd"',
+        )
+    if optimizer in ("adam", "adamw") and (momentum or temperature):
         raise InvalidInputError(
             "`momentum` and `temperature` must be 0 with Adam, whose momentum is set by its betas.",
             got=f"optimizer={optimizer!r}, momentum={momentum}, temperature={temperature}",
@@ -94,7 +102,7 @@ def check_training(
             got=f"weight_decay={weight_decay}",
             remedy='optimizer="adamw", which decays alike at every width',
         )
-    known = NUMBERS["SGD" if optimizer == "sgd" else "Adam"]
+    known = NUMBERS[_KINDS[optimizer]]
     for name, value in numbers.items():
         if name not in known or name in ("lr", "maximize"):
             raise InvalidInputError(
@@ -102,9 +110,12 @@ def check_training(
                 got=f"{name}={value!r}",
                 remedy=f"one of {', '.join(sorted(set(known) - {'lr', 'maximize', 'momentum', 'weight_decay'}))}",
             )
-        below = 1 if name.startswith("beta") else None
-        require_number(name, float(value) if isinstance(value, bool) else value, at_least=0, below=below)
-    if numbers.get("nesterov") and (not momentum or numbers.get("dampening")):
+        if name == "ns_steps":
+            require_whole(name, value, at_least=0, at_most=99)
+        number = float(value) if isinstance(value, bool) else value
+        least = None if name in ("ns_a", "ns_b", "ns_c") else 0
+        require_number(name, number, at_least=least, below=1 if name.startswith("beta") else None)
+    if optimizer == "sgd" and numbers.get("nesterov") and (not momentum or numbers.get("dampening")):
         raise InvalidInputError(
             "Nesterov's momentum needs momentum > 0 and dampening = 0.",
             got=f"momentum={momentum}, dampening={numbers.get('dampening', 0.0)}",
@@ -340,22 +351,24 @@ def checked_training(
     lr: float | Sequence[float] | Tensor,
     steps: int,
     gamma0: float,
-    momentum: float,
+    momentum: float | None,
     weight_decay: float,
     batches: Sequence[Tensor] | None,
     *,
     temperature: float,
     optimizer: str,
-    **numbers: float | bool,
+    **numbers: float | int | bool,
 ) -> Training:
-    """The training with these settings.
+    """The training with these settings; a momentum of None is torch's default.
 
     Raises:
         InvalidInputError: for one that is out of range.
     """
     check_training(lr, steps, gamma0, momentum, weight_decay, temperature=temperature, optimizer=optimizer, **numbers)
-    name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[optimizer]
-    given = {"weight_decay": weight_decay, **numbers} | ({"momentum": momentum} if name == "SGD" else {})
+    name = _KINDS[optimizer]
+    given = {"weight_decay": weight_decay, **numbers}
+    if momentum is not None and "momentum" in NUMBERS[name]:
+        given["momentum"] = momentum
     settings = {**NUMBERS[name], **{key: float(value) for key, value in given.items()}, "lr": series(lr)}
     return Training(
         steps=steps,

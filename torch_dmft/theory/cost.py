@@ -161,7 +161,8 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
 
     With n rows, C outputs and T steps, gradients explore about n C (2 log(1 + T) + 1) directions through smooth
     activations and 10 n C log(1 + T) through others, features n (2 log(1 + T) + 1) and n (3 log(1 + T) + 1), as
-    measured at the default tolerance; never more than there are neurons or vectors. The pixels of a convolution are
+    measured at the default tolerance; with Muon, whose steps do not shrink with the gradient, as many as through others.
+    They are never more than there are neurons or vectors. The pixels of a convolution are
     rows. One step costs 4 S n (1 + B) (k + k') operations per hidden matrix: coordinates in both bases, image and
     learned part, forward and in B backward passes: one for each output in steps that are recorded, and one for the
     update, which a recorded step of a chain need not repeat. A convolution has an image for each of its taps. Finding
@@ -177,7 +178,8 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
     matrices, smooth = _hidden_matrices(problem)
     outputs, steps, element = problem.outputs, problem.steps, problem.dtype.itemsize
     time = math.log1p(steps)
-    per_gradient, per_feature = (2 * time + 1, 2 * time + 1) if smooth else (10 * time, 3 * time + 1)
+    few = smooth and "muon" not in problem.training.traits
+    per_gradient, per_feature = (2 * time + 1, 2 * time + 1) if few else (10 * time, 3 * time + 1)
     share = recorded / max(steps, 1)
     backward_passes = 1 + (outputs - 1) * share if problem.chain else 1 + outputs * share
     rank, full = 0, False

@@ -83,6 +83,11 @@ class ChainNetwork:
         }
 
     @property
+    def hidden(self) -> tuple[str, ...]:
+        """The names of the weights between two widths."""
+        return tuple(f"{path}.weight" for path in self.paths[1:-1])
+
+    @property
     def names(self) -> dict[str, str]:
         """The names of the weights, by their paths in the model that ``build`` makes."""
         return dict(zip(built_paths(self.chain), self.paths, strict=True))
@@ -163,6 +168,11 @@ class ModelNetwork:
     def bias_stds(self) -> dict[str, float]:
         """The standard deviation of the initial biases of hidden layers, by module path."""
         return {rule.path: rule.std for rule in self.plan.rules if rule.role is Role.VECTOR}
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """The names of the weights between two widths."""
+        return tuple(layer.weight for layer in self.plan.architecture.layers if layer.role is Role.HIDDEN)
 
     @property
     def names(self) -> Mapping[str, str]:

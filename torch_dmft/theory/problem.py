@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch_dmft.theory.checks import (
     count_outputs,
     require_list,
 )
+from torch_dmft.theory.muon import beside_muon, rest_of_chain, rest_of_plan
 from torch_dmft.theory.network import ChainNetwork, Network
 from torch_dmft.uses.outputs import Example, Selection, copied, count, named_tensors, tensors
 from torch_dmft.uses.outputs import rows as rows_of
@@ -69,7 +70,7 @@ class Problem:
         network = type(self.network).__name__ if self.chain is None else f"chain of depth {self.chain.depth}"
         return (
             f"Problem({network}, {self.train_samples} training rows of {self.samples}, {self.outputs} outputs, "
-            f"gamma0={self.gamma0:g}, {self.training.optimizer}, lr={self.training.rate}, steps={self.steps})"
+            f"gamma0={self.gamma0:g}, {self.training.optimizers}, lr={self.training.rate}, steps={self.steps})"
         )
 
     @own_arithmetic()
@@ -355,14 +356,15 @@ class Problem:
         steps: int = 100,
         gain: float = 1.0,
         bias_std: float | None = None,
-        momentum: float = 0.0,
+        momentum: float | None = None,
         weight_decay: float = 0.0,
         width_ratios: Sequence[float] | None = None,
         batches: Sequence[Tensor] | None = None,
         test_inputs: Tensor | None = None,
         temperature: float = 0.0,
         optimizer: str = "sgd",
-        **numbers: float | bool,
+        others: Mapping[str, Any] | None = None,
+        **numbers: float | int | bool,
     ) -> Problem:
         """A dense chain of ``depth`` equal hidden layers.
 
@@ -380,15 +382,18 @@ class Problem:
             steps: number of optimizer steps.
             gain: g of every hidden weight (sqrt 2 keeps ReLU alive).
             bias_std: standard deviation of the initial biases of the hidden layers; None for no biases.
-            momentum: beta.
+            momentum: beta; None for torch's default, 0 of SGD and 0.95 of Muon.
             weight_decay: lambda, inside of the momentum as ``torch.optim.SGD`` has it; outside with ``decoupled=True``.
             width_ratios: N_l / N_L for l = 1..L, the last of them 1.
             batches: one index tensor into the training rows per step.
             test_inputs: ``(test, D)`` further rows to predict, appended after the training rows.
             temperature: T of Langevin noise.
-            optimizer: "sgd", "adam" or "adamw"; the latter two have betas instead of momentum.
+            optimizer: "sgd", "adam", "adamw" or "muon". Adam has betas instead of momentum; Muon trains hidden matrices alone.
+            others: beside Muon, how everything else is trained: ``optimizer`` ("sgd", "adam" or "adamw"), ``lr`` and its other
+                settings; None for "adamw" at the rate of Muon.
             **numbers: further settings as torch names them: ``dampening``, ``nesterov``, ``decoupled`` of SGD, ``beta1``,
-                ``beta2``, ``eps`` of Adam.
+                ``beta2``, ``eps`` of Adam, ``nesterov``, ``ns_steps``, ``ns_a`` to ``ns_c`` (its ``ns_coefficients``) and
+                ``eps`` of Muon, with ``exact=True`` for the polar factor in the place of its iteration.
 
         Raises:
             InvalidInputError: for shapes or values that do not fit, each with its remedy.
@@ -430,12 +435,14 @@ class Problem:
         training = checked_training(
             lr, steps, gamma0, momentum, weight_decay, batches, temperature=temperature, optimizer=optimizer, **numbers
         )
+        network = ChainNetwork.unnamed(Chain(rows.shape[-1], hidden, outputs))
+        rest = rest_of_chain(network.chain, network.paths) if optimizer == "muon" else []
         return cls(
             inputs=rows,
             targets=targets,
             loss=default_loss(targets) if loss is None else loss,
-            training=training,
-            network=ChainNetwork.unnamed(Chain(rows.shape[-1], hidden, outputs)),
+            training=beside_muon(training, others, rest),
+            network=network,
         )
 
     @classmethod
@@ -447,13 +454,14 @@ class Problem:
         lr: float | Sequence[float] | Tensor,
         steps: int,
         loss: Loss | None = None,
-        momentum: float = 0.0,
+        momentum: float | None = None,
         weight_decay: float = 0.0,
         batches: Sequence[Tensor] | None = None,
         temperature: float = 0.0,
         optimizer: str = "sgd",
+        others: Mapping[str, Any] | None = None,
         assume_gaussian: bool = False,
-        **numbers: float | bool,
+        **numbers: float | int | bool,
     ) -> Problem:
         """The problem of training a wrapped model: same data, loss, schedule and architecture, at infinite width.
 
@@ -465,18 +473,18 @@ class Problem:
             lr: eta, the base rate given to ``plan.param_groups``, or that of every step.
             steps: number of steps of the optimizer.
             loss: the training loss; default ``nn.MSELoss()`` for floats, ``nn.CrossEntropyLoss()`` for classes.
-            momentum: the optimizer's momentum.
+            momentum: the optimizer's momentum; None for torch's default, 0 of SGD and 0.95 of Muon.
             weight_decay: the weight decay given to ``plan.param_groups``, inside of the momentum as ``torch.optim.SGD`` has it;
                 outside with ``decoupled=True``.
             batches: one index tensor into the training rows per step; None for full-batch training.
             temperature: T of Langevin noise, which your loop brings; without momentum by a noise in the gradients,
                 ``p.grad += torch.randn_like(p) * math.sqrt(2 * T / (group["lr"] * plan.width)) / plan.gamma0``.
-            optimizer: "sgd" for ``torch.optim.SGD``, or "adam" or "adamw" for ``torch.optim.Adam`` or ``AdamW``, as given to
-                ``plan.param_groups``.
+            optimizer: "sgd" for ``torch.optim.SGD``, "adam" or "adamw" for ``torch.optim.Adam`` or ``AdamW``, as given to
+                ``plan.param_groups``, or "muon" for ``torch.optim.Muon`` of all hidden matrices.
+            others: beside Muon, how everything else is trained, as ``Problem.mlp`` takes it.
             assume_gaussian: take weights that start otherwise (``init="keep"``, orthogonal, pretrained) for Gaussian numbers of
                 their size.
-            **numbers: further settings as torch names them: ``dampening``, ``nesterov``, ``decoupled``, ``beta1``, ``beta2``,
-                ``eps``.
+            **numbers: further settings, as ``Problem.mlp`` takes them.
 
         Raises:
             UnsupportedProblemError: if the plan's scheme or the initial weights do not have this infinite-width limit.
@@ -487,4 +495,6 @@ class Problem:
         training = checked_training(
             lr, steps, 1.0, momentum, weight_decay, batches, temperature=temperature, optimizer=optimizer, **numbers
         )
+        rest = rest_of_plan(plan) if optimizer == "muon" and isinstance(plan, Plan) else []
+        training = beside_muon(training, others, rest)
         return problem_like(plan, probe, training, loss, assume_gaussian=assume_gaussian)

@@ -75,9 +75,11 @@ def require_training(problem: Problem, solver: str, covers: frozenset[str], *, r
     if not beyond:
         return
     if "optimizer" in beyond or "maximize" in beyond:
-        remedy = "train with torch.optim.SGD, Adam or AdamW, and descend; measuring goes on with any optimizer"
+        remedy = "train with torch.optim.SGD, Adam, AdamW or Muon, and descend; measuring goes on with any optimizer"
     elif "other starts" in beyond:
         remedy = f"{STAND_IN}; or assume_gaussian=True for Gaussian weights of their size"
+    elif "muon" in beyond:
+        remedy = "solvers.InfiniteWidth(), or solvers.WideEnsemble(), a reference from wide networks"
     elif "adam" in beyond:
         remedy = "solvers.WideEnsemble(), a reference from wide networks"
     elif "noise" in beyond:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -61,7 +62,8 @@ class LazyLayer(nn.Module):
     .. math:: W(t) = g\, a(t)\, W_0 + Q'^T m(t)\, Q .
 
     ``core`` is m, a parameter whose gradient is that of W projected on both bases, so any optimizer that treats parameters
-    linearly (SGD with momentum, Nesterov, weight decay) moves W as it would move the full matrix. ``initial_scale`` is a, a
+    linearly (SGD with momentum, Nesterov, weight decay) moves W as it would move the full matrix, and so does Muon
+    (``torch_dmft.theory.engine.muon``). ``initial_scale`` is a, a
     parameter with zero gradient: the optimizer's weight decay acts on it exactly as on every entry of W_0.
 
     Attributes:
@@ -181,10 +183,10 @@ class LazyLayer(nn.Module):
         """Whether a basis spans all neurons, so that the layer is one of an ordinary network of width S."""
         return self.matrix.forward_side.complete or self.matrix.backward_side.complete
 
-    def reserve(self, rank: int, optimizer: Optimizer) -> None:
-        """Make room for ``rank`` directions per basis: ``core`` and its state in the optimizer are padded with zeros.
+    def reserve(self, rank: int, optimizers: Iterable[Optimizer]) -> None:
+        """Make room for ``rank`` directions per basis: ``core`` and its state in its optimizer are padded with zeros.
 
-        The parameter is replaced by a larger one, in the optimizer too, as autograd remembers the shape of the old one.
+        The parameter is replaced by a larger one, in its optimizer too, as autograd remembers the shape of the old one.
         """
         old = self.core
         shape = (*(min(rank, size) for size in self.sizes), *old.shape[2:])
@@ -195,14 +197,15 @@ class LazyLayer(nn.Module):
             return new
 
         self.core = nn.Parameter(padded(old.detach()))
-        for group in optimizer.param_groups:
-            group["params"] = [self.core if parameter is old else parameter for parameter in group["params"]]
-        if old in optimizer.state:
-            state = optimizer.state.pop(old)
-            optimizer.state[self.core] = {
-                name: padded(value) if isinstance(value, Tensor) and value.shape == old.shape else value
-                for name, value in state.items()
-            }
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["params"] = [self.core if parameter is old else parameter for parameter in group["params"]]
+            if old in optimizer.state:
+                state = optimizer.state.pop(old)
+                optimizer.state[self.core] = {
+                    name: padded(value) if isinstance(value, Tensor) and value.shape == old.shape else value
+                    for name, value in state.items()
+                }
 
     def check_rank(self) -> None:
         """Refuse to go on when more directions were met than ``core`` has room for."""

@@ -63,7 +63,7 @@ def rotated(problem: Problem) -> Problem:
     independent rows the basis is the one in which each has a coordinate of its own, as far as that goes: the symmetric root
     of their Gram matrix. Adam, which treats every entry of a weight by itself, sees rotations.
     """
-    if problem.chain is None or problem.training.optimizer != "SGD":
+    if problem.chain is None or problem.training.kind(f"{problem.network.paths[0]}.weight") not in ("SGD", "Muon"):
         return problem
     flat = problem.tensor.flatten(1)
     if flat.shape[1] <= len(flat):
@@ -77,6 +77,12 @@ def rotated(problem: Problem) -> Problem:
     inputs = (coordinates * math.sqrt(dim / flat.shape[1])).to(problem.tensor)
     network = ChainNetwork(replace(problem.chain, input_dim=dim), problem.network.paths)
     return replace(problem, inputs=inputs, network=network)
+
+
+def is_closed(problem: Problem) -> bool:
+    """Whether training moves the hidden weights within the bases of the engine: SGD and Muon do, Adam does not."""
+    training = problem.training
+    return all(training.kind(name) in ("SGD", "Muon") for name in problem.network.hidden if name not in training.frozen)
 
 
 def renamed(trajectory: Trajectory, problem: Problem) -> Trajectory:

@@ -232,7 +232,7 @@ class _Strider:
 
     def move(self, here: _State, forecast: _Forecast) -> None:
         """Give the weights the sum of the stride's updates."""
-        make_room(self.lazy, self.optimizer, self.problem.samples * (2 + self.problem.outputs))
+        make_room(self.lazy, [self.optimizer], self.problem.samples * (2 + self.problem.outputs))
         parameters = self.parameters()
         dtype = here.one.outputs.dtype
         if self.before is None or not bool(forecast.later.any()):

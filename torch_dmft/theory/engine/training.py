@@ -1,7 +1,7 @@
 """Train a model on a problem, step by step, and record it: the loop that all sampled predictions share.
 
 What is looked at in a step is a ``View``: one pass for measurement and update alike where the probe is what is trained on, or
-one of each. The optimizer's part is the ``Course``.
+one of each. The optimizers' part is the ``Course``.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def train(
     for step in steps:
         if step > last:
             break
-        make_room(lazy, course.optimizer, directions)
+        make_room(lazy, course.optimizers, directions)
         moment = view(step, measured=step in wanted, trained=step < last)
         require_finite(problem, moment.outputs, step)
         if step in wanted and keep is not None:
@@ -247,12 +247,12 @@ def lazy_layers(plan: Plan) -> list[LazyLayer]:
     return [layer for layer in plan.model.modules() if isinstance(layer, LazyLayer)]
 
 
-def make_room(layers: Sequence[LazyLayer], optimizer: Optimizer, directions: int) -> None:
+def make_room(layers: Sequence[LazyLayer], optimizers: Sequence[Optimizer], directions: int) -> None:
     """Make room in the infinite layers for the new directions of one step."""
     for layer in layers:
         needed = max(layer.rank) + directions * layer.positions
         if any(min(needed, size) > room for size, room in zip(layer.sizes, layer.core.shape, strict=False)):
-            layer.reserve(2 * needed, optimizer)
+            layer.reserve(2 * needed, optimizers)
 
 
 def rows_at_once(problem: Problem) -> int:

@@ -111,7 +111,7 @@ def _require_responses(problem: Problem) -> Chain:
     chain = problem.chain
     missing = {
         "a network of another shape": chain is None,
-        "Adam": problem.training.optimizer != "SGD",
+        problem.training.optimizers: problem.training.optimizers != "SGD",
         "Langevin noise on activations with kinks": bool(problem.temperature)
         and chain is not None
         and not all(activation(layer.activation).smooth for layer in chain.hidden),

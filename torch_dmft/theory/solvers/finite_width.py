@@ -19,7 +19,7 @@ from torch_dmft.theory.cost import Cost, twin_cost
 from torch_dmft.theory.engine.built import Factory
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
 from torch_dmft.theory.engine.networks import Networks, initialise, langevin_noise, network_of, zero_starts
-from torch_dmft.theory.engine.posed import renamed, rotated, twin_of
+from torch_dmft.theory.engine.posed import is_closed, renamed, rotated, twin_of
 from torch_dmft.theory.engine.sources import (
     cost_of_networks,
     covered_starts,
@@ -173,7 +173,8 @@ class _Networks(Iterator[Plan]):
 
 def _is_covered(problem: Problem) -> bool:
     """Whether the engine can sample this network lazily, and train it."""
-    if problem.temperature or problem.training.optimizer != "SGD":
+    is_rounded = "muon" in problem.training.traits and not problem.training.number("exact")
+    if problem.temperature or is_rounded or not is_closed(problem):
         return False
     try:
         problem.network.require_law()

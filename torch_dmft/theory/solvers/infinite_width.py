@@ -15,7 +15,7 @@ from torch_dmft.core.trajectory import Trajectory, combine
 from torch_dmft.theory.chains.assembly import about_the_probe
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, twin_cost
-from torch_dmft.theory.engine.posed import enough_neurons, renamed, rotated, twin_of
+from torch_dmft.theory.engine.posed import enough_neurons, is_closed, renamed, rotated, twin_of
 from torch_dmft.theory.engine.strides import check_strides, train_in_strides
 from torch_dmft.theory.engine.training import lazy_layers, rows_at_once, train_and_record
 from torch_dmft.theory.engine.twin import default_tolerance
@@ -24,8 +24,8 @@ from torch_dmft.theory.replicas import average, replica_generators
 from torch_dmft.theory.solver import SEES, method, require_training
 from torch_dmft.theory.stepping import track
 
-COVERS = SEES | {"groups", "frozen", "starts"}
-"""What a twin is trained by: SGD itself."""
+COVERS = SEES | {"groups", "frozen", "starts", "muon"}
+"""What a twin is trained by: SGD itself, and Muon."""
 
 Train = Callable[..., Trajectory]
 """Trains a model on a problem and records it, with the signature of ``train_and_record``."""
@@ -52,14 +52,15 @@ class InfiniteWidth:
 
     Assumes N -> infinity at fixed data, steps and gamma0. Any loss, several outputs, minibatches, everything that
     ``torch.optim.SGD`` does (schedules of every number, momentum, Nesterov, dampening, weight decay, groups with numbers of
-    their own), frozen parameters, weights that start at zero, biases, gains, unequal widths, residual
+    their own), ``torch.optim.Muon`` of hidden matrices (``torch_dmft.theory.engine.muon``) beside SGD, Adam or AdamW of
+    everything else, frozen parameters, weights that start at zero, biases, gains, unequal widths, residual
     sums, LayerNorm, RMSNorm and attention with a fixed number of heads. Cost O(S P k T) per hidden matrix, where the
     rank k, of order P C, grows like log T for smooth activations; memory O(S k), and O(P^2 T) for the answer. (The paper's
     Algorithm 1: O(P^3 T^3) and O(P^2 T^2), Table 1.) The error falls like 1/sqrt(S R).
 
     Convolutions are covered, at a rank that grows with the pixels; ``metadata["saturated"]`` tells where it met S, so that
     the answer is one for networks of S channels. Refuses layers that ``infinite_width`` refuses (BatchNorm, embeddings),
-    Langevin noise, Adam, and data with more than S / 4 rows and gradients, n (1 + C).
+    Langevin noise, Adam of hidden matrices, and data with more than S / 4 rows and gradients, n (1 + C).
 
     Args:
         neurons: S, neurons per replica and width.
@@ -93,7 +94,7 @@ class InfiniteWidth:
     def check(self, problem: Problem) -> None:
         """Refuse networks without a twin, and data with more rows than the neurons have directions for."""
         problem.network.require_law()
-        require_training(problem, type(self).__name__, COVERS)
+        require_training(problem, type(self).__name__, COVERS | ({"adam"} if is_closed(problem) else set()))
         if self.strides:
             check_strides(problem)
         if 4 * rows_at_once(problem) * (1 + problem.outputs) > self.neurons:
@@ -150,8 +151,9 @@ class InfiniteWidth:
 
 
 def _is_linear(problem: Problem) -> bool:
-    """Whether a network is a linear chain, of which sampling makes no error."""
-    return problem.chain is not None and all(layer.activation == "linear" for layer in problem.chain.hidden)
+    """Whether a network is a linear chain trained by linear maps of its fields, of which sampling makes no error."""
+    is_linear = problem.chain is not None and all(layer.activation == "linear" for layer in problem.chain.hidden)
+    return is_linear and "adam" not in problem.training.traits
 
 
 def _left_out(arrays: Sequence[Tensor]) -> Tensor:
@@ -197,5 +199,6 @@ def train_replicas(
         facts["advice"] = (
             f"these are networks of width {neurons}: solvers.WideEnsemble() extrapolates such to infinite width"
         )
-    answer = average(runs, origin=origin, metadata=facts, loss=posed.kept_loss)
+    follows = problem.training.optimizers == "SGD"
+    answer = average(runs, origin=origin, metadata=facts, loss=posed.kept_loss, follows_ntk=follows)
     return renamed(answer, problem)

@@ -39,7 +39,9 @@ _MODE_DEGREES = 2
 _MODES = 128
 """Largest number of rows whose modes are computed at every recorded time."""
 _SMALLEST = 1e-6
-"""Smallest share of the largest entry of a kernel, or of its rates, that errors are taken relative to."""
+"""Smallest share of the largest rate that errors of rates are taken relative to."""
+_NOTHING = 1e-20
+"""The same of squared entries of kernels."""
 
 
 def standard_error(values: Sequence[Tensor]) -> Tensor:
@@ -73,7 +75,7 @@ def kernel_error(values: Sequence[Tensor]) -> Tensor:
     size = mean.equal_time.reshape(times, rows, rows).diagonal(dim1=1, dim2=2).abs()
     law = mean.array.reshape(times, rows, -1).square()
     law += size[:, :, None] * (size.reshape(1, 1, -1) if mean.is_two_time else size[:, None])
-    law.clamp_(min=_SMALLEST * float(law.max()) + torch.finfo(law.dtype).tiny)
+    law.clamp_(min=_NOTHING * float(law.max()) + torch.finfo(law.dtype).tiny)
     variance = stacked.var(0).reshape(law.shape)
     errors = torch.zeros_like(law)
     for kind in _kinds(rows, outputs, law.device):

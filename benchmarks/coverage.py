@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -60,9 +62,17 @@ QUICK = Settings(4, 5, 64, 8, (2, 4), 256, 2, 1e-2, ("tanh", "cross entropy"))
 
 
 def run(settings: Settings, say: Say) -> dict[str, Any]:
-    return {
-        name: _case(settings, CASES[name], lambda text, name=name: say(f"{name}: {text}")) for name in settings.cases
-    }
+    """Cases side by side, a process of one thread each: none is timed."""
+    with ProcessPoolExecutor(len(settings.cases), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        running = {name: pool.submit(_case, settings, CASES[name]) for name in settings.cases}
+        found = {}
+        for name, case in running.items():
+            found[name] = case.result()
+            for kind, scores in found[name].items():
+                if kind not in ("steps", "fall"):
+                    z = ", ".join(f"{size:.2f}" for size in scores["loss"]["spread"])
+                    say(f"{name} by {kind} replicas: z of the loss {z}, covered {scores['loss']['covered']:.1%}")
+    return found
 
 
 def problem_of(settings: Settings, case: Case) -> dmft.Problem:
@@ -81,7 +91,7 @@ def problem_of(settings: Settings, case: Case) -> dmft.Problem:
     return dmft.Problem.mlp(inputs, targets, steps=max(case.steps), **options)
 
 
-def _case(settings: Settings, case: Case, say: Say) -> dict[str, Any]:
+def _case(settings: Settings, case: Case) -> dict[str, Any]:
     problem, record = problem_of(settings, case), [0, *case.steps]
 
     def solve(neurons: int, replicas: int, tolerance: float, strides: bool, seed: int) -> dmft.Trajectory:
@@ -92,19 +102,13 @@ def _case(settings: Settings, case: Case, say: Say) -> dict[str, Any]:
     reference = solve(
         settings.reference_neurons, settings.reference_replicas, settings.reference_tolerance, True, 1_000_000
     )
-    say(f"reference, its loss to {float((reference.stderr.losses / reference.losses)[-1]):.1%} at the end")
     fall = (reference.losses / reference.losses[0])[1:].tolist()
     found: dict[str, Any] = {"steps": list(case.steps), "fall": fall}
     for way in WAYS:
         runs = [solve(settings.neurons, 1, 1e-2, way == "strides", seed) for seed in range(settings.runs)]
         for replicas in settings.replicas:
             groups = [runs[first : first + replicas] for first in range(0, len(runs) - replicas + 1, replicas)]
-            found[f"{way}, {replicas}"] = scores = _scores(problem, groups, reference)
-            loss = scores["loss"]
-            say(
-                f"{replicas} replicas by {way}: z of the loss {', '.join(f'{z:.2f}' for z in loss['spread'])}, "
-                f"covered {loss['covered']:.1%}, by the plain standard error {loss['plain']:.1%}"
-            )
+            found[f"{way}, {replicas}"] = _scores(problem, groups, reference)
     return found
 
 

@@ -381,11 +381,11 @@ FORMAT = serial.FileFormat(
 """Files of trajectories. The schema is raised whenever a file written now could not be read by the code before."""
 
 
-Reduce = Callable[[Sequence[Tensor]], Tensor]
+_Reduce = Callable[[Sequence[Tensor]], Tensor]
 """One array per run, ``(time, ...)``, to one array of that shape."""
 
 
-def combine(runs: Sequence[Trajectory], reduce: Reduce, *, kernels: Reduce | None = None) -> Trajectory:
+def combine(runs: Sequence[Trajectory], reduce: _Reduce, *, kernels: _Reduce | None = None) -> Trajectory:
     """A trajectory in which every number is a function of the corresponding numbers of all runs.
 
     Args:

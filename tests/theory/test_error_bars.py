@@ -122,3 +122,16 @@ def test_a_mode_that_is_fed_again_is_off_by_no_more_than_it_has_decayed() -> Non
     assert float(bars[0][0]) < 1e-9 < float(bars[0][1])
     assert float(bars[1][1]) == pytest.approx(float(bars[0][1]))
     assert float(bars[1][2]) == pytest.approx(float(bars[0][2]))
+
+
+def test_only_a_small_positive_loss_has_the_bar_of_its_logarithm(generator: torch.Generator) -> None:
+    """What is added to a loss leaves the bar, unless it makes the loss small."""
+    outputs, kernels, _ = trained(2, 0.5, generator)
+    rows = torch.ones(8, dtype=torch.bool)
+
+    def bar(shift: float) -> float:
+        return float(Limit(outputs, kernels, rows, TIMES, lambda f: half_square(f) + shift).bars()[2][3])
+
+    assert bar(-100.0) == pytest.approx(bar(100.0), rel=1e-3)
+    small = bar(1e-3 - float(half_square(outputs.mean(0)[3])))
+    assert 2 * bar(100.0) < small < 3.2 * bar(100.0)

@@ -150,7 +150,7 @@ class Limit:
         l_variance = (own * l_own + _LOSS_DEGREES * prior) / (own + _LOSS_DEGREES)
         rounding = torch.finfo(mean.dtype).eps * mean.double().abs().flatten(1).amax(1)
         l_bars = error_of_mean(l_variance, own + _LOSS_DEGREES, count)
-        share = l_bars / losses.double().clamp(min=torch.finfo(torch.double).tiny)
+        share = torch.where(losses > 0, l_bars / losses.double().clamp(min=torch.finfo(torch.double).tiny), 0.0)
         stretch = torch.where(self.train[:, None], _stretch(share / 2)[:, None, None], 1.0)
         f_bars, l_bars = stretch * error_of_mean(f_variance, f_degrees, count), l_bars * _stretch(share)
         f_bars = (f_bars.square() + rounding[:, None, None].square()).sqrt()

@@ -23,7 +23,7 @@ FIELDS = {
     "recorder": {"mlp", "cnn"},
     "record": {"mlp", "cnn", "vit"},
     "agreement": set(PROBLEMS),
-    "coverage": {"tanh", "tanh, strides"},
+    "coverage": {"tanh", "cross entropy"},
     "limits": set(LIMITS),
 }
 

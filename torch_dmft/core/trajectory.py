@@ -381,24 +381,29 @@ FORMAT = serial.FileFormat(
 """Files of trajectories. The schema is raised whenever a file written now could not be read by the code before."""
 
 
-def combine(runs: Sequence[Trajectory], reduce: Callable[[Sequence[Tensor]], Tensor]) -> Trajectory:
+_Reduce = Callable[[Sequence[Tensor]], Tensor]
+"""One array per run, ``(time, ...)``, to one array of that shape."""
+
+
+def combine(runs: Sequence[Trajectory], reduce: _Reduce, *, kernels: _Reduce | None = None) -> Trajectory:
     """A trajectory in which every number is a function of the corresponding numbers of all runs.
 
     Args:
         runs: runs of one problem in one layout; everything but numbers (steps, origin, names, widths) is taken from the first.
-        reduce: one array per run, ``(time, ...)``, to one array of that shape.
+        reduce: what is made of the arrays of all runs.
+        kernels: the same for the arrays of kernels, if it is something else.
 
     Returns:
         The trajectory, without fields, standard error and replicas.
     """
-    first = runs[0]
+    first, gram = runs[0], kernels or reduce
 
-    def kernel(kernels: Sequence[Kernel]) -> Kernel:
-        return Kernel(reduce([k.array for k in kernels]))
+    def kernel(parts: Sequence[Kernel]) -> Kernel:
+        return Kernel(gram([k.array for k in parts]))
 
-    def known(kernels: Sequence[Kernel | None]) -> Kernel | None:
-        there = [k for k in kernels if k is not None]
-        return kernel(there) if len(there) == len(kernels) else None
+    def known(parts: Sequence[Kernel | None]) -> Kernel | None:
+        there = [k for k in parts if k is not None]
+        return kernel(there) if len(there) == len(parts) else None
 
     layers = tuple(
         LayerKernels(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_dmft.core.trajectory import Fields, Trajectory, combine
 from torch_dmft.measurement.fields import MOST
-from torch_dmft.theory.error_bars import Limit, standard_error
+from torch_dmft.theory.error_bars import Limit, kernel_error, standard_error
 
 
 def replica_generators(generator: torch.Generator | None, count: int) -> list[torch.Generator]:
@@ -51,7 +51,7 @@ def average(
     mean = combine(runs, lambda values: torch.stack(list(values)).mean(0))
     fields = tuple(_joined_fields([run.layers[index].fields for run in runs]) for index in range(len(mean.layers)))
     layers = tuple(replace(layer, fields=f) for layer, f in zip(mean.layers, fields, strict=True))
-    stderr = combine(runs, standard_error) if len(runs) > 1 else None
+    stderr = combine(runs, standard_error, kernels=kernel_error) if len(runs) > 1 else None
     if loss is not None and stderr is not None:
         outputs, losses, errors = _limit(runs, loss, follows_ntk=follows_ntk).bars()
         stderr = replace(stderr, outputs=outputs.to(mean.outputs), losses=errors.to(mean.losses))

@@ -13,8 +13,8 @@ from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.referee.losses import BatchLoss, loss_on_batches, of_outputs, takes_outputs, usual_loss
 from torch_dmft.uses.outputs import arguments, moved, select
 
-_ROWS = 32
-_LENGTHS = (16, 8, 32, 64, 4)
+_ROWS = 16
+_LENGTHS = (8, 16, 32, 64, 4)
 """Numbers of tokens that are tried, one after the other."""
 _SIDES = (8, 28, 32, 16, 64, 224)
 """Sides of images that are tried."""
@@ -105,7 +105,7 @@ def _candidates(model: nn.Module, generator: torch.Generator) -> Iterator[tuple[
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             for length in _LENGTHS:
-                shape = (_ROWS // 2, length)
+                shape = (_ROWS // 4, length)
                 yield torch.randint(module.num_embeddings, shape, generator=generator, device="cpu"), "random tokens"
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             for side in _SIDES:

@@ -10,26 +10,26 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from torch_dmft import __version__
+from torch_dmft import __version__, check_command
 from torch_dmft.core.errors import DMFTError
 from torch_dmft.settings import Data, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 2 for a mistake in the arguments or the data, 130 if interrupted."""
+    """Run the command; returns its exit status: 1 if a set-up is wrong, 2 for a mistake, 130 if interrupted."""
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     if isinstance(sys.stdout, io.TextIOWrapper):  # no result is lost because a dash cannot be printed
         sys.stdout.reconfigure(errors="replace")
     try:
-        command(**options)
+        status = command(**options)
     except (DMFTError, OSError) as error:
         print(f"torch-dmft: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("torch-dmft: interrupted; what was logged so far is readable", file=sys.stderr)
         return 130
-    return 0
+    return int(status or 0)
 
 
 def _demo(**options: object) -> None:
@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "-o", "--output", type=_path, default=Path("report.html"), help="the file (default: %(default)s)"
     )
+    check_command.add(commands, _widths)
     return parser
 
 

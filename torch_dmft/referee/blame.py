@@ -1,7 +1,7 @@
 r"""Who is to blame: the parameter at which a set-up departs first, and what would mend it.
 
-A fault spreads: behind it in the forward pass all features are wrong, and before it, with SGD, all gradients. So the search goes
-from what nothing else can have caused to what may be a consequence:
+A fault spreads: behind it in the forward pass all features are wrong, and before it, with SGD, all gradients. So the search
+goes from what nothing else can have caused to what may be a consequence:
 
 1. what a weight puts out at the start, in forward order: its *initial size*;
 2. an average over neurons that starts O(1) where N^-1/2 is right, if anything departs later (its gradient to the layers before
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_dmft.core.power_law import power_law
-from torch_dmft.referee.judge import Reading, Role, Rule, Finding, departs_first, role
+from torch_dmft.referee.judge import Finding, Reading, Role, Rule, departs_first, role
 from torch_dmft.referee.look import Place
 from torch_dmft.referee.measure import Measured, Trained
 
@@ -73,14 +73,19 @@ def faults(measured: Measured, found: Sequence[Reading], rule: Rule) -> tuple[Fa
         first = min(starts, key=lambda one: order[one.place])
         blamed.append((order[first.place], _initial(measured, first, first.law.exponent)))
     suspects = _suspects(measured, found, later) if later and not starts else []
-    blamed += [(order[one.place], _initial(measured, one, max(0.5, one.law.exponent + 0.5))) for one in suspects]
-    own = [one for one in later if one.quantity == "own"]
-    cleared = [one for one in own if not _follows(measured, one, suspects, order, rule)]
+    blamed += [(order[one.place], _initial(measured, one, max(_TOO_LARGE, one.law.exponent + 0.5))) for one in suspects]
+    own = [one for one in found if one.quantity == "own" and not one.in_eval]
+    excess = {one: _excess(measured, one, suspects, order) for one in own}
+    cleared = [one for one in own if _is_own_doing(one, excess[one], rule)]
     if cleared and not starts:
         since = {one: departs_first(measured, one, rule) for one in cleared}
         earliest = min(since.values())
         if not suspects or earliest == measured.steps[0]:  # later ones may be consequences
-            blamed += [(order[one.place], _of_rate(measured, one, earliest)) for one in cleared if since[one] == earliest]
+            blamed += [
+                (order[one.place], _of_rate(measured, one, earliest, one.law.exponent - excess[one]))
+                for one in cleared
+                if since[one] == earliest
+            ]
     decays = [] if starts else _decays(measured, rule, {fault.parameter for _, fault in blamed})
     blamed += [(next(i for place, i in order.items() if one.parameter in place[0].split("+")), one) for one in decays]
     unique: dict[tuple[str, str, str], tuple[int, Fault]] = {}
@@ -131,17 +136,28 @@ def _is_tied(measured: Measured, place: Place) -> bool:
     return any(other[0] == place[0] and role(measured, other) is not Role.READOUT for other in measured.places)
 
 
-def _follows(measured: Measured, one: Reading, suspects: Sequence[Reading], order: dict[Place, int], rule: Rule) -> bool:
-    """Whether a departure is explained by a gradient that a suspect makes too large."""
-    if not _trained(measured, one.place)[0].follows_gradient or one.finding is not Finding.GROWS:
-        return False
-    excess = 0.0
+def _excess(measured: Measured, one: Reading, suspects: Sequence[Reading], order: dict[Place, int]) -> float:
+    """By which power of the width suspects make the gradient of an own term too large, if its steps follow the gradient."""
+    if not _follows_gradient(measured, one):
+        return 0.0
+    total = 0.0
     for suspect in suspects:
         is_before = order[one.place] < order[suspect.place]
-        if role(measured, suspect.place) is Role.SCORES:
+        if role(measured, suspect.place) is Role.SCORES:  # which queries and keys of the same module make
             is_before = is_before and one.place[2].startswith(suspect.place[2])
-        excess += (suspect.law.exponent + 0.5) if is_before else 0.0
-    return excess > 0 and one.law.exponent - excess < rule.tolerance + one.law.reach(rule.certain)
+        total += _TOO_LARGE if is_before else 0.0
+    return total
+
+
+_TOO_LARGE = 0.5
+"""The power of the width by which a suspect starts too large: O(1) in place of N^-1/2."""
+
+
+def _is_own_doing(one: Reading, excess: float, rule: Rule) -> bool:
+    """Whether an own term departs by itself, beside what suspects add to its gradient."""
+    if not excess:
+        return one.departs
+    return abs(one.law.exponent - excess) - one.law.reach(rule.level) > rule.tolerance
 
 
 def _initial(measured: Measured, one: Reading, exponent: float) -> Fault:
@@ -158,20 +174,18 @@ _LARGE_EPS = 0.1
 """In units of the gradient: an eps from which on Adam's steps are no longer of the size of the rate."""
 
 
-def _of_rate(measured: Measured, one: Reading, step: int) -> Fault:
+def _of_rate(measured: Measured, one: Reading, step: int, exponent: float) -> Fault:
     """The rate of a parameter, or its eps, where this is large beside the gradients."""
     trained = _trained(measured, one.place)
-    kind, exponent = role(measured, one.place), one.law.exponent
+    kind = role(measured, one.place)
     ratios = [each.eps / each.gradient for each in trained if each.gradient > 0]
-    common = dict(
-        parameter=_parameter(one), path=one.place[2], role=kind, exponent=exponent, reach=one.reach, step=step
-    )
     if "Adam" in trained[0].optimizer and ratios and max(ratios) > _LARGE_EPS and one.finding is Finding.VANISHES:
         ratio = power_law(measured.widths, torch.tensor(ratios, dtype=torch.float64, device="cpu")[:, None])
         values = tuple(each.eps for each in trained)
-        return Fault(**common, setting=EPS, values=values, mends=_rounded(-ratio.exponent))  # type: ignore[arg-type]
+        mends = _rounded(-ratio.exponent)
+        return Fault(_parameter(one), one.place[2], kind, EPS, exponent, one.reach, step, values, mends)
     values = tuple(each.rate for each in trained)
-    return Fault(**common, setting=RATE, values=values, mends=_rounded(-exponent))  # type: ignore[arg-type]
+    return Fault(_parameter(one), one.place[2], kind, RATE, exponent, one.reach, step, values, _rounded(-exponent))
 
 
 def _decays(measured: Measured, rule: Rule, blamed: set[str]) -> list[Fault]:
@@ -188,7 +202,9 @@ def _decays(measured: Measured, rule: Rule, blamed: set[str]) -> list[Fault]:
         if abs(law.exponent) > tolerance:
             values = tuple(one.decay for one in trained)
             found.append(
-                Fault(name, place[2], role(measured, place), DECAY, law.exponent, 0.0, 0, values, _rounded(-law.exponent))
+                Fault(
+                    name, place[2], role(measured, place), DECAY, law.exponent, 0.0, 0, values, _rounded(-law.exponent)
+                )
             )
     return found
 

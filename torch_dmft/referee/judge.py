@@ -79,7 +79,7 @@ class Rule:
     certain: float = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """One quantity at one place, over a window of steps.
 
@@ -186,11 +186,13 @@ def _is_above_noise(sizes: Mapping[tuple[Place, str], Tensor], place: Place, qua
 
 
 def departs_first(measured: Measured, one: Reading, rule: Rule) -> int:
-    """The first step at which a quantity that departs over a window departs by itself, at ``rule.certain``; else the window's."""
+    """The first step at which a quantity that departs over a window departs by itself, at ``rule.certain``."""
     for step in one.steps:
         values = measured.sizes[one.place, one.quantity][measured.steps.index(step)]
         known = values.isfinite().all(1)
-        law = power_law([w for w, is_known in zip(measured.widths, known.tolist(), strict=True) if is_known], values[known])
+        law = power_law(
+            [w for w, is_known in zip(measured.widths, known.tolist(), strict=True) if is_known], values[known]
+        )
         if abs(law.exponent) - law.reach(rule.certain) > rule.tolerance and law.exponent * one.law.exponent > 0:
             return step
     return one.steps[0]
@@ -257,8 +259,13 @@ _INHERITED = 0.25
 def _is_added(place: Place) -> bool:
     """Whether a parameter is added to features, and does not multiply them."""
     names, operator, _ = place
-    return operator in ("add", "add_", "sub", "sub_") or names.rpartition(".")[2].endswith("bias") or operator in (
-        "addmm",
-        "baddbmm",
-        "convolution",
+    return (
+        operator in ("add", "add_", "sub", "sub_")
+        or names.rpartition(".")[2].endswith("bias")
+        or operator
+        in (
+            "addmm",
+            "baddbmm",
+            "convolution",
+        )
     )

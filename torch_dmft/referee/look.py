@@ -1,7 +1,7 @@
 r"""One look at a set-up: what every weight puts out on a batch, and what of it is the weight's own doing.
 
-Every operator that takes a weight is seen (``torch_dmft.uses.watch``) and run again with the weight that was there at the start,
-so that the change of an output splits into two,
+Every operator that takes a weight is seen (``torch_dmft.uses.watch``) and run again with the weight that was there at the
+start, so that the change of an output splits into two,
 
 .. math:: W_t x_t - W_0 x_0 = (W_t - W_0)\, x_t + W_0\, (x_t - x_0),
 
@@ -147,7 +147,9 @@ class _Eyes(Watch):
         data, other = args[0], args[1]
         if not isinstance(data, Tensor) or data.ndim == 0:
             data, other = other, data
-        if not isinstance(data, Tensor) or (isinstance(other, Tensor) and (other.ndim or self.label(other) is not None)):
+        if not isinstance(data, Tensor) or (
+            isinstance(other, Tensor) and (other.ndim or self.label(other) is not None)
+        ):
             return
         use = next((use for use in reversed(self._uses[-_NEAR:]) if use.output is data), None)
         if use is None and id(data) in self._scaled and self._scaled[id(data)][0] is data:
@@ -255,7 +257,11 @@ def _numbered(uses: Iterable[Kept]) -> list[tuple[Any, ...]]:
     seen: Counter[tuple[Any, ...]] = Counter()
     keys = []
     for kept in uses:
-        base = (kept.use.path, kept.use.operator, *sorted("+".join(sorted(names)) for names in kept.use.weights.values()))
+        base = (
+            kept.use.path,
+            kept.use.operator,
+            *sorted("+".join(sorted(names)) for names in kept.use.weights.values()),
+        )
         keys.append((*base, seen[base]))
         seen[base] += 1
     return keys

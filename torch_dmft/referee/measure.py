@@ -45,7 +45,7 @@ class Trained:
 
     @property
     def follows_gradient(self) -> bool:
-        """Whether steps are proportional to the gradient, as those of SGD are; Adam's, signs and Muon's have a size of their own."""
+        """Whether steps are proportional to the gradient, as those of SGD are; Adam's and Muon's have a size of their own."""
         return "SGD" in self.optimizer
 
 
@@ -57,7 +57,7 @@ class Measured:
         widths: N.
         seeds: how many.
         steps: after which it was looked at.
-        sizes: for (place, quantity), ``(step, width, seed)``; "start" is the same at every step. NaN from where training diverged.
+        sizes: for (place, quantity), ``(step, width, seed)``; "start" is the same at every step. NaN where training diverged.
         shapes: for every place, fan-in and neurons at every width.
         parameters: for every width how each parameter is trained, of the first seed but for sizes and gradients, which are
             averaged.
@@ -141,14 +141,14 @@ def run(factory: Factory, width: int, seed: int, steps: Sequence[int], data: Bat
                     gradients[name] = max(gradients.get(name, 0.0), _size(parameter.grad))
             found.losses.append(value)
             found.updates.append(
-                {name: _ratio(value.detach() - before[name], before[name]) for name, value in parameters.items()}
+                {name: _ratio(one.detach() - before[name], before[name]) for name, one in parameters.items()}
             )
             found.sizes.append(differences(first, look(setup, batch, modes=modes)))
             if differs:
                 found.evaluated.append(differences(apart, look(setup, batch, trains=False)))
-    for name, value in parameters.items():
+    for name, one in parameters.items():
         kind, rate, decay, eps, decoupled = settings.get(name, ("", 0.0, 0.0, 0.0, False))
-        shape, gradient = tuple(value.shape), gradients.get(name, math.nan)
+        shape, gradient = tuple(one.shape), gradients.get(name, math.nan)
         found.trained[name] = Trained(starts[name], shape, kind, rate, decay, eps, decoupled, gradient)
     return found
 
@@ -184,7 +184,9 @@ def gathered(widths: Sequence[int], seeds: int, steps: Sequence[int], runs: Sequ
     first = next((one.sizes[0] for one in flat if one.sizes), None)
     if first is None:
         raise InvalidInputError(
-            "The loss must stay finite for a step.", got="NaN or infinity at every width", remedy="a smaller learning rate"
+            "The loss must stay finite for a step.",
+            got="NaN or infinity at every width",
+            remedy="a smaller learning rate",
         )
     return Measured(
         widths=tuple(widths),
@@ -233,13 +235,12 @@ def _shape(row: Sequence[_Run], place: Place) -> tuple[int, int]:
 
 def _mean(several: Sequence[Trained]) -> Trained:
     """One of several seeds with the root mean square of their sizes and gradients."""
+
     def mean(values: Iterable[float]) -> float:
         known = [value for value in values if math.isfinite(value)]
         return math.sqrt(sum(value**2 for value in known) / len(known)) if known else math.nan
 
-    return replace(
-        several[0], size=mean(one.size for one in several), gradient=mean(one.gradient for one in several)
-    )
+    return replace(several[0], size=mean(one.size for one in several), gradient=mean(one.gradient for one in several))
 
 
 def _settings(setup: Setup) -> dict[str, tuple[str, float, float, float, bool]]:
@@ -275,4 +276,3 @@ def _size(tensor: Tensor) -> float:
 def _ratio(change: Tensor, before: Tensor) -> float:
     size = _size(before)
     return _size(change) / size if size else math.inf if _size(change) else 0.0
-

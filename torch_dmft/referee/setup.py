@@ -66,9 +66,9 @@ class Setup:
             optimizer.zero_grad()
         value = self.loss(self.model, batch)
         if value.requires_grad:
-            value.backward()
+            called("loss", value.backward, remedy="a loss that gradients flow through")
         for optimizer in self.optimizers:
-            optimizer.step()
+            called("optimizer", optimizer.step, remedy="an optimizer whose step() takes no arguments")
         return float(value.detach())
 
 

@@ -10,13 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.page import Page
-from torch_dmft.core.power_law import power_law
-from torch_dmft.referee.blame import SCALE, Fault, faults
+from torch_dmft.referee.blame import Fault, faults
+from torch_dmft.referee.details import alignment_table, alignments, parameter_table
+from torch_dmft.referee.effective import effective
 from torch_dmft.referee.judge import Finding, Reading, Role, Rule, readings, role
 from torch_dmft.referee.look import Place
 from torch_dmft.referee.measure import Measured
@@ -30,6 +29,9 @@ SCHEMA = "torch_dmft/check/1"
 
 RIGHT, WRONG, UNDECIDED = "right", "wrong", "not decided"
 """The words of a verdict."""
+
+_SHOWN = 4
+"""Faults of which a table tells everything."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,7 +69,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """ "right", "wrong" or "not decided"."""
+        """One of "right", "wrong" and "not decided"."""
         if self.faults or self.diverged or any(one.departs for one in self.readings):
             return WRONG
         return UNDECIDED if self.undecided or not self.readings else RIGHT
@@ -77,10 +79,17 @@ class Verdict:
         """Whether the set-up is right."""
         return self.word == RIGHT
 
+    @property
+    def exit_code(self) -> int:
+        """Of the command: 0 right, 1 wrong, 2 no verdict."""
+        return {RIGHT: 0, WRONG: 1}.get(self.word, 2)
+
     @cached_property
     def undecided(self) -> tuple[Place, ...]:
         """Matrices and outputs of which no window of steps is decided."""
-        return tuple(place for place in self.measured.places if self._counts(place) and self.finding(place) is Finding.UNDECIDED)
+        return tuple(
+            place for place in self.measured.places if self._counts(place) and self.finding(place) is Finding.UNDECIDED
+        )
 
     @property
     def seeds_needed(self) -> int:
@@ -129,14 +138,24 @@ class Verdict:
             yield f"{name}: {one.quantity} {one.finding} as N^{one.law.exponent:+.2f} ±{one.reach:.2f}; no setting explains it."
         if self.word == RIGHT:
             yield (
-                f"Every weight moves what it makes alike at every width, N = {min(widths)} to {max(widths)}: no exponent departs "
-                f"from 0 by more than {self.rule.tolerance:g}."
+                f"Every weight moves what it makes alike at every width, N = {min(widths)} to {max(widths)}: no exponent "
+                f"departs from 0 by more than {self.rule.tolerance:g}."
             )
         if self.word == UNDECIDED and self.measured.seeds < 2:
             yield "A single seed has no error: give more seeds (4 or more)."
         elif self.word == UNDECIDED:
             names = ", ".join(place[0] or "the outputs" for place in self.undecided[:3])
-            yield f"The scatter is too large at {names}: give more seeds (about {self.seeds_needed}) or a wider range of widths."
+            seeds = f"about {self.seeds_needed}"
+            yield f"The scatter is too large at {names}: give more seeds ({seeds}) or a wider range of widths."
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """The sentences with at most four of the faults."""
+        count = len(self.faults)
+        if count <= _SHOWN:
+            return self.sentences
+        rest = ", ".join(dict.fromkeys(f"{one.name} ({one.setting})" for one in self.faults[_SHOWN:]))
+        return (*self.sentences[:_SHOWN], f"Likewise: {rest}.", *self.sentences[count:])
 
     @property
     def title(self) -> str:
@@ -150,7 +169,9 @@ class Verdict:
         rows = []
         for place in self.measured.places:
             kind, finding = role(self.measured, place), self.finding(place)
-            is_shown = kind.is_matrix or kind in (Role.SCORES, Role.OUTPUTS) or finding in (Finding.GROWS, Finding.VANISHES)
+            is_shown = (
+                kind.is_matrix or kind in (Role.SCORES, Role.OUTPUTS) or finding in (Finding.GROWS, Finding.VANISHES)
+            )
             if is_shown:
                 later = "change" if kind in (Role.SCORES, Role.OUTPUTS) else "own"
                 cells = [self._cell(place, name) for name in ("start", later, "carried")]
@@ -168,19 +189,16 @@ class Verdict:
 
     def details(self) -> Page:
         """What every parameter is trained with, and how its terms align with what they multiply."""
-        from torch_dmft.referee.details import alignment_table, parameter_table
-
         return Page((self.table(), parameter_table(self.measured), alignment_table(self.measured)))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, words, lists and dictionaries; NaN is None. See ``schema.json`` beside this file."""
         measured = self.measured
-        last = self.measured.losses.nanmean(2)
         return _plain(
             {
                 "schema": SCHEMA,
                 "verdict": self.word,
-                "exit_code": 0 if self.passed else 1,
+                "exit_code": self.exit_code,
                 "sentences": list(self.sentences),
                 "widths": list(measured.widths),
                 "seeds": measured.seeds,
@@ -196,8 +214,10 @@ class Verdict:
                         "role": str(role(measured, place)),
                         "verdict": str(self.finding(place)),
                         "readings": [_reading(one) for one in self.readings if one.place == place],
+                        "alignment": {name: law.exponent for name, law in alignments(measured, place).items()},
                         "sizes": {
-                            name: measured.sizes[place, name].nanmean(2).tolist() for name in ("start", "own", "carried", "change")
+                            name: measured.sizes[place, name].nanmean(2).tolist()
+                            for name in ("start", "own", "carried", "change")
                         },
                     }
                     for place in measured.places
@@ -205,8 +225,13 @@ class Verdict:
                 "parameters": {
                     name: [asdict(row[name]) for row in measured.parameters] for name in measured.parameters[0]
                 },
+                "gamma0": [one.gamma0 for one in effective(measured)],
+                "base_rates": {
+                    name: [one.rates.get(name, math.nan) for one in effective(measured)]
+                    for name in measured.parameters[0]
+                },
                 "updates": {name: values.nanmean(2).tolist() for name, values in measured.updates.items()},
-                "losses": last.tolist(),
+                "losses": measured.losses.nanmean(2).tolist(),
                 "diverged": list(self.diverged),
                 "notes": list(measured.notes),
             }
@@ -218,9 +243,14 @@ class Verdict:
 
     def to_markdown(self) -> str:
         """The verdict for a pull request."""
-        said = "\n".join(f"- {one}" for one in self.sentences)
+        said = "\n".join(f"- {one}" for one in self.summary)
         notes = "\n".join(f"- {one}" for one in self.measured.notes)
-        parts = [f"### Width check: {self.title}", said, self.table().markdown(), notes and f"Chosen, as not given:\n\n{notes}"]
+        parts = [
+            f"### Width check: {self.title}",
+            said,
+            self.table().markdown(),
+            notes and f"Chosen, as not given:\n\n{notes}",
+        ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def figures(self) -> dict[str, Figure]:
@@ -246,10 +276,12 @@ class Verdict:
         """The report in lines of so many characters."""
         from textwrap import fill
 
-        lines = [fill(one, width, initial_indent="- ", subsequent_indent="  ") for one in self.sentences]
+        lines = [fill(one, width, initial_indent="- ", subsequent_indent="  ") for one in self.summary]
         notes = [fill(one, width, initial_indent="  ", subsequent_indent="    ") for one in self.measured.notes]
         said = ["Chosen, as not given:", *notes] if notes else []
-        return "\n".join([fill(self.title, width), *lines, "", self.table().text(width).strip("\n"), *([""] if said else []), *said])
+        return "\n".join(
+            [fill(self.title, width), *lines, "", self.table().text(width).strip("\n"), *([""] if said else []), *said]
+        )
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """Fit the terminal."""

@@ -17,16 +17,16 @@ def _what(fault: Fault) -> str:
     way = "grows" if fault.exponent > 0 else "vanishes"
     since = f"from step {fault.step} on"
     if fault.setting == INITIAL and fault.role is Role.READOUT and fault.exponent > 0:
-        return f"the initial size is too large for an average over neurons, by {power}: with it the outputs start as N^0, not N^-1/2."
+        return f"its initial size is too large by {power}: an average over neurons starts as N^-1/2, this as N^0."
     if fault.setting == SCALE:
         return f"the scores are sums over d that start too large, by {power}: they are not divided by d."
     if fault.setting == INITIAL:
-        return f"the initial size is wrong: what it puts out {way} as {power} at the start."
+        return f"its initial size is wrong: what it puts out {way} as {power} at the start."
     if fault.setting == EPS:
         return f"eps is not small beside its gradients: what it adds {way} as {power}, {since}."
     if fault.setting == DECAY:
-        return f"decay is wrong: the part of it that decay undoes in a step {way} as {power}."
-    return f"the rate is wrong: what it adds {way} as {power}, {since}."
+        return f"its decay is wrong: the part of it that decay undoes in a step {way} as {power}."
+    return f"its rate is wrong: what it adds {way} as {power}, {since}."
 
 
 _NAMES = {INITIAL: "initial size", RATE: "rate", EPS: "eps", DECAY: "weight decay"}
@@ -41,6 +41,6 @@ def _remedy(fault: Fault, measured: Measured) -> str:
     first, last = fault.values[order[0]], fault.values[order[-1]]
     mended = last * (wide / narrow) ** fault.mends
     return (
-        f"Its {_NAMES[fault.setting]} is {first:.3g} at N = {narrow} and {last:.3g} at N = {wide}; times (N/{narrow})^{power} it "
-        f"is {mended:.3g} there."
+        f"Its {_NAMES[fault.setting]} is {first:.3g} at N = {narrow} and {last:.3g} at N = {wide}; "
+        f"times (N/{narrow})^{power} it is {mended:.3g} there."
     )

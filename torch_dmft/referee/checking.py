@@ -43,7 +43,7 @@ def check(
             scalar``. Where a part is missing one is chosen, and said (``set_up``).
         widths: at least two; four that double are best.
         steps: how many are trained. Looked at are 1, 2, 4, ... and the last.
-        seeds: initial weights and batches at every width. Each exponent has its interval from them, so one seed decides nothing.
+        seeds: initial weights and batches at every width. Exponents have their intervals from them: one seed decides nothing.
         data: ``data(seed)`` -> batches, or ``(batches, loss)``; or the batches. None: the model's own example, or random rows.
         tolerance: largest exponent that counts as none; corrections of finite width make up to 0.15 at widths of 64 to 512.
         progress: show a progress bar.

@@ -84,7 +84,7 @@ def faults(measured: Measured, found: Sequence[Reading], rule: Rule) -> tuple[Fa
             blamed += [
                 (order[one.place], _of_rate(measured, one, earliest, one.law.exponent - excess[one]))
                 for one in cleared
-                if since[one] == earliest
+                if since[one] == earliest and not _reads_with(one, suspects)
             ]
     decays = [] if starts else _decays(measured, rule, {fault.parameter for _, fault in blamed})
     blamed += [(next(i for place, i in order.items() if one.parameter in place[0].split("+")), one) for one in decays]
@@ -147,6 +147,11 @@ def _excess(measured: Measured, one: Reading, suspects: Sequence[Reading], order
             is_before = is_before and one.place[2].startswith(suspect.place[2])
         total += _TOO_LARGE if is_before else 0.0
     return total
+
+
+def _reads_with(one: Reading, suspects: Sequence[Reading]) -> bool:
+    """Whether this is the bias of a suspect, whose gradient is the error that a large output makes."""
+    return any(one.place[2] == each.place[2] and one.place[0] != each.place[0] and each.place[0] for each in suspects)
 
 
 _TOO_LARGE = 0.5

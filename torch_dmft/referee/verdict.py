@@ -88,7 +88,7 @@ class Verdict:
     def undecided(self) -> tuple[Place, ...]:
         """Matrices and outputs of which no window of steps is decided."""
         return tuple(
-            place for place in self.measured.places if self._counts(place) and self.finding(place) is Finding.UNDECIDED
+            place for place in self.measured.places if self._counts(place) and self._found(place) is Finding.UNDECIDED
         )
 
     @property
@@ -105,7 +105,7 @@ class Verdict:
         kind = role(self.measured, place)
         return kind.is_matrix or kind is Role.OUTPUTS
 
-    def finding(self, place: Place) -> Finding:
+    def _found(self, place: Place) -> Finding:
         """What is found at a place: a departure of any kind, else whether its own term (of outputs the change) is decided."""
         here = [one for one in self.readings if one.place == place and not one.in_eval]
         departed = next((one.finding for one in here if one.departs), None)
@@ -116,7 +116,7 @@ class Verdict:
             return Finding.STILL
         return Finding.RIGHT if any(one.finding is Finding.RIGHT for one in main) else Finding.UNDECIDED
 
-    def exponent(self, place: Place, quantity: str) -> Reading | None:
+    def _exponent(self, place: Place, quantity: str) -> Reading | None:
         """Of the windows of a quantity at a place the one that departs, else the one that is farthest from 0."""
         here = [one for one in self.readings if one.place == place and one.quantity == quantity and not one.in_eval]
         return max(here, key=lambda one: (one.departs, abs(one.law.exponent)), default=None)
@@ -168,7 +168,7 @@ class Verdict:
         """Exponents of every matrix, of scores and of the outputs; of vectors those that depart."""
         rows = []
         for place in self.measured.places:
-            kind, finding = role(self.measured, place), self.finding(place)
+            kind, finding = role(self.measured, place), self._found(place)
             is_shown = (
                 kind.is_matrix or kind in (Role.SCORES, Role.OUTPUTS) or finding in (Finding.GROWS, Finding.VANISHES)
             )
@@ -181,7 +181,7 @@ class Verdict:
         return Grid("", ("weight", "role", "verdict"), numbers, tuple(rows))
 
     def _cell(self, place: Place, quantity: str) -> str:
-        one = self.exponent(place, quantity)
+        one = self._exponent(place, quantity)
         if one is None or math.isnan(one.law.exponent):
             return "0" if one is None and quantity == "start" else "–"
         reach = one.law.reach(self.rule.certain)
@@ -212,7 +212,7 @@ class Verdict:
                         "operator": place[1],
                         "module": place[2],
                         "role": str(role(measured, place)),
-                        "verdict": str(self.finding(place)),
+                        "verdict": str(self._found(place)),
                         "readings": [_reading(one) for one in self.readings if one.place == place],
                         "alignment": {name: law.exponent for name, law in alignments(measured, place).items()},
                         "sizes": {
@@ -237,9 +237,9 @@ class Verdict:
             }
         )
 
-    def to_json(self, *, indent: int | None = 2) -> str:
+    def to_json(self) -> str:
         """``to_dict`` as JSON."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
 
     def to_markdown(self) -> str:
         """The verdict for a pull request."""
@@ -270,9 +270,9 @@ class Verdict:
         return f"<Verdict: {self.title}>"
 
     def __str__(self) -> str:
-        return self.text()
+        return self._text()
 
-    def text(self, width: int = 80) -> str:
+    def _text(self, width: int = 80) -> str:
         """The report in lines of so many characters."""
         from textwrap import fill
 
@@ -287,7 +287,7 @@ class Verdict:
         """Fit the terminal."""
         from rich.text import Text
 
-        lines = self.text(min(options.max_width, 100)).split("\n")
+        lines = self._text(min(options.max_width, 100)).split("\n")
         colour = {RIGHT: "bold green", WRONG: "bold red"}.get(self.word, "bold yellow")
         yield Text(lines[0], style=colour)
         yield Text("\n".join(lines[1:]))

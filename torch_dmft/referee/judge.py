@@ -3,7 +3,8 @@ r"""Which powers of the width are right at a place, and which are not.
 In a set-up that has a limit, what a weight puts out at the start, what it adds by its own change and what the outputs change by
 are all O(1) in the width N. Three deviations are legitimate and known. An average over neurons (a readout, a code, the scores
 of attention over d) starts as N^-1/2, as every average of N independent numbers does, or at zero. Biases start as small as they
-please. And what a weight *carries* may vanish: it does where its initial part is small.
+please. And what a weight *carries* may vanish: it does where its initial part is small. What vanishes
+at first and is right later is right: what it reads started small.
 
 An exponent *departs* where an interval of Student around it lies beyond the tolerance, and the widest half of the widths agrees
 with that, since corrections of finite width fade there. Steps are taken together in two windows, the first half and the second
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from torch import Tensor
@@ -141,10 +142,22 @@ def readings(measured: Measured, rule: Rule) -> tuple[Reading, ...]:
     """Everything that is looked at, judged; in forward order, and in time at every place."""
     series = list(_series(measured))
     level = rule.level / max(1, len(series))
-    return tuple(
+    found = [
         _reading(measured, place, quantity, steps, values, rule, level, in_eval=in_eval)
         for place, quantity, steps, values, in_eval in series
-    )
+    ]
+    return tuple(_caught_up(one, found) for one in found)
+
+
+def _caught_up(one: Reading, found: Sequence[Reading]) -> Reading:
+    """A reading that vanishes, but is right later: what is read was small at the start, and is no longer."""
+    if one.finding is Finding.VANISHES and any(
+        other.finding is Finding.RIGHT and other.steps > one.steps
+        for other in found
+        if (other.place, other.quantity, other.in_eval) == (one.place, one.quantity, one.in_eval)
+    ):
+        return replace(one, finding=Finding.RIGHT)
+    return one
 
 
 def windows(steps: Sequence[int]) -> tuple[range, ...]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_dmft.core.power_law import power_law
-from torch_dmft.referee.judge import Finding, Reading, Role, Rule, departs_first, role
+from torch_dmft.referee.judge import Finding, Reading, Role, Rule, departs_first, is_average, role
 from torch_dmft.referee.look import Place
 from torch_dmft.referee.measure import Measured, Trained
 
@@ -104,11 +104,7 @@ def _suspects(measured: Measured, found: Sequence[Reading], later: Sequence[Read
     growing = [one for one in later if one.finding is Finding.GROWS]
     shown = []
     for one in found:
-        kind = role(measured, one.place)
-        is_average = kind is Role.READOUT or (kind is Role.SCORES and _terms_grow(measured, one.place))
-        if one.quantity != "start" or not is_average or not one.law.exponent > _LARGE_START:
-            continue
-        if kind is Role.READOUT and _is_tied(measured, one.place):
+        if one.quantity != "start" or not is_average(measured, one.place) or not one.law.exponent > _LARGE_START:
             continue
         passed_on = [
             each
@@ -124,16 +120,6 @@ def _suspects(measured: Measured, found: Sequence[Reading], later: Sequence[Read
 def _follows_gradient(measured: Measured, one: Reading) -> bool:
     trained = _trained(measured, one.place)
     return one.quantity == "own" and bool(trained) and trained[0].follows_gradient
-
-
-def _terms_grow(measured: Measured, place: Place) -> bool:
-    terms = [shape[0] for shape in measured.shapes[place]]
-    return max(terms) > min(terms) > 0
-
-
-def _is_tied(measured: Measured, place: Place) -> bool:
-    """Whether a readout is an embedding as well, whose own row is a part of what it reads."""
-    return any(other[0] == place[0] and role(measured, other) is not Role.READOUT for other in measured.places)
 
 
 def _excess(measured: Measured, one: Reading, suspects: Sequence[Reading], order: dict[Place, int]) -> float:

@@ -15,7 +15,7 @@ alarm over all the places, quantities and windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -146,7 +146,34 @@ def readings(measured: Measured, rule: Rule) -> tuple[Reading, ...]:
         _reading(measured, place, quantity, steps, values, rule, level, in_eval=in_eval)
         for place, quantity, steps, values, in_eval in series
     ]
-    return tuple(_caught_up(one, found) for one in found)
+    too_large = {
+        one.place
+        for one in found
+        if one.quantity == "start"
+        and is_average(measured, one.place)
+        and one.law.exponent - one.reach > rule.tolerance - 0.5
+    }
+    return tuple(_passed_on(_caught_up(one, found), too_large, rule) for one in found)
+
+
+def _passed_on(one: Reading, too_large: Set[Place], rule: Rule) -> Reading:
+    """A reading that grows where an average over neurons starts larger than N^-1/2: with that known, less is needed."""
+    is_growing = one.law.exponent - one.law.reach(rule.certain) > rule.tolerance / 2
+    if one.place in too_large and one.quantity in ("carried", "change") and is_growing:
+        return replace(one, finding=Finding.GROWS)
+    return one
+
+
+def is_average(measured: Measured, place: Place) -> bool:
+    """Whether what is at a place sums over ever more neurons, as a readout does, and scores over d where heads widen.
+
+    A readout that is an embedding as well is none: what it reads holds the row of the token itself.
+    """
+    kind = role(measured, place)
+    if kind is Role.READOUT:
+        return not any(other[0] == place[0] and role(measured, other) is not Role.READOUT for other in measured.places)
+    terms = [shape[0] for shape in measured.shapes[place]]
+    return kind is Role.SCORES and max(terms) > min(terms) > 0
 
 
 def _caught_up(one: Reading, found: Sequence[Reading]) -> Reading:

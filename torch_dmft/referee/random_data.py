@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.loss import pairs_entries
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.referee.losses import BatchLoss, loss_on_batches, of_outputs, takes_outputs, usual_loss
 from torch_dmft.uses.outputs import arguments, moved, select
@@ -39,6 +40,7 @@ def random_batch(
     """
     inputs, outputs, said = _inputs(model, generator)
     kinds = [_classes, _numbers] if _are_classes(outputs) else [_numbers, _classes]
+    kinds = [_numbers] if loss is not None and pairs_entries(loss) else kinds
     if loss is None:
         targets, what = kinds[0](outputs, generator)
         name = "squared error" if targets.is_floating_point() else "cross-entropy"

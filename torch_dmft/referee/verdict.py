@@ -114,7 +114,9 @@ class Verdict:
         main = [one for one in here if one.quantity in ("own", "change")]
         if not main:
             return Finding.STILL
-        return Finding.RIGHT if any(one.finding is Finding.RIGHT for one in main) else Finding.UNDECIDED
+        is_open = any(one.finding is Finding.UNDECIDED and abs(one.law.exponent) > self.rule.tolerance for one in main)
+        is_right = any(one.finding is Finding.RIGHT for one in main) and not is_open
+        return Finding.RIGHT if is_right else Finding.UNDECIDED
 
     def _exponent(self, place: Place, quantity: str) -> Reading | None:
         """Of the windows of a quantity at a place the one that departs, else the one that is farthest from 0."""

@@ -257,7 +257,8 @@ def _reading(
     kind = role(measured, place)
     reach = law.reach(level)
     finding = _finding(law, reach, rule)
-    if finding is Finding.VANISHES and _may_vanish(measured, place, quantity, kind):
+    is_small = finding in (Finding.VANISHES, Finding.UNDECIDED) and law.exponent + law.reach(rule.certain) <= rule.fault
+    if is_small and law.exponent < 0 and _may_vanish(measured, place, quantity, kind, steps, law, rule):
         finding = Finding.RIGHT
     seeds = 0
     if finding is Finding.UNDECIDED and law.freedom:
@@ -279,10 +280,14 @@ def _finding(law: PowerLaw, reach: float, rule: Rule) -> Finding:
     return Finding.UNDECIDED
 
 
-def _may_vanish(measured: Measured, place: Place, quantity: str, kind: Role) -> bool:
+def _may_vanish(
+    measured: Measured, place: Place, quantity: str, kind: Role, steps: tuple[int, ...], law: PowerLaw, rule: Rule
+) -> bool:
     """What may legitimately be small in wide networks."""
     if quantity == "carried" or kind is Role.SCORES:
         return True
+    if quantity == "own":
+        return _makes_scores(measured, place) or _reads_small(measured, place, steps, law, rule)
     if quantity != "start":
         return False
     if kind.averages or (kind in (Role.VECTOR, Role.SCALAR) and _is_added(place)):
@@ -290,6 +295,39 @@ def _may_vanish(measured: Measured, place: Place, quantity: str, kind: Role) -> 
     taken = measured.sizes[place, "taken"][0]
     law = power_law(measured.widths, taken) if bool((taken > 0).all()) else None
     return law is not None and law.exponent < -_INHERITED
+
+
+def _reads_small(measured: Measured, place: Place, steps: tuple[int, ...], law: PowerLaw, rule: Rule) -> bool:
+    """Whether a weight adds less in wide networks because of what it reads, as features that biases of N^-1/2 make.
+
+    A step that follows the gradient is proportional to what is read, and what it adds to the square.
+    """
+    name = place[0].split("+")[0]
+    window = [measured.steps.index(step) for step in steps]
+    taken = measured.sizes[place, "taken"][window].log().mean(0).exp()
+    known = (taken.isfinite() & (taken > 0)).all(1)
+    if not name or int(known.sum()) < 2:
+        return False
+    widths = [width for width, is_known in zip(measured.widths, known.tolist(), strict=True) if is_known]
+    read = power_law(widths, taken[known]).exponent
+    power = 2 if measured.parameters[0][name].follows_gradient else 1
+    return read < -rule.tolerance / 2 and law.exponent - power * read > -rule.tolerance
+
+
+def _makes_scores(measured: Measured, place: Place) -> bool:
+    """Whether a weight makes queries and keys of scores over d, by steps that follow the gradient.
+
+    At the start scores are N^-1/2, attention is even, and the gradient by it an average of independent numbers: it is N^-1/2,
+    too, until values and gradients align.
+    """
+    name = place[0].split("+")[0]
+    if not name or not measured.parameters[0][name].follows_gradient:
+        return False
+    order = list(measured.places)
+    return any(
+        role(measured, other) is Role.SCORES and is_average(measured, other) and place[2].startswith(other[2])
+        for other in order[order.index(place) :]
+    )
 
 
 _INHERITED = 0.25

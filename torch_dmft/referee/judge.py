@@ -293,8 +293,7 @@ def _may_vanish(
     if kind.averages or (kind in (Role.VECTOR, Role.SCALAR) and _is_added(place)):
         return True
     taken = measured.sizes[place, "taken"][0]
-    law = power_law(measured.widths, taken) if bool((taken > 0).all()) else None
-    return law is not None and law.exponent < -_INHERITED
+    return bool((taken > 0).all()) and power_law(measured.widths, taken).exponent < -_INHERITED
 
 
 def _reads_small(measured: Measured, place: Place, steps: tuple[int, ...], law: PowerLaw, rule: Rule) -> bool:

@@ -23,12 +23,13 @@ example: torch-dmft check train:make --widths 64,128,256,512 --json check.json
 """
 
 
-def add(commands: Any, widths: Any) -> None:
+def add(commands: Any, widths: Any, path: Any) -> None:
     """Add the command.
 
     Args:
         commands: what ``add_subparsers`` returned.
         widths: reads a list of widths.
+        path: reads a path.
     """
     parser = commands.add_parser(
         "check",
@@ -51,12 +52,12 @@ def add(commands: Any, widths: Any) -> None:
         "--tolerance", type=float, default=0.2, metavar="X", help="exponent that counts as none (default: %(default)s)"
     )
     parser.add_argument("--details", action="store_true", help="print what every parameter is trained with, too")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdict for machines; - prints it")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the verdict for machines; - prints it")
     parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write the verdict for a pull request; - prints it"
+        "--markdown", type=path, metavar="FILE", help="write the verdict for a pull request; - prints it"
     )
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="write the figures here, as PNG")
-    parser.add_argument("--logdir", type=Path, metavar="DIR", help="write TensorBoard logs here")
+    parser.add_argument("--figures", type=path, metavar="DIR", help="write the figures here, as PNG")
+    parser.add_argument("--logdir", type=path, metavar="DIR", help="write TensorBoard logs here")
 
 
 def run(

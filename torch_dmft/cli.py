@@ -39,7 +39,7 @@ def _demo(**options: object) -> None:
     run(settings)
 
 
-def _compare(measured: Path, predicted: list[Path], logdir: Path | None, *, details: bool) -> None:
+def _compare(measured: Path, predicted: list[Path], logdir: Path | None, json: Path | None, *, details: bool) -> None:
     from torch_dmft.comparison import compare
     from torch_dmft.core.trajectory import Trajectory
     from torch_dmft.demo import terminal
@@ -56,6 +56,8 @@ def _compare(measured: Path, predicted: list[Path], logdir: Path | None, *, deta
         if details:
             console.print()
             console.print(comparison.details())
+    if json is not None:
+        json.write_text(comparison.to_json(), encoding="utf-8")
     if logdir is not None:
         said = f'Written. See it with: tensorboard --logdir "{logdir}"'
         console.print(said, soft_wrap=True, highlight=False, markup=False)
@@ -124,13 +126,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("predicted", type=_path, nargs="+", help="one or more predictions")
     compare.add_argument("--details", action="store_true", help="print every table")
     compare.add_argument("--logdir", type=_path, metavar="DIR", help="also write TensorBoard logs here")
+    compare.add_argument("--json", type=_path, metavar="FILE", help="also write the comparison for machines")
     report = commands.add_parser("report", help="write the page of TensorBoard's DMFT tab as one HTML file")
     report.set_defaults(command=_report)
     report.add_argument("logdir", type=_path, help="a folder of logs, such as runs/demo")
     report.add_argument(
         "-o", "--output", type=_path, default=Path("report.html"), help="the file (default: %(default)s)"
     )
-    check_command.add(commands, _widths)
+    check_command.add(commands, _widths, _path)
     return parser
 
 

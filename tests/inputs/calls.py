@@ -96,6 +96,10 @@ class Set:
         inputs = 2 * torch.linalg.qr(torch.eye(4, dtype=torch.float64) + 0.1).Q
         return dmft.Problem.mlp(inputs, TARGETS.double(), activation="linear", loss=_half_square, lr=0.01, steps=2)
 
+    @cached_property
+    def verdict(self) -> dmft.Verdict:
+        return dmft.check(network, (4, 8), steps=1, seeds=1)
+
     @property
     def kernel(self) -> dmft.Kernel:
         return dmft.Kernel(torch.eye(4).repeat(3, 1, 1))
@@ -123,6 +127,9 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
             {"measured": a.measured, "predicted": a.static, "problem": None, "replicas": 19},
         ),
         "describe": lambda: (dmft.describe, model),
+        "check": lambda: (dmft.check, {"factory": network, "widths": (4, 8), "steps": 1, "seeds": 1}),
+        "Verdict.write_tensorboard": lambda: (a.verdict.write_tensorboard, {"logdir": a.folder / "check"}),
+        "write_check": lambda: (report.write_check, {"verdict": a.verdict, "logdir": a.folder / "check"}),
         "parameterize": lambda: (dmft.parameterize, {"model": network(), "example_input": INPUTS}),
         "empirical_ntk": lambda: (dmft.empirical_ntk, {"model": network(), **data}),
         "every": lambda: (dmft.every, {"interval": 2}),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from torch_dmft.core.random_state import random_state_of
+from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.core.torch_private import operator_name
 from torch_dmft.core.undisturbed import all_graded
 from torch_dmft.referee.setup import Setup
@@ -184,7 +184,7 @@ def look(setup: Setup, batch: Any, *, modes: dict[str, bool] | None = None, trai
         for path, module in model.named_modules():
             module.training = trains and (modes or {}).get(path, True)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(random_state_of(setup.seed, {one.device for one in model.parameters()}))
+        stack.enter_context(random_state_kept({one.device for one in model.parameters()}, seed=setup.seed))
         stack.callback(model.register_forward_hook(lambda *all: returned.append(all[-1])).remove)
         given = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, batch)
         eyes = _Eyes(model, tensors(given))

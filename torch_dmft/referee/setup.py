@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.core.random_state import random_state_of
+from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.core.users_functions import called
 from torch_dmft.referee.losses import BatchLoss, loss_on_batches
 from torch_dmft.referee.random_data import random_batch
@@ -58,7 +58,7 @@ class Setup:
 
     def draws(self) -> AbstractContextManager[None]:
         """The random state that this set-up trains in (dropout), a function of its width and seed; put back afterwards."""
-        return random_state_of(_key(self.seed, self.width, 1), {one.device for one in self.model.parameters()})
+        return random_state_kept({one.device for one in self.model.parameters()}, seed=_key(self.seed, self.width, 1))
 
     def step(self, batch: Any) -> float:
         """One step of training on a batch, with every optimizer; returns the loss before it."""
@@ -93,7 +93,7 @@ def set_up(factory: Factory, width: int, seed: int, data: Batches | None = None)
     Raises:
         InvalidInputError: if the factory or the data fail, or return anything else.
     """
-    with random_state_of(_key(seed, width, 0)):
+    with random_state_kept(seed=_key(seed, width, 0)):
         made = called("factory", factory, width, remedy=_MADE)
     model, optimizers, loss, notes = _parts(made)
     device = next(iter(model.parameters())).device
@@ -102,7 +102,7 @@ def set_up(factory: Factory, width: int, seed: int, data: Batches | None = None)
         of_batch, said = loss_on_batches(model, loss if loss is not None else own_loss)
         notes += said
     else:
-        with random_state_of(_key(seed, 0)):
+        with random_state_kept(seed=_key(seed, 0)):
             batch, of_batch, said = random_batch(model, loss, torch.Generator().manual_seed(_key(seed, 0)))
         source = [batch]
         notes += said
@@ -216,7 +216,7 @@ def _source(data: Batches | None, seed: int) -> tuple[Callable[[int], Iterable[A
     takes_seed = _takes_an_argument(data)
 
     def call(seed: int) -> Any:
-        with random_state_of(_key(seed, 0)):
+        with random_state_kept(seed=_key(seed, 0)):
             return called("data", data, *([seed] if takes_seed else []), remedy=_DATA)
 
     first = call(seed)
@@ -254,11 +254,11 @@ def _endless(source: Callable[[int], Iterable[Any]] | Iterable[Any], seed: int) 
     """Batches, again from the start when they end; what is drawn for them follows from the seed and the batch's number."""
     number = 0
     while True:
-        with random_state_of(_key(seed, number, 2)):
+        with random_state_kept(seed=_key(seed, number, 2)):
             passing = iter(source(seed) if callable(source) else source)
         first = number
         while True:
-            with random_state_of(_key(seed, number, 3)):
+            with random_state_kept(seed=_key(seed, number, 3)):
                 try:
                     batch = next(passing)
                 except StopIteration:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.page import Page
+from torch_dmft.core.plain import as_json, plain
 from torch_dmft.referee.blame import Fault, faults
 from torch_dmft.referee.details import alignment_table, alignments, parameter_table
 from torch_dmft.referee.effective import effective
@@ -196,7 +196,7 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, words, lists and dictionaries; NaN is None. See ``schema.json`` beside this file."""
         measured = self.measured
-        return _plain(
+        return plain(
             {
                 "schema": SCHEMA,
                 "verdict": self.word,
@@ -206,7 +206,7 @@ class Verdict:
                 "seeds": measured.seeds,
                 "seeds_needed": self.seeds_needed,
                 "steps": list(measured.steps),
-                "rule": asdict(self.rule),
+                "rule": self.rule,
                 "faults": [{**asdict(fault), "sentence": sentence(fault, measured)} for fault in self.faults],
                 "places": [
                     {
@@ -224,9 +224,7 @@ class Verdict:
                     }
                     for place in measured.places
                 ],
-                "parameters": {
-                    name: [asdict(row[name]) for row in measured.parameters] for name in measured.parameters[0]
-                },
+                "parameters": {name: [row[name] for row in measured.parameters] for name in measured.parameters[0]},
                 "gamma0": [one.gamma0 for one in effective(measured)],
                 "base_rates": {
                     name: [one.rates.get(name, math.nan) for one in effective(measured)]
@@ -241,7 +239,7 @@ class Verdict:
 
     def to_json(self) -> str:
         """``to_dict`` as JSON."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+        return as_json(self.to_dict())
 
     def to_markdown(self) -> str:
         """The verdict for a pull request."""
@@ -306,18 +304,6 @@ def _reading(one: Reading) -> dict[str, Any]:
         "verdict": str(one.finding),
         "seeds_needed": one.seeds,
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, Role | Finding):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _report() -> Any:

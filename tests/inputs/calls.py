@@ -114,7 +114,7 @@ Call = tuple[Callable[..., Any], dict[str, Any]]
 
 def calls(a: Set) -> dict[str, Callable[[], Call]]:
     """Public name -> a function that makes a right call of it: what is called, and with which arguments by name."""
-    from torch_dmft import comparison, measurement, parameterization, report, theory
+    from torch_dmft import comparison, measurement, parameterization, referee, report, theory
     from torch_dmft.theory import solvers
 
     data = {"inputs": INPUTS, "targets": TARGETS}
@@ -128,6 +128,8 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         ),
         "describe": lambda: (dmft.describe, model),
         "check": lambda: (dmft.check, {"factory": network, "widths": (4, 8), "steps": 1, "seeds": 1}),
+        "set_up": lambda: (referee.set_up, {"factory": network, "width": 4, "seed": 0}),
+        "load": lambda: (referee.load, {"name": "tests.inputs.calls:network"}),
         "Verdict.write_tensorboard": lambda: (a.verdict.write_tensorboard, {"logdir": a.folder / "check"}),
         "write_check": lambda: (report.write_check, {"verdict": a.verdict, "logdir": a.folder / "check"}),
         "parameterize": lambda: (dmft.parameterize, {"model": network(), "example_input": INPUTS}),

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_seed, require_whole
 from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.core.users_functions import called
 from torch_dmft.referee.losses import BatchLoss, loss_on_batches
@@ -72,6 +74,7 @@ class Setup:
         return float(value.detach())
 
 
+@checked
 def set_up(factory: Factory, width: int, seed: int, data: Batches | None = None) -> Setup:
     """Make the set-up of a width and a seed; the user's random states are put back.
 
@@ -93,6 +96,8 @@ def set_up(factory: Factory, width: int, seed: int, data: Batches | None = None)
     Raises:
         InvalidInputError: if the factory or the data fail, or return anything else.
     """
+    require_whole("width", width, at_least=1)
+    require_seed("seed", seed)
     with random_state_kept(seed=_key(seed, width, 0)):
         made = called("factory", factory, width, remedy=_MADE)
     model, optimizers, loss, notes = _parts(made)
@@ -114,6 +119,7 @@ def set_up(factory: Factory, width: int, seed: int, data: Batches | None = None)
     return Setup(model, optimizers, of_batch, batches, width, seed, notes)
 
 
+@checked
 def load(name: str) -> Callable[..., Any]:
     """The function that ``module:function`` names; modules of the current folder are found.
 

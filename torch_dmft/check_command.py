@@ -79,11 +79,11 @@ def run(
     from torch_dmft.referee import check, load
 
     verdict = check(
-        load(factory),
+        load(factory, "factory"),
         widths,
         steps=steps,
         seeds=seeds,
-        data=None if data is None else load(data),
+        data=None if data is None else load(data, "data"),
         tolerance=tolerance,
         progress=sys.stderr.isatty(),
     )
@@ -99,7 +99,8 @@ def run(
             console.print(verdict.details())
     for path, text in ((json, verdict.to_json), (markdown, verdict.to_markdown)):
         if path is not None and not _is_dash(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.exists():
+                path.parent.mkdir(parents=True)
             path.write_text(text(), encoding="utf-8")
     if figures is not None:
         figures.mkdir(parents=True, exist_ok=True)

@@ -157,7 +157,7 @@ def test_a_function_is_loaded_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
     assert load("some_setup:make")(3) == 3
     for name, said in {
-        "some_setup": "module and its name",
+        "some_setup": "its module and its name",
         "some_setup:mak": "some_setup:make",
         "some_setup:number": "must be a function",
         "broken_setup:make": "no_such_module",

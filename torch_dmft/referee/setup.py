@@ -120,8 +120,12 @@ def set_up(factory: Factory, width: int, seed: int, data: Batches | None = None)
 
 
 @checked
-def load(name: str) -> Callable[..., Any]:
+def load(name: str, argument: str = "name") -> Callable[..., Any]:
     """The function that ``module:function`` names; modules of the current folder are found.
+
+    Args:
+        name: ``"module:function"``.
+        argument: what errors call it.
 
     Raises:
         InvalidInputError: if there is none.
@@ -129,7 +133,8 @@ def load(name: str) -> Callable[..., Any]:
     module_name, colon, attribute = name.partition(":")
     remedy = "module:function, such as train:make for `def make(width)` in train.py of this folder"
     if not (module_name and colon and attribute):
-        raise InvalidInputError("A function is named by its module and its name.", got=repr(name), remedy=remedy)
+        what = f"`{argument}` must be a function, named by its module and its name."
+        raise InvalidInputError(what, got=repr(name), remedy=remedy)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -139,7 +144,7 @@ def load(name: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module_name)
     except Exception as error:
         raise InvalidInputError(
-            f"The module {module_name!r} cannot be imported from {here}.",
+            f"The module of `{argument}`, {module_name!r}, cannot be imported from {here}.",
             got=f"{type(error).__name__}: {error}".rstrip(".\n"),
             remedy=remedy,
         ) from error
@@ -147,13 +152,13 @@ def load(name: str) -> Callable[..., Any]:
         if not hasattr(found, part):
             near = get_close_matches(part, [one for one in vars(found) if not one.startswith("_")], n=3, cutoff=0.4)
             raise InvalidInputError(
-                f"The module {module_name!r} has nothing of this name.",
+                f"The module of `{argument}`, {module_name!r}, has nothing of this name.",
                 got=repr(attribute),
                 remedy=" or ".join(f"{module_name}:{one}" for one in near) or remedy,
             )
         found = getattr(found, part)
     if not callable(found):
-        raise InvalidInputError(f"{name!r} must be a function.", got=type(found).__name__, remedy=remedy)
+        raise InvalidInputError(f"`{argument}`, {name!r}, must be a function.", got=type(found).__name__, remedy=remedy)
     function: Callable[..., Any] = found
     return function
 

@@ -76,14 +76,15 @@ def run(
     """Check, print and write; returns the exit status."""
     from rich.console import Console
 
-    from torch_dmft.referee import check, load
+    from torch_dmft.referee import check
+    from torch_dmft.referee.setup import named
 
     verdict = check(
-        load(factory, "factory"),
+        named(factory, "factory"),
         widths,
         steps=steps,
         seeds=seeds,
-        data=None if data is None else load(data, "data"),
+        data=None if data is None else named(data, "data"),
         tolerance=tolerance,
         progress=sys.stderr.isatty(),
     )

@@ -56,7 +56,7 @@ def check(
             finite.
     """
     for width in widths:
-        require_whole("a width", width, at_least=1, at_most=_LARGEST)
+        require_whole("one of the widths", width, at_least=1, at_most=_LARGEST)
     if len(set(widths)) < 2 or len(set(widths)) < len(widths):
         raise InvalidInputError(
             "`widths` must hold at least two different widths, as an exponent is fitted.",
@@ -65,7 +65,7 @@ def check(
         )
     require_whole("steps", steps, at_least=1, at_most=_LARGEST)
     require_whole("seeds", seeds, at_least=1, at_most=_LARGEST)
-    require_number("tolerance", tolerance, above=0, below=0.5)
+    require_number("tolerance", tolerance, at_least=0.01, below=0.5)
     looked_at = log_steps(steps)
     runs: list[list[object]] = [[] for _ in widths]
     for number in track(range(len(widths) * seeds), "check", disable=not progress, transient=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -120,7 +120,16 @@ def set_up(factory: Factory, width: int, seed: int, data: Batches | None = None)
 
 
 @checked
-def load(name: str, argument: str = "name") -> Callable[..., Any]:
+def load(name: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names; modules of the current folder are found.
+
+    Raises:
+        InvalidInputError: if there is none.
+    """
+    return named(name, "name")
+
+
+def named(name: str, argument: str) -> Callable[..., Any]:
     """The function that ``module:function`` names; modules of the current folder are found.
 
     Args:
@@ -252,8 +261,18 @@ def _takes_an_argument(function: Callable[..., Any]) -> bool:
     return True
 
 
+def _holds_no_batch(batches: Any) -> bool:
+    """Whether the first thing in a list is nothing that a loss could be taken of."""
+    is_list = isinstance(batches, list | tuple) and len(batches) > 0
+    return is_list and not isinstance(batches[0], Tensor | tuple | list | Mapping)
+
+
 def _require_batches(batches: Any) -> None:
-    if isinstance(batches, Tensor | str | dict) or not hasattr(batches, "__iter__"):
+    if (
+        isinstance(batches, Tensor | str | dict | np.ndarray)
+        or not hasattr(batches, "__iter__")
+        or _holds_no_batch(batches)
+    ):
         raise InvalidInputError(
             "`data` must give batches to go through.",
             got=type(batches).__name__,

@@ -9,7 +9,6 @@ from torch_dmft.report.tensorboard import write_comparison
 __all__ = [
     "LiveComparison",
     "LiveScalars",
-    "check",
     "figures",
     "tensorboard",
     "write_check",

@@ -1,6 +1,6 @@
 """A comparison for people: figures, TensorBoard logs."""
 
-from torch_dmft.report import check, figures, tensorboard
+from torch_dmft.report import figures, tensorboard
 from torch_dmft.report.check import write_check
 from torch_dmft.report.html import write_html
 from torch_dmft.report.live import LiveComparison, LiveScalars

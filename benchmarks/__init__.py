@@ -11,5 +11,17 @@ Times are CPU seconds of one thread (``time.process_time``), which other work on
 stand beside them.
 """
 
-NAMES = ("neurons", "steps", "ensemble", "algorithm1", "large", "recorder", "record", "agreement", "coverage", "limits")
+NAMES = (
+    "neurons",
+    "steps",
+    "ensemble",
+    "algorithm1",
+    "large",
+    "recorder",
+    "record",
+    "agreement",
+    "coverage",
+    "limits",
+    "referee",
+)
 """The benchmarks, in the order of the report."""

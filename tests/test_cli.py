@@ -162,3 +162,42 @@ def test_an_interrupt_ends_it_quietly(tmp_path):
         process.kill()
     assert process.returncode == 130
     assert said == "torch-dmft: interrupted; what was logged so far is readable\n"
+
+
+SETUP = """
+import torch
+from torch import nn
+
+def make(width):
+    model = nn.Sequential(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 3))
+    return model, torch.optim.Adam(model.parameters(), 0.01)
+
+def right(width):
+    import torch_dmft as dmft
+    model, _ = make(width)
+    plan = dmft.parameterize(model, torch.zeros(2, 8))
+    return model, torch.optim.Adam(plan.param_groups(0.05, optimizer="adam"))
+
+def broken(width):
+    raise RuntimeError("no such width")
+"""
+
+
+def test_check_has_a_status_and_files_for_machines(tmp_path, monkeypatch, capsys):
+    import json
+
+    (tmp_path / "setup_of_a_user.py").write_text(SETUP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    quick = ["--widths", "16,32,64,128", "--steps", "4"]
+    files = ["--json", "out/check.json", "--markdown", "check.md", "--figures", "figures", "--logdir", "logs"]
+    assert cli.main(["check", "setup_of_a_user:make", *quick, *files]) == 1
+    assert "2.weight (hidden): its rate is wrong" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "out/check.json").read_text())["exit_code"] == 1
+    assert (tmp_path / "check.md").read_text().startswith("### Width check: WRONG")
+    assert (tmp_path / "figures/sizes.png").exists()
+    assert list(tmp_path.glob("logs/N=16/events*"))
+    assert cli.main(["check", "setup_of_a_user:right", *quick, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "right"
+    assert "no such width" in refused(capsys, "check", "setup_of_a_user:broken")
+    assert "setup_of_a_user:right" in refused(capsys, "check", "setup_of_a_user:rigth")

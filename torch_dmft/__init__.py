@@ -33,6 +33,8 @@ _HOME = {
     "alignment": "torch_dmft.comparison",
     "compare": "torch_dmft.comparison",
     "Comparison": "torch_dmft.comparison",
+    "check": "torch_dmft.referee",
+    "Verdict": "torch_dmft.referee",
 }
 
 __all__ = [
@@ -46,9 +48,11 @@ __all__ = [
     "Recorder",
     "Training",
     "Trajectory",
+    "Verdict",
     "__version__",
     "alignment",
     "centered",
+    "check",
     "compare",
     "describe",
     "empirical_ntk",
@@ -82,5 +86,6 @@ if TYPE_CHECKING:
     from torch_dmft.core.trajectory import Trajectory
     from torch_dmft.measurement import Indexed, Probe, Recorder, empirical_ntk, every, log_spaced
     from torch_dmft.parameterization import Plan, centered, parameterize
+    from torch_dmft.referee import Verdict, check
     from torch_dmft.theory import Problem, infinite_width, solve, solvers
     from torch_dmft.uses import describe

@@ -10,26 +10,26 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from torch_dmft import __version__
+from torch_dmft import __version__, check_command
 from torch_dmft.core.errors import DMFTError
 from torch_dmft.settings import Data, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 2 for a mistake in the arguments or the data, 130 if interrupted."""
+    """Run the command; returns its exit status: 1 if a set-up is wrong, 2 for a mistake, 130 if interrupted."""
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     if isinstance(sys.stdout, io.TextIOWrapper):  # no result is lost because a dash cannot be printed
         sys.stdout.reconfigure(errors="replace")
     try:
-        command(**options)
+        status = command(**options)
     except (DMFTError, OSError) as error:
         print(f"torch-dmft: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("torch-dmft: interrupted; what was logged so far is readable", file=sys.stderr)
         return 130
-    return 0
+    return int(status or 0)
 
 
 def _demo(**options: object) -> None:
@@ -39,7 +39,7 @@ def _demo(**options: object) -> None:
     run(settings)
 
 
-def _compare(measured: Path, predicted: list[Path], logdir: Path | None, *, details: bool) -> None:
+def _compare(measured: Path, predicted: list[Path], logdir: Path | None, json: Path | None, *, details: bool) -> None:
     from torch_dmft.comparison import compare
     from torch_dmft.core.trajectory import Trajectory
     from torch_dmft.demo import terminal
@@ -56,6 +56,8 @@ def _compare(measured: Path, predicted: list[Path], logdir: Path | None, *, deta
         if details:
             console.print()
             console.print(comparison.details())
+    if json is not None:
+        json.write_text(comparison.to_json(), encoding="utf-8")
     if logdir is not None:
         said = f'Written. See it with: tensorboard --logdir "{logdir}"'
         console.print(said, soft_wrap=True, highlight=False, markup=False)
@@ -124,12 +126,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("predicted", type=_path, nargs="+", help="one or more predictions")
     compare.add_argument("--details", action="store_true", help="print every table")
     compare.add_argument("--logdir", type=_path, metavar="DIR", help="also write TensorBoard logs here")
+    compare.add_argument("--json", type=_path, metavar="FILE", help="also write the comparison for machines")
     report = commands.add_parser("report", help="write the page of TensorBoard's DMFT tab as one HTML file")
     report.set_defaults(command=_report)
     report.add_argument("logdir", type=_path, help="a folder of logs, such as runs/demo")
     report.add_argument(
         "-o", "--output", type=_path, default=Path("report.html"), help="the file (default: %(default)s)"
     )
+    check_command.add(commands, _widths, _path)
     return parser
 
 

@@ -222,3 +222,18 @@ def test_an_ensemble_as_the_measured_side_adds_its_own_error():
     alone = compare(measured, predicted).deviations[0].ntk.relative_error_stderr
     averaged = replace(measured, stderr=filled(measured, 0.01))
     assert (compare(averaged, predicted).deviations[0].ntk.relative_error_stderr > alone).all()
+
+
+def test_a_comparison_is_read_by_machines(comparison):
+    import json
+
+    told = json.loads(comparison.to_json())
+    assert told["schema"] == "torch_dmft/compare/1"
+    assert told["verdict"] == comparison.verdict
+    assert told["steps"] == comparison.steps.tolist()
+    first, kernel = (
+        comparison.deviations[0].layers[1].forward,
+        told["predictions"][0]["deviations"]["layers"][1]["forward"],
+    )
+    assert kernel["relative_error"] == first.relative_error.tolist()
+    assert told["predictions"][0]["deviations"]["layers"][1]["name"] == comparison.deviations[0].layers[1].name

@@ -96,6 +96,10 @@ class Set:
         inputs = 2 * torch.linalg.qr(torch.eye(4, dtype=torch.float64) + 0.1).Q
         return dmft.Problem.mlp(inputs, TARGETS.double(), activation="linear", loss=_half_square, lr=0.01, steps=2)
 
+    @cached_property
+    def verdict(self) -> dmft.Verdict:
+        return dmft.check(network, (4, 8), steps=1, seeds=1)
+
     @property
     def kernel(self) -> dmft.Kernel:
         return dmft.Kernel(torch.eye(4).repeat(3, 1, 1))
@@ -110,7 +114,7 @@ Call = tuple[Callable[..., Any], dict[str, Any]]
 
 def calls(a: Set) -> dict[str, Callable[[], Call]]:
     """Public name -> a function that makes a right call of it: what is called, and with which arguments by name."""
-    from torch_dmft import comparison, measurement, parameterization, report, theory
+    from torch_dmft import comparison, measurement, parameterization, referee, report, theory
     from torch_dmft.theory import solvers
 
     data = {"inputs": INPUTS, "targets": TARGETS}
@@ -123,6 +127,11 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
             {"measured": a.measured, "predicted": a.static, "problem": None, "replicas": 19},
         ),
         "describe": lambda: (dmft.describe, model),
+        "check": lambda: (dmft.check, {"factory": network, "widths": (4, 8), "steps": 1, "seeds": 1}),
+        "set_up": lambda: (referee.set_up, {"factory": network, "width": 4, "seed": 0}),
+        "load": lambda: (referee.load, {"name": "tests.inputs.calls:network"}),
+        "Verdict.write_tensorboard": lambda: (a.verdict.write_tensorboard, {"logdir": a.folder / "check"}),
+        "write_check": lambda: (report.write_check, {"verdict": a.verdict, "logdir": a.folder / "check"}),
         "parameterize": lambda: (dmft.parameterize, {"model": network(), "example_input": INPUTS}),
         "empirical_ntk": lambda: (dmft.empirical_ntk, {"model": network(), **data}),
         "every": lambda: (dmft.every, {"interval": 2}),

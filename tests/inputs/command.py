@@ -65,6 +65,14 @@ def right_words(a: Set) -> dict[str, dict[str, str]]:
             "details": "",
             "logdir": str(a.folder / "compared"),
         },
+        "check": {
+            "factory": "tests.inputs.calls:network",
+            "widths": "4,8",
+            "steps": "1",
+            "seeds": "1",
+            "details": "",
+            "json": str(a.folder / "check.json"),
+        },
         "report": {"logdir": str(logs), "output": str(a.folder / "page.html")},
     }
 

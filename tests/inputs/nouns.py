@@ -61,7 +61,7 @@ def nouns(a: Set) -> dict[str, Callable[[], Call]]:
         architecture.Fold({"0.weight": 0.5}, "a reason"),
         architecture.Multiplier("2"),
         architecture.Stream(2, {"0.weight": architecture.Part.END}),
-        parameterization.CoordinateCheck((16, 32), ("0",), torch.ones(1, 2), torch.ones(1, 2), 0.1),
+        parameterization.CoordinateCheck((16, 32), ("0",), torch.ones(1, 2, 2), 0.1),
         parameterization.EffectiveScaling(1.0, 0.1, {"0.weight": 1.0}, {"0.weight": 1.0}, 16),
         a.static,
         a.static.layers[0],

@@ -21,6 +21,7 @@ from torch_dmft.core.divergence import last_sane
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_choice, require_whole
 from torch_dmft.core.page import Page
+from torch_dmft.core.plain import as_json, plain
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory import Problem, solve, solvers
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from torch_dmft.parameterization import Plan
+
+SCHEMA = "torch_dmft/compare/1"
+"""Name and version of the JSON."""
 
 _SEED = 7_461_220_925_113
 """Of the networks of equal width."""
@@ -102,6 +106,30 @@ class Comparison:
     def verdict(self) -> str:
         """What the numbers say, in a few sentences."""
         return verdict(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict and all deviations as plain numbers, words, lists and dictionaries; None for what is not known.
+
+        Lists over time are as long as ``steps``. ``is_consistent`` is None without networks of the measured one's width.
+        """
+        judged = [one.consistency for one in self.deviations if one.consistency is not None]
+        return {
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "is_consistent": judged[0].consistent if judged and judged[0].is_decidable else None,
+            "p": judged[0].p if judged else None,
+            "steps": plain(self.steps),
+            "runs": [{"origin": run.origin, "losses": plain(run.losses), "width": run.width} for run in self.runs],
+            "widths": plain(self.widths),
+            "predictions": [
+                {"origin": run.origin, "deviations": plain(one)}
+                for run, one in zip(self.predictions, self.deviations, strict=True)
+            ],
+        }
+
+    def to_json(self) -> str:
+        """``to_dict`` as JSON."""
+        return as_json(self.to_dict())
 
     def details(self) -> Page:
         """Every table: all kernels against every prediction, loss and outputs, what was learned, what the width explains."""

@@ -16,6 +16,7 @@ from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, loss_value, require_loss
 from torch_dmft.core.numbers import require_choice, require_number, require_whole
+from torch_dmft.core.power_law import PowerLaw, power_law
 from torch_dmft.core.users_functions import called
 from torch_dmft.parameterization.apply import scaled
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
@@ -36,37 +37,42 @@ class CoordinateCheck:
         sizes: the widths N that were trained, or the depths L.
         layers: the weights, in forward order; left out are frozen ones, and those that read other rows after training, as
             experts do when the routes change. Along depth: kinds of layers, and thirds of the depth.
-        updates: ``(layer, size)``, root mean square over samples and neurons of h(T) - h(0), averaged over the seeds.
-        errors: ``(layer, size)``, standard errors of the updates.
+        changes: ``(layer, size, seed)``, root mean square over samples and neurons of h(T) - h(0).
         tolerance: largest exponent in size that counts as none.
         axis: what was changed, "width" or "depth".
     """
 
     sizes: tuple[int, ...]
     layers: tuple[str, ...]
-    updates: Float[Tensor, "layer size"]
-    errors: Float[Tensor, "layer size"]
+    changes: Float[Tensor, "layer size seed"]
     tolerance: float
     axis: str = "width"
 
     @property
+    def updates(self) -> Float[Tensor, "layer size"]:
+        """The changes, averaged over the seeds."""
+        return self.changes.mean(-1)
+
+    @property
+    def errors(self) -> Float[Tensor, "layer size"]:
+        """Standard errors of the updates; NaN with a single seed."""
+        seeds = self.changes.shape[-1]
+        return self.changes.std(-1) / math.sqrt(seeds) if seeds > 1 else torch.full_like(self.updates, torch.nan)
+
+    @property
+    def laws(self) -> dict[str, PowerLaw]:
+        """The power of N or L by which each layer changes; 0 is right."""
+        return {layer: power_law(self.sizes, row) for layer, row in zip(self.layers, self.changes, strict=True)}
+
+    @property
     def exponents(self) -> dict[str, float]:
         """The slope of log update against log N or log L, by least squares, for each layer; 0 is right."""
-        logs = self.updates.double().log()
-        slopes = (logs * self._weights).sum(1).where(logs.isfinite().all(1), torch.nan)
-        return dict(zip(self.layers, slopes.tolist(), strict=True))
+        return {layer: law.exponent for layer, law in self.laws.items()}
 
     @property
     def exponent_errors(self) -> dict[str, float]:
         """The standard errors of the exponents, from the scatter of the seeds; NaN with a single seed."""
-        relative = self.errors.double() / self.updates.double()
-        return dict(zip(self.layers, (relative * self._weights).square().sum(1).sqrt().tolist(), strict=True))
-
-    @property
-    def _weights(self) -> Tensor:
-        x = torch.tensor(self.sizes, dtype=torch.float64, device="cpu").log()
-        x = x - x.mean()
-        return x / (x * x).sum()
+        return {layer: law.error for layer, law in self.laws.items()}
 
     @property
     def verdicts(self) -> dict[str, str]:
@@ -244,9 +250,7 @@ def summary(
 ) -> CoordinateCheck:
     """The check of what was found at every size: for every layer the changes of all seeds."""
     every = torch.tensor([[row[path] for row in found] for path in layers], dtype=torch.float64, device="cpu")
-    seeds = every.shape[-1]
-    errors = every.std(-1) / math.sqrt(seeds) if seeds > 1 else torch.full_like(every[..., 0], torch.nan)
-    return CoordinateCheck(tuple(sizes), tuple(layers), every.mean(-1), errors, tolerance, axis)
+    return CoordinateCheck(tuple(sizes), tuple(layers), every, tolerance, axis)
 
 
 def changes_of(

@@ -1,0 +1,116 @@
+"""The command ``torch-dmft check``: its options, and what it writes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+_DESCRIPTION = """\
+Train a set-up as it is at several widths, and say whether its initial sizes and rates are right at all of them; if not, which
+parameter is to blame and what mends it. Nothing is wrapped: any model, optimizer and loss will do.
+"""
+_EPILOG = """\
+exit status: 0 right, 1 wrong, 2 could not run or not decide
+
+  module:function   function(width) returns a model, or (model, optimizer), or (model, optimizer, loss) with
+                    loss(model, batch) -> scalar; modules of the current folder are found
+  --data            function(seed) returns batches, or (batches, loss); default: the model's own example_input(),
+                    example_input_array or dummy_inputs, else random rows or tokens that fit its first layer
+
+example: torch-dmft check train:make --widths 64,128,256,512 --json check.json
+"""
+
+
+def add(commands: Any, widths: Any, path: Any) -> None:
+    """Add the command.
+
+    Args:
+        commands: what ``add_subparsers`` returned.
+        widths: reads a list of widths.
+        path: reads a path.
+    """
+    parser = commands.add_parser(
+        "check",
+        help="a verdict on anybody's parameterization: is it right at every width?",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=run)
+    parser.add_argument("factory", metavar="module:function", help="makes the set-up of a width")
+    parser.add_argument(
+        "--widths", type=widths, default=(64, 128, 256, 512), metavar="N,N", help="(default: 64,128,256,512)"
+    )
+    parser.add_argument("--steps", type=int, default=16, metavar="N", help="steps of training (default: %(default)s)")
+    parser.add_argument(
+        "--seeds", type=int, default=4, metavar="N", help="networks at each width (default: %(default)s)"
+    )
+    parser.add_argument("--data", metavar="module:function", help="makes the batches of a seed")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.2, metavar="X", help="exponent that counts as none (default: %(default)s)"
+    )
+    parser.add_argument("--details", action="store_true", help="print what every parameter is trained with, too")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the verdict for machines; - prints it")
+    parser.add_argument(
+        "--markdown", type=path, metavar="FILE", help="write the verdict for a pull request; - prints it"
+    )
+    parser.add_argument("--figures", type=path, metavar="DIR", help="write the figures here, as PNG")
+    parser.add_argument("--logdir", type=path, metavar="DIR", help="write TensorBoard logs here")
+
+
+def run(
+    factory: str,
+    widths: tuple[int, ...],
+    steps: int,
+    seeds: int,
+    data: str | None,
+    tolerance: float,
+    details: bool,
+    json: Path | None,
+    markdown: Path | None,
+    figures: Path | None,
+    logdir: Path | None,
+) -> int:
+    """Check, print and write; returns the exit status."""
+    from rich.console import Console
+
+    from torch_dmft.referee import check
+    from torch_dmft.referee.setup import named
+
+    verdict = check(
+        named(factory, "factory"),
+        widths,
+        steps=steps,
+        seeds=seeds,
+        data=None if data is None else named(data, "data"),
+        tolerance=tolerance,
+        progress=sys.stderr.isatty(),
+    )
+    printed = [text for path, text in ((json, verdict.to_json), (markdown, verdict.to_markdown)) if _is_dash(path)]
+    if printed:
+        print("\n".join(text() for text in printed))
+    else:
+        console = Console()
+        console = console if console.is_terminal else Console(width=80)
+        console.print(verdict)
+        if details:
+            console.print()
+            console.print(verdict.details())
+    for path, text in ((json, verdict.to_json), (markdown, verdict.to_markdown)):
+        if path is not None and not _is_dash(path):
+            if not path.parent.exists():
+                path.parent.mkdir(parents=True)
+            path.write_text(text(), encoding="utf-8")
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for name, figure in verdict.figures().items():
+            figure.savefig(figures / f"{name}.png")
+    if logdir is not None:
+        verdict.write_tensorboard(logdir)
+    return verdict.exit_code
+
+
+def _is_dash(path: Path | None) -> bool:
+    return path is not None and str(path) == "-"

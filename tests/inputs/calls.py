@@ -165,6 +165,7 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "Recorder.look": lambda: (a.recorder.look, {"check": False}),
         "Recorder.load_state_dict": lambda: (a.recorder.load_state_dict, {"state": a.recorder.state_dict()}),
         "Plan.param_groups": lambda: (a.plan.param_groups, {"lr": 0.1}),
+        "Plan.check_optimizers": lambda: _with_optimizers(a),
         "Plan.suggest_lr": lambda: (
             a.plan.suggest_lr,
             {"probe": a.probe, "loss": nn.MSELoss(), "outputs": lambda out: out},
@@ -232,6 +233,12 @@ def _callback(library: str, a: Set) -> Call:
     from importlib import import_module
 
     return import_module(f"torch_dmft.integrations.{library}").RecorderCallback, {"recorder": a.recorder}
+
+
+def _with_optimizers(a: Set) -> Call:
+    plan = a.plan
+    optimizer = torch.optim.SGD(plan.param_groups(0.1))
+    return (lambda optimizers: plan.check_optimizers(optimizers)), {"optimizers": optimizer}
 
 
 def _residual(blocks: int) -> nn.Module:

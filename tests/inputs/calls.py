@@ -135,6 +135,10 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "parameterize": lambda: (dmft.parameterize, {"model": network(), "example_input": INPUTS}),
         "empirical_ntk": lambda: (dmft.empirical_ntk, {"model": network(), **data}),
         "richness": lambda: _judged(a),
+        "transfer": lambda: (
+            dmft.transfer,
+            {"factory": _at_rate, "widths": (4, 8), "lrs": (0.1,), "steps": 2, "seeds": 1, "data": [(INPUTS, TARGETS)]},
+        ),
         "every": lambda: (dmft.every, {"interval": 2}),
         "log_spaced": lambda: (dmft.log_spaced, {"points": 5, "last": 100}),
         "at_steps": lambda: (measurement.at_steps, {"steps": [1, 2]}),
@@ -246,6 +250,11 @@ def _judged(a: Set) -> Call:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return dmft.richness, {"model_or_run": model, "optimizer": optimizer, "probe": a.probe, "steps": 2}
+
+
+def _at_rate(width: int, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = network(width)
+    return model, torch.optim.SGD(model.parameters(), lr=lr)
 
 
 def _residual(blocks: int) -> nn.Module:

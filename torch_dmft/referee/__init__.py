@@ -1,6 +1,6 @@
 """Anybody's set-up under the eye of a referee: measured as it is, at several widths, without theory and without wrapping."""
 
-from torch_dmft.referee.check import check
+from torch_dmft.referee.checking import check
 from torch_dmft.referee.setup import Setup, load, set_up
 from torch_dmft.referee.transfer import transfer
 from torch_dmft.referee.transferred import Transferred

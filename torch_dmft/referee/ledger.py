@@ -1,7 +1,7 @@
 """Ledger: the runs of a sweep in a file of JSON lines, written as they end, so that a sweep goes on after a kill.
 
-The first line says what is swept; each other line is one run. A line is appended in one write and synced. A last line that a kill
-cut short is left out and overwritten.
+The first line says what is swept; each other line is one run. A line is appended in one write and synced. A last line that a
+kill cut short is left out and overwritten.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ class Ledger:
             ) from error
 
 
-def _is_plain(value: float) -> bool:
+def _is_plain(value: int | float) -> bool:
     return math.isfinite(value)
 
 
-def _number(value: float | None) -> float:
+def _number(value: int | float | None) -> float:
     return math.inf if value is None else float(value)

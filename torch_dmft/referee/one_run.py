@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch_dmft.referee.setup import Batches, Factory, set_up
 
-DIVERGED = 10.0
+_DIVERGED = 10.0
 """Times its first value at which a loss is given up."""
 _UNSTABLE = 2.0
 """Times its first value above which a loss that is finite at the end counts as unstable."""
@@ -77,14 +77,23 @@ def trained(factory: Factory, data: Batches | None, value: int, power: int, seed
     with setup.draws():
         for batch in setup.batches(seed):
             seen.append(setup.step(batch))
-            if len(seen) == steps or not seen[-1] <= max(DIVERGED * seen[0], seen[0]):
+            if len(seen) == steps or has_diverged(seen[-1], seen[0]):
                 break
-    loss = last_quarter(seen) if len(seen) == steps else math.inf
-    loss = loss if math.isfinite(loss) and loss <= max(_UNSTABLE * seen[0], seen[0]) else math.inf
-    return Run(value, power, seed, loss, seen[0], len(seen), time.perf_counter() - started)
+    return Run(value, power, seed, final_loss(seen), seen[0], len(seen), time.perf_counter() - started)
 
 
-def last_quarter(losses: list[float]) -> float:
-    """The mean over the last quarter of the steps, one at the least."""
-    last = losses[-max(1, len(losses) // 4) :]
-    return sum(last) / len(last)
+def has_diverged(loss: float, first: float) -> bool:
+    """Whether a loss is given up, beside the first of its training."""
+    return not loss <= max(_DIVERGED * first, first)
+
+
+def final_loss(losses: Sequence[float]) -> float:
+    """The mean over the last quarter of the steps, one at the least; infinite if training was unstable.
+
+    Args:
+        losses: before every step, up to the first at which it diverged.
+    """
+    last, first = losses[-max(1, len(losses) // 4) :], losses[0]
+    mean = sum(last) / len(last)
+    is_stable = mean <= max(_UNSTABLE * first, first) and not any(has_diverged(loss, first) for loss in losses)
+    return mean if is_stable else math.inf

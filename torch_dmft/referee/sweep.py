@@ -1,12 +1,13 @@
 """Sweep: which runs say where the best learning rate is, at every value of the axis; coarse first, then fine.
 
-At the first value one seed tries the rates that were asked for, to within a factor of two. At every value a seed then walks along
-rates a factor of two apart until the best has two worse ones on either side, starting from the best of the value before; all
-seeds train these five, which may move the best again. Rates beyond two worse ones are not tried: they are clearly worse. Then
-every seed goes up from there to the first rate at which it diverges, which ends early. Last, the largest value is trained at
-the best rates of all others, to see what these cost there.
+At the first value one seed tries the rates that were asked for, to within a factor of two. At every value a seed then walks
+along rates a factor of two apart until the best has two worse ones on either side, starting from the best of the value before;
+all seeds train these five, which may move the best again. Rates beyond two worse ones are not tried: they are clearly worse.
+Then every seed goes up from there to the first rate at which it diverges, which ends early. Last, the largest value is trained
+at the best rates of all others, to see what these cost there.
 
-Which run comes next follows from the results of those before alone, so that a sweep that was interrupted ends with the same runs.
+Which run comes next follows from the results of those before alone, so that a sweep that was interrupted ends with the same
+runs.
 """
 
 from __future__ import annotations
@@ -83,13 +84,12 @@ class Sweep:
     def _require_near(self, value: int, center: int) -> None:
         low, high = min(self.coarse) - _FARTHEST, max(self.coarse) + _FARTHEST
         if not low <= center <= high:
-            losses = [run.loss for run in self.ledger if run.value == value]
-            flat = len(set(losses)) == 1
+            losses = {run.loss for run in self.ledger if run.value == value}
+            still = f"the loss still falls at lr = {self.rate(center):.3g}"
+            same = "all rates diverge" if math.inf in losses else "the loss is the same at all rates"
             raise InvalidInputError(
                 "There must be a best learning rate.",
-                got=f"at {value} {'all rates diverge' if flat and math.isinf(losses[0]) else 'the loss is the same at all rates'}"
-                if flat
-                else f"at {value} the loss still falls at lr = {self.rate(center):.3g}",
+                got=f"at {value} {same if len(losses) == 1 else still}",
                 remedy="a set-up that learns in these steps, with lr= of its optimizer or factory(value, lr) that uses it; or "
                 "other lrs=",
             )

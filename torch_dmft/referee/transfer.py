@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 from torch_dmft.core.arguments import checked
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import ConvergenceError, InvalidInputError
 from torch_dmft.core.numbers import SMALLEST, require_number, require_whole
 from torch_dmft.core.users_functions import called
 from torch_dmft.referee.ledger import Ledger
-from torch_dmft.referee.one_run import last_quarter, takes_rate
+from torch_dmft.referee.one_run import final_loss, takes_rate
 from torch_dmft.referee.optimum import AROUND
 from torch_dmft.referee.setup import Batches, Factory, set_up
 from torch_dmft.referee.sweep import Sweep
@@ -46,19 +47,19 @@ def transfer(
     accept: float = 0.02,
     progress: bool | Told = False,
 ) -> Transferred:
-    """Train a set-up at several widths and rates, and see whether the best rate is the same at each, and what it costs if not.
+    """Train a set-up at several widths and rates: is the best rate the same at each, and what does it cost if not?
 
-    The loss is the mean over the last quarter of the steps, on the batches that are trained on. At each width its minimum is placed
-    by a parabola in log lr through five rates a factor 2 apart, with an interval from the seeds; the exponent of the best rate in
-    the width, with its interval, is the verdict. Rates are found by the sweep itself, coarse first, then fine
+    The loss is the mean over the last quarter of the steps, on the batches that are trained on. At each width its minimum is
+    placed by a parabola in log lr through five rates a factor 2 apart, with an interval from the seeds; the exponent of the
+    best rate in the width, with its interval, is the verdict. Rates are found by the sweep itself, coarse first, then fine
     (``torch_dmft.referee.sweep``).
 
     Args:
-        factory: ``(width, lr) -> model, optimizer`` and, if need be, ``loss``, with ``lr`` its argument of this name; or of the width
-            alone, as ``check`` takes it: rates are then factors of those that its optimizers have.
+        factory: ``(width, lr) -> model, optimizer`` and, if need be, ``loss``, with ``lr`` its argument of this name; or of the
+            width alone, as ``check`` takes it: rates are then factors of those that its optimizers have.
         widths: values of the axis, from small to large, which the factory is given.
-        lrs: rates (or factors) that are tried first, to within a factor 2; the best may lie beyond. Default: powers of 4 from 4^-7
-            to 4 as rates, from 1/64 to 64 as factors.
+        lrs: rates (or factors) that are tried first, to within a factor 2; the best may lie beyond. Default: powers of 4 from
+            4^-7 to 4 as rates, from 1/64 to 64 as factors.
         steps: of every training.
         seeds: networks at every width and rate; 3 or more for an interval.
         data: ``data(seed)`` -> batches, or ``(batches, loss)``; or the batches. None: the model's own example, or random rows.
@@ -73,8 +74,12 @@ def transfer(
     Returns:
         The result; print it.
 
+    Example:
+        >>> print(dmft.transfer(make, (64, 128, 256), lrs=(1e-3, 1e-1), data=batches))  # doctest: +SKIP
+
     Raises:
-        InvalidInputError: for fewer than two widths, if the factory fails, there is no best rate, or the log is of another sweep.
+        InvalidInputError: for fewer than two widths, if the factory fails, there is no best rate, or the log is of another
+            sweep.
         InsufficientMemoryError: if a process was killed.
         NotWrittenError: if the log cannot be written.
     """
@@ -153,21 +158,27 @@ def _of_theory(theory: Callable[[float], Any], sweep: Sweep) -> dict[int, float]
         seen.add(center)
         for power in range(center - AROUND, center + AROUND + 1):
             if power not in found:
-                found[power] = _number(called("theory", theory, sweep.rate(power), remedy=_THEORY))
+                found[power] = _loss_of(theory, sweep.rate(power))
         center = min(sorted(found), key=lambda power: found[power])
     return dict(sorted(found.items()))
 
 
-def _number(loss: Any) -> float:
-    losses = torch.as_tensor(loss, dtype=torch.float64, device="cpu").detach() if not isinstance(loss, Tensor) else loss
-    value = last_quarter(losses.detach().double().flatten().tolist()) if losses.numel() else math.nan
-    return value if math.isfinite(value) else math.inf
+def _loss_of(theory: Callable[[float], Any], lr: float) -> float:
+    """The loss at infinite width; infinite where theory diverges."""
+    try:
+        loss = called("theory", theory, lr, remedy=_THEORY)
+    except ConvergenceError:
+        return math.inf
+    losses = loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(loss, device="cpu")
+    return final_loss(losses.double().flatten().tolist()) if losses.numel() else math.inf
 
 
 def _name(function: Any) -> str:
     """What a function is called, by which a log tells the sweep of one from that of another."""
     if function is None:
         return ""
+    if isinstance(function, partial):
+        return f"{_name(function.func)}{function.args}{function.keywords}"
     module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
     return f"{module}:{name}" if name else type(function).__name__
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch_dmft.core.grid import Grid
+from torch_dmft.core.listed import listed
 from torch_dmft.referee.one_run import Run
 from torch_dmft.referee.optimum import Estimate, Parabola, best_of, estimated, loss_at, means, parabola, slope
 from torch_dmft.referee.sweep import curve
@@ -60,7 +61,7 @@ class Transferred:
         """Value -> power -> the losses of all seeds; infinite where training diverged."""
         return {value: curve(self.runs, value, range(self.seeds)) for value in self.values}
 
-    def lr(self, power: float) -> float:
+    def lr(self, power: int | float) -> float:
         """The rate of a power of the grid."""
         return self.base * 2.0**power
 
@@ -100,8 +101,9 @@ class Transferred:
         }
 
     def _ceiling(self, value: int, seed: int) -> float:
-        """Half a step of the grid above the last stable rate of a seed; NaN if none diverged."""
-        powers = {run.power: run.holds for run in self.runs if run.value == value and run.seed == seed}
+        """Half a step of the grid above the last stable rate of a seed, from the best rate on; NaN if none diverged."""
+        here = [run for run in self.runs if run.value == value and run.seed == seed and run.power >= self.best[value]]
+        powers = {run.power: run.holds for run in here}
         broken = [power for power, holds in powers.items() if not holds]
         held = [power for power, holds in powers.items() if holds and power < min(broken, default=math.inf)]
         return (max(held) + min(broken)) / 2 if held and broken else math.nan
@@ -119,13 +121,16 @@ class Transferred:
 
     @cached_property
     def ceiling_exponent(self) -> Estimate:
-        """By which power of the axis the largest stable rate goes."""
-        return estimated(
+        """By which power of the axis the largest stable rate goes; each is known to half a step of the grid."""
+        found = estimated(
             lambda seeds: slope(
                 self.values, [sum(self._ceiling(v, s) for s in seeds) / len(seeds) for v in self.values]
             ),
             self.seeds,
         )
+        x = [math.log2(value) for value in self.values]
+        of_grid = 1.96 * math.sqrt(1 / 12 / sum((one - sum(x) / len(x)) ** 2 for one in x))
+        return Estimate(found.value, math.hypot(found.reach, of_grid))
 
     @property
     def word(self) -> str:
@@ -161,7 +166,7 @@ class Transferred:
 
     @property
     def enough(self) -> int | None:
-        """The smallest value from which on every best rate costs at most ``accept``, by the upper end; None if there is none."""
+        """The smallest value from which on every best rate costs at most ``accept``, by the upper end; None if none does."""
         found = None
         for value in reversed(self.values[:-1]):
             if not self.costs[value].high <= self.accept:  # NaN neither
@@ -176,6 +181,10 @@ class Transferred:
         by = f"the best rate goes like {self.axis}^{_shown(exponent)}"
         factor = 2 ** (self.optima[last].value - self.optima[first].value)
         said = [f"{self.word}: {by}, by a factor {factor:.2g} from {first} to {last}"]
+        lost = [value for value, cost in self.costs.items() if math.isinf(cost.value)]
+        if lost:
+            rates, diverge = ("rates", "diverge") if len(lost) > 1 else ("rate", "diverges")
+            said.append(f"the best {rates} of {listed(map(str, lost))} {diverge} at {last}")
         if self.word == UNDECIDED:
             said.append(f"give more seeds to decide it, about {self.seeds_needed}, or more values of the {self.axis}")
         if self.seeds == 1:
@@ -191,8 +200,8 @@ class Transferred:
             cost = self.costs[self.values[-2]]
             costs = "diverges" if math.isinf(cost.value) else f"may cost {cost.high:.1%} of the loss"
             said.append(
-                f"no base {self.axis} below {last} is shown to be enough: the best rate of {self.values[-2]} {costs} there, and "
-                f"{self.accept:.1%} are accepted"
+                f"no base {self.axis} below {last} is shown to be enough: the best rate of {self.values[-2]} {costs} there, "
+                f"where {self.accept:.1%} are accepted"
             )
         if math.isfinite(self.ceiling_exponent.value):
             said.append(f"the largest stable rate goes like {self.axis}^{_shown(self.ceiling_exponent)}")
@@ -240,7 +249,8 @@ class Transferred:
     @property
     def title(self) -> str:
         """What was swept."""
-        return f"learning rate against {self.axis}: {self.steps} steps, {self.seeds} seed{'s' * (self.seeds != 1)}, {len(self.runs)} runs"
+        seeds = f"{self.seeds} seed{'s' * (self.seeds != 1)}"
+        return f"learning rate against {self.axis}: {self.steps} steps, {seeds}, {len(self.runs)} runs"
 
     def _range(self, estimate: Estimate) -> str:
         if math.isnan(estimate.reach):

@@ -143,7 +143,7 @@ def figure(curves: dict[str, dict[str, list[float]]]) -> Figure:
             shade = str(round(0.75 - 0.75 * at / max(1, len(several) - 1), 3))
             axes.plot(smooth(losses), color=shade, linewidth=1.2, label=label)
         axes.set_title(title, fontsize=9)
-        axes.set(xlabel="step", ylim=(1.5, 5))
+        axes.set(xlabel="step", ylim=(None, 5))
         axes.legend(frameon=False, fontsize=8)
     drawn.axes[0].set_ylabel("loss, nats per letter (mean of 10 steps)")
     return drawn
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
     curves: dict[str, dict[str, list[float]]] = {}
     setups = {f"width {width}": partial(make, width, rate) for width in widths}
     curves[f"mean field, best rate of width {base}: {rate:.2g}"] = _curves(setups, options.steps)
-    setups = {f"{factor:g} times it": partial(make, widest, factor * rate) for factor in (0.25, 4)}
+    setups = {f"{factor:g} times it": partial(make, widest, factor * rate) for factor in (0.25, 1, 4)}
     curves[f"width {widest}, at other rates"] = _curves(setups, options.steps)
     setups = {f"width {width}": partial(plain, width, own_rate) for width in (widths[0], widest)}
     curves[f"PyTorch's own, best rate of width {base}: {own_rate:.2g}"] = _curves(setups, options.steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from torch_dmft.referee.optimum import means
@@ -36,6 +37,7 @@ def figure(found: Transferred) -> Figure:
     losses.set(xscale="log", xlabel=_rate(found), ylabel="loss, mean over the last quarter of the steps")
     if lowest > 0:
         losses.set_yscale("log")
+        _plain_numbers(losses)
     losses.legend(frameon=False, fontsize=8)
 
     best = [found.lr(found.optima[value].value) for value in found.values]
@@ -50,11 +52,21 @@ def figure(found: Transferred) -> Figure:
         rates.plot(found.values, ceilings, "v--", color="C3", markersize=5, linewidth=1, label="largest stable")
     rates.set(xscale="log", yscale="log", xlabel=found.axis, ylabel=_rate(found))
     rates.set_xticks(list(found.values), [str(value) for value in found.values])
-    rates.minorticks_off()
+    rates.xaxis.minorticks_off()
+    _plain_numbers(rates)
     rates.legend(frameon=False, fontsize=8)
     for axes in (losses, rates):
         tidy(axes)
     return made
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """Ticks of a logarithmic y axis that spans less than a decade are between its powers of 10."""
+    axes.yaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    if high < 20 * low:
+        axes.yaxis.set_minor_formatter("{x:.3g}")
+    axes.tick_params(axis="y", which="both", labelsize=8)
 
 
 def _rate(found: Transferred) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torch_dmft.architecture import Architecture, Attribute, Part, Role
+from torch_dmft.architecture import Architecture, Attribute, Role
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
-from torch_dmft.core.listed import listed
 from torch_dmft.core.loss import Loss
 from torch_dmft.core.multiplied import multiplied, multiply
 from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
@@ -23,6 +22,7 @@ from torch_dmft.core.sight import require_whole_plan
 from torch_dmft.core.spread import assign, reshard, whole
 from torch_dmft.parameterization.grouping import check_optimizers
 from torch_dmft.parameterization.muon import MuonGroups, muon_groups
+from torch_dmft.parameterization.notes import notes_of
 from torch_dmft.parameterization.optimizer import NAMES, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
 from torch_dmft.parameterization.scheme import DEPTHS, SCHEMES
@@ -129,58 +129,7 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was assumed about the model, changed in it beside its weights, or has no limit, in words."""
-        factors = self.rescaled.values()
-        kept = [f"weights were kept and multiplied by {min(factors):.3g} to {max(factors):.3g}"] if factors else []
-        numbers = list(self._of_numbers())
-        ties = [
-            f"{layer.path}: reads out with {layer.weight}, which makes features as well, so that what {module} returns is "
-            f"multiplied by {layer.multiplier.number:.4g}; whoever loads a checkpoint of this model has to wrap it first"
-            if layer.multiplier.number != 1.0
-            else f"{layer.path}: reads out with {layer.weight}, which makes features as well: its rates are as large as both "
-            "uses allow"
-            for layer in self.architecture.layers
-            if layer.multiplier is not None and self.scheme != "standard"
-            for module in [layer.multiplier.path or "the model"]
-        ]
-        streams = [
-            f"{stream.branches} residual branches are multiplied by {self.depth}, L = {stream.branches}, in initial sizes and "
-            f"rates of what ends them: {listed([name for name, part in stream.parts.items() if part is Part.END])}"
-            for stream in self.architecture.streams
-        ]
-        return (
-            *self.architecture.notes,
-            *kept,
-            *streams,
-            *ties,
-            *numbers,
-        )
-
-    def _of_numbers(self) -> Iterator[str]:
-        """Numbers of the forward pass that depend on the width, in words."""
-        scores = [name for fold in self.architecture.folds if fold.of_scores for name in fold.factors]
-        others: dict[str, dict[str, float]] = {}
-        for fold in self.architecture.folds:
-            if not fold.of_scores:
-                others.setdefault(fold.reason, {}).update(fold.factors)
-        scales = [f"{one.path}.{one.name}" for one in self.architecture.attributes]
-        if self.scheme == "standard" or self.wrapping.init == "untouched":
-            if scores or scales:
-                yield f"{listed(scores + scales)}: scores stay q.k/sqrt(d), so that rates do not carry over where d grows"
-            for reason in others:
-                yield f"{reason}: features stay as they are, so that rates do not carry over"
-            return
-        if scores:
-            yield (
-                f"{listed(scores)}: initial size and rates hold the 1/sqrt(d) that the scores lack, so that they are q.k/d"
-            )
-        for reason, factors in others.items():
-            held = listed(f"{name} (by {factor:.4g})" for name, factor in factors.items())
-            yield f"{reason}: held by initial size and rates, multiplied, of {held}"
-        if scales:
-            yield (
-                f"{listed(scales)}: set so that the scores are q.k/d; whoever loads a checkpoint of this model has to wrap it "
-                "first"
-            )
+        return notes_of(self)
 
     def rule(self, name: str) -> ParameterRule:
         """The rule of the parameter with this name.

@@ -50,6 +50,8 @@ class Ledger:
             self._append(row)
 
     def _open(self, path: Path) -> None:
+        if path.is_dir():
+            raise InvalidInputError("The log is a file.", got=f"the folder {path}", remedy="log='runs.jsonl'")
         if not path.exists() or not path.stat().st_size:
             self._append(self._about)
             return

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError
 from torch_dmft.core.numbers import SMALLEST, require_number, require_whole
+from torch_dmft.core.replacing import path_of
 from torch_dmft.core.users_functions import called
 from torch_dmft.referee.ledger import Ledger
 from torch_dmft.referee.one_run import final_loss, takes_rate
@@ -27,6 +28,7 @@ from torch_dmft.referee.workers import Told, Workers
 _RATES = tuple(4.0**power for power in range(-7, 2))
 _FACTORS = tuple(4.0**power for power in range(-3, 4))
 _LARGEST = 10**6
+_TOLD = "True, or a function of (runs done, about how many, seconds left, last run)"
 _THEORY = "a function lr -> loss, or -> the losses of the steps, of which the last quarter is averaged"
 
 
@@ -94,7 +96,7 @@ def transfer(
         notes = (*notes, "rates are factors of those that the optimizers have, as the factory has no argument lr")
     about = {"axis": axis, "steps": steps, "base": base, "factory": _name(factory), "data": _name(data)}
     with Workers(factory, data, processes) as workers, _Bar(progress) as told:
-        ledger = Ledger(None if log is None else Path(log), about)
+        ledger = Ledger(None if log is None else path_of(log, remedy="log='runs.jsonl'"), about)
         sweep = Sweep(values, base, coarse, steps, seeds, ledger, workers, told, {})
         sweep.run()
     runs = tuple(
@@ -187,7 +189,9 @@ class _Bar:
     """Progress on the terminal."""
 
     def __init__(self, progress: bool | Told) -> None:
-        self._told = None if isinstance(progress, bool) else progress
+        if isinstance(progress, type):
+            raise InvalidInputError("`progress` must be a function.", got=repr(progress), remedy=_TOLD)
+        self._told = None if isinstance(progress, bool) else partial(called, "progress", progress, remedy=_TOLD)
         columns = (TextColumn("transfer"), BarColumn(), TextColumn("{task.description}"))
         self._bar = Progress(*columns, transient=True) if progress is True else None
 

@@ -134,8 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=_path, default=Path("report.html"), help="the file (default: %(default)s)"
     )
     check_command.add(commands, _widths, _path)
-    check_command.add(commands, _widths)
-    transfer_command.add(commands, _widths)
+    transfer_command.add(commands, _widths, _path)
     return parser
 
 

@@ -27,12 +27,13 @@ example: torch-dmft transfer train:make --data train:batches --widths 64,128,256
 """
 
 
-def add(commands: Any, widths: Any) -> None:
+def add(commands: Any, widths: Any, path: Any) -> None:
     """Add the command.
 
     Args:
         commands: what ``add_subparsers`` returned.
         widths: reads a list of widths.
+        path: reads the path of a file.
     """
     parser = commands.add_parser(
         "transfer",
@@ -55,7 +56,7 @@ def add(commands: Any, widths: Any) -> None:
         "--seeds", type=int, default=3, metavar="N", help="networks at each width and rate (default: %(default)s)"
     )
     parser.add_argument("--data", metavar="module:function", help="makes the batches of a seed")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="keep every run here, and go on from it after a kill")
+    parser.add_argument("--log", type=path, metavar="FILE", help="keep every run here, and go on from it after a kill")
     parser.add_argument(
         "--processes", type=int, metavar="N", help="networks that train at once (default: one for each processor)"
     )
@@ -69,11 +70,11 @@ def add(commands: Any, widths: Any) -> None:
         metavar="X",
         help="cost of a base width that is enough (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for machines; - prints it")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the result for machines; - prints it")
     parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write the result for a pull request; - prints it"
+        "--markdown", type=path, metavar="FILE", help="write the result for a pull request; - prints it"
     )
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="write the figure, as PNG, PDF or SVG")
+    parser.add_argument("--figure", type=path, metavar="FILE", help="write the figure, as PNG, PDF or SVG")
 
 
 def _rates(text: str) -> tuple[float, ...]:

@@ -24,6 +24,8 @@ _HOME = {
     "every": "torch_dmft.measurement",
     "log_spaced": "torch_dmft.measurement",
     "empirical_ntk": "torch_dmft.measurement",
+    "Richness": "torch_dmft.measurement",
+    "richness": "torch_dmft.measurement",
     "Problem": "torch_dmft.theory",
     "solve": "torch_dmft.theory",
     "infinite_width": "torch_dmft.theory",
@@ -35,6 +37,8 @@ _HOME = {
     "Comparison": "torch_dmft.comparison",
     "check": "torch_dmft.referee",
     "Verdict": "torch_dmft.referee",
+    "Transferred": "torch_dmft.referee",
+    "transfer": "torch_dmft.referee",
 }
 
 __all__ = [
@@ -46,8 +50,10 @@ __all__ = [
     "Probe",
     "Problem",
     "Recorder",
+    "Richness",
     "Training",
     "Trajectory",
+    "Transferred",
     "Verdict",
     "__version__",
     "alignment",
@@ -60,8 +66,10 @@ __all__ = [
     "infinite_width",
     "log_spaced",
     "parameterize",
+    "richness",
     "solve",
     "solvers",
+    "transfer",
 ]
 
 
@@ -84,8 +92,8 @@ if TYPE_CHECKING:
     from torch_dmft.core.kernel import Kernel
     from torch_dmft.core.training import Training
     from torch_dmft.core.trajectory import Trajectory
-    from torch_dmft.measurement import Indexed, Probe, Recorder, empirical_ntk, every, log_spaced
+    from torch_dmft.measurement import Indexed, Probe, Recorder, Richness, empirical_ntk, every, log_spaced, richness
     from torch_dmft.parameterization import Plan, centered, parameterize
-    from torch_dmft.referee import Verdict, check
+    from torch_dmft.referee import Transferred, Verdict, check, transfer
     from torch_dmft.theory import Problem, infinite_width, solve, solvers
     from torch_dmft.uses import describe

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from torch_dmft import __version__, check_command
+from torch_dmft import __version__, check_command, transfer_command
 from torch_dmft.core.errors import DMFTError
 from torch_dmft.settings import Data, Settings
 
@@ -134,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=_path, default=Path("report.html"), help="the file (default: %(default)s)"
     )
     check_command.add(commands, _widths, _path)
+    transfer_command.add(commands, _widths, _path)
     return parser
 
 

@@ -1,6 +1,7 @@
 """Every example runs, explains itself, and shows what it says."""
 
 import json
+import math
 import runpy
 import subprocess
 import sys
@@ -189,6 +190,24 @@ def test_lightning_resnet(tmp_path, capsys):
     assert list(tmp_path.glob("events.out.tfevents.*"))
     assert "statistics of the probe" in capsys.readouterr().out
     assert (tmp_path / "resnet.png").read_bytes().startswith(PNG)
+
+
+def test_nanogpt(tmp_path, capsys):
+    arguments = f"--widths 32,48,64 --sweep 32,48 --steps 30 --seeds 1 --logdir {tmp_path}"
+    found = example("nanogpt")(arguments.split())
+    transfer, plain = found["transfer"], found["plain"]
+    assert transfer.values == plain.values == (32, 48)
+    mean_field, others, own = found["curves"].values()
+    ends = {label: sum(losses[-8:]) / 8 for several in (mean_field, others, own) for label, losses in several.items()}
+    assert all(end < 0.9 * math.log(61) for end in ends.values())
+    widths = [sum(losses[-8:]) / 8 for losses in mean_field.values()]
+    assert max(widths) - min(widths) < 0.15  # one rate for all of them
+    shown = capsys.readouterr().out
+    assert "scores" in shown
+    assert "The network of width 64 writes" in shown
+    for name in ("nanogpt.png", "transfer.png"):
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+    assert len((tmp_path / "mean_field.jsonl").read_text().splitlines()) == 1 + len(transfer.runs)
 
 
 def test_transformer(tmp_path, capsys):

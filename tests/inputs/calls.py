@@ -134,6 +134,11 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "write_check": lambda: (report.write_check, {"verdict": a.verdict, "logdir": a.folder / "check"}),
         "parameterize": lambda: (dmft.parameterize, {"model": network(), "example_input": INPUTS}),
         "empirical_ntk": lambda: (dmft.empirical_ntk, {"model": network(), **data}),
+        "richness": lambda: _judged(a),
+        "transfer": lambda: (
+            dmft.transfer,
+            {"factory": _at_rate, "widths": (4, 8), "lrs": (0.1,), "steps": 2, "seeds": 1, "data": [(INPUTS, TARGETS)]},
+        ),
         "every": lambda: (dmft.every, {"interval": 2}),
         "log_spaced": lambda: (dmft.log_spaced, {"points": 5, "last": 100}),
         "at_steps": lambda: (measurement.at_steps, {"steps": [1, 2]}),
@@ -165,6 +170,7 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "Recorder.look": lambda: (a.recorder.look, {"check": False}),
         "Recorder.load_state_dict": lambda: (a.recorder.load_state_dict, {"state": a.recorder.state_dict()}),
         "Plan.param_groups": lambda: (a.plan.param_groups, {"lr": 0.1}),
+        "Plan.check_optimizers": lambda: _with_optimizers(a),
         "Plan.suggest_lr": lambda: (
             a.plan.suggest_lr,
             {"probe": a.probe, "loss": nn.MSELoss(), "outputs": lambda out: out},
@@ -232,6 +238,23 @@ def _callback(library: str, a: Set) -> Call:
     from importlib import import_module
 
     return import_module(f"torch_dmft.integrations.{library}").RecorderCallback, {"recorder": a.recorder}
+
+
+def _with_optimizers(a: Set) -> Call:
+    plan = a.plan
+    optimizer = torch.optim.SGD(plan.param_groups(0.1))
+    return (lambda optimizers: plan.check_optimizers(optimizers)), {"optimizers": optimizer}
+
+
+def _judged(a: Set) -> Call:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return dmft.richness, {"model_or_run": model, "optimizer": optimizer, "probe": a.probe, "steps": 2}
+
+
+def _at_rate(width: int, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = network(width)
+    return model, torch.optim.SGD(model.parameters(), lr=lr)
 
 
 def _residual(blocks: int) -> nn.Module:

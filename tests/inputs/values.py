@@ -55,7 +55,7 @@ SIGNED: dict[str, Callable[[], Any]] = {"-1.0": lambda: -1.0}
 
 SIZES = ("nan", "inf", "-inf", "1e300", "10**400", "a tensor of NaN", "a tensor of one number")
 TEXTS = ("text", "empty text", "number as text")
-FREE_TEXT = {"logdir", "path", "origin", "title", "folder", "output", "data_dir", "predictions"}
+FREE_TEXT = {"logdir", "path", "origin", "title", "folder", "output", "data_dir", "predictions", "axis", "log"}
 """Parameters that take any text."""
 
 

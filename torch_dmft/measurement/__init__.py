@@ -6,6 +6,7 @@ from torch_dmft.measurement.ntk_operator import NTKOperator
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.projection import Projection
 from torch_dmft.measurement.recorder import Recorder
+from torch_dmft.measurement.richness import Richness, richness
 from torch_dmft.measurement.rows import Indexed
 from torch_dmft.measurement.schedule import Schedule, at_steps, every, log_spaced
 from torch_dmft.measurement.snapshot import Snapshot, measure, snapshot
@@ -17,6 +18,7 @@ __all__ = [
     "Probe",
     "Projection",
     "Recorder",
+    "Richness",
     "Schedule",
     "Snapshot",
     "Subject",
@@ -26,6 +28,7 @@ __all__ = [
     "every",
     "log_spaced",
     "measure",
+    "richness",
     "snapshot",
     "subject_of",
 ]

@@ -19,8 +19,9 @@ from torch_dmft.core.numbers import require_choice, require_number, require_whol
 from torch_dmft.core.power_law import PowerLaw, power_law
 from torch_dmft.core.users_functions import called
 from torch_dmft.parameterization.apply import scaled
-from torch_dmft.parameterization.optimizer import OPTIMIZERS
+from torch_dmft.parameterization.optimizer import NAMES
 from torch_dmft.parameterization.plan import Plan
+from torch_dmft.parameterization.steppers import steppers
 from torch_dmft.parameterization.wrapping import Wrapping
 from torch_dmft.uses.describe import describe
 from torch_dmft.uses.outputs import Example, Runs, Selection, named_tensors
@@ -166,7 +167,7 @@ def coordinate_check(
         lr: the base learning rate eta.
         gamma0: richness.
         scheme: "mean_field", "ntk" or "standard"; the last two fail, which shows what the check can see.
-        optimizer: "sgd", "adam" or "adamw".
+        optimizer: "sgd", "adam", "adamw" or "muon" (beside AdamW).
         loss: (outputs, targets) -> scalar.
         steps: number of steps T.
         seeds: networks at each width, whose updates are averaged.
@@ -197,8 +198,7 @@ def coordinate_check(
         if number % seeds == 0:
             architecture = describe(model, inputs, wider=built(factory, other) if wider else None, outputs=outputs)
         plan = scaled(model, architecture, Wrapping(), gamma0=gamma0, scheme=scheme, generator=generator)
-        groups = plan.param_groups(lr, optimizer=optimizer)
-        changes = changes_of(plan, OPTIMIZERS[optimizer](groups), inputs, targets, loss, steps, outputs)
+        changes = changes_of(plan, steppers(plan, lr, optimizer), inputs, targets, loss, steps, outputs)
         if number % seeds == 0:
             found.append({path: [] for path in changes})
         for path, change in changes.items():
@@ -234,7 +234,7 @@ def check_settings(
         if leaf.is_floating_point():
             require_finite(name, leaf)
     require_number("lr", lr, at_least=0)
-    require_choice("optimizer", optimizer, OPTIMIZERS)
+    require_choice("optimizer", optimizer, NAMES)
     require_loss(loss)
     require_whole("steps", steps, at_least=1, at_most=_LARGEST)
     require_whole("seeds", seeds, at_least=1, at_most=_LARGEST)
@@ -255,7 +255,7 @@ def summary(
 
 def changes_of(
     plan: Plan,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     inputs: Example,
     targets: Tensor,
     loss: Loss,
@@ -271,7 +271,7 @@ def changes_of(
 
     Args:
         plan: a fresh plan.
-        optimizer: takes its groups.
+        optimizers: that take its groups.
         inputs: of every step.
         targets: of every step.
         loss: (outputs, targets) -> scalar.
@@ -285,9 +285,11 @@ def changes_of(
     start = run(inputs).detach()
     targets = as_the_loss_takes_them(loss, start, targets)
     for _ in range(steps):
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss_value(loss, run(inputs) - start, targets).backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
     after = layer_outputs(plan.model, run, inputs)
     moved = run(inputs).detach() - start
     states_after = stream_states(plan.model, run, inputs) if along_stream else {}

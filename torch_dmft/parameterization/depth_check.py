@@ -15,7 +15,7 @@ from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import Loss
 from torch_dmft.parameterization.apply import parameterize
 from torch_dmft.parameterization.coordinate_check import CoordinateCheck, built, changes_of, check_settings, summary
-from torch_dmft.parameterization.optimizer import OPTIMIZERS
+from torch_dmft.parameterization.steppers import steppers
 from torch_dmft.uses.outputs import Example, Selection
 
 _THIRDS = ("first third", "middle third", "last third")
@@ -56,7 +56,7 @@ def depth_check(
         depth: "1/sqrt(L)" or "1/L"; None fails, which shows what the check can see.
         lr: the base learning rate eta.
         gamma0: richness.
-        optimizer: "sgd", "adam" or "adamw".
+        optimizer: "sgd", "adam", "adamw" or "muon" (beside AdamW).
         loss: (outputs, targets) -> scalar.
         steps: number of steps T.
         seeds: networks at each depth, whose updates are averaged.
@@ -87,8 +87,9 @@ def depth_check(
         plan = parameterize(
             built(factory, blocks), inputs, gamma0, wider=example, outputs=outputs, depth=depth, generator=generator
         )
-        stepper = OPTIMIZERS[optimizer](plan.param_groups(lr, optimizer=optimizer))
-        changes = changes_of(plan, stepper, inputs, targets, loss, steps, outputs, along_stream=True)
+        changes = changes_of(
+            plan, steppers(plan, lr, optimizer), inputs, targets, loss, steps, outputs, along_stream=True
+        )
         order = [layer.path for layer in plan.architecture.layers]
         places = {path: place for place, path in enumerate(order)}
         ordered = sorted(changes, key=lambda path: places.get(path, len(order)))

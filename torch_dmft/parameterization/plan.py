@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from torch_dmft.architecture import Architecture, Attribute, Part, Role
+from torch_dmft.architecture import Architecture, Attribute, Role
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
-from torch_dmft.core.listed import listed
 from torch_dmft.core.loss import Loss
 from torch_dmft.core.multiplied import multiplied, multiply
 from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
 from torch_dmft.core.sight import require_whole_plan
 from torch_dmft.core.spread import assign, reshard, whole
-from torch_dmft.parameterization.optimizer import OPTIMIZERS, param_groups
+from torch_dmft.parameterization.grouping import check_optimizers
+from torch_dmft.parameterization.muon import MuonGroups, muon_groups
+from torch_dmft.parameterization.notes import notes_of
+from torch_dmft.parameterization.optimizer import NAMES, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
 from torch_dmft.parameterization.scheme import DEPTHS, SCHEMES
 from torch_dmft.parameterization.table import as_table
@@ -68,7 +71,7 @@ class Plan:
         gamma0: float = 1.0,
         initial: Mapping[str, Tensor] | None = None,
         origin: str | None = None,
-        optimizers: tuple[str, ...] = tuple(OPTIMIZERS),
+        optimizers: tuple[str, ...] = NAMES,
         is_limit: bool = False,
         drawn: Mapping[str, Tensor] | None = None,
         before: Sequence[Attribute] = (),
@@ -126,58 +129,7 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was assumed about the model, changed in it beside its weights, or has no limit, in words."""
-        factors = self.rescaled.values()
-        kept = [f"weights were kept and multiplied by {min(factors):.3g} to {max(factors):.3g}"] if factors else []
-        numbers = list(self._of_numbers())
-        ties = [
-            f"{layer.path}: reads out with {layer.weight}, which makes features as well, so that what {module} returns is "
-            f"multiplied by {layer.multiplier.number:.4g}; whoever loads a checkpoint of this model has to wrap it first"
-            if layer.multiplier.number != 1.0
-            else f"{layer.path}: reads out with {layer.weight}, which makes features as well: its rates are as large as both "
-            "uses allow"
-            for layer in self.architecture.layers
-            if layer.multiplier is not None and self.scheme != "standard"
-            for module in [layer.multiplier.path or "the model"]
-        ]
-        streams = [
-            f"{stream.branches} residual branches are multiplied by {self.depth}, L = {stream.branches}, in initial sizes and "
-            f"rates of what ends them: {listed([name for name, part in stream.parts.items() if part is Part.END])}"
-            for stream in self.architecture.streams
-        ]
-        return (
-            *self.architecture.notes,
-            *kept,
-            *streams,
-            *ties,
-            *numbers,
-        )
-
-    def _of_numbers(self) -> Iterator[str]:
-        """Numbers of the forward pass that depend on the width, in words."""
-        scores = [name for fold in self.architecture.folds if fold.of_scores for name in fold.factors]
-        others: dict[str, dict[str, float]] = {}
-        for fold in self.architecture.folds:
-            if not fold.of_scores:
-                others.setdefault(fold.reason, {}).update(fold.factors)
-        scales = [f"{one.path}.{one.name}" for one in self.architecture.attributes]
-        if self.scheme == "standard" or self.wrapping.init == "untouched":
-            if scores or scales:
-                yield f"{listed(scores + scales)}: scores stay q.k/sqrt(d), so that rates do not carry over where d grows"
-            for reason in others:
-                yield f"{reason}: features stay as they are, so that rates do not carry over"
-            return
-        if scores:
-            yield (
-                f"{listed(scores)}: initial size and rates hold the 1/sqrt(d) that the scores lack, so that they are q.k/d"
-            )
-        for reason, factors in others.items():
-            held = listed(f"{name} (by {factor:.4g})" for name, factor in factors.items())
-            yield f"{reason}: held by initial size and rates, multiplied, of {held}"
-        if scales:
-            yield (
-                f"{listed(scales)}: set so that the scores are q.k/d; whoever loads a checkpoint of this model has to wrap it "
-                "first"
-            )
+        return notes_of(self)
 
     def rule(self, name: str) -> ParameterRule:
         """The rule of the parameter with this name.
@@ -192,30 +144,65 @@ class Plan:
             "Unknown parameter.", got=repr(name), remedy=f"one of {', '.join(rule.name for rule in self.rules)}"
         )
 
+    @overload
+    def param_groups(  # type: ignore[overload-overlap]
+        self,
+        lr: float,
+        *,
+        optimizer: Literal["muon"],
+        weight_decay: float = ...,
+        eps: float = ...,
+        adamw_lr: float | None = ...,
+        adjust_lr_fn: str | None = ...,
+        matrices: Sequence[str] | None = ...,
+    ) -> MuonGroups: ...
+
+    @overload
     def param_groups(
-        self, lr: float, *, optimizer: str = "sgd", weight_decay: float = 0.0, eps: float = 1e-8
-    ) -> list[dict[str, Any]]:
+        self, lr: float, *, optimizer: str = ..., weight_decay: float = ..., eps: float = ...
+    ) -> list[dict[str, Any]]: ...
+
+    def param_groups(
+        self,
+        lr: float,
+        *,
+        optimizer: str = "sgd",
+        weight_decay: float = 0.0,
+        eps: float = 1e-8,
+        adamw_lr: float | None = None,
+        adjust_lr_fn: str | None = None,
+        matrices: Sequence[str] | None = None,
+    ) -> list[dict[str, Any]] | MuonGroups:
         """Parameter groups for an optimizer of torch.optim; momentum, betas and schedulers are as ever.
 
         SGD moves the unit form by eta gamma0^2 N_L times the gradient and decays it by the factor 1 - eta lambda in a
-        step; AdamW decays it by the same factor. Adam puts the decay into the gradient before normalising it: lambda is
-        then the strength of the same penalty, lambda / (2 gamma0^2 N_L) |theta|^2 in unit form, but its effect depends
+        step; AdamW and Muon decay it by the same factor. Adam puts the decay into the gradient before normalising it: lambda
+        is then the strength of the same penalty, lambda / (2 gamma0^2 N_L) |theta|^2 in unit form, but its effect depends
         on width, so prefer AdamW. Frozen parameters (``requires_grad=False`` when the plan was made) are left out.
+
+        With "muon" hidden matrices, whose both axes are widths by the traced roles, are Muon's; embeddings, readouts, biases,
+        norms and all else are AdamW's: ``muon, adamw = plan.param_groups(lr, optimizer="muon")``, then
+        ``torch.optim.Muon(muon), torch.optim.AdamW(adamw)``. Features then move alike at every width with either
+        ``adjust_lr_fn`` (``torch_dmft.parameterization.muon`` derives it).
 
         Args:
             lr: the base learning rate eta, of order 1 in the width.
-            optimizer: "sgd", "adam" or "adamw".
+            optimizer: "sgd", "adam", "adamw" or "muon".
             weight_decay: lambda, of order 1 in the width; it acts on every parameter.
             eps: Adam's eps for gradients of order 1; each group gets it in units of its own gradients.
+            adamw_lr: of "muon", the base rate of what AdamW trains; default ``lr``.
+            adjust_lr_fn: of "muon", the scale of ``torch.optim.Muon``, "original" or "match_rms_adamw"; it is in the groups.
+            matrices: of "muon", names of the weights that Muon gets; default all hidden matrices.
 
         Returns:
-            Groups with ``name``, ``params``, ``lr``, ``weight_decay`` and for Adam ``eps``. A scheduler that takes
-            absolute rates needs one for each: ``OneCycleLR(optimizer, max_lr=[group["lr"] for group in groups], ...)``.
+            Groups with ``name``, ``params``, ``lr``, ``weight_decay`` and for Adam ``eps``; with "muon" two such lists,
+            ``(muon, adamw)``. A scheduler that takes absolute rates needs one for each group:
+            ``OneCycleLR(optimizer, max_lr=[group["lr"] for group in groups], ...)``.
 
         Raises:
-            InvalidInputError: if the optimizer is unknown, or cannot train a twin.
+            InvalidInputError: if the optimizer is unknown, or cannot train a twin; if Muon is to have what is no hidden matrix.
         """
-        if optimizer in OPTIMIZERS and optimizer not in self.optimizers:
+        if optimizer in NAMES and optimizer not in self.optimizers:
             raise InvalidInputError(
                 "An infinite-width twin must be trained with an optimizer that is linear in the gradients.",
                 got=repr(optimizer),
@@ -223,7 +210,37 @@ class Plan:
             )
         require_whole_plan(self)
         reshard(self.model)
+        of_muon = {"adamw_lr": adamw_lr, "adjust_lr_fn": adjust_lr_fn, "matrices": matrices}
+        if optimizer == "muon":
+            decays = {"weight_decay": weight_decay, "eps": eps}
+            return muon_groups(self.model, self.rules, lr, scheme=self.scheme, **decays, **of_muon)  # type: ignore[arg-type]
+        for name, value in of_muon.items():
+            if value is not None:
+                raise InvalidInputError(
+                    f"`{name}` is a setting of Muon.",
+                    got=f"{name}={value!r} with optimizer={optimizer!r}",
+                    remedy=f'optimizer="muon", or leave out {name}',
+                )
         return param_groups(self.model, self.rules, lr, optimizer, weight_decay, eps)
+
+    def check_optimizers(self, *optimizers: Optimizer) -> None:
+        """Refuse optimizers that do not train the model as the plan says: call it once they are built.
+
+        Every trained parameter must be stepped by one of them, at the plan's rate for SGD, Adam, AdamW or Muon and one base
+        rate within each, and Muon, torch's or another one's, must have hidden matrices only. Optimizers and the frameworks
+        around them take groups silently, also those that they ignore.
+
+        Args:
+            *optimizers: all that train the model.
+
+        Raises:
+            InvalidInputError: naming every parameter that is left out, stepped twice, misplaced or off its rate.
+
+        Example:
+            >>> muon, adamw = plan.param_groups(0.02, optimizer="muon")  # doctest: +SKIP
+            >>> plan.check_optimizers(torch.optim.Muon(muon), torch.optim.AdamW(adamw))
+        """
+        check_optimizers(self.model, self.rules, optimizers, self.scheme)
 
     def suggest_lr(
         self,

@@ -2,6 +2,8 @@
 
 from torch_dmft.referee.checking import check
 from torch_dmft.referee.setup import Setup, load, set_up
+from torch_dmft.referee.transferred import Transferred
+from torch_dmft.referee.transferring import transfer
 from torch_dmft.referee.verdict import Verdict
 
-__all__ = ["Setup", "Verdict", "check", "load", "set_up"]
+__all__ = ["Setup", "Transferred", "Verdict", "check", "load", "set_up", "transfer"]

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch_dmft.written import folder, write
+
 _DESCRIPTION = """\
 Train a set-up as it is at several widths, and say whether its initial sizes and rates are right at all of them; if not, which
 parameter is to blame and what mends it. Nothing is wrapped: any model, optimizer and loss will do.
@@ -88,29 +90,20 @@ def run(
         tolerance=tolerance,
         progress=sys.stderr.isatty(),
     )
-    printed = [text for path, text in ((json, verdict.to_json), (markdown, verdict.to_markdown)) if _is_dash(path)]
-    if printed:
-        print("\n".join(text() for text in printed))
-    else:
+
+    def shown() -> None:
         console = Console()
         console = console if console.is_terminal else Console(width=80)
         console.print(verdict)
         if details:
             console.print()
             console.print(verdict.details())
-    for path, text in ((json, verdict.to_json), (markdown, verdict.to_markdown)):
-        if path is not None and not _is_dash(path):
-            if not path.parent.exists():
-                path.parent.mkdir(parents=True)
-            path.write_text(text(), encoding="utf-8")
+
+    write(((json, verdict.to_json), (markdown, verdict.to_markdown)), shown)
     if figures is not None:
-        figures.mkdir(parents=True, exist_ok=True)
+        folder(figures)
         for name, figure in verdict.figures().items():
             figure.savefig(figures / f"{name}.png")
     if logdir is not None:
         verdict.write_tensorboard(logdir)
     return verdict.exit_code
-
-
-def _is_dash(path: Path | None) -> bool:
-    return path is not None and str(path) == "-"

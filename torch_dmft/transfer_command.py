@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch_dmft.written import folder, write
+
 _DESCRIPTION = """\
 Train a set-up at several widths and learning rates, and say whether the best rate is the same at all of them: its exponent in
 the width with an interval, what a transferred rate costs, and which base width is enough. Nothing is wrapped: any model,
@@ -102,15 +104,16 @@ def run(
     figure: Path | None,
 ) -> int:
     """Sweep, print and write; returns the exit status."""
-    from torch_dmft.referee import load, transfer
+    from torch_dmft.referee import transfer
+    from torch_dmft.referee.setup import named
 
     found = transfer(
-        load(factory),
+        named(factory, "factory"),
         widths,
         lrs=lrs,
         steps=steps,
         seeds=seeds,
-        data=None if data is None else load(data),
+        data=None if data is None else named(data, "data"),
         axis=axis,
         log=log,
         processes=processes,
@@ -118,14 +121,8 @@ def run(
         accept=accept,
         progress=sys.stderr.isatty(),
     )
-    written = ((json, found.to_json), (markdown, found.to_markdown))
-    printed = [text() for path, text in written if path is not None and str(path) == "-"]
-    print("\n".join(printed) if printed else found.text(80))
-    for path, text in written:
-        if path is not None and str(path) != "-":
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(), encoding="utf-8")
+    write(((json, found.to_json), (markdown, found.to_markdown)), lambda: print(found.text(80)))
     if figure is not None:
-        figure.parent.mkdir(parents=True, exist_ok=True)
+        folder(figure.parent)
         found.figure().savefig(figure)
     return found.exit_code

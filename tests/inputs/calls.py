@@ -137,7 +137,7 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "richness": lambda: _judged(a),
         "transfer": lambda: (
             dmft.transfer,
-            {"factory": _at_rate, "widths": (4, 8), "lrs": (0.1,), "steps": 2, "seeds": 1, "data": [(INPUTS, TARGETS)]},
+            {"factory": at_rate, "widths": (4, 8), "lrs": (0.1,), "steps": 2, "seeds": 1, "data": [(INPUTS, TARGETS)]},
         ),
         "every": lambda: (dmft.every, {"interval": 2}),
         "log_spaced": lambda: (dmft.log_spaced, {"points": 5, "last": 100}),
@@ -252,7 +252,8 @@ def _judged(a: Set) -> Call:
     return dmft.richness, {"model_or_run": model, "optimizer": optimizer, "probe": a.probe, "steps": 2}
 
 
-def _at_rate(width: int, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+def at_rate(width: int, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A set-up of a width and a rate."""
     model = network(width)
     return model, torch.optim.SGD(model.parameters(), lr=lr)
 

@@ -29,10 +29,15 @@ VALUES = {
     "int": (*_WORDS, *_NUMBERS, *_TOO_MANY),
     "float": (*_WORDS, *_NUMBERS, "0", "1e-300"),
     "list of widths": ("x", ",", "4,", "4,x", "0,4", "-1,4", "1.5,4", f"4,{2**64}", "1e20,4", "nan,4"),
+    "list of rates": ("x", ",", "0.1,", "0.1,x", "0,0.1", "-1,0.1", "nan,0.1", "inf,0.1", "1e300,0.1"),
     "str": ("no such thing", "\0"),
     "path": ("", "\0", "{file}/below", "{folder}/" + 300 * "x"),
 }
-RIGHT_ALL_THE_SAME = {("demo", "data_dir", "{file}/below"), ("demo", "data_dir", "{folder}/" + 300 * "x")}
+RIGHT_ALL_THE_SAME = {
+    ("transfer", "axis", "no such thing"),
+    ("demo", "data_dir", "{file}/below"),
+    ("demo", "data_dir", "{folder}/" + 300 * "x"),
+}
 """Of data that lie nowhere it is not asked where they lie."""
 
 Case = tuple[Callable[[], Any], str]
@@ -72,6 +77,15 @@ def right_words(a: Set) -> dict[str, dict[str, str]]:
             "seeds": "1",
             "details": "",
             "json": str(a.folder / "check.json"),
+        },
+        "transfer": {
+            "factory": "tests.inputs.calls:at_rate",
+            "widths": "4,8",
+            "lrs": "0.1",
+            "steps": "2",
+            "seeds": "1",
+            "processes": "1",
+            "json": str(a.folder / "transfer.json"),
         },
         "report": {"logdir": str(logs), "output": str(a.folder / "page.html")},
     }

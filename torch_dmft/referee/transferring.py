@@ -85,6 +85,8 @@ def transfer(
         InsufficientMemoryError: if a process was killed.
         NotWrittenError: if the log cannot be written.
     """
+    if not axis.isprintable() or not axis:
+        raise InvalidInputError("`axis` must be a word.", got=repr(axis), remedy="axis='depth'")
     values = _require_settings(widths, lrs, steps, seeds, processes, tolerance, accept)
     by_rate = takes_rate(factory)
     rates = (_RATES if by_rate else _FACTORS) if lrs is None else tuple(lrs)
@@ -131,7 +133,7 @@ def _require_settings(
     accept: float,
 ) -> tuple[int, ...]:
     for width in widths:
-        require_whole("a width", width, at_least=1, at_most=_LARGEST)
+        require_whole("widths", width, at_least=1, at_most=_LARGEST)
     values = tuple(sorted(set(widths)))
     if len(values) < 2:
         raise InvalidInputError(
@@ -142,13 +144,13 @@ def _require_settings(
     if lrs is not None and not lrs:
         raise InvalidInputError("`lrs` must hold at least one rate.", got="none", remedy="lrs=(0.001, 0.01, 0.1)")
     for rate in lrs or ():
-        require_number("a rate", rate, at_least=SMALLEST)
+        require_number("lrs", rate, at_least=SMALLEST)
     require_whole("steps", steps, at_least=1, at_most=_LARGEST)
     require_whole("seeds", seeds, at_least=1, at_most=_LARGEST)
     if processes is not None:
         require_whole("processes", processes, at_least=1, at_most=_LARGEST)
-    require_number("tolerance", tolerance, above=0)
-    require_number("accept", accept, above=0)
+    require_number("tolerance", tolerance, at_least=SMALLEST)
+    require_number("accept", accept, at_least=SMALLEST)
     return values
 
 

@@ -25,7 +25,7 @@ FIELDS = {
     "agreement": set(PROBLEMS),
     "coverage": {"tanh", "cross entropy"},
     "limits": set(LIMITS),
-    "referee": set(),
+    "referee": {"right", "wrong", "named", "kinds"},
 }
 
 

@@ -334,7 +334,7 @@ def test_wrong_settings() -> None:
     for settings, said in (
         ({"widths": (64,)}, "two different widths"),
         ({"lrs": ()}, "at least one rate"),
-        ({"lrs": (0.0,)}, "a rate"),
+        ({"lrs": (0.0,)}, "lrs must"),
         ({"seeds": 0}, "seeds"),
         ({"processes": 0}, "processes"),
     ):

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from torch_dmft.core.own_draws import OwnDraws, global_state, set_global_state
-from torch_dmft.core.threads import in_company, nobody_else_inside
+from torch_dmft.core.threads import in_company, nobody_else_inside, waiting
 
 _draws: ContextVar[OwnDraws | None] = ContextVar("draws", default=None)
 """From where this thread draws torch's numbers, if not from the global generators."""
@@ -102,7 +102,7 @@ def _put_back(devices: Iterable[torch.device], seed: int | None) -> Iterator[Non
 @contextmanager
 def _drawn_from(own: OwnDraws, seed: int | None) -> Iterator[None]:
     """Draw torch's numbers from copies, and say if somebody draws from the sources of which there are none."""
-    before = _of_python()
+    before, others = _of_python(), waiting()
     if seed is not None:
         _seed_python(seed)
     begun = _of_python()
@@ -113,9 +113,10 @@ def _drawn_from(own: OwnDraws, seed: int | None) -> Iterator[None]:
         drawn = [
             name for name, one, now in zip(("random", "numpy.random"), begun, _of_python(), strict=True) if one != now
         ]
-        if seed is not None:
+        alone = others is not None and others == waiting()
+        if seed is not None or (drawn and alone):
             _set_python(before)
-        if drawn:
+        if drawn and not alone:
             warnings.warn(
                 _SAID.format(" and ".join(drawn), _FROM_THERE if seed is None else _FROM_BEFORE), stacklevel=5
             )

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import wraps
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -43,6 +45,20 @@ with suppress(AttributeError):  # where processes are not forked
 def in_company() -> bool:
     """Whether other threads of Python are alive; those that torch computes with are not counted."""
     return threading.active_count() > 1
+
+
+_WAITING = ("threading.py", "selectors.py", "heartbeat.py")
+"""Where threads stand that wait: for an event or a queue, for a socket, and in Jupyter's heartbeat."""
+
+
+def waiting() -> dict[int, FrameType] | None:
+    """The innermost frames of all other threads if each of them waits, as those of progress bars, loggers and Jupyter do.
+
+    A thread that has such a frame again later did not run meanwhile: waiting once more makes another one.
+    """
+    mine = threading.get_ident()
+    frames = {thread: frame for thread, frame in sys._current_frames().items() if thread != mine}
+    return frames if all(Path(frame.f_code.co_filename).name in _WAITING for frame in frames.values()) else None
 
 
 @contextmanager

@@ -239,9 +239,7 @@ def _calls(problem: Problem, load: _Load, recorded: int, *, two_time: bool) -> f
     return weights * (_STEP * (problem.steps + 1 + load.apart * recorded) + _RECORD * recorded + _PAIR * pairs)
 
 
-def _gram_flops(
-    problem: Problem, load: _Load, matrices: Sequence[_Matrix], recorded: int, *, two_time: bool
-) -> float:
+def _gram_flops(problem: Problem, load: _Load, matrices: Sequence[_Matrix], recorded: int, *, two_time: bool) -> float:
     """Operations, per neuron, of the inner products of features and of gradients, of each record or of all pairs of them."""
     pairs = recorded**2 / 2 if two_time else recorded
     rows = sum((load.measured * read) ** 2 for read in _populations(matrices))

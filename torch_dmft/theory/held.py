@@ -59,7 +59,9 @@ class Held:
     objects: int
 
     @classmethod
-    def of(cls, problem: Problem, neurons: int, rows: int, populations: list[int], recorded: int, *, two_time: bool) -> Held:
+    def of(
+        cls, problem: Problem, neurons: int, rows: int, populations: list[int], recorded: int, *, two_time: bool
+    ) -> Held:
         """For one network.
 
         Args:

@@ -17,23 +17,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import cast
+from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_dmft.core.errors import DMFTError
-from torch_dmft.theory.chains.initial_kernels import InitialKernels
+from torch_dmft.theory.chains.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.problem import Problem
 
-_ROWS = 96
+_ROWS = 48
 """Rows of the data, evenly taken, whose kernels are looked at."""
-_TERMS = 1024
+_TERMS = 256
 """Hermite terms of those kernels at most: few rows have broad fields."""
 _ANGLE = 60.0
 """The angle in units of the squared tolerance at which a step through a kink brings one direction."""
 _EDGE = 2.0
 """Rate times curvature beyond which training is not lazy at all: fields turn in every step, until kernels have shrunk."""
-_TIMES = 48
+_TIMES = 24
 """Steps, spaced by their logarithm, at which the angle is computed."""
 
 
@@ -77,21 +80,17 @@ def _turning_steps(problem: Problem, draws: int) -> tuple[float, float]:
     if problem.chain is None or not steps:
         return float(steps), 1.0
     chain, total = problem.chain, problem.train_samples
-    rows = torch.linspace(0, total - 1, min(total, _ROWS), device=problem.device).round().long().unique()
-    flat = problem.tensor[rows].flatten(1).double()
-    try:
-        start, curvature = _error_at_start(problem, rows)
-        kernels = InitialKernels(chain, flat @ flat.T / flat.shape[1], order=_TERMS).at()
-        rates, modes = torch.linalg.eigh(kernels.ntk)
-    except (DMFTError, RuntimeError):  # kernels or losses of some other kind
+    lazy = _lazy(problem)
+    if lazy is None:
         return float(steps), 1.0
-    share = total / len(rows)
+    kernels, rates, modes, start, curvature = lazy
+    share = total / len(start)
     seen = 1.0 if problem.batches is None else sum(map(len, problem.batches)) / len(problem.batches) / total
     lr = problem.training.at("lr", 0) / max(1e-3, 1 - problem.training.at("momentum", 0))
     decay = (lr * curvature * share * rates).clamp(min=0, max=1) * seen
     inputs = kernels.forward[0]
     dimensions = float(inputs.diagonal().sum() ** 2 / inputs.square().sum())
-    crowded = max(1.0, len(rows) / dimensions / 1.7) ** 0.8
+    crowded = max(1.0, len(start) / dimensions / 1.7) ** 0.8
     if seen == 1.0 and lr * curvature * share * float(rates[-1]) > _EDGE:
         return float(steps), 2 * crowded
     along, phi, g = modes.T @ start, kernels.forward[-2], kernels.backward[-1]
@@ -106,6 +105,35 @@ def _turning_steps(problem: Problem, draws: int) -> tuple[float, float]:
         turned.append(v / (v + angle))
     turning = float(torch.trapezoid(torch.tensor(turned, dtype=times.dtype, device="cpu"), times))
     return turning, crowded
+
+
+_Lazy = tuple[ChainKernels, Tensor, Tensor, Tensor, float]
+_known = WeakIdKeyDictionary()
+"""Of trainings, by identity: the networks and inputs that they were of, and what ``_lazy`` found. What fits is asked often."""
+
+
+def _lazy(problem: Problem) -> _Lazy | None:
+    """Kernels of some rows, eigenvalues and eigenvectors of the tangent kernel, errors at the start, curvature of the loss.
+
+    None for kernels or losses of some other kind.
+    """
+    assert problem.chain is not None  # asked before
+    network, inputs = problem.network, problem.inputs
+    for its_network, its_inputs, found in _known.get(problem.training, []):
+        if its_network() is network and its_inputs() is inputs:
+            return cast("_Lazy | None", found)
+    rows = torch.linspace(0, problem.train_samples - 1, min(problem.train_samples, _ROWS), device=problem.device)
+    rows = rows.round().long().unique()
+    flat = problem.tensor[rows].flatten(1).double()
+    answer: _Lazy | None = None
+    try:
+        start, curvature = _error_at_start(problem, rows)
+        kernels = InitialKernels(problem.chain, flat @ flat.T / flat.shape[1], order=_TERMS).at()
+        answer = (kernels, *torch.linalg.eigh(kernels.ntk), start, curvature)
+    except (DMFTError, RuntimeError):
+        pass
+    _known.setdefault(problem.training, []).append((ref(network), ref(inputs), answer))
+    return answer
 
 
 def _error_at_start(problem: Problem, rows: Tensor) -> tuple[Tensor, float]:

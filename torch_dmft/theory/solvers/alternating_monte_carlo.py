@@ -141,7 +141,7 @@ class AlternatingMonteCarlo:
         rounds = 10 * self.replicas * (1 + horizons / 4)  # the sum of the cubes of k / n for k = 1..n is about n / 4
         return deterministic_cost(
             problem,
-            len(problem.recorded(record)),
+            problem.number_recorded(record),
             two_time=two_time,
             work=rounds * depth * self.neurons * rows**3,
             calls=rounds * depth * 100 * (problem.steps + 1),

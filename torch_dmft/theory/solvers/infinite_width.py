@@ -113,7 +113,7 @@ class InfiniteWidth:
 
         How many steps a stride will take is not known before: with strides time and operations are those of every step.
         """
-        recorded = len(problem.recorded(record))
+        recorded = problem.number_recorded(record)
         if self.strides:  # a recorded step lies between two passes
             recorded = min(2 * recorded, problem.steps + 1)
         cost = twin_cost(problem, neurons=self.neurons, replicas=self.replicas, recorded=recorded, two_time=two_time)

@@ -99,7 +99,7 @@ class Perturbation:
             problem.samples * problem.outputs,
             problem.steps + 1,
         )
-        recorded = len(problem.recorded(record))
+        recorded = problem.number_recorded(record)
         pairs = recorded * rows if two_time else rows
         return deterministic_cost(
             problem,

@@ -111,7 +111,7 @@ class WideEnsemble:
             self.factory,
             self.widths,
             count=self.pairs,
-            recorded=len(problem.recorded(record)),
+            recorded=problem.number_recorded(record),
             two_time=two_time,
             error=extrapolation_error(self.widths, self.pairs),
             pairs=True,

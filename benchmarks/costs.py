@@ -13,6 +13,7 @@ import torch
 import torch_dmft as dmft
 from benchmarks.clock import Say, timed
 from benchmarks.environment import ROOT
+from benchmarks.markdown import table
 from benchmarks.setting import half_square
 
 
@@ -70,6 +71,89 @@ def measure(case: Case) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.costs", json.dumps(asdict(case))]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which of ``CASES`` are measured, each in a process of its own."""
+
+    cases: tuple[str, ...]
+
+
+_ENGINE = {"neurons": 1024, "replicas": 2}
+_NETWORKS = {"widths": (64, 128), "pairs": 4}
+_LINEAR = {"activation": "linear", "lr": 0.02}
+CASES = {
+    "tanh": Case("InfiniteWidth", _ENGINE),
+    "tanh, small gamma0": Case("InfiniteWidth", _ENGINE, options={"gamma0": 0.03}),
+    "tanh, depth 4": Case("InfiniteWidth", _ENGINE, options={"depth": 4}),
+    "tanh, 5 outputs": Case("InfiniteWidth", _ENGINE, samples=10, outputs=5),
+    "tanh, two-time": Case("InfiniteWidth", _ENGINE, steps=40, two_time=True),
+    "tanh, minibatches, momentum": Case("InfiniteWidth", _ENGINE, batch=5, options={"momentum": 0.9, "lr": 0.02}),
+    "tanh, 1000 steps, 51 recorded": Case("InfiniteWidth", _ENGINE, steps=1000, every=20),
+    "ReLU": Case("InfiniteWidth", _ENGINE, options={"activation": "relu", "lr": 0.02}),
+    "ReLU, few rows": Case("InfiniteWidth", _ENGINE, samples=8, steps=60, options={"activation": "relu"}),
+    "gradient independence": Case("GradientIndependence", _ENGINE),
+    "static NTK": Case("StaticNTK", samples=150, inputs=200, options={"lr": 0.005}),
+    "static NTK, two-time": Case("StaticNTK", steps=60, two_time=True),
+    "ensemble": Case("WideEnsemble", _NETWORKS, samples=40, inputs=60, steps=50, options={"lr": 0.02}),
+    "ensemble, two-time": Case("WideEnsemble", _NETWORKS, steps=30, two_time=True),
+    "ensemble, 5 outputs": Case("WideEnsemble", _NETWORKS, samples=10, outputs=5, steps=50),
+    "networks of a width": Case("FiniteWidth", {"width": 128, "replicas": 16}, steps=50),
+    "networks, two-time": Case("FiniteWidth", {"width": 128, "replicas": 8}, steps=30, two_time=True),
+    "deep linear": Case("DeepLinear", samples=60, options=_LINEAR),
+    "whitened": Case("WhitenedLinear", white=True, options={"activation": "linear"}),
+    "perturbation": Case("Perturbation", {"replicas": 2}, samples=10, steps=50, options={"gamma0": 0.1}),
+    "alternating Monte Carlo": Case("AlternatingMonteCarlo", {"neurons": 500, "replicas": 2}, samples=4, steps=10),
+}
+FULL = Settings(tuple(CASES))
+QUICK = Settings(("static NTK, two-time",))
+
+
+def run(settings: Settings, say: Say) -> dict[str, Any]:
+    """All cases."""
+    found = {}
+    for name in settings.cases:
+        found[name] = measure(CASES[name])
+        say(f"{name}: {found[name]}")
+    return found
+
+
+def report(settings: Settings, result: dict[str, Any]) -> str:
+    rows = []
+    for name in settings.cases:
+        told, found = result[name]["estimate"], result[name]["measured"]
+        row = [name, CASES[name].solver]
+        for what, unit in (("memory", 2**20), ("seconds", 1), ("rank", 1)):
+            if told[what] is None or found[what] is None:
+                row += ["", "", ""]
+            else:
+                digits = 1 if what == "seconds" else 0
+                row += [
+                    f"{told[what] / unit:.{digits}f}",
+                    f"{found[what] / unit:.{digits}f}",
+                    f"{told[what] / found[what]:.2f}",
+                ]
+        rows.append(row)
+    head = [
+        "problem",
+        "solver",
+        "MiB told",
+        "MiB",
+        "ratio",
+        "CPU s told",
+        "CPU s",
+        "ratio",
+        "rank told",
+        "rank",
+        "ratio",
+    ]
+    return f"""\
+What `estimate` tells beside what a process of its own measures: the growth of its peak resident memory and its CPU time from
+the posed problem to the answer, with what PyTorch loads on first use. Chains of two hidden layers on Gaussian points with random
+signs, 20 of them in 30 dimensions over 100 recorded steps, unless a line says otherwise. Memory is meant as an upper bound.
+
+{table(head, rows)}"""
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def networks_cost(
     return Cost(on_the_process(problem, memory), flops + gram, seconds, error)
 
 
-def ensemble_memory(held: Held, count: int, widths: int, *, pairs: bool) -> float:
+def ensemble_memory(held: Held, count: int, widths: int, *, pairs: bool) -> int:
     """Bytes of ``count`` runs at each of several widths and of what is made of them.
 
     All runs of a width are kept, with their fields; pairs of networks without, as their mean. Of every width there are mean
@@ -220,7 +220,7 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
     rows = load.most * min((matrix.read for matrix in matrices), default=1)
     speed = min(_PEAK, _PER_ROW * rows) * 4 / element
     seconds = flops / speed + replicas * _calls(problem, load, recorded, two_time=two_time) * _CALL + _FIRST_USE
-    memory = replicas * (held.answer + held.fields)
+    memory: int | float = replicas * (held.answer + held.fields)
     memory += max(
         held.run - held.answer - held.fields + twin, held.average(replicas), held.modes(replicas) if replicas > 1 else 0
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch_dmft.measurement.fields import MOST, handful
+from torch_dmft.measurement.fields import MOST
 from torch_dmft.theory.problem import Problem
 
 FIRST_USE = 110 * 2**20
@@ -15,7 +15,7 @@ _FRAGMENTS = 1.25
 """What the allocator holds, beside what is in use, of tensors that come and go in many sizes."""
 
 
-def on_the_process(problem: Problem, held: float) -> int:
+def on_the_process(problem: Problem, held: int | float) -> int:
     """Bytes by which a process grows that holds so many: fragments of the heap and what is loaded on first use come on top.
 
     On an accelerator the one is the allocator's to give back, and the other is not there.
@@ -45,7 +45,7 @@ class Held:
     Attributes:
         answer: A, the kernels of one answer, see ``answer_memory``.
         largest: a, the largest array in it, which is averaged in one piece.
-        fields: F, h and g of single neurons at a handful of the records.
+        fields: F, h and g of single neurons at a handful of the records, five at most.
         passing: what is alive while one record is taken: x, h and g of every population twice over, as those of the last
             record are kept until it is known whether they will be, and g's on their way down; at pairs of times those of all
             records.
@@ -79,7 +79,7 @@ class Held:
         return cls(
             answer=answer_memory(problem, recorded, two_time=two_time),
             largest=(probe * outputs) ** 2 * (recorded**2 if two_time else recorded) * element,
-            fields=len(handful(recorded)) * kept * element,
+            fields=min(5, recorded) * kept * element,
             passing=passing * element,
             objects=_RECORD * recorded,
         )

@@ -150,8 +150,9 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
     ]
     return f"""\
 What `estimate` tells beside what a process of its own measures: the growth of its peak resident memory and its CPU time from
-the posed problem to the answer, with what PyTorch loads on first use. Chains of two hidden layers on Gaussian points with random
-signs, 20 of them in 30 dimensions over 100 recorded steps, unless a line says otherwise. Memory is meant as an upper bound.
+the posed problem to the answer, with what PyTorch loads on first use. Chains of two hidden layers on Gaussian points with
+random signs, 20 of them in 30 dimensions over 100 recorded steps, unless a line says otherwise. Memory
+is meant as an upper bound.
 
 {table(head, rows)}"""
 

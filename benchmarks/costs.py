@@ -82,6 +82,7 @@ class Settings:
 
 _ENGINE = {"neurons": 1024, "replicas": 2}
 _NETWORKS = {"widths": (64, 128), "pairs": 4}
+_UNSTABLE = {"activation": "relu", "depth": 4, "lr": 0.3}
 _LINEAR = {"activation": "linear", "lr": 0.02}
 CASES = {
     "tanh": Case("InfiniteWidth", _ENGINE),
@@ -92,6 +93,7 @@ CASES = {
     "tanh, minibatches, momentum": Case("InfiniteWidth", _ENGINE, batch=5, options={"momentum": 0.9, "lr": 0.02}),
     "tanh, 1000 steps, 51 recorded": Case("InfiniteWidth", _ENGINE, steps=1000, every=20),
     "ReLU": Case("InfiniteWidth", _ENGINE, options={"activation": "relu", "lr": 0.02}),
+    "ReLU, depth 4, oscillating": Case("InfiniteWidth", _ENGINE, 10, 20, steps=60, options=_UNSTABLE),
     "ReLU, few rows": Case("InfiniteWidth", _ENGINE, samples=8, steps=60, options={"activation": "relu"}),
     "gradient independence": Case("GradientIndependence", _ENGINE),
     "static NTK": Case("StaticNTK", samples=150, inputs=200, options={"lr": 0.005}),

@@ -12,7 +12,7 @@ from torch_dmft.architecture import Role
 from torch_dmft.core.activation import activation
 from torch_dmft.core.memory import require_memory
 from torch_dmft.theory.coverage import rows_per_sample
-from torch_dmft.theory.held import Held, answer_memory, on_the_process
+from torch_dmft.theory.held import LITTLE_FIRST_USE, OWN_MEMORY, Held, answer_memory, on_the_process
 from torch_dmft.theory.network import ChainNetwork
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.rank import directions_per_row
@@ -87,6 +87,7 @@ def deterministic_cost(
     calls: int | float,
     numbers: int | float,
     copies: int = 1,
+    first_use: int = LITTLE_FIRST_USE,
     error: float | None = 0.0,
 ) -> Cost:
     """The cost of a method for chains, which all compute in float64.
@@ -99,13 +100,16 @@ def deterministic_cost(
         calls: calls of torch, in which small problems spend their time.
         numbers: how many are held beside the answer.
         copies: answers that are held at the same time, in the problem's precision; most of one is also held in float64.
+        first_use: bytes of what is loaded the first time, on the CPU.
         error: see ``Cost``.
     """
     answer = answer_memory(problem, recorded, two_time=two_time, rows=problem.samples)
     double = answer * 8 // problem.dtype.itemsize
     speed = min(_PEAK, _PER_ROW * problem.samples) / 2
-    held = 0.7 * double + copies * answer + 8 * numbers
-    return Cost(on_the_process(problem, held), work, work / speed + calls * _CALL + _FIRST_USE, error)
+    held = int(0.7 * double + copies * answer + 8 * numbers)
+    return Cost(
+        held + first_use * (problem.device.type == "cpu"), work, work / speed + calls * _CALL + _FIRST_USE, error
+    )
 
 
 def networks_cost(
@@ -152,10 +156,11 @@ def networks_cost(
 def ensemble_memory(held: Held, count: int, widths: int, *, pairs: bool) -> int:
     """Bytes of ``count`` runs at each of several widths and of what is made of them.
 
-    All runs of a width are kept, with their fields; pairs of networks without, as their mean. Of every width there are mean
-    and standard error in the end, and the limit, its error and its residual are made of those in float64.
+    All runs of a width are kept, with their fields; pairs of networks without, as their mean, which leaves a hole of its size
+    in the heap where the records of the two were, unless arrays are so large that they have memory of their own. Of every
+    width there are mean and standard error in the end, and the limit, its error and its residual are made of those in float64.
     """
-    own = held.answer + (0 if pairs else held.fields)
+    own = held.answer + (held.fields if not pairs else held.answer if held.largest < OWN_MEMORY else 0)
     earlier = 2 * (widths - 1) * held.answer
     run = held.run + (held.answer + held.fields if pairs else 0)
     limit = (2 + 3) * held.answer + 6 * widths * held.largest if pairs else 0

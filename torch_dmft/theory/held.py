@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from torch_dmft.measurement.fields import MOST
 from torch_dmft.theory.problem import Problem
 
-FIRST_USE = 110 * 2**20
+FIRST_USE = 118 * 2**20
 """Bytes that PyTorch and SciPy load the first time that something is trained, on the CPU."""
+LITTLE_FIRST_USE = 90 * 2**20
+"""The same where no network is trained."""
+OWN_MEMORY = 32 * 2**20
+"""Bytes of an array from which on the C library takes it from the system and gives it back, whatever came before."""
 _RECORD = 2**13
 """Bytes of the Python objects of one record, while its tensors are not joined yet."""
 _FRAGMENTS = 1.25
@@ -92,9 +96,10 @@ class Held:
     def average(self, runs: int) -> int:
         """Beside the runs, their mean and standard error, and the largest array of all runs stacked, also in float64.
 
-        One run is its own mean.
+        Of the stack the error makes eight arrays more in float64, see ``kernel_error``. One run is its own mean.
         """
-        return 2 * self.answer + min(runs, 2) * self.fields + (3 * runs + 1) * self.largest
+        stacked = max(3 * runs + 1, 2 * runs + 16 if runs > 1 else 0)
+        return 2 * self.answer + min(runs, 2) * self.fields + stacked * self.largest
 
     def modes(self, runs: int) -> int:
         """Beside the runs, what the errors of a limit's modes are found from: every NTK once more, and some in float64."""

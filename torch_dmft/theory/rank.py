@@ -34,8 +34,9 @@ _TERMS = 256
 """Hermite terms of those kernels at most: few rows have broad fields."""
 _ANGLE = 60.0
 """The angle in units of the squared tolerance at which a step through a kink brings one direction."""
-_EDGE = 2.0
-"""Rate times curvature beyond which training is not lazy at all: fields turn in every step, until kernels have shrunk."""
+_EDGE, _EDGE_OF_KINKS = 2.0, 1.3
+"""Rate times curvature beyond which training is not lazy at all: fields turn in every step, until kernels have shrunk. Without
+saturation curvature grows while features are learned, about 1 + gamma0 L (L - 1) / 2 times, and oscillations begin earlier."""
 _TIMES = 24
 """Steps, spaced by their logarithm, at which the angle is computed."""
 
@@ -56,22 +57,24 @@ def directions_per_row(problem: Problem, draws: int, *, smooth: bool) -> PerRow:
         draws: neurons times replicas, by which the default tolerance goes.
         smooth: whether no activation has a kink.
     """
-    states, outputs, gamma0 = problem.steps + 1, problem.outputs, problem.gamma0
+    states, outputs, gamma0 = float(problem.steps + 1), problem.outputs, problem.gamma0
     if "muon" in problem.training.traits:  # whose steps do not shrink with the gradient
         return PerRow(min(states, 3 * math.log1p(states) + 1), min(states, 10 * math.log1p(states)))
-    turning, crowded = _turning_steps(problem, draws)
+    turning, crowded = _turning_steps(problem, draws, smooth=smooth)
     batches, momentum = problem.batches is not None, "momentum" in problem.training.traits
     if smooth:
         moved = 1.0 if problem.chain is None else max(0.8, 0.5 + 0.5 * gamma0**0.8)
         per = max(1.0, 2 * math.log1p(turning)) * moved * crowded * (1.15 if batches else 1.0)
         per *= 1.7 if batches and momentum else 1.0
         return PerRow(min(states, per * outputs**0.4), min(states, per * outputs**0.1))
+    if turning == problem.steps:  # every step turns fields as far as directions tell, features like gradients
+        return PerRow(states, min(states, max(1.0, turning) * outputs**-0.75))
     features = min(14.0, 3 * math.log1p(turning)) * crowded * outputs**0.45
     per = max(1.0, turning) * (0.75 if batches else 1.0) * (0.75 if batches and momentum else 1.0)
     return PerRow(min(states, features), min(states, per * outputs**-0.75))
 
 
-def _turning_steps(problem: Problem, draws: int) -> tuple[float, float]:
+def _turning_steps(problem: Problem, draws: int, *, smooth: bool) -> tuple[float, float]:
     """The number of steps that turn the fields noticeably, and by how much rows that lie close together need more directions.
 
     All steps of networks whose lazy limit is not known.
@@ -91,7 +94,8 @@ def _turning_steps(problem: Problem, draws: int) -> tuple[float, float]:
     inputs = kernels.forward[0]
     dimensions = float(inputs.diagonal().sum() ** 2 / inputs.square().sum())
     crowded = max(1.0, len(start) / dimensions / 1.7) ** 0.8
-    if seen == 1.0 and lr * curvature * share * float(rates[-1]) > _EDGE:
+    grown = 1.0 if smooth else 1 + problem.gamma0 * chain.depth * (chain.depth - 1) / 2
+    if seen == 1.0 and grown * lr * curvature * share * float(rates[-1]) > (_EDGE if smooth else _EDGE_OF_KINKS):
         return float(steps), 2 * crowded
     along, phi, g = modes.T @ start, kernels.forward[-2], kernels.backward[-1]
     tolerance = min(1e-2, draws**-0.5) * min(1.0, problem.gamma0)

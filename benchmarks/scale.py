@@ -39,9 +39,10 @@ class Size:
     probe: int | None = None
 
     def problem(self) -> Problem:
-        """A chain of three hidden layers with 64 inputs."""
-        inputs, targets = torch.zeros(self.samples, INPUTS), torch.zeros(self.samples, self.outputs)
-        inputs[:, 0] = torch.arange(1, self.samples + 1)
+        """A chain of three hidden layers with 64 Gaussian inputs and random signs."""
+        generator = torch.Generator().manual_seed(0)  # estimates look at the data
+        inputs = torch.randn(self.samples, INPUTS, generator=generator)
+        targets = torch.sign(torch.randn(self.samples, self.outputs, generator=generator))
         batches = None if self.batch is None else [torch.arange(self.batch)] * self.steps
         posed = Problem.mlp(
             inputs, targets, depth=DEPTH, activation=self.activation, steps=self.steps, lr=0.1, batches=batches

@@ -160,6 +160,7 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "Problem.mlp": lambda: (dmft.Problem.mlp, {**data, "steps": 2}),
         "Problem.like": lambda: (dmft.Problem.like, {"plan": a.plan, "probe": a.probe, "lr": 0.1, "steps": 2}),
         "Problem.recorded": lambda: (a.problem.recorded, {"record": [0, 1]}),
+        "Problem.number_recorded": lambda: (a.problem.number_recorded, {"record": [0, 1]}),
         "Problem.batch": lambda: (a.problem.batch, {"step": 0}),
         "Problem.rows_of": lambda: (a.problem.rows_of, {"step": 0}),
         "Recorder": lambda: (dmft.Recorder, {"plan_or_model": a.plan, "probe": a.probe}),

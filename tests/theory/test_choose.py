@@ -123,7 +123,8 @@ def _worst_error(found, true):
 
 def test_saturated_and_unknown_networks_get_plain_networks():
     many = torch.randn(60, 5, generator=GENERATOR)
-    solver, why = choose(Problem.mlp(many, many[:, :1], activation="relu", depth=2, steps=3000))
+    long = Problem.mlp(many, many[:, :1], activation="relu", depth=2, steps=3000)
+    solver, why = choose(long, record=range(0, 3001, 100))
     assert isinstance(solver, solvers.WideEnsemble)
     assert "directions" in why
     model = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))

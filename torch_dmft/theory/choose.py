@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import (
@@ -100,7 +101,7 @@ def _ask(
     """Offers in the order of trust, and the errors of the solvers that refuse."""
     offers: list[_Offer] = []
     refused: dict[str, DMFTError] = {}
-    enough, strides, steps = enough_neurons(problem), _strides(problem, record), problem.recorded(record)
+    enough, strides = enough_neurons(problem), _strides(problem, record)
     candidates: Sequence[Solver] = (
         solvers.DeepLinear(),
         solvers.InfiniteWidth(neurons=max(8192, enough), strides=strides),
@@ -113,7 +114,7 @@ def _ask(
         try:
             solver.check(problem)
             cost = solver.estimate(problem, record, two_time=two_time)
-            cost.admit(problem, remedy=lambda fits=solver: what_fits(fits, problem, steps, two_time=two_time))  # type: ignore[misc]
+            cost.admit(problem, remedy=lambda fits=solver: what_fits(fits, problem, record, two_time=two_time))  # type: ignore[misc]
             error = _movement(problem) if cost.error is None else cost.error
         except (UnsupportedProblemError, UnsupportedModelError, InsufficientMemoryError, ConvergenceError) as reason:
             refused.setdefault(_name(solver), reason)
@@ -139,7 +140,7 @@ _LEAST = 128
 
 def _strides(problem: Problem, record: Iterable[int] | int | Tensor | None) -> bool:
     """Whether strides apply and pay: each of their passes needs the gradients of every output."""
-    if problem.outputs > 1 and 2 * len(problem.recorded(record)) < problem.steps:
+    if problem.outputs > 1 and 2 * problem.number_recorded(record) < problem.steps:
         return False
     try:
         check_strides(problem)
@@ -149,10 +150,31 @@ def _strides(problem: Problem, record: Iterable[int] | int | Tensor | None) -> b
 
 
 def _movement(problem: Problem) -> float:
-    error = feature_movement(problem)
+    error = feature_movement(problem) if problem.samples <= _MANY else _movement_of_some(problem)
     if error > _WRONG:
         raise UnsupportedProblemError(f"Features move by {'more than 100%' if error > 1 else f'about {error:.0%}'}.")
     return error
+
+
+_MANY = 200
+"""Rows beyond which the movement of features is told from some of them, as all would take minutes."""
+
+
+def _movement_of_some(problem: Problem) -> float:
+    """The movement of features, which grows with the number of rows, from evenly chosen rows in full batches.
+
+    Their rate is such that errors decay as fast as those of all rows, whether the loss is their sum or their mean.
+    """
+    rows = torch.linspace(0, problem.train_samples - 1, min(problem.train_samples, _MANY), device=problem.device)
+    rows = rows.round().long().unique()
+    share = problem.train_samples / len(rows)
+    training = replace(problem.training, batches=None)
+    all_rows = replace(problem, training=training, probe=None)
+    some = replace(all_rows, inputs=problem.tensor[rows], targets=problem.targets[rows])
+    zero = problem.zeros(problem.samples)
+    ratio = float(all_rows.error(zero, 0)[rows].norm() / some.error(zero[: len(rows)], 0).norm().clamp(min=1e-30))
+    rate = torch.as_tensor(training.number("lr"), device="cpu") * (share * ratio)
+    return share * feature_movement(some.trained(lr=rate if rate.ndim else float(rate)))
 
 
 def _name(solver: Solver) -> str:

@@ -12,14 +12,20 @@ from torch_dmft.architecture import Role
 from torch_dmft.core.activation import activation
 from torch_dmft.core.memory import require_memory
 from torch_dmft.theory.coverage import rows_per_sample
+from torch_dmft.theory.held import LITTLE_FIRST_USE, OWN_MEMORY, Held, answer_memory, on_the_process
 from torch_dmft.theory.network import ChainNetwork
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.rank import directions_per_row
 
 _PEAK, _PER_ROW = 8e10, 2e9
 """Operations per second of one core of a current CPU in single precision: its peak, and that of products with one row, which
 wait for memory; n rows are n times faster until they meet the peak."""
 _CALL = 4e-5
 """Least number of seconds that a call of torch takes."""
+_FIRST_USE = 2.0
+"""Seconds that PyTorch needs to load what it loads the first time that something is trained."""
+_STEP, _RECORD, _PAIR = 14, 16, 4
+"""Calls of torch per weight: of a step of training, of a record, and of one pair of records for kernels at two times."""
 _TWIN_ERROR, _NETWORK_ERROR = 1.5, 2.2
 """Relative error of the worst kernel times the root of the number of neurons: in matched samples of smooth activations; in
 those of others and in plain networks."""
@@ -72,21 +78,6 @@ class Cost:
         require_memory(self.memory, problem.device, what="This solution", remedy=remedy)
 
 
-def answer_memory(problem: Problem, recorded: int, *, two_time: bool, rows: int | None = None) -> int:
-    """Bytes of a trajectory: for L + 1 weights n^2 numbers forward, (n C)^2 backward and in the NTK, at every record.
-
-    Args:
-        problem: the problem.
-        recorded: number of recorded steps.
-        two_time: whether kernels are kept at pairs of times.
-        rows: n; None for those of the probe.
-    """
-    layers, samples = len(problem.network.paths), len(problem.kept) if rows is None else rows
-    features, gradients = samples**2, (samples * problem.outputs) ** 2
-    entries = layers * (features + 2 * gradients) + gradients
-    return entries * (recorded**2 if two_time else recorded) * problem.dtype.itemsize
-
-
 def deterministic_cost(
     problem: Problem,
     recorded: int,
@@ -96,6 +87,7 @@ def deterministic_cost(
     calls: int | float,
     numbers: int | float,
     copies: int = 1,
+    first_use: int = LITTLE_FIRST_USE,
     error: float | None = 0.0,
 ) -> Cost:
     """The cost of a method for chains, which all compute in float64.
@@ -107,21 +99,33 @@ def deterministic_cost(
         work: floating-point operations.
         calls: calls of torch, in which small problems spend their time.
         numbers: how many are held beside the answer.
-        copies: answers that are held at the same time.
+        copies: answers that are held at the same time, in the problem's precision; most of one is also held in float64.
+        first_use: bytes of what is loaded the first time, on the CPU.
         error: see ``Cost``.
     """
     answer = answer_memory(problem, recorded, two_time=two_time, rows=problem.samples)
     double = answer * 8 // problem.dtype.itemsize
     speed = min(_PEAK, _PER_ROW * problem.samples) / 2
-    return Cost(double + copies * answer + int(8 * numbers), work, work / speed + calls * _CALL, error)
+    held = int(0.7 * double + copies * answer + 8 * numbers)
+    return Cost(
+        held + first_use * (problem.device.type == "cpu"), work, work / speed + calls * _CALL + _FIRST_USE, error
+    )
 
 
 def networks_cost(
-    problem: Problem, widths: Sequence[int], *, count: int, recorded: int, two_time: bool, error: float | None
+    problem: Problem,
+    widths: Sequence[int],
+    *,
+    count: int,
+    recorded: int,
+    two_time: bool,
+    error: float | None,
+    pairs: bool = False,
 ) -> Cost:
     """Estimate the cost of ``count`` plain networks at each width: 6 N^2 operations per row, step and hidden matrix.
 
-    Gradients of every output, in steps that are recorded, cost 2 N^2 more each.
+    Gradients of every output, in steps that are recorded, cost 2 N^2 more each. Beside what ``ensemble_memory`` counts, four
+    copies of the weights are held (start, present, gradient, momentum).
 
     Args:
         problem: the problem.
@@ -130,20 +134,37 @@ def networks_cost(
         recorded: number of recorded steps.
         two_time: whether kernels are kept at pairs of times.
         error: see ``Cost``.
+        pairs: whether each counts for two that are averaged at once, see ``ensemble_memory``.
     """
     matrices, _ = _hidden_matrices(problem)
     element, steps, load = problem.dtype.itemsize, problem.steps + 1, _Load.of(problem, recorded)
     row_passes = 6 * load.trained + 2 * (load.apart + problem.outputs) * load.measured * recorded / steps
     per_row = sum(matrix.written * matrix.taps for matrix in matrices)
     thin = problem.tensor[0].numel() + problem.outputs
-    flops = row_passes * count * steps * sum(width**2 * per_row + width * thin for width in widths)
+    networks = (2 if pairs else 1) * count
+    flops = row_passes * networks * steps * sum(width**2 * per_row + width * thin for width in widths)
     weights = max(width**2 * sum(matrix.taps for matrix in matrices) + width * thin for width in widths)
-    fields = max(widths) * load.most * (1 + problem.outputs) * (recorded if two_time else 2)
-    fields *= sum(matrix.read + matrix.written for matrix in matrices) + 2
-    kept = (count + 2 * len(widths) + 3) * answer_memory(problem, recorded, two_time=two_time)
+    held = Held.of(problem, max(widths), load.most, _populations(matrices), recorded, two_time=two_time)
+    memory = ensemble_memory(held, count, len(widths), pairs=pairs) + 4 * weights * element
+    gram = _gram_flops(problem, load, matrices, recorded, two_time=two_time) * networks * sum(widths)
     speed = min(_PEAK, _PER_ROW * load.most) * 4 / element
-    calls = 40 * (len(matrices) + 2) * len(widths) * count * steps
-    return Cost(kept + (4 * weights + fields) * element, flops, flops / speed + calls * _CALL, error)
+    calls = len(widths) * networks * _calls(problem, load, recorded, two_time=two_time)
+    seconds = (flops + gram) / speed + calls * _CALL + _FIRST_USE
+    return Cost(on_the_process(problem, memory), flops + gram, seconds, error)
+
+
+def ensemble_memory(held: Held, count: int, widths: int, *, pairs: bool) -> int:
+    """Bytes of ``count`` runs at each of several widths and of what is made of them.
+
+    All runs of a width are kept, with their fields; pairs of networks without, as their mean, which leaves a hole of its size
+    in the heap where the records of the two were, unless arrays are so large that they have memory of their own. Of every
+    width there are mean and standard error in the end, and the limit, its error and its residual are made of those in float64.
+    """
+    own = held.answer + (held.fields if not pairs else held.answer if held.largest < OWN_MEMORY else 0)
+    earlier = 2 * (widths - 1) * held.answer
+    run = held.run + (held.answer + held.fields if pairs else 0)
+    limit = (2 + 3) * held.answer + 6 * widths * held.largest if pairs else 0
+    return count * own + earlier + max(run, held.average(count), limit)
 
 
 def extrapolation_error(widths: Sequence[int], pairs: int) -> float:
@@ -159,14 +180,14 @@ def extrapolation_error(widths: Sequence[int], pairs: int) -> float:
 def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, two_time: bool = False) -> Cost:
     """Estimate the cost of ``replicas`` twins of a problem's network.
 
-    With n rows, C outputs and T steps, gradients explore about n C (2 log(1 + T) + 1) directions through smooth
-    activations and 10 n C log(1 + T) through others, features n (2 log(1 + T) + 1) and n (3 log(1 + T) + 1), as
-    measured at the default tolerance; with Muon, whose steps do not shrink with the gradient, as many as through others.
-    They are never more than there are neurons or vectors. The pixels of a convolution are
-    rows. One step costs 4 S n (1 + B) (k + k') operations per hidden matrix: coordinates in both bases, image and
-    learned part, forward and in B backward passes: one for each output in steps that are recorded, and one for the
-    update, which a recorded step of a chain need not repeat. A convolution has an image for each of its taps. Finding
-    the directions costs 4 S (k + k')^2 in all. Minibatches and momentum explore up to three times more.
+    One step costs 4 S n (1 + B) (k + k') operations per hidden matrix with ``directions`` k and k': coordinates in both
+    bases, image and learned part, forward and in B backward passes: one for each output in steps that are recorded, and one
+    for the update, which a recorded step of a chain need not repeat. A convolution has an image for each of its taps.
+    Finding the directions costs 4 S (k + k')^2 in all.
+
+    All runs are kept with their fields, beside one twin: of S numbers for each direction itself, its latent for each tap in
+    the matrix and in the population that knows it, and of the matrices between directions, present, gradient, velocity
+    (with room for half as many more) and what is known of the start.
 
     Args:
         problem: the problem.
@@ -177,37 +198,57 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
     """
     matrices, smooth = _hidden_matrices(problem)
     outputs, steps, element = problem.outputs, problem.steps, problem.dtype.itemsize
-    time = math.log1p(steps)
-    few = smooth and "muon" not in problem.training.traits
-    per_gradient, per_feature = (2 * time + 1, 2 * time + 1) if few else (10 * time, 3 * time + 1)
     share = recorded / max(steps, 1)
     backward_passes = 1 + (outputs - 1) * share if problem.chain else 1 + outputs * share
     rank, full = 0, False
     load = _Load.of(problem, recorded)
-    memory = (replicas + 3) * answer_memory(problem, recorded, two_time=two_time)
-    fields = neurons * load.most * (1 + outputs) * (recorded if two_time else 2)
-    memory += fields * (sum(matrix.read + matrix.written for matrix in matrices) + 2) * element
+    held = Held.of(problem, neurons, load.most, _populations(matrices), recorded, two_time=two_time)
+    twin = 0.0
     passed = load.trained + load.apart * load.measured * share  # rows in a step, on average
     flops = 6.0 * passed * problem.tensor[0].numel() * (steps + 1)
+    per_row = directions_per_row(problem, neurons * replicas, smooth=smooth)
     for matrix in matrices:
         seen, sent = load.met * matrix.read, load.met * matrix.written
-        gradients = min(neurons, sent * outputs * (steps + 1), math.ceil(sent * outputs * per_gradient))
-        features = min(neurons, seen * (steps + 1), math.ceil(seen * per_feature))
+        gradients = min(neurons, math.ceil(sent * outputs * per_row.gradients))
+        features = min(neurons, math.ceil(seen * per_row.features))
         rank = max(rank, gradients, features)
         full = full or rank >= neurons // 2
-        held = neurons * (features + gradients) * (1 + 2 * matrix.taps)  # the populations know the images too
-        memory += (2 * held + matrix.taps * features * gradients) * element  # room doubles when it is full
+        twin += neurons * (features + gradients) * (1 + 2 * matrix.taps) * element
+        twin += 9 * matrix.taps * features * gradients * element
         read, written = passed * matrix.read, passed * matrix.written
         both = matrix.taps * (features * written + gradients * read)
         forward = features * read + both + gradients * written
         backward = gradients * written + both + features * read
         flops += 2.0 * (forward + backward_passes * backward) * (steps + 1) + 4.0 * (features + gradients) ** 2
+    flops += _gram_flops(problem, load, matrices, recorded, two_time=two_time)
     flops *= neurons * replicas
     rows = load.most * min((matrix.read for matrix in matrices), default=1)
     speed = min(_PEAK, _PER_ROW * rows) * 4 / element
-    seconds = flops / speed + 40 * (len(matrices) + 2) * replicas * (steps + 1) * _CALL
+    seconds = flops / speed + replicas * _calls(problem, load, recorded, two_time=two_time) * _CALL + _FIRST_USE
+    memory: int | float = replicas * (held.answer + held.fields)
+    memory += max(
+        held.run - held.answer - held.fields + twin, held.average(replicas), held.modes(replicas) if replicas > 1 else 0
+    )
     error = (_TWIN_ERROR if smooth and not full else _NETWORK_ERROR) / math.sqrt(neurons * replicas)
-    return Cost(memory, flops, seconds, error, rank, full)
+    return Cost(on_the_process(problem, memory), flops, seconds, error, rank, full)
+
+
+def _populations(matrices: Sequence[_Matrix]) -> list[int]:
+    """Rows per sample of every population of neurons: what each matrix reads, and what the last one writes."""
+    return [*(matrix.read for matrix in matrices), matrices[-1].written if matrices else 1]
+
+
+def _calls(problem: Problem, load: _Load, recorded: int, *, two_time: bool) -> float:
+    """Calls of torch in the training of one network and its records."""
+    weights, pairs = len(problem.network.paths), recorded**2 / 2 if two_time else 0.0
+    return weights * (_STEP * (problem.steps + 1 + load.apart * recorded) + _RECORD * recorded + _PAIR * pairs)
+
+
+def _gram_flops(problem: Problem, load: _Load, matrices: Sequence[_Matrix], recorded: int, *, two_time: bool) -> float:
+    """Operations, per neuron, of the inner products of features and of gradients, of each record or of all pairs of them."""
+    pairs = recorded**2 / 2 if two_time else recorded
+    rows = sum((load.measured * read) ** 2 for read in _populations(matrices))
+    return 2.0 * pairs * rows * (1 + problem.outputs**2)
 
 
 @dataclass(frozen=True)
@@ -233,7 +274,9 @@ class _Load:
             return cls(problem.samples, problem.samples, 0, problem.samples)
         size = problem.train_samples if problem.batches is None else max((len(b) for b in problem.batches), default=1)
         measured = len(problem.kept)
-        return cls(size, measured, 1, min(problem.train_samples, size * max(problem.steps, 1)) + measured)
+        trained = min(problem.train_samples, size * max(problem.steps, 1))
+        apart = 0 if problem.probe is None else int((problem.probe >= trained).sum())
+        return cls(size, measured, 1, max(measured, trained + apart) if problem.probe is not None else problem.samples)
 
     @property
     def most(self) -> int:

@@ -119,14 +119,15 @@ class Limit:
 
     Attributes:
         outputs: ``(replica, time, sample, output)``.
-        ntk: ``(replica, time, row, row)``, the tangent kernel of training rows (times outputs); None if not known.
+        ntk: of every replica ``(time, row, row)``, the tangent kernel of training rows (times outputs); None if not known. They
+            are looked at one by one, as together they are the largest array of all.
         train: which samples are trained on.
         passed: ``(time,)``, the sum of the rates of the steps before.
         loss: outputs ``(sample, output)`` to a number.
     """
 
     outputs: Float[Tensor, "replica time sample output"]
-    ntk: Float[Tensor, "replica time row row"] | None
+    ntk: Sequence[Float[Tensor, "time row row"]] | None
     train: Bool[Tensor, " sample"]
     passed: Float[Tensor, " time"]
     loss: Callable[[Tensor], Tensor]
@@ -187,11 +188,15 @@ class Limit:
 
         Rates of all modes are off together, as replicas learn features by more or by less.
         """
-        if self.ntk is None or self.ntk.shape[-1] > _MODES:
+        if self.ntk is None or self.ntk[0].shape[-1] > _MODES:
             return None
-        own, kernel = len(self.ntk) - 1, self._averaged(self.ntk.double())
-        rates, modes = torch.linalg.eigh(kernel.mean(0))
-        found = torch.einsum("tai,rtab,tbi->rti", modes, kernel, modes)
+        own, mean = len(self.ntk) - 1, torch.zeros_like(self.ntk[0], dtype=torch.float64)
+        for kernel in self.ntk:
+            mean += kernel
+        rates, modes = torch.linalg.eigh(self._averaged(mean / len(self.ntk)))
+        found = torch.stack(
+            [torch.einsum("tai,tab,tbi->ti", modes, self._averaged(kernel.double()), modes) for kernel in self.ntk]
+        )
         sizes = rates.abs()  # of perturbation theory they may be negative
         sizes = sizes.clamp(min=_SMALLEST * sizes.amax(1, keepdim=True).clamp(min=1e-100))
         share = found.var(0) / sizes.square()
@@ -210,9 +215,9 @@ class Limit:
         since = rates * self.passed[0] + (fallen[0] - fallen).clamp(min=0)[:, None]
         return torch.minimum(rates * self.passed[:, None], 1 + since)
 
-    def _averaged(self, kernel: Float[Tensor, "replica time row row"]) -> Float[Tensor, "replica time row row"]:
+    def _averaged(self, kernel: Float[Tensor, "time row row"]) -> Float[Tensor, "time row row"]:
         """The tangent kernel averaged over the time that has passed, as far as recorded times tell."""
         passed = self.passed
-        between = passed.diff()[None, :, None, None] * (kernel[:, 1:] + kernel[:, :-1]) / 2
-        summed = torch.cat([passed[0] * kernel[:, :1], passed[0] * kernel[:, :1] + between.cumsum(1)], dim=1)
+        between = passed.diff()[:, None, None] * (kernel[1:] + kernel[:-1]) / 2
+        summed = torch.cat([passed[0] * kernel[:1], passed[0] * kernel[:1] + between.cumsum(0)])
         return torch.where((passed > 0)[:, None, None], summed / passed.clamp(min=1e-300)[:, None, None], kernel)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import DMFTError, InvalidInputError
@@ -18,26 +17,25 @@ _SETTINGS = {"neurons": 64, "width": 16, "replicas": 4}
 """Settings of solvers that memory grows with, and the smallest value that is worth naming."""
 
 
-def what_fits(solver: Solver, problem: Problem, record: Tensor, *, two_time: bool) -> str:
+def what_fits(solver: Solver, problem: Problem, record: Iterable[int] | int | Tensor | None, *, two_time: bool) -> str:
     """Every single change that makes a solution fit, with the largest number that does, as a remedy.
 
     Args:
         solver: the method.
         problem: the question.
-        record: ``(time,)`` steps to keep.
+        record: the steps to keep, as ``solve`` takes them; only their number matters, so that none are listed.
         two_time: whether kernels are kept at pairs of times.
     """
-    free = free_memory(problem.device)
+    free, number = free_memory(problem.device), problem.number_recorded(record)
 
-    def fits(solver: Any = solver, problem: Problem = problem, count: int = len(record), **other: bool) -> bool:
-        some = record[torch.linspace(0, len(record) - 1, count, device="cpu").round().long()]
+    def fits(solver: Any = solver, problem: Problem = problem, count: int = number, **other: bool) -> bool:
         try:
-            return bool(solver.estimate(problem, some, two_time=other.get("two_time", two_time)).memory <= free)
+            return bool(solver.estimate(problem, range(count), two_time=other.get("two_time", two_time)).memory <= free)
         except DMFTError:  # a setting of its own kind of size
             return False
 
     found = ["two_time=False"] if two_time and fits(two_time=False) else []
-    count = _largest(lambda n: fits(count=n), 1, len(record))
+    count = _largest(lambda n: fits(count=n), 1, number)
     if count:
         found.append(f"at most {count} recorded step{'s' * (count > 1)} (record=...)")
     rows = _largest(lambda n: fits(problem=replace(problem, probe=problem.kept[:n])), 2, len(problem.kept))

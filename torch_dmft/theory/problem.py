@@ -283,6 +283,19 @@ class Problem:
             )
         return steps
 
+    def number_recorded(self, record: Iterable[int] | int | Tensor | None = None) -> int:
+        """How many steps ``recorded`` would keep; those of a range, and all, are not listed.
+
+        Raises:
+            InvalidInputError: if one lies outside the run.
+        """
+        if record is None:
+            return self.steps + 1
+        if isinstance(record, range) and len(record) > 1:
+            self.recorded([record[0], record[-1]])
+            return len(record)
+        return len(self.recorded(record))
+
     def loss_on(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """The loss of the outputs ``(row, output)`` of some training rows."""
         self._require_rows(rows)

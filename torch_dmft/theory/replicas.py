@@ -66,7 +66,7 @@ def _limit(runs: Sequence[Trajectory], loss: Callable[[Tensor], Tensor], *, foll
     if follows_ntk and bool(train.any()) and all(run.ntk is not None for run in runs):
         kernels = [run.known_ntk.at_rows(train.nonzero().flatten()).equal_time for run in runs]
         rows = kernels[0].shape[1 : 1 + (kernels[0].ndim - 1) // 2].numel()
-        ntk = torch.stack([kernel.reshape(len(kernel), rows, rows) for kernel in kernels])
+        ntk = [kernel.reshape(len(kernel), rows, rows) for kernel in kernels]
     momentum = torch.as_tensor(first.training.number("momentum"), device="cpu").double().mean()
     passed = first.times.to(first.outputs.device) / (1 - float(momentum))
     if first.training.batches:  # a row is seen in some steps

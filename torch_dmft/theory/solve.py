@@ -61,10 +61,11 @@ def solve(
             got=type(problem).__name__,
             remedy="recorder.problem() of a run, Problem.like(plan, probe, ...) or Problem.mlp(...)",
         )
-    steps = problem.recorded(record)
+    if record is not None and not isinstance(record, int | range | Tensor):
+        record = problem.recorded(record)  # an iterator gives its numbers once
     facts: dict[str, str | int | float | bool | None] = {}
     if solver is None:
-        solver, facts["chosen because"] = choose(problem, steps, two_time=two_time)
+        solver, facts["chosen because"] = choose(problem, record, two_time=two_time)
         if progress:
             print(f"{type(solver).__name__}: {facts['chosen because']}")
     if isinstance(solver, type) or not isinstance(solver, Solver):
@@ -72,10 +73,11 @@ def solve(
             "Expected a solver.", got=repr(solver), remedy="a method with its settings, such as solvers.StaticNTK()"
         )
     solver.check(problem)
-    cost = solver.estimate(problem, steps, two_time=two_time)
+    cost = solver.estimate(problem, record, two_time=two_time)
     if progress:
         print(f"{type(solver).__name__}, {cost}")
-    cost.admit(problem, remedy=lambda: what_fits(solver, problem, steps, two_time=two_time))
+    cost.admit(problem, remedy=lambda: what_fits(solver, problem, record, two_time=two_time))
+    steps = problem.recorded(record)
     started = time.perf_counter()
     trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
     _require_sane(trajectory, problem)

@@ -12,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.core.undisturbed import undisturbed
-from torch_dmft.theory.cost import Cost, answer_memory, networks_cost
+from torch_dmft.theory.cost import Cost, ensemble_memory, networks_cost
 from torch_dmft.theory.engine.built import Built, Factory, built, wrapped_model
 from torch_dmft.theory.engine.networks import Networks, Widened
 from torch_dmft.theory.engine.posed import rotated
 from torch_dmft.theory.engine.same_model import own_width, pair_of, require_same_starts
+from torch_dmft.theory.held import Held, on_the_process
 from torch_dmft.theory.problem import Problem
 from torch_dmft.uses.outputs import Runs, moved, rows
 
@@ -119,6 +120,7 @@ def cost_of_networks(
     recorded: int,
     two_time: bool,
     error: float | None,
+    pairs: bool = False,
 ) -> Cost:
     """Estimate the cost of ``count`` networks at each width; of a factory's, by the operators of one forward pass each.
 
@@ -130,14 +132,17 @@ def cost_of_networks(
         recorded: number of recorded steps.
         two_time: whether kernels are kept at pairs of times.
         error: see ``Cost``.
+        pairs: whether each counts for two that are averaged at once.
     """
     factory = factory_for(problem, given)
     if factory is None:
-        return networks_cost(problem, widths, count=count, recorded=recorded, two_time=two_time, error=error)
+        return networks_cost(
+            problem, widths, count=count, recorded=recorded, two_time=two_time, error=error, pairs=pairs
+        )
     plan, element = wrapped_model(problem), problem.dtype.itemsize
     trained = problem.train_samples if problem.batches is None else max((len(b) for b in problem.batches), default=1)
     measured, looks = len(problem.kept), _LOOK + 2 * problem.outputs
-    flops, seconds, numbers = 0.0, 0.0, 0
+    flops, seconds, numbers, networks = 0.0, 0.0, 0, (2 if pairs else 1) * count
     for width in widths:
         model = built(factory, width, plan, seed=0)
         one = moved(rows(problem.inputs, [0, 1]), next(model.parameters()).device)
@@ -145,10 +150,11 @@ def cost_of_networks(
             Runs(model, problem.selection)(one)
         per_row, parameters = counter.get_total_flops() / 2, sum(p.numel() for p in model.parameters())
         of_steps, of_looks = 3 * problem.steps * trained * per_row, looks * recorded * measured * per_row
-        flops += count * (of_steps + of_looks)
-        seconds += count * calls.count * _CALL * (3 * problem.steps + looks * recorded)
-        seconds += count * (of_steps + of_looks) / _SPEED
+        flops += networks * (of_steps + of_looks)
+        seconds += networks * calls.count * _CALL * (3 * problem.steps + looks * recorded)
+        seconds += networks * (of_steps + of_looks) / _SPEED
         fields = calls.count * measured * int(math.sqrt(per_row)) * (1 + problem.outputs)
         numbers = max(numbers, 6 * parameters + fields * (recorded if two_time else 2))
-    kept = (count + 2 * len(widths) + 3) * answer_memory(problem, recorded, two_time=two_time)
-    return Cost(kept + numbers * element, flops, seconds, error)
+    held = Held.of(problem, 0, measured, [], recorded, two_time=two_time)
+    memory = ensemble_memory(held, count, len(widths), pairs=pairs) + numbers * element
+    return Cost(on_the_process(problem, memory), flops, seconds, error)

@@ -20,6 +20,7 @@ from torch_dmft.theory.chains.assembly import about_the_probe, assemble, require
 from torch_dmft.theory.chains.order_parameters import OrderParameters, SiteSampler
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
+from torch_dmft.theory.held import FIRST_USE
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average
 from torch_dmft.theory.solver import SEES, method, require_training
@@ -141,8 +142,9 @@ class AlternatingMonteCarlo:
         rounds = 10 * self.replicas * (1 + horizons / 4)  # the sum of the cubes of k / n for k = 1..n is about n / 4
         return deterministic_cost(
             problem,
-            len(problem.recorded(record)),
+            problem.number_recorded(record),
             two_time=two_time,
+            first_use=FIRST_USE,
             work=rounds * depth * self.neurons * rows**3,
             calls=rounds * depth * 100 * (problem.steps + 1),
             numbers=rows * (12 * depth * rows + (2 * depth + 8) * self.neurons),

@@ -65,7 +65,7 @@ class DeepLinear:
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
     ) -> Cost:
         """What solving the problem will cost, with about a hundred latents for every output."""
-        chain, recorded = require_chain(problem, "DeepLinear"), len(problem.recorded(record))
+        chain, recorded = require_chain(problem, "DeepLinear"), problem.number_recorded(record)
         rows, states = problem.samples + problem.outputs, problem.steps + 1
         latents = min(problem.samples, chain.input_dim) + problem.outputs * min(
             2.0 * chain.depth * problem.steps, 100.0

@@ -96,7 +96,7 @@ class FiniteWidth:
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
     ) -> Cost:
         """What solving the problem will cost, by the cheaper of dense and lazily sampled networks."""
-        recorded, count = len(problem.recorded(record)), self.replicas
+        recorded, count = problem.number_recorded(record), self.replicas
         dense = cost_of_networks(
             problem, self.factory, (self.width,), count=count, recorded=recorded, two_time=two_time, error=None
         )

@@ -113,7 +113,7 @@ class InfiniteWidth:
 
         How many steps a stride will take is not known before: with strides time and operations are those of every step.
         """
-        recorded = len(problem.recorded(record))
+        recorded = problem.number_recorded(record)
         if self.strides:  # a recorded step lies between two passes
             recorded = min(2 * recorded, problem.steps + 1)
         cost = twin_cost(problem, neurons=self.neurons, replicas=self.replicas, recorded=recorded, two_time=two_time)
@@ -179,14 +179,20 @@ def train_replicas(
     """The mean over independently drawn twins of a problem's network, each trained and recorded by ``train``."""
     neurons, replicas, tolerance = solver.neurons, solver.replicas, solver.tolerance_for(problem)
     posed = rotated(problem)
-    runs, ranks, saturated = [], [0], False
-    for replica, own in enumerate(replica_generators(solver.generator, replicas)):
+    ranks, saturated = [0], False
+
+    def trained(replica: int, own: torch.Generator) -> Trajectory:
+        """One twin's run; the twin is forgotten before the next is drawn, as it may be larger than its answer."""
+        nonlocal saturated
         plan = twin_of(posed, neurons, tolerance=tolerance, generator=own, law="limit", responses=responses)
         bar = track(range(problem.steps + 1), f"{origin}: replica {replica + 1} of {replicas}", progress=progress)
-        runs.append(train(posed, plan, record, two_time=two_time, steps=bar))
+        run = train(posed, plan, record, two_time=two_time, steps=bar)
         lazy = lazy_layers(plan)
-        ranks += [max(layer.rank) for layer in lazy]
+        ranks.extend(max(layer.rank) for layer in lazy)
         saturated = saturated or any(layer.saturated for layer in lazy)
+        return run
+
+    runs = [trained(replica, own) for replica, own in enumerate(replica_generators(solver.generator, replicas))]
     facts: dict[str, str | int | float | bool | None]
     facts = {
         "neurons": neurons,

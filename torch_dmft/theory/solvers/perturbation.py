@@ -26,6 +26,7 @@ from torch_dmft.theory.chains.expanded_site import Drive, ExpandedSite, PairAver
 from torch_dmft.theory.chains.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
+from torch_dmft.theory.held import FIRST_USE
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average
 from torch_dmft.theory.solver import method, require_training
@@ -99,12 +100,13 @@ class Perturbation:
             problem.samples * problem.outputs,
             problem.steps + 1,
         )
-        recorded = len(problem.recorded(record))
+        recorded = problem.number_recorded(record)
         pairs = recorded * rows if two_time else rows
         return deterministic_cost(
             problem,
             recorded,
             two_time=two_time,
+            first_use=FIRST_USE + 32 * 2**20,
             work=self.replicas * chain.depth * self.neurons * states * rows * (8.0 * pairs + 2000),
             calls=200 * self.replicas * chain.depth,
             numbers=chain.depth

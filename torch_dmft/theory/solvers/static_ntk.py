@@ -69,7 +69,7 @@ class StaticNTK:
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
     ) -> Cost:
         """What solving the problem will cost, with some hundred Hermite terms for every pair of rows."""
-        chain, recorded = require_chain(problem, "StaticNTK"), len(problem.recorded(record))
+        chain, recorded = require_chain(problem, "StaticNTK"), problem.number_recorded(record)
         samples, states = problem.samples, problem.steps + 1
         times, pairs = (states, states**2 / 2) if "decay" in problem.training.traits else (1, 1.0)
         return deterministic_cost(

@@ -106,7 +106,7 @@ class WhitenedLinear:
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
     ) -> Cost:
         """What solving the problem will cost: a scalar flow for each direction of the targets."""
-        chain, recorded = require_chain(problem, "WhitenedLinear"), len(problem.recorded(record))
+        chain, recorded = require_chain(problem, "WhitenedLinear"), problem.number_recorded(record)
         flows = min(problem.outputs, problem.train_samples)
         return deterministic_cost(
             problem,

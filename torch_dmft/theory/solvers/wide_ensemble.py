@@ -106,16 +106,16 @@ class WideEnsemble:
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
     ) -> Cost:
         """What solving the problem will cost, and how precise it will be."""
-        cost = cost_of_networks(
+        return cost_of_networks(
             problem,
             self.factory,
             self.widths,
             count=self.pairs,
-            recorded=len(problem.recorded(record)),
+            recorded=problem.number_recorded(record),
             two_time=two_time,
             error=extrapolation_error(self.widths, self.pairs),
+            pairs=True,
         )
-        return replace(cost, flops=2 * cost.flops, seconds=2 * cost.seconds)  # both networks of a pair, of one answer
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train pairs of networks at every width and extrapolate; see ``solve``."""

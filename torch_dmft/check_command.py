@@ -53,6 +53,9 @@ def add(commands: Any, widths: Any, path: Any) -> None:
     parser.add_argument(
         "--tolerance", type=float, default=0.2, metavar="X", help="exponent that counts as none (default: %(default)s)"
     )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="networks that train at once (default: one for each processor)"
+    )
     parser.add_argument("--details", action="store_true", help="print what every parameter is trained with, too")
     parser.add_argument("--json", type=path, metavar="FILE", help="write the verdict for machines; - prints it")
     parser.add_argument(
@@ -69,6 +72,7 @@ def run(
     seeds: int,
     data: str | None,
     tolerance: float,
+    processes: int | None,
     details: bool,
     json: Path | None,
     markdown: Path | None,
@@ -88,6 +92,7 @@ def run(
         seeds=seeds,
         data=None if data is None else named(data, "data"),
         tolerance=tolerance,
+        processes=processes,
         progress=sys.stderr.isatty(),
     )
 

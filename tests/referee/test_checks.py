@@ -102,6 +102,41 @@ def test_a_forgotten_readout_is_found() -> None:
     assert found.culprit.name == "4.weight"
 
 
+DEEP = replace(MLP, depth=3, activation="gelu", norm=False, optimizer="sgd", momentum=0.0, squared=True, rows=16)
+NORMED = replace(MLP, norm=True, optimizer="sgd", rate=0.07, momentum=0.9, squared=True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "seed", "readout"),
+    [
+        (replace(DEEP, rate=0.197), 119, "8.weight"),
+        (NORMED, 143, "6.weight"),
+        pytest.param(replace(DEEP, rate=0.197), 1, "8.weight", marks=pytest.mark.long),
+        pytest.param(drawn(404), 404, "8.weight", marks=pytest.mark.long),
+        pytest.param(NORMED, 2, "6.weight", marks=pytest.mark.long),
+    ],
+)
+def test_a_forgotten_readout_is_found_behind_what_it_causes(recipe: Recipe, seed: int, readout: str) -> None:
+    # Features of the deep one fall with the width and hide what the readout starts as; the steps of the other diverge later on.
+    recipe = replace(recipe, seed=seed, fault=Fault("forgotten readout"))
+    widths = (32, 64, 128, 256)
+    found = dmft.check(partial(made, recipe), widths, data=partial(data, recipe))
+    assert {one.parameter for one in found.faults} == {readout}, str(found)  # its rate under SGD is as wrong
+
+
+def test_several_processes_see_the_same() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone, together = (
+            dmft.check(partial(made, MLP), (8, 16), steps=2, seeds=2, data=partial(data, MLP), processes=count)
+            for count in (1, 2)
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert alone.to_dict() == together.to_dict()
+
+
 def test_what_is_named_mends() -> None:
     """The factor that is given, given to the set-up, makes it right."""
     wrong = verdict(MLP, Fault("rate", "2.weight", 0.5))

@@ -22,7 +22,18 @@ from dataclasses import dataclass
 import torch
 
 from torch_dmft.core.power_law import power_law
-from torch_dmft.referee.judge import Finding, Reading, Role, Rule, departs_first, is_average, role
+from torch_dmft.referee.judge import (
+    LARGE_START,
+    Finding,
+    Reading,
+    Role,
+    Rule,
+    departs_first,
+    is_average,
+    read_at_start,
+    role,
+    what_reading_makes,
+)
 from torch_dmft.referee.look import Place
 from torch_dmft.referee.measure import Measured, Trained
 
@@ -78,7 +89,7 @@ def faults(measured: Measured, found: Sequence[Reading], rule: Rule) -> tuple[Fa
     excess = {one: _excess(measured, one, suspects, order) for one in own}
     cleared = [one for one in own if _is_own_doing(one, excess[one], rule)]
     if cleared and not starts:
-        since = {one: departs_first(measured, one, rule) for one in cleared}
+        since = {one: departs_first(measured, one, rule, excess[one]) for one in cleared}
         earliest = min(since.values())
         if not suspects or earliest == measured.steps[0]:  # later ones may be consequences
             blamed += [
@@ -94,17 +105,15 @@ def faults(measured: Measured, found: Sequence[Reading], rule: Rule) -> tuple[Fa
     return tuple(fault for _, fault in unique.values())
 
 
-_LARGE_START = -0.25
-"""Half-way between N^-1/2, which is right for an average over neurons, and 1."""
-
-
 def _suspects(measured: Measured, found: Sequence[Reading], later: Sequence[Reading]) -> list[Reading]:
     """Averages over neurons that start too large, where something grows that this explains."""
     order = {place: i for i, place in enumerate(measured.places)}
     growing = [one for one in later if one.finding is Finding.GROWS]
     shown = []
     for one in found:
-        if one.quantity != "start" or not is_average(measured, one.place) or not one.law.exponent > _LARGE_START:
+        if one.quantity != "start" or not is_average(measured, one.place):
+            continue
+        if not one.law.exponent - read_at_start(measured, one.place) > LARGE_START:
             continue
         passed_on = [
             each
@@ -123,7 +132,10 @@ def _follows_gradient(measured: Measured, one: Reading) -> bool:
 
 
 def _excess(measured: Measured, one: Reading, suspects: Sequence[Reading], order: dict[Place, int]) -> float:
-    """By which power of the width suspects make the gradient of an own term too large, if its steps follow the gradient."""
+    """The power of the width that an own term has from suspects, which make the gradient too large, if its steps follow that.
+
+    What its weight reads may vanish beside, as in deep networks whose biases start as N^-1/2.
+    """
     if not _follows_gradient(measured, one):
         return 0.0
     total = 0.0
@@ -132,7 +144,7 @@ def _excess(measured: Measured, one: Reading, suspects: Sequence[Reading], order
         if role(measured, suspect.place) is Role.SCORES:  # which queries and keys of the same module make
             is_before = is_before and one.place[2].startswith(suspect.place[2])
         total += _TOO_LARGE if is_before else 0.0
-    return total
+    return total + min(0.0, what_reading_makes(measured, one.place, one.steps)) if total else 0.0
 
 
 def _reads_with(one: Reading, suspects: Sequence[Reading]) -> bool:

@@ -13,6 +13,7 @@ from torch_dmft.referee.judge import Rule
 from torch_dmft.referee.measure import gathered, log_steps, run
 from torch_dmft.referee.setup import Batches, Factory
 from torch_dmft.referee.verdict import Verdict
+from torch_dmft.referee.workers import Workers
 
 _LARGEST = 10**6
 """Width, or number of steps or seeds, that nobody waits for."""
@@ -27,6 +28,7 @@ def check(
     seeds: int = 4,
     data: Batches | None = None,
     tolerance: float = 0.2,
+    processes: int | None = 1,
     progress: bool = False,
 ) -> Verdict:
     r"""Train a set-up as it is at several widths, and see whether every weight does the same at each.
@@ -46,6 +48,7 @@ def check(
         seeds: initial weights and batches at every width. Exponents have their intervals from them: one seed decides nothing.
         data: ``data(seed)`` -> batches, or ``(batches, loss)``; or the batches. None: the model's own example, or random rows.
         tolerance: largest exponent that counts as none; corrections of finite width make up to 0.15 at widths of 64 to 512.
+        processes: how many networks train at once, each in one thread; None for as many as there are processors.
         progress: show a progress bar.
 
     Returns:
@@ -54,6 +57,7 @@ def check(
     Raises:
         InvalidInputError: if there are fewer than two widths, the factory fails or makes no wider model, or the loss is not
             finite.
+        InsufficientMemoryError: if a process was killed.
     """
     for width in widths:
         require_whole("one of the widths", width, at_least=1, at_most=_LARGEST)
@@ -66,9 +70,10 @@ def check(
     require_whole("steps", steps, at_least=1, at_most=_LARGEST)
     require_whole("seeds", seeds, at_least=1, at_most=_LARGEST)
     require_number("tolerance", tolerance, at_least=0.01, below=0.5)
+    if processes is not None:
+        require_whole("processes", processes, at_least=1, at_most=_LARGEST)
     looked_at = log_steps(steps)
-    runs: list[list[object]] = [[] for _ in widths]
-    for number in track(range(len(widths) * seeds), "check", disable=not progress, transient=True):
-        at = number % len(widths)
-        runs[at].append(run(factory, widths[at], number // len(widths), looked_at, data))
-    return Verdict(gathered(widths, seeds, looked_at, runs), Rule(tolerance=tolerance))  # type: ignore[arg-type]
+    tasks = [(width, seed, looked_at) for seed in range(seeds) for width in widths]
+    with Workers(run, factory, data, processes) as workers:
+        runs = list(track(workers.train(tasks), "check", total=len(tasks), disable=not progress, transient=True))
+    return Verdict(gathered(widths, seeds, looked_at, runs), Rule(tolerance=tolerance))

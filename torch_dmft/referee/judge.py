@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from torch_dmft.core.power_law import PowerLaw, power_law, student
@@ -151,7 +152,7 @@ def readings(measured: Measured, rule: Rule) -> tuple[Reading, ...]:
         for one in found
         if one.quantity == "start"
         and is_average(measured, one.place)
-        and one.law.exponent - one.reach > rule.tolerance - 0.5
+        and (one.law.exponent - one.reach > rule.tolerance - 0.5 or _is_large(measured, one))
     }
     return tuple(_passed_on(_caught_up(one, found), too_large, rule) for one in found)
 
@@ -174,6 +175,35 @@ def is_average(measured: Measured, place: Place) -> bool:
         return not any(other[0] == place[0] and role(measured, other) is not Role.READOUT for other in measured.places)
     terms = [shape[0] for shape in measured.shapes[place]]
     return kind is Role.SCORES and max(terms) > min(terms) > 0
+
+
+def read_at_start(measured: Measured, place: Place) -> float:
+    """The power of the width of what a readout reads at the start, which its own output has beside its initial size.
+
+    0 for scores, which have no size of their own to tell apart.
+    """
+    taken = measured.sizes[place, "taken"][0]
+    if role(measured, place) is not Role.READOUT or not bool(((taken > 0) & taken.isfinite()).all()):
+        return 0.0
+    return power_law(measured.widths, taken).exponent
+
+
+LARGE_START = -0.25
+"""Half-way between N^-1/2, which is right for an average over neurons, and 1."""
+
+
+def _is_large(measured: Measured, start: Reading) -> bool:
+    """Whether the entries of a readout say that it starts too large, and what it puts out does not speak against that.
+
+    The few outputs of a readout scatter, its many entries do not: at random they make N^1/2 times their size. Numbers that
+    multiply the output are seen in the output alone.
+    """
+    name, fan_in = start.place[0].split("+")[0], [shape[0] for shape in measured.shapes[start.place]]
+    if role(measured, start.place) is not Role.READOUT or not name:
+        return False
+    sizes = [row[name].size * n**0.5 for row, n in zip(measured.parameters, fan_in, strict=True)]
+    of_entries = power_law(measured.widths, torch.tensor(sizes, dtype=torch.float64, device="cpu")[:, None]).exponent
+    return of_entries > LARGE_START and start.law.exponent - read_at_start(measured, start.place) > LARGE_START
 
 
 def _caught_up(one: Reading, found: Sequence[Reading]) -> Reading:
@@ -225,15 +255,23 @@ def _is_above_noise(sizes: Mapping[tuple[Place, str], Tensor], place: Place, qua
     return int(known.all(1).sum()) > 1 and bool((values[known] > _NOISE * outputs[known]).all())
 
 
-def departs_first(measured: Measured, one: Reading, rule: Rule) -> int:
-    """The first step at which a quantity that departs over a window departs by itself, at ``rule.certain``."""
+def departs_first(measured: Measured, one: Reading, rule: Rule, excess: float = 0.0) -> int:
+    """The first step at which a quantity that departs over a window departs by itself, at ``rule.certain``.
+
+    Args:
+        measured: what was seen.
+        one: the quantity.
+        rule: what is taken for right.
+        excess: the part of its exponent that something else explains.
+    """
     for step in one.steps:
         values = measured.sizes[one.place, one.quantity][measured.steps.index(step)]
         known = values.isfinite().all(1)
         law = power_law(
             [w for w, is_known in zip(measured.widths, known.tolist(), strict=True) if is_known], values[known]
         )
-        if abs(law.exponent) - law.reach(rule.certain) > rule.tolerance and law.exponent * one.law.exponent > 0:
+        rest, rest_later = law.exponent - excess, one.law.exponent - excess
+        if abs(rest) - law.reach(rule.certain) > rule.tolerance and rest * rest_later > 0:
             return step
     return one.steps[0]
 
@@ -297,20 +335,32 @@ def _may_vanish(
 
 
 def _reads_small(measured: Measured, place: Place, steps: tuple[int, ...], law: PowerLaw, rule: Rule) -> bool:
-    """Whether a weight adds less in wide networks because of what it reads, as features that biases of N^-1/2 make.
+    """Whether a weight adds less in wide networks because of what it reads, as features that biases of N^-1/2 make."""
+    if not place[0]:
+        return False
+    power = what_reading_makes(measured, place, steps)
+    return power < -rule.tolerance / 2 * _order(measured, place) and law.exponent - power > -rule.tolerance
 
-    A step that follows the gradient is proportional to what is read, and what it adds to the square.
+
+def what_reading_makes(measured: Measured, place: Place, steps: Sequence[int]) -> float:
+    """The power of the width that an own term has from what its weight reads: 0 where this is not known.
+
+    A step that follows the gradient is proportional to what is read, and what it adds to the square. Biases read nothing.
     """
-    name = place[0].split("+")[0]
+    if role(measured, place) in (Role.VECTOR, Role.SCALAR) and _is_added(place):
+        return 0.0
     window = [measured.steps.index(step) for step in steps]
     taken = measured.sizes[place, "taken"][window].log().mean(0).exp()
     known = (taken.isfinite() & (taken > 0)).all(1)
-    if not name or int(known.sum()) < 2:
-        return False
+    if int(known.sum()) < 2:
+        return 0.0
     widths = [width for width, is_known in zip(measured.widths, known.tolist(), strict=True) if is_known]
-    read = power_law(widths, taken[known]).exponent
-    power = 2 if measured.parameters[0][name].follows_gradient else 1
-    return read < -rule.tolerance / 2 and law.exponent - power * read > -rule.tolerance
+    return _order(measured, place) * power_law(widths, taken[known]).exponent
+
+
+def _order(measured: Measured, place: Place) -> int:
+    """How often what is read enters an own term: 2 where steps follow the gradient, else 1."""
+    return 2 if measured.parameters[0][place[0].split("+")[0]].follows_gradient else 1
 
 
 def _makes_scores(measured: Measured, place: Place) -> bool:

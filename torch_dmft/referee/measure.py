@@ -88,6 +88,8 @@ class Measured:
 class _Run:
     """One width and one seed while it trains: what was seen after every step that is looked at."""
 
+    width: int
+    seed: int
     sizes: list[dict[Place, Any]] = field(default_factory=list)
     evaluated: list[dict[Place, Any]] = field(default_factory=list)
     updates: list[dict[str, float]] = field(default_factory=list)
@@ -101,14 +103,14 @@ def log_steps(last: int) -> tuple[int, ...]:
     return tuple(sorted({*(2**i for i in range(last.bit_length()) if 2**i <= last), last}))
 
 
-def run(factory: Factory, width: int, seed: int, steps: Sequence[int], data: Batches | None) -> _Run:
+def run(factory: Factory, data: Batches | None, width: int, seed: int, steps: Sequence[int]) -> _Run:
     """Train one width and seed and look at it after some steps; at least once before the first.
 
     Raises:
         InvalidInputError: if the set-up cannot be made, or its loss is not finite before the first step.
     """
     setup = set_up(factory, width, seed, data)
-    found = _Run(notes=setup.notes)
+    found = _Run(width, seed, notes=setup.notes)
     batches = setup.batches(seed)
     batch = next(batches)
     modes = {path: module.training for path, module in setup.model.named_modules()}
@@ -153,18 +155,20 @@ def run(factory: Factory, width: int, seed: int, steps: Sequence[int], data: Bat
     return found
 
 
-def gathered(widths: Sequence[int], seeds: int, steps: Sequence[int], runs: Sequence[Sequence[_Run]]) -> Measured:
+def gathered(widths: Sequence[int], seeds: int, steps: Sequence[int], several: Iterable[_Run]) -> Measured:
     """What was seen of all widths and seeds in one place.
 
     Args:
         widths: N.
         seeds: how many.
         steps: after which it was looked at.
-        runs: for every width those of all seeds.
+        several: the runs of all widths and seeds, in any order.
 
     Raises:
         InvalidInputError: if the model has other parameters at another width, or the width changes none of their shapes.
     """
+    by_place = {(one.width, one.seed): one for one in several}
+    runs = [[by_place[width, seed] for seed in range(seeds)] for width in widths]
     flat = [one for row in runs for one in row]
     names = [tuple(one.trained) for one in flat]
     if any(set(one) != set(names[0]) for one in names):

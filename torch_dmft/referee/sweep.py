@@ -50,7 +50,7 @@ class Sweep:
     steps: int
     seeds: int
     ledger: Ledger
-    workers: Workers
+    workers: Workers[Run]
     told: Told | None
     best: dict[int, int]
 

@@ -18,7 +18,7 @@ from torch_dmft.core.numbers import SMALLEST, require_number, require_whole
 from torch_dmft.core.replacing import path_of
 from torch_dmft.core.users_functions import called
 from torch_dmft.referee.ledger import Ledger
-from torch_dmft.referee.one_run import final_loss, takes_rate
+from torch_dmft.referee.one_run import final_loss, takes_rate, trained
 from torch_dmft.referee.optimum import AROUND
 from torch_dmft.referee.setup import Batches, Factory, set_up
 from torch_dmft.referee.sweep import Sweep
@@ -97,7 +97,7 @@ def transfer(
     if not by_rate:
         notes = (*notes, "rates are factors of those that the optimizers have, as the factory has no argument lr")
     about = {"axis": axis, "steps": steps, "base": base, "factory": _name(factory), "data": _name(data)}
-    with Workers(factory, data, processes) as workers, _Bar(progress) as told:
+    with Workers(trained, factory, data, processes) as workers, _Bar(progress) as told:
         ledger = Ledger(None if log is None else path_of(log, remedy="log='runs.jsonl'"), about)
         sweep = Sweep(values, base, coarse, steps, seeds, ledger, workers, told, {})
         sweep.run()

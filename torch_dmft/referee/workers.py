@@ -1,4 +1,4 @@
-"""Workers: the runs of a sweep in several processes, or in this one."""
+"""Workers: the trainings of a sweep or a check in several processes, or in this one."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from torch_dmft.core.errors import InsufficientMemoryError
-from torch_dmft.referee.one_run import Run, trained
 from torch_dmft.referee.setup import Batches, Factory
 
-Task = tuple[int, int, int, float, int]
-"""value, power, seed, lr, steps."""
+Run = TypeVar("Run")
+"""What is known of one training."""
 
-_work: tuple[Factory, Batches | None] | None = None
-"""Of a worker process: what it trains, which tasks need not carry then."""
+_work: tuple[Callable[..., Any], Factory, Batches | None] | None = None
+"""Of a worker process: how and what it trains, which tasks need not carry then."""
 
 
-class Workers:
-    """Trains the runs of a sweep.
+class Workers(Generic[Run]):
+    """Trains many networks of one set-up.
 
     Args:
+        train: ``train(factory, data, *task)`` -> what is known of one training; a function of a module.
         factory: makes the set-ups.
         data: their batches.
         processes: how many at once; None: as many as there are processors; 1: in this process. One as well where a process
             cannot be had: CUDA is in use already, or the functions cannot be sent to one on a system that does not fork.
     """
 
-    def __init__(self, factory: Factory, data: Batches | None, processes: int | None) -> None:
-        self._factory, self._data = factory, data
+    def __init__(
+        self, train: Callable[..., Run], factory: Factory, data: Batches | None, processes: int | None
+    ) -> None:
+        self._train, self._factory, self._data = train, factory, data
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         method = "fork" if sys.platform.startswith("linux") else "spawn"
         can = not torch.cuda.is_initialized() and (method == "fork" or _travels((factory, data)))
@@ -46,10 +48,10 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
         if self.count > 1:
             self._pool = ProcessPoolExecutor(
-                self.count, multiprocessing.get_context(method), initializer=_begin, initargs=(factory, data)
+                self.count, multiprocessing.get_context(method), initializer=_begin, initargs=(train, factory, data)
             )
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> Workers[Run]:
         return self
 
     def __exit__(
@@ -61,32 +63,32 @@ class Workers:
                 process.terminate()
             self._pool.shutdown(wait=error is None, cancel_futures=True)
 
-    def train(self, tasks: Iterable[Task]) -> Iterator[Run]:
+    def train(self, tasks: Iterable[tuple[Any, ...]]) -> Iterator[Run]:
         """Train, and give every run as it ends.
 
         Raises:
             InsufficientMemoryError: if a process was killed, which is what happens when memory is short.
         """
         if self._pool is None:
-            for value, power, seed, lr, steps in tasks:
-                yield trained(self._factory, self._data, value, power, seed, lr, steps)
+            for task in tasks:
+                yield self._train(self._factory, self._data, *task)
             return
-        futures: list[Future[Run]] = [self._pool.submit(_train, task) for task in tasks]
+        futures: list[Future[Run]] = [self._pool.submit(_trained, task) for task in tasks]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
             raise InsufficientMemoryError(
-                "A process of the sweep was killed, most likely for want of memory.",
+                "A process that trains was killed, most likely for want of memory.",
                 got=f"{self.count} processes",
-                remedy="begin again with the same log and fewer processes: what was trained is kept",
+                remedy="fewer processes; a sweep that begins again with the same log keeps what was trained",
             ) from error
 
 
-def _begin(factory: Factory, data: Batches | None) -> None:
+def _begin(train: Callable[..., Any], factory: Factory, data: Batches | None) -> None:
     global _work
     torch.set_num_threads(1)
-    _work = factory, data
+    _work = train, factory, data
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
@@ -97,10 +99,10 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _train(task: Task) -> Run:
+def _trained(task: tuple[Any, ...]) -> Any:
     assert _work is not None
-    value, power, seed, lr, steps = task
-    return trained(*_work, value, power, seed, lr, steps)
+    train, factory, data = _work
+    return train(factory, data, *task)
 
 
 def _travels(what: Any) -> bool:

@@ -202,7 +202,7 @@ def base_of_sharp(model: nn.Module, plan: dmft.Plan, attach: Attach) -> Iterator
 
 def both_of_sharp(model: nn.Module, plan: dmft.Plan, attach: Attach) -> Iterator[None]:
     def twice(optimizer: Sharp) -> AbstractContextManager[Any]:
-        return attach(optimizer.base_optimizer, optimizer, optimizer)
+        return attach(optimizer.base_optimizer, optimizer)
 
     yield from sharp(model, plan, twice)
 

@@ -188,7 +188,7 @@ def test_layers_grow_with_their_optimizer(pose: Pose, make_generator: MakeGenera
         (layer,) = (module for module in limit.model.modules() if isinstance(module, InfiniteLinear))
         for step in range(8):
             if rank == 6:
-                layer.reserve(6 + 8 * step, optimizer)
+                layer.reserve(6 + 8 * step, [optimizer])
             optimizer.zero_grad()
             half_square(limit.model(problem.inputs), problem.targets).backward()
             optimizer.step()

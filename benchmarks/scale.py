@@ -12,6 +12,8 @@ import torch
 from benchmarks.environment import ROOT
 from benchmarks.markdown import percent, reflow, table
 from torch_dmft import Problem, solvers
+from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.theory import Solver
 from torch_dmft.theory.cost import Cost
 
 PAGE = ROOT / "docs" / "scale.md"
@@ -99,6 +101,7 @@ print(cost.memory / 2**30, cost.seconds / 60, cost.error, cost.saturated)
 
 KEY = """\
 Each cell has **minutes · GiB · error**; the columns are `InfiniteWidth(8192)`, `InfiniteWidth(2048)` and `WideEnsemble()`.
+A dash stands where rows and their gradients need more directions than there are neurons, P (1 + C) > S / 4.
 """
 
 READ = """\
@@ -128,13 +131,21 @@ def cell(cost: Cost) -> str:
     return f"{_short(cost.seconds / 60)} · {_short(cost.memory / 2**30)} · {percent(cost.error or 0.0)}{mark}"
 
 
+def answered(solver: Solver, problem: Problem, record: range) -> str:
+    """A cell; a dash where the solver refuses the problem."""
+    try:
+        return cell(solver.estimate(problem, record))
+    except UnsupportedProblemError:
+        return "–"
+
+
 def rows(sizes: list[Size]) -> list[list[object]]:
     """A row for each size, a cell for each solver."""
     found: list[list[object]] = []
     for size in sizes:
         problem = size.problem()
         record = range(0, size.steps + 1, size.steps // RECORDS)
-        costs = [cell(solver.estimate(problem, record)) for solver in SOLVERS.values()]
+        costs = [answered(solver, problem, record) for solver in SOLVERS.values()]
         start = [size.activation, size.samples, size.outputs, size.steps]
         found.append([*start, *([] if size.batch is None else [size.batch, size.probe]), *costs])
     return found

@@ -25,6 +25,7 @@ FIELDS = {
     "agreement": set(PROBLEMS),
     "coverage": {"tanh", "cross entropy"},
     "limits": set(LIMITS),
+    "costs": {"tanh"},
     "referee": {"right", "wrong", "named", "kinds"},
 }
 

@@ -25,7 +25,7 @@ FIELDS = {
     "agreement": set(PROBLEMS),
     "coverage": {"tanh", "cross entropy"},
     "limits": set(LIMITS),
-    "costs": {"tanh"},
+    "costs": {"static NTK, two-time"},
     "referee": {"right", "wrong", "named", "kinds"},
 }
 

@@ -2,10 +2,15 @@
 
 import contextlib
 import random
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import pytest
 import torch
 
+from torch_dmft.core import random_state
 from torch_dmft.core.random_state import random_state_kept
 
 
@@ -20,3 +25,59 @@ def test_all_sources_go_on_where_they_were() -> None:
     assert random.getstate() == kept[0]
     assert np.random.get_state()[1].tolist() == kept[1]  # type: ignore[index]  # noqa: NPY002
     assert torch.get_rng_state().tolist() == kept[2]
+
+
+@contextlib.contextmanager
+def beside(run: Callable[[threading.Event, threading.Event], None]) -> Iterator[None]:
+    """A thread that runs in the body: it is given an event to set when it has begun, and one that ends it."""
+    begun, over = threading.Event(), threading.Event()
+    thread = threading.Thread(target=run, args=(begun, over))
+    thread.start()
+    begun.wait()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _waits(begun: threading.Event, over: threading.Event) -> None:
+    """As progress bars, loggers and Jupyter do."""
+    begun.set()
+    over.wait()
+
+
+def test_beside_a_thread_that_waits_they_are_put_back() -> None:
+    with beside(_waits), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        while random_state.waiting() is None:  # it has begun, and is about to wait
+            pass
+        with random_state_kept():
+            python, numpy = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+            random.random()
+            np.random.rand()  # noqa: NPY002
+        assert random.getstate() == python
+        assert np.random.get_state()[1].tolist() == numpy  # type: ignore[index]  # noqa: NPY002
+
+
+def test_beside_a_thread_that_woke_up_they_go_on() -> None:
+    drawn: list[float] = []
+    wake, done = threading.Event(), threading.Event()
+
+    def draws(begun: threading.Event, over: threading.Event) -> None:
+        begun.set()
+        wake.wait()
+        drawn.append(random.random())
+        done.set()
+        over.wait()
+
+    with beside(draws):
+        while random_state.waiting() is None:
+            pass
+        said = pytest.warns(UserWarning, match=r"numbers of random were drawn")
+        with said, random_state_kept():
+            wake.set()
+            done.wait()
+            while random_state.waiting() is None:  # it waits again, but not as before
+                pass
+        assert random.random() != drawn[0]

@@ -37,7 +37,6 @@ Sources: Jordan et al. 2024 (Muon); Yang, Simon, Bernstein 2023 (spectral condit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -48,6 +47,7 @@ from torch.optim import Optimizer
 from torch_dmft.architecture import Role
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.listed import listed
+from torch_dmft.core.muon import SCALES, scale_of, step_norm
 from torch_dmft.core.numbers import require_choice, require_number
 from torch_dmft.parameterization.optimizer import grouped
 from torch_dmft.parameterization.rules import ParameterRule
@@ -63,13 +63,6 @@ class MuonGroups(NamedTuple):
 
     muon: list[dict[str, Any]]
     adamw: list[dict[str, Any]]
-
-
-ADJUSTMENTS: dict[str, Callable[[int, int], float]] = {
-    "original": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
-    "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
-}
-"""``adjust_lr_fn`` of torch.optim.Muon -> a, what it multiplies the rate of a matrix of so many rows and columns with."""
 
 
 def muon_groups(
@@ -93,7 +86,7 @@ def muon_groups(
     for name, value in (("lr", lr), ("adamw_lr", adamw_lr), ("weight_decay", weight_decay), ("eps", eps)):
         require_number(name, value, at_least=0)
     adjust = "original" if adjust_lr_fn is None else adjust_lr_fn
-    require_choice("adjust_lr_fn", adjust, ADJUSTMENTS)
+    require_choice("adjust_lr_fn", adjust, SCALES)
     chosen = _chosen(model, rules, matrices)
 
     def of_muon(rule: ParameterRule) -> dict[str, Any]:
@@ -123,8 +116,7 @@ def muon_rate(
     """
     if scheme == "standard":
         return 1.0
-    rows, columns = shape
-    return rule.adam_lr * math.sqrt(rows * columns) / ADJUSTMENTS[adjust_lr_fn](rows, columns)
+    return step_norm(rule.adam_lr, tuple(shape)) / scale_of(tuple(shape), adjust_lr_fn)
 
 
 def is_hidden_matrix(rule: ParameterRule, model: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -25,11 +26,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = command(**options)
     except (DMFTError, OSError) as error:
         print(f"torch-dmft: {error}", file=sys.stderr)
+        _flushed()
         return 2
     except KeyboardInterrupt:
         print("torch-dmft: interrupted; what was logged so far is readable", file=sys.stderr)
         return 130
-    return int(status or 0)
+    return int(status or 0) if _flushed() else 2
+
+
+def _flushed() -> bool:
+    """Whether what was printed has arrived; if not, the rest goes nowhere, as Python would fail once more when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"torch-dmft: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _demo(**options: object) -> None:

@@ -38,7 +38,7 @@ def test_token_ids_are_inputs_too() -> None:
     ("arguments", "message"),
     [
         ((torch.zeros(()),), "two samples"),
-        ((torch.zeros(0, 2),), "two samples"),
+        ((torch.zeros(0, 2),), "at least one sample"),
         ((torch.zeros(1, 2),), "two samples"),
         ((torch.zeros(3, 0),), "empty"),
         ((torch.tensor([[0.0], [math.nan], [1.0]]),), "sample 1 "),

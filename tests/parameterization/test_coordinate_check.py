@@ -98,10 +98,11 @@ def test_two_widths_see_a_stored_factor_and_fold_it_into_the_queries(optimizer, 
 
 def test_exponents_have_errors_that_shrink_with_the_seeds(regression, generator) -> None:
     few, many = (
-        coordinate_check(mlp, *regression, widths=(16, 32), seeds=seeds, generator=generator) for seeds in (4, 64)
+        coordinate_check(mlp, *regression, widths=(16, 32), seeds=seeds, generator=generator) for seeds in (16, 64)
     )
     for layer in many.layers:
-        assert 2 < few.exponent_errors[layer] / many.exponent_errors[layer] < 8
+        # 2 times, within what 15 degrees of freedom leave open in one of a thousand.
+        assert 1 < few.exponent_errors[layer] / many.exponent_errors[layer] < 4
         assert abs(few.exponents[layer] - many.exponents[layer]) < 4 * few.exponent_errors[layer]
 
 

@@ -97,7 +97,7 @@ def nobody_else_inside(
             longer, or if its hooks were in the way of that very call.
     """
     mine, measured = threading.get_ident(), {id(module) for module in modules}
-    depth, over = 0, threading.Event()
+    depth, over, outside = 0, threading.Event(), set[int]()  # threads whose calls wait to begin
     inside = ExitStack()
 
     def is_measured(module: nn.Module) -> bool:
@@ -115,7 +115,10 @@ def nobody_else_inside(
                 inside.enter_context(running())
         elif not over.is_set() and _is_pythons() and sum(map(is_measured, calls_under_way(sys._getframe()))) == 1:
             before = attributes_of_a_call(module)
-            if not over.wait(PATIENCE) or before != attributes_of_a_call(module):
+            outside.add(threading.get_ident())
+            ended = over.wait(PATIENCE)
+            outside.discard(threading.get_ident())
+            if not ended or before != attributes_of_a_call(module):
                 raise BusyModelError(
                     "A network cannot be run while another thread measures it.",
                     got=f"a call of {type(module).__name__} in thread {threading.current_thread().name!r}",
@@ -134,15 +137,16 @@ def nobody_else_inside(
         stack.enter_context(inside)  # left open by an interrupt
         stack.callback(register_module_forward_pre_hook(enter).remove)
         stack.callback(register_module_forward_hook(leave, always_call=True).remove)
-        _wait_for_others(mine, is_measured)
+        _wait_for_others(mine, is_measured, outside)
         yield
 
 
-def _wait_for_others(mine: int, is_measured: Callable[[nn.Module], bool]) -> None:
-    """Wait until no other thread is inside of a call of a module."""
+def _wait_for_others(mine: int, is_measured: Callable[[nn.Module], bool], outside: Collection[int]) -> None:
+    """Wait until no other thread is inside of a call of a module, but for those that wait themselves to begin one."""
     ends = time.monotonic() + PATIENCE
     while True:
-        busy = [thread for thread, many in calls_of_threads().items() if thread != mine and any(map(is_measured, many))]
+        calls = calls_of_threads().items()
+        busy = [thread for thread, many in calls if thread not in {mine, *outside} and any(map(is_measured, many))]
         if not busy:
             return
         if time.monotonic() > ends:

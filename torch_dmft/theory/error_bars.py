@@ -127,7 +127,7 @@ class Limit:
     """
 
     outputs: Float[Tensor, "replica time sample output"]
-    ntk: Sequence[Float[Tensor, "time row row"]] | None
+    ntk: Sequence[Float[Tensor, "time row row"]] | Float[Tensor, "replica time row row"] | None
     train: Bool[Tensor, " sample"]
     passed: Float[Tensor, " time"]
     loss: Callable[[Tensor], Tensor]

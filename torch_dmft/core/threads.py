@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from torch import nn
@@ -58,7 +58,9 @@ def waiting() -> dict[int, FrameType] | None:
     """
     mine = threading.get_ident()
     frames = {thread: frame for thread, frame in sys._current_frames().items() if thread != mine}
-    return frames if all(Path(frame.f_code.co_filename).name in _WAITING for frame in frames.values()) else None
+    codes: list[object] = [frame.f_code for frame in frames.values()]  # torch.compile tears frames down
+    wait = all(isinstance(code, CodeType) and Path(code.co_filename).name in _WAITING for code in codes)
+    return frames if wait else None
 
 
 @contextmanager

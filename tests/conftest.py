@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -36,8 +37,10 @@ def pytest_collection() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that libraries and other tests have left behind are no company of a test; those that it starts itself are."""
-    before = set(threading.enumerate())
-    monkeypatch.setattr(threading, "active_count", lambda: 1 + len(set(threading.enumerate()) - before))
+    before, frames = set(threading.enumerate()) - {threading.current_thread()}, sys._current_frames
+    left = set(frames()) - {threading.get_ident()}  # those that did not begin as threads of `threading` too
+    monkeypatch.setattr(threading, "active_count", lambda: len(set(threading.enumerate()) - before))
+    monkeypatch.setattr(sys, "_current_frames", lambda: {k: v for k, v in frames().items() if k not in left})
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import contextlib
 import random
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -47,11 +48,17 @@ def _waits(begun: threading.Event, over: threading.Event) -> None:
     over.wait()
 
 
+def _until_all_wait() -> None:
+    """Those that have begun, and are about to wait."""
+    ends = time.monotonic() + 30
+    while random_state.waiting() is None:
+        assert time.monotonic() < ends, "another thread never waits"
+
+
 def test_beside_a_thread_that_waits_they_are_put_back() -> None:
     with beside(_waits), warnings.catch_warnings():
         warnings.simplefilter("error")
-        while random_state.waiting() is None:  # it has begun, and is about to wait
-            pass
+        _until_all_wait()
         with random_state_kept():
             python, numpy = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
             random.random()
@@ -66,18 +73,16 @@ def test_beside_a_thread_that_woke_up_they_go_on() -> None:
 
     def draws(begun: threading.Event, over: threading.Event) -> None:
         begun.set()
-        wake.wait()
+        wake.wait(30)
         drawn.append(random.random())
         done.set()
         over.wait()
 
     with beside(draws):
-        while random_state.waiting() is None:
-            pass
+        _until_all_wait()
         said = pytest.warns(UserWarning, match=r"numbers of random were drawn")
         with said, random_state_kept():
             wake.set()
-            done.wait()
-            while random_state.waiting() is None:  # it waits again, but not as before
-                pass
+            done.wait(30)
+            _until_all_wait()  # again, but not as before
         assert random.random() != drawn[0]

@@ -462,6 +462,27 @@ def test_who_cannot_wait_any_longer_is_refused(other: ThreadPoolExecutor, monkey
     recorder.look()  # nothing is left behind
 
 
+def test_a_call_that_waits_to_begin_is_not_waited_for(
+    other: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes just before it is looked whether anybody is inside; else either waits for the other."""
+    network, inputs = mlp(), torch.randn(7, 3)
+    recorder, right = recorder_of(network), network(inputs)
+    thread, asked, look = other.submit(threading.get_ident).result(FOREVER), [], threads._wait_for_others
+
+    def look_late(*settings: Any) -> None:
+        if not asked:
+            asked.append(other.submit(network, inputs))
+            calling(thread, network)
+        monkeypatch.setattr(threads, "PATIENCE", 0.5)
+        look(*settings)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(threads, "_wait_for_others", look_late)
+    recorder.record()
+    assert torch.equal(asked[0].result(FOREVER), right)
+
+
 def test_a_call_whose_hooks_were_off_is_refused(other: ThreadPoolExecutor) -> None:
     """It could not be made right, as torch has looked for the hooks before it could wait."""
     from torch_dmft.core.torch_private import without_hooks

@@ -30,6 +30,7 @@ class Case:
     settings: tuple[tuple[str, Any], ...] = ()
     classes: int = 0
     batch: int = 0
+    data: int = 0  # their seed; of other data replicas have other seeds, too
 
 
 WAYS = ("steps", "strides")
@@ -39,7 +40,14 @@ CASES = {
     "ReLU": Case((5, 15, 30, 60, 90), settings=(("activation", "relu"), ("gain", math.sqrt(2)), ("lr", 0.02))),
     "cross entropy": Case((5, 15, 30, 60), classes=3),
     "minibatches": Case((10, 25, 50, 100), batch=10),
+    "other tanh": Case((10, 25, 50, 100, 200), settings=(("depth", 3), ("gamma0", 2.0), ("lr", 0.02)), data=1),
+    "other ReLU": Case(
+        (10, 30, 60, 120),
+        settings=(("activation", "relu"), ("gain", math.sqrt(2)), ("gamma0", 0.5), ("lr", 0.02)),
+        data=2,
+    ),
 }
+"""The last two were solved once priors had been chosen (``torch_dmft.theory.error_bars``), and chose none of them."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
 
 def problem_of(settings: Settings, case: Case) -> dmft.Problem:
     """Random signs (or classes) for Gaussian points, learned by two hidden layers: half the sum of squares, eta = 0.05."""
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(case.data)
     inputs = torch.randn(settings.samples, settings.dim, generator=random)
     signs = torch.where(torch.rand(settings.samples, 1, generator=random) < 0.5, -1.0, 1.0)
     options: dict[str, Any] = {"depth": 2, "activation": "tanh", "loss": half_square, "lr": 0.05}
@@ -105,7 +113,8 @@ def _case(settings: Settings, case: Case) -> dict[str, Any]:
     fall = (reference.losses / reference.losses[0])[1:].tolist()
     found: dict[str, Any] = {"steps": list(case.steps), "fall": fall}
     for way in WAYS:
-        runs = [solve(settings.neurons, 1, 1e-2, way == "strides", seed) for seed in range(settings.runs)]
+        seeds = range(10_000 * case.data, 10_000 * case.data + settings.runs)
+        runs = [solve(settings.neurons, 1, 1e-2, way == "strides", seed) for seed in seeds]
         for replicas in settings.replicas:
             groups = [runs[first : first + replicas] for first in range(0, len(runs) - replicas + 1, replicas)]
             found[f"{way}, {replicas}"] = _scores(problem, groups, reference)

@@ -39,6 +39,8 @@ _HOME = {
     "Verdict": "torch_dmft.referee",
     "Transferred": "torch_dmft.referee",
     "transfer": "torch_dmft.referee",
+    "InfiniteWidthClassifier": "torch_dmft.integrations.sklearn",
+    "InfiniteWidthRegressor": "torch_dmft.integrations.sklearn",
 }
 
 __all__ = [
@@ -83,7 +85,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_HOME})  # of which scikit-learn's are no part of an import of everything, without it
 
 
 if TYPE_CHECKING:
@@ -92,6 +94,8 @@ if TYPE_CHECKING:
     from torch_dmft.core.kernel import Kernel
     from torch_dmft.core.training import Training
     from torch_dmft.core.trajectory import Trajectory
+    from torch_dmft.integrations.sklearn import InfiniteWidthClassifier as InfiniteWidthClassifier
+    from torch_dmft.integrations.sklearn import InfiniteWidthRegressor as InfiniteWidthRegressor
     from torch_dmft.measurement import Indexed, Probe, Recorder, Richness, empirical_ntk, every, log_spaced, richness
     from torch_dmft.parameterization import Plan, centered, parameterize
     from torch_dmft.referee import Transferred, Verdict, check, transfer

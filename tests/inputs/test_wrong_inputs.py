@@ -92,6 +92,18 @@ LEFT_OUT = {
     **dict.fromkeys(
         ("Transferred", "Transferred.lr", "Transferred.text", "Transferred.to_json"), "transfer() makes it"
     ),
+    **dict.fromkeys(
+        (
+            *(f"InfiniteWidth{kind}" for kind in ("Classifier", "Regressor")),
+            *(
+                f"InfiniteWidth{kind}.{what}"
+                for kind in ("Classifier", "Regressor")
+                for what in ("fit", "estimate", "predict")
+            ),
+            *(f"InfiniteWidthClassifier.{what}" for what in ("decision_function", "predict_proba")),
+        ),
+        "check_estimator of scikit-learn tries them",
+    ),
     "Indexed.__getitem__": "an index is for the data set to refuse",
     **dict.fromkeys(("Solver", "Solver.check", "Solver.estimate", "Solver.run"), "a protocol"),
     **dict.fromkeys(

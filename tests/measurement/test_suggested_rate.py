@@ -91,3 +91,14 @@ def test_bad_questions() -> None:
         plan.suggest_lr(probe, fraction=0.0)
     with pytest.raises(InvalidInputError, match="no curvature"):
         plan.suggest_lr(probe, loss=lambda f, y: (f * y).sum())
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(), lambda outputs, classes: nn.functional.cross_entropy(outputs, classes)]
+)
+def test_classes_with_a_loss_of_ones_own_are_classes_with_the_usual_one(loss) -> None:
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(7))
+    torch.manual_seed(0)
+    plan = dmft.parameterize(nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 3)), x)
+    probe = dmft.Probe(x, torch.arange(12) % 3)
+    assert plan.suggest_lr(probe, loss=loss).limit == pytest.approx(plan.suggest_lr(probe).limit)

@@ -89,6 +89,8 @@ def _bending(loss: Callable[[Tensor], Tensor], outputs: Float[Tensor, "time row 
             bent.append(torch.autograd.grad(slope, f, change)[0] if slope.requires_grad else torch.zeros_like(f))
         return torch.stack(bent)
 
+    with suppress(Exception):
+        loss(outputs[0])  # what a loss keeps of its first call must not be tensors of a transform, which end with it
     for way in (bend, one_by_one):  # losses that branch on values cannot be batched
         with suppress(Exception):
             probe = torch.linspace(0.5, 1.5, outputs.numel(), dtype=outputs.dtype, device="cpu").reshape(outputs.shape)

@@ -124,6 +124,8 @@ class LazyLayer(nn.Module):
         if owed is not None:
             d.addcmul_(owed, scale)
         y = (c * scale) @ matrix.forward_side.latents.rows
+        if matrix.closed:
+            y.addcmul_(matrix.image_of_rest(x, c), scale)
         return y.addmm_(d, matrix.backward_side.basis.rows), c, rank
 
     @torch.no_grad()

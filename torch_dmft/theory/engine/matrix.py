@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torch_dmft.theory.gaussian.latents import Population
-from torch_dmft.theory.gaussian.rows import Rows, inner, new_directions
+from torch_dmft.theory.gaussian.rows import Rows, inner, new_directions, project_off_
 
 _GRADIENTS = 3.0
 """Ratio of the parts of a gradient and of an input that may stay outside their bases. At 2e-2 for inputs and three times as
@@ -84,10 +84,13 @@ class GaussianMatrix(nn.Module):
 
     Attributes:
         core: K, ``(k', k, copies)``; zero without responses.
+        closed: whether it meets no new inputs (``torch_dmft.theory.engine.closed``).
     """
 
     keeps_what_it_reveals = True  # measuring a lazily sampled model must not make it forget (core.undisturbed)
     core: Tensor
+    closed: bool
+    _spare: Tensor | None
 
     def __init__(
         self, inputs: Population, outputs: Population, *, tolerance: float, responses: bool = True, copies: int = 1
@@ -96,12 +99,33 @@ class GaussianMatrix(nn.Module):
         self.forward_side = Side(inputs, outputs)
         self.backward_side = Side(outputs, inputs)
         self.tolerance, self.responses, self.copies = tolerance, responses, copies
+        self.closed, self._spare = False, None
         self.scale = (copies * inputs.size) ** -0.5
         self.register_buffer("core", inputs.known.storage.new_empty(0, 0, copies), persistent=False)
 
     def meet_inputs(self, x: Float[Tensor, "row size"]) -> Float[Tensor, "row k"]:
         """Coordinates Q x of inputs, after extending Q and Xi so that they are covered."""
+        if self.closed:
+            return inner(x, self.forward_side.basis.rows)
         return self._meet(x, self.forward_side, self.backward_side, self.tolerance, aligned=True)
+
+    def image_of_rest(self, x: Float[Tensor, "row size"], c: Float[Tensor, "row k"]) -> Float[Tensor, "row out"]:
+        r"""What W adds for the part of each input outside of Q, while it is closed.
+
+        Taken alone, a row x would be the next to bring a direction, whose image is that of ``_extend``: so all rows have the
+        same fresh latent,
+
+        .. math:: \sqrt{|x|^2 - |Qx|^2}\; (1 - Q'^T Q')\, \xi .
+
+        Args:
+            x: inputs.
+            c: their coordinates Q x.
+        """
+        if self._spare is None:
+            latent = self.scale * self.forward_side.latent_population.draw(1)
+            self._spare = project_off_(latent, self.backward_side.basis.rows) if self.responses else latent
+        rest = torch.linalg.vector_norm(x, dim=1).square() - c.square().sum(1)
+        return rest.clamp(min=0).sqrt()[:, None] * self._spare
 
     def meet_gradients(self, y: Float[Tensor, "row size"]) -> Float[Tensor, "row k"]:
         """Coordinates Q' y of gradients, after extending Q' and Xi' so that they are covered."""
@@ -138,7 +162,7 @@ class GaussianMatrix(nn.Module):
         return torch.cat([coordinates, inner(x, directions)], dim=1)
 
     def _extend(self, directions: Tensor, side: Side, other: Side) -> None:
-        count = directions.shape[0]
+        count, self._spare = directions.shape[0], None
         latents = self.scale * side.latent_population.draw(count * self.copies)
         forward, known = side is self.forward_side, other.basis.rows
         if self.responses:

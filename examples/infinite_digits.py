@@ -1,0 +1,104 @@
+"""Infinitely wide networks read digits: test error against the number of training samples.
+
+    python examples/infinite_digits.py --samples 50,100,200,400
+
+Beside each other are the tangent kernel at the start (gamma0 -> 0: kernel regression), infinitely wide networks that learn
+features at several gamma0, and finite networks in PyTorch's own parameterization. All see the same digits; error bars
+are standard errors over draws of the training samples.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from sklearn.base import ClassifierMixin
+from sklearn.datasets import load_digits
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+import torch_dmft as dmft
+
+LAZY = 0.05
+"""A gamma0 at which features stay where they are."""
+
+
+def scaled(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of digits, 0..16, around zero and of order one."""
+    return (pixels - 5.0) / 6.0
+
+
+def classifiers(
+    gammas: Sequence[float], neurons: int, epochs: int, width: int
+) -> dict[str, Callable[[int], ClassifierMixin]]:
+    """Name -> what makes one from a seed."""
+
+    def infinite(gamma0: float) -> Callable[[int], ClassifierMixin]:
+        return lambda seed: dmft.InfiniteWidthClassifier(
+            gamma0=gamma0, neurons=neurons, replicas=1, epochs=epochs, random_state=seed
+        )
+
+    def finite(seed: int) -> ClassifierMixin:
+        network = MLPClassifier(
+            (width, width), early_stopping=True, n_iter_no_change=10, max_iter=epochs, random_state=seed
+        )
+        return make_pipeline(FunctionTransformer(scaled), network)
+
+    names: dict[str, Callable[[int], ClassifierMixin]] = {"N = inf, lazy (the NTK)": infinite(LAZY)}
+    names |= {f"N = inf, gamma0 = {gamma0:g}": infinite(gamma0) for gamma0 in gammas}
+    return names | {f"PyTorch-like, N = {width}, Adam": finite}
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, list[tuple[float, float]]]:
+    """Returns name -> (test error, its standard error) at each number of samples."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", default="50,100,200,400", help="training samples")
+    parser.add_argument("--gammas", default="0.5,2")
+    parser.add_argument("--draws", type=int, default=3, help="of training samples, from which the error bars come")
+    parser.add_argument("--neurons", type=int, default=1024, help="sample that stands for infinite width")
+    parser.add_argument("--epochs", type=int, default=60, help="at most")
+    parser.add_argument("--width", type=int, default=256, help="of the finite network")
+    parser.add_argument("--logdir", default="runs/infinite_digits", help="for the figure (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    counts = [int(count) for count in options.samples.split(",")]
+    gammas = [float(gamma) for gamma in options.gammas.split(",")]
+    console = Console()
+    images, digits = load_digits(return_X_y=True)
+
+    made = classifiers(gammas, options.neurons, options.epochs, options.width)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
+    for count in counts:
+        for name, make in made.items():
+            errors = []
+            for draw in range(options.draws):
+                order = np.random.default_rng(draw).permutation(len(images))
+                rows, others = order[:count], order[count:]
+                with console.status(f"{count} samples, {name}: draw {draw + 1} of {options.draws}"):
+                    classifier = make(draw).fit(images[rows], digits[rows])
+                errors.append(1 - classifier.score(images[others], digits[others]))
+            spread = float(np.std(errors, ddof=1) / np.sqrt(len(errors))) if len(errors) > 1 else 0.0
+            found[name].append((float(np.mean(errors)), spread))
+
+    table = Table("classifier", *(f"{count} samples" for count in counts), title="test error on the other digits")
+    for name, row in found.items():
+        table.add_row(name, *(f"{error:.1%} ± {spread:.1%}" for error, spread in row))
+    console.print(table)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="training samples", ylabel="test error", xscale="log", yscale="log")
+    for name, row in found.items():
+        mean, spread = zip(*row, strict=True)
+        axes.errorbar(counts, mean, spread, marker="o", capsize=2, label=name)
+    axes.legend()
+    folder = Path(options.logdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "infinite_digits.png", dpi=150)
+    console.print(f"Figure: {folder / 'infinite_digits.png'}")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -250,3 +250,15 @@ def test_the_page_on_transfer_says_what_was_measured():
     page = (docs / "transfer.md").read_text()
     assert [row for row in rows if row not in page] == []
     assert len(rows) == page.count("| sgd |") + page.count("| adamw |")
+
+
+def test_infinite_digits(tmp_path, capsys):
+    arguments = f"--samples 40,160 --gammas 1 --draws 2 --neurons 256 --epochs 20 --width 64 --logdir {tmp_path}"
+    found = example("infinite_digits")(arguments.split())
+    assert len(found) == 3
+    for name, (few, many) in found.items():
+        if name.startswith("N = inf"):
+            assert many[0] < few[0] < 0.6
+            assert many[0] < 0.25
+    assert "test error" in capsys.readouterr().out
+    assert (tmp_path / "infinite_digits.png").read_bytes().startswith(PNG)

@@ -30,6 +30,9 @@ from torch_dmft.core.prints import Print
 from torch_dmft.core.series import Number, Numbers, constant, first_difference, is_ever, series, shown
 from torch_dmft.core.sight import NUMBERS, SGD_NUMBERS, Scaled, Sight
 
+DRAWN = ("zero", "uniform")
+"""Starts other than Gaussian ones that theory draws."""
+
 
 @typed
 @by_value
@@ -46,7 +49,8 @@ class Training:
         frozen: names of the parameters that are not trained.
         gamma0: richness, 1/sqrt(N) for the schemes "ntk" and "standard".
         scheme: name of the parameterization.
-        starts: parameter name -> how a weight starts if not as Gaussian numbers: ``"zero"``, or what else it is.
+        starts: parameter name -> how a weight or bias starts if not as Gaussian numbers: ``"zero"``, ``"uniform"`` (of the
+            same variance), or what else it is, which no theory draws.
         loss: name of the loss.
         loss_print: what the loss makes of a fixed set of outputs and targets; two losses with one print are the same.
         data_print: length, sizes and projections of the training set; two sets with one print are the same.
@@ -264,9 +268,12 @@ class Training:
         if self.frozen:
             yield "frozen", f"frozen parameters ({_listed(self.frozen)})"
         zeros = [name for name, start in self.starts.items() if start == "zero"]
-        others = [f"{name} ({start})" for name, start in self.starts.items() if start != "zero"]
+        uniform = [name for name, start in self.starts.items() if start == "uniform"]
+        others = [f"{name} ({start})" for name, start in self.starts.items() if start not in DRAWN]
         if zeros:
             yield "starts", f"a start at zero of {_listed(zeros)}"
+        if uniform:
+            yield "uniform starts", f"a uniform start of {_listed(uniform)}"
         if others:
             yield "other starts", f"another start of {listed(others)}"
         if self.temperature:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Layer, Role
 from torch_dmft.core.arguments import typed
@@ -22,6 +22,7 @@ from torch_dmft.parameterization.scheme import (
     tied_as_it_is,
     tied_multiplier,
 )
+from torch_dmft.parameterization.uniform import own_bound, size_of
 
 _SQRT2 = frozenset({"relu", "relu6", "leaky_relu", "gelu", "gelu_tanh", "silu", "mish"})
 
@@ -38,7 +39,7 @@ class ParameterRule:
         fan_in: inputs per neuron; 1 for vectors, embeddings and output biases.
         gain: the forward multiplier g of its unit form, or 1.
         std: initial standard deviation of a weight; for a parameter that keeps its own init, the root mean square it
-            had when the plan was made (a bias of N(0, s_b^2) has s_b).
+            had when the plan was made (a bias of N(0, s_b^2) has s_b, one of U(-b, b) has b / sqrt(3)).
         lr: SGD learning rate in units of the base rate eta; 0 for a frozen parameter.
         adam_lr: Adam and AdamW learning rate in units of eta; 0 for a frozen parameter.
         gradient: size of the gradient in width, depth and gamma0; Adam's eps is multiplied by it.
@@ -102,7 +103,9 @@ def parameter_rules(
     for name, parameter in model.named_parameters():
         path, role, layer, fan_in = found[name]
         is_weight = role not in OWN_INIT and role is not Role.OUTPUT_BIAS
-        own = float(parameter.detach().square().mean().sqrt()) if parameter.numel() else 0.0
+        is_bias = role is Role.VECTOR and layer is not None
+        drawn_by = own_bound(layer.fan_in) if layer is not None and is_bias else None
+        own = size_of(parameter, own=drawn_by) if is_bias else root_mean_square(parameter)
         weight_gain = _gain(layer, gain) if is_weight and role is not Role.READOUT else 1.0
         keeps = (keeps_sizes or not parameter.requires_grad) and is_weight and role is not Role.READOUT
         is_table = layer is not None and layer.kind == "embedding" and name == layer.weight
@@ -149,6 +152,11 @@ def parameter_rules(
         layer.bias: number_of(layer, rules, gamma0, factors) for layer in multiplied.values() if layer.bias is not None
     }
     return tuple(_behind(rule, numbers[rule.name]) if rule.name in numbers else rule for rule in rules)
+
+
+def root_mean_square(numbers: Tensor) -> float:
+    """Of all entries; 0 of none."""
+    return float(numbers.detach().square().mean().sqrt()) if numbers.numel() else 0.0
 
 
 def number_of(layer: Layer, rules: Iterable[ParameterRule], gamma0: float, factors: Mapping[str, float]) -> float:

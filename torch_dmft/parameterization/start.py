@@ -10,7 +10,8 @@ from torch import Tensor
 from torch_dmft.architecture import Role
 from torch_dmft.core.prints import some_entries
 from torch_dmft.parameterization.plan import Plan
-from torch_dmft.parameterization.rules import ParameterRule
+from torch_dmft.parameterization.rules import ParameterRule, root_mean_square
+from torch_dmft.parameterization.uniform import UNIFORM, bound_of, own_bound, size_of
 
 _SIGMAS = 6.0
 """Standard errors beyond which a statistic is not that of Gaussian numbers; some hundred weights are looked at in a model."""
@@ -21,6 +22,8 @@ _STORED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FEW = 12
 """Entries that do not tell whether two weights resemble each other."""
 _MATRICES = (Role.INPUT, Role.HIDDEN, Role.READOUT, Role.CODE)
+_ODDS = 3.0
+"""Logarithm of the ratio of likelihoods at which a weight is taken for uniform: of 64 Gaussian numbers one set in 170 is."""
 _KEPT = 1e-4
 """Relative change of the size of a parameter that keeps its own start, above which it was changed after it was wrapped."""
 
@@ -28,10 +31,10 @@ _KEPT = 1e-4
 def starts_of(plan: Plan, *, untrained: bool) -> dict[str, str]:
     """The parameters of a model that do not start as theory starts them: parameter name -> what they are instead.
 
-    Zeros are ``"zero"``. Of other weights the size, mean, fourth moment and the angles between rows and between columns are
+    Zeros are ``"zero"``, and uniform numbers, as torch draws them, ``"uniform"``: biases, and weights that were kept. Of other
+    weights the size, mean, fourth moment and the angles between rows and between columns are
     compared with those of Gaussian numbers N(0, std^2), std that of the plan, each within six standard errors. Of biases it
-    is the mean (uniform numbers, as torch draws them, are as good as Gaussian ones), gains and shifts of norm layers are one
-    and zero, output biases zero. A weight that resembles what it was when it was wrapped, and is not the
+    is mean and fourth moment; gains and shifts of norm layers are one and zero, output biases zero. A weight that resembles what it was when it was wrapped, and is not the
     same, was trained or changed since. An infinite-width twin starts as the theory has it.
 
     Args:
@@ -51,11 +54,14 @@ def starts_of(plan: Plan, *, untrained: bool) -> dict[str, str]:
 def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -> str | None:
     """What a parameter is if not as theory starts it."""
     if rule.role in _MATRICES:
-        shape = shape_of(value)
-        if shape is None and untrained:
-            return _size(value, rule) or _changed(plan.drawn.get(rule.name), plan.model.get_parameter(rule.name))
+        parameter = plan.model.get_parameter(rule.name)
+        shape = UNIFORM if _is_uniform(plan, rule, parameter) else shape_of(value)
+        if shape in (None, UNIFORM) and untrained:
+            return _size(value, rule) or _changed(plan.drawn.get(rule.name), parameter) or shape
         return shape
-    size = float(value.square().mean().sqrt())
+    own = next((own_bound(layer.fan_in) for layer in plan.architecture.layers if layer.bias == rule.name), None)
+    own = None if own is None else own * rule.start
+    size = root_mean_square(value) if own is None else size_of(value, own=own)
     if rule.role is Role.OUTPUT_BIAS:
         return f"numbers of size {size:.3g} instead of zero" if size and untrained else None
     if rule.role is not Role.VECTOR:
@@ -69,7 +75,18 @@ def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -
     if is_norm:
         off = bool((value - usual).abs().max() > _KEPT)
         return f"numbers up to {float(value.max()):.3g} instead of {usual:g}" if off else None
-    return _bias(value, size)
+    return UNIFORM if bound_of(value, own=own) is not None else _bias(value, root_mean_square(value))
+
+
+def _is_uniform(plan: Plan, rule: ParameterRule, weight: Tensor) -> bool:
+    """Whether a weight of a kind that theory draws is uniform; what the plan drew, and nobody touched since, is not."""
+    if rule.role is Role.CODE or plan.wrapping.init == "untouched":
+        return False
+    drawn = plan.drawn.get(rule.name)
+    is_ours = plan.wrapping.init == "normal" and rule.lr and drawn is not None
+    if is_ours and drawn is not None and torch.equal(drawn, some_entries(weight).to(drawn.device)):
+        return False
+    return bound_of(weight, odds=_ODDS) is not None
 
 
 def is_fresh(weight: Tensor) -> bool:

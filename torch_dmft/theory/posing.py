@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, default_loss
 from torch_dmft.core.prints import prints_agree
-from torch_dmft.core.training import Training
+from torch_dmft.core.training import DRAWN, Training
 from torch_dmft.measurement import Probe
 from torch_dmft.measurement.rows import TrainingSet, row_places
 from torch_dmft.measurement.snapshot import returns_one_number
@@ -235,15 +235,15 @@ def _posed(
     *,
     assume_gaussian: bool,
 ) -> Problem:
-    structured = {name: start for name, start in training.starts.items() if start != "zero"}
+    structured = {name: start for name, start in training.starts.items() if start not in DRAWN}
     if structured and not assume_gaussian and not plan.wrapping.compares:
         raise UnsupportedProblemError(
             "The theory draws Gaussian weights, and these start otherwise.",
             got="; ".join(f"{name}: {start}" for name, start in structured.items()),
             remedy='parameterize(..., init="normal"), or assume_gaussian=True to predict the Gaussian weights of the plan',
         )
-    if structured and assume_gaussian:
-        zeros = {name: start for name, start in training.starts.items() if start == "zero"}
+    zeros = {name: start for name, start in training.starts.items() if start == "zero"}
+    if assume_gaussian and len(zeros) < len(training.starts):
         training = replace(training, starts=zeros, assumptions=(*training.assumptions, "start"))
     loss = default_loss(targets) if loss is None else loss
     if returns_one_number(Runs(plan.model, selection), inputs):

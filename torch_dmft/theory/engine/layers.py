@@ -56,15 +56,18 @@ class InfiniteReadout(nn.Linear):
         out_features: C.
         std: initial standard deviation, 1 / (gamma0 S).
         bias: whether each output has a bias, zero at the start.
+        uniform: whether weights are uniform numbers instead of Gaussian ones.
     """
 
     keeps_what_it_reveals = True  # drawn once, also if a measurement comes first (core.undisturbed)
     drawn: Tensor
 
-    def __init__(self, population: Population, out_features: int, *, std: float, bias: bool) -> None:
+    def __init__(
+        self, population: Population, out_features: int, *, std: float, bias: bool, uniform: bool = False
+    ) -> None:
         like = population.known.storage
         super().__init__(population.size, out_features, bias=bias, dtype=like.dtype, device=like.device)
-        self.population, self.std = population, std
+        self.population, self.std, self.uniform = population, std, uniform
         self.register_buffer("drawn", torch.tensor(False, device=like.device))
 
     def reset_parameters(self) -> None:
@@ -79,6 +82,6 @@ class InfiniteReadout(nn.Linear):
                 rows = x.detach().reshape(-1, x.shape[-1])
                 norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
                 self.population.observe(rows / norms.clamp_min(torch.finfo(rows.dtype).tiny))
-                self.weight.copy_(self.std * self.population.draw(self.out_features))
+                self.weight.copy_(self.std * self.population.draw(self.out_features, uniform=self.uniform))
                 self.drawn.fill_(True)
         return super().forward(x)

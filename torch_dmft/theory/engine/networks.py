@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from torch_dmft.architecture import Role, describe
 from torch_dmft.architecture.widen import NORMS, materialise
 from torch_dmft.measurement import Recorder
 from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
+from torch_dmft.parameterization.uniform import UNIFORM, uniform_like
 from torch_dmft.theory.engine.course import named_rules
 from torch_dmft.theory.engine.matched_start import matchable
 from torch_dmft.theory.engine.training import View, own_view
@@ -59,7 +61,7 @@ class Widened:
 
     def draw(self, generator: torch.Generator) -> Plan:
         """The same module with weights drawn anew."""
-        initialise(self._plan, generator, zero_starts(self.problem, self._plan))
+        initialise(self._plan, generator, starts_in(self.problem, self._plan))
         return self._plan
 
     def matchable(self) -> tuple[bool, ...]:
@@ -122,20 +124,26 @@ def frozen_as(problem: Problem, plan: Plan) -> Plan:
     return plan
 
 
-def zero_starts(problem: Problem, plan: Plan) -> frozenset[str]:
-    """The parameters of a model of a problem's network that start at zero there, by the names they have in the model."""
+def starts_in(problem: Problem, plan: Plan) -> dict[str, str]:
+    """How the parameters of a model of a problem's network start that are not Gaussian, by the names they have in the model."""
     starts = problem.training.starts
-    return frozenset(rule.name for rule, name in named_rules(problem.network, plan) if starts.get(name) == "zero")
+    return {rule.name: starts[name] for rule, name in named_rules(problem.network, plan) if name in starts}
+
+
+def zero_starts(problem: Problem, plan: Plan) -> frozenset[str]:
+    """Those of them that start at zero."""
+    return frozenset(name for name, start in starts_in(problem, plan).items() if start == "zero")
 
 
 @torch.no_grad()
-def initialise(plan: Plan, generator: torch.Generator, zero: Collection[str] = ()) -> None:
+def initialise(plan: Plan, generator: torch.Generator, starts: Mapping[str, str] = MappingProxyType({})) -> None:
     """Draw all parameters anew, in place: weights and biases from N(0, std^2), norm layers as torch starts them.
 
     Args:
         plan: the network.
         generator: where they are drawn from.
-        zero: names of parameters that start at zero instead; as many numbers are drawn for them.
+        starts: names of parameters that start at zero instead, or as uniform numbers of that variance; as many numbers are
+            drawn for them.
     """
     for module in plan.model.modules():
         if isinstance(module, NORMS):
@@ -147,7 +155,9 @@ def initialise(plan: Plan, generator: torch.Generator, zero: Collection[str] = (
             parameter.mul_(rule.start)
             continue
         drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device=generator.device)
-        parameter.copy_(drawn.mul_(0.0 if rule.name in zero else rule.std))
+        start = starts.get(rule.name)
+        drawn = uniform_like(drawn) if start == UNIFORM else drawn
+        parameter.copy_(drawn.mul_(0.0 if start == "zero" else rule.std))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.parameterization import Plan
+from torch_dmft.parameterization.uniform import UNIFORM
 from torch_dmft.theory.engine.layers import InfiniteReadout
 from torch_dmft.theory.engine.networks import frozen_as, zero_starts
 from torch_dmft.theory.engine.training import rows_at_once
@@ -36,11 +37,25 @@ def twin_of(
         "rank": rows_at_once(problem) * (3 + problem.outputs),
     }
     network = problem.network
+    settings["uniform"] = uniform_in(problem)
     if network.chain is not None:
         settings |= {"gamma0": problem.gamma0, "gain": network.gains, "bias_std": network.bias_stds}
     twin = infinite_width(network.source, example, neurons=neurons, **settings)
     start_at_zero(problem, twin)
     return frozen_as(problem, twin)
+
+
+def uniform_in(problem: Problem) -> frozenset[str]:
+    """The parameters that start as uniform numbers in a problem, by the names they have in the model that it is built as.
+
+    Hidden weights are left out: each field is a sum over infinitely many of their entries, so that only their variance matters.
+    """
+    network, starts = problem.network, problem.training.starts
+    names = {
+        f"{built}.{kind}": f"{path}.{kind}" for built, path in network.names.items() for kind in ("weight", "bias")
+    }
+    hidden = set(network.hidden)
+    return frozenset(built for built, name in names.items() if starts.get(name) == UNIFORM and name not in hidden)
 
 
 def start_at_zero(problem: Problem, twin: Plan) -> None:
@@ -61,9 +76,12 @@ def rotated(problem: Problem) -> Problem:
 
     A Gaussian first layer does not see rotations of the input, and coordinates that no row uses are never trained. Of
     independent rows the basis is the one in which each has a coordinate of its own, as far as that goes: the symmetric root
-    of their Gram matrix. Adam, which treats every entry of a weight by itself, sees rotations.
+    of their Gram matrix. Adam, which treats every entry of a weight by itself, sees rotations, and so do uniform weights.
     """
-    if problem.chain is None or problem.training.kind(f"{problem.network.paths[0]}.weight") not in ("SGD", "Muon"):
+    if problem.chain is None:
+        return problem
+    first = f"{problem.network.paths[0]}.weight"
+    if problem.training.kind(first) not in ("SGD", "Muon") or problem.training.starts.get(first) == UNIFORM:
         return problem
     flat = problem.tensor.flatten(1)
     if flat.shape[1] <= len(flat):

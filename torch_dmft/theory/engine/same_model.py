@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.listed import listed
 from torch_dmft.core.multiplied import multiplied, multiply
+from torch_dmft.core.training import DRAWN
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.plan import set_attributes
@@ -78,7 +79,7 @@ def require_same_starts(problem: Problem, made: Plan) -> None:
     _refuse(
         f"{name} starts as {start} in the run, as the plan has it in the factory's"
         for name, start in problem.training.starts.items()
-        if start != "zero" and name not in theirs
+        if start not in DRAWN and name not in theirs
     )
 
 

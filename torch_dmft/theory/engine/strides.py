@@ -57,7 +57,9 @@ def check_strides(problem: Problem) -> None:
         "solvers.InfiniteWidth(strides=False); strides predict outputs from the tangent kernel, which does "
         "not contain velocities and decay"
     )
-    require_training(problem, "Strides", frozenset({"schedule", "batches", "frozen", "starts"}), remedy=remedy)
+    require_training(
+        problem, "Strides", frozenset({"schedule", "batches", "frozen", "starts", "uniform starts"}), remedy=remedy
+    )
     if problem.probe is not None and len(torch.unique(problem.probe)) < problem.samples:
         raise UnsupportedProblemError(
             "With strides, the probe must contain all training rows.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch_dmft.core.torch_private import ConvBase
 from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
 from torch_dmft.parameterization.coordinate_check import built
 from torch_dmft.parameterization.rules import require_gain
+from torch_dmft.parameterization.start import starts_of
+from torch_dmft.parameterization.uniform import UNIFORM
 from torch_dmft.theory.coverage import refuse_unsupported, rows_per_sample
 from torch_dmft.theory.engine.conv import InfiniteConv
 from torch_dmft.theory.engine.layers import InfiniteLinear, InfiniteReadout
@@ -51,6 +53,7 @@ def infinite_width(
     *,
     gain: float | str | Mapping[str, float] = "auto",
     bias_std: Mapping[str, float] | None = None,
+    uniform: Collection[str] | None = None,
     law: str = "limit",
     responses: bool = True,
     tolerance: float | None = None,
@@ -78,6 +81,8 @@ def infinite_width(
             (for a factory, the width it is called with).
         gain: g of input and hidden weights: ``"auto"`` by the activation, a number, or a number per module path.
         bias_std: standard deviation of the Gaussian initial biases per module path; biases not named start at zero.
+        uniform: names of weights and biases that start as uniform numbers of their standard deviation instead of Gaussian
+            ones, as those of a plan by themselves; of hidden weights it does not matter at infinite width, and is left out.
         law: ``"limit"`` (variance-reduced, for N = infinity) or ``"network"`` (exactly the law of a network of width S).
         responses: False drops the responses A and B, the gradient-independence ansatz.
         tolerance: relative part of a vector that may stay outside the sampled bases; default 1e-2 * min(1, gamma0).
@@ -106,6 +111,8 @@ def infinite_width(
         gamma0 = model_or_factory.gamma0
         narrow, architecture, rules = model_or_factory.model, model_or_factory.architecture, model_or_factory.rules
         biases = {rule.path: rule.std for rule in rules if rule.role is Role.VECTOR}
+        if uniform is None:
+            uniform = {name for name, start in starts_of(model_or_factory, untrained=False).items() if start == UNIFORM}
     else:
         if isinstance(model_or_factory, nn.Module):
             narrow = model_or_factory
@@ -155,7 +162,11 @@ def infinite_width(
     # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
     matched = "network" if has_composite_axes(architecture) else law
     multiplied = {rule.path: gains[rule.path] * rule.start for rule in matrices}
-    draw = _Draw(matched, generator, example_input, multiplied, biases, quasi=not architecture.has_parts)
+    names = {name for layer in architecture.layers for name in (layer.weight, layer.bias) if name is not None}
+    for name in uniform or ():
+        require_choice("a name of uniform", name, sorted(names))
+    quasi = not architecture.has_parts
+    draw = _Draw(matched, generator, example_input, multiplied, biases, frozenset(uniform or ()), quasi=quasi)
     for layer in architecture.layers:
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
         settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path])}
@@ -215,11 +226,12 @@ class _Draw:
         like: Tensor,
         gains: Mapping[str, float],
         biases: Mapping[str, float],
+        uniform: Collection[str],
         *,
         quasi: bool,
     ) -> None:
         self.law, self.generator, self.like, self.gains, self.biases = law, generator, like, gains, biases
-        self.quasi = quasi
+        self.uniform, self.quasi = uniform, quasi
         self.populations: dict[int, Population] = {}
 
     def population(self, axis: int | None, size: int) -> Population:
@@ -240,7 +252,8 @@ class _Draw:
         if layer.role is Role.READOUT:
             inputs = self.population(layer.in_axis, layer.in_features)
             std = 1 / (gamma0 * width)
-            return InfiniteReadout(inputs, layer.out_features, std=std, bias=layer.bias is not None)
+            uniform = layer.weight in self.uniform
+            return InfiniteReadout(inputs, layer.out_features, std=std, bias=layer.bias is not None, uniform=uniform)
         outputs = self.population(layer.out_axis, layer.out_features)
         gain = self.gains[layer.path]
         if layer.role is Role.HIDDEN:
@@ -249,7 +262,8 @@ class _Draw:
             if isinstance(module, ConvBase):
                 return InfiniteConv(inputs, outputs, module, LazySettings(gain=gain, **settings), bias=bias)
             return InfiniteLinear(inputs, outputs, LazySettings(gain=gain, **settings), bias=bias)
-        weight = (gain / math.sqrt(layer.fan_in) * outputs.draw(layer.fan_in)).T
+        latents = outputs.draw(layer.fan_in, uniform=layer.weight in self.uniform)
+        weight = (gain / math.sqrt(layer.fan_in) * latents).T
         if isinstance(module, ConvBase):
             weight = weight.reshape(module.get_parameter("weight").shape).contiguous()
         # That of a linear layer stays rows of latents in memory: a few inputs meet (fan-in, S) faster than (S, fan-in).
@@ -259,12 +273,12 @@ class _Draw:
         return module
 
     def bias(self, layer: Layer, outputs: Population) -> Tensor | None:
-        """The initial bias: Gaussian latents of the population."""
+        """The initial bias: latents of the population."""
         if layer.bias is None:
             return None
         std = self.biases.get(layer.path, 0.0)
         zeros = self.like.new_zeros(outputs.size)
-        return std * outputs.draw(1)[0] if std else zeros
+        return std * outputs.draw(1, uniform=layer.bias in self.uniform)[0] if std else zeros
 
 
 def _resized(architecture: Architecture, wide: nn.Module) -> Architecture:

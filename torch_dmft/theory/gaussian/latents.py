@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
+from torch_dmft.parameterization.uniform import uniform_like
 from torch_dmft.theory.gaussian.rows import Rows, new_directions, orthonormal_, project_off_
 
 _SOBOL = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 17, 18, 19, 25, 34, 38, 40, 43, 49)
@@ -81,11 +82,15 @@ class Population(nn.Module):
         """Whether the next ``count`` latents will be orthogonal to everything known."""
         return not self.full and self.known.count + count <= self.size // 2
 
-    def draw(self, count: int) -> Float[Tensor, "count size"]:
-        """``count`` fresh latents, N(0, 1) per neuron."""
+    def draw(self, count: int, *, uniform: bool = False) -> Float[Tensor, "count size"]:
+        """``count`` fresh latents, N(0, 1) per neuron, or U(-sqrt 3, sqrt 3) if they are to be uniform."""
         self.full = not self.can_match(count)  # for good: matching to a part of what was drawn would bias kernels
         if self.full:
-            return self._raw(count)
+            return uniform_like(self._raw(count)) if uniform else self._raw(count)
+        if uniform:
+            latents = orthonormal_(uniform_like(self._raw(count)), self.known.rows)
+            self._know(latents)
+            return latents * self.size**0.5
         missing = count - len(self._ahead)
         if missing > 0:
             more = max(missing, min(_BATCH, self.size // 2 - self.known.count) - len(self._ahead))
@@ -101,9 +106,13 @@ class Population(nn.Module):
             residual = project_off_(variables.clone(), self.known.rows)
             unit = residual.new_ones(len(residual))
             new = new_directions(residual, unit, self.known.rows, _NEW_DIRECTION)
-            self.known.append(new)
-            if len(self._ahead):
-                self._ahead = orthonormal_(self._ahead, new)
+            self._know(new)
+
+    def _know(self, new: Tensor) -> None:
+        """Keep orthonormal vectors, to which all later latents will be orthogonal."""
+        self.known.append(new)
+        if len(self._ahead):
+            self._ahead = orthonormal_(self._ahead, new)
 
     def _raw(self, count: int) -> Tensor:
         """Gaussians before any matching: Sobol points first, then independent draws."""

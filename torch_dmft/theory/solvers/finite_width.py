@@ -14,11 +14,12 @@ from torch_dmft.core.numbers import require_number, require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
 from torch_dmft.parameterization import Plan
+from torch_dmft.parameterization.uniform import UNIFORM
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, twin_cost
 from torch_dmft.theory.engine.built import Factory
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
-from torch_dmft.theory.engine.networks import Networks, initialise, langevin_noise, network_of, zero_starts
+from torch_dmft.theory.engine.networks import Networks, initialise, langevin_noise, network_of, starts_in
 from torch_dmft.theory.engine.posed import is_closed, renamed, rotated, twin_of
 from torch_dmft.theory.engine.sources import (
     cost_of_networks,
@@ -161,7 +162,7 @@ class _Networks(Iterator[Plan]):
             return twin_of(self.problem, self.width, **settings)  # type: ignore[arg-type]
         if self._dense is None:
             self._dense = network_of(self.problem, self.width)
-        initialise(self._dense, self.generator, zero_starts(self.problem, self._dense))
+        initialise(self._dense, self.generator, starts_in(self.problem, self._dense))
         return self._dense
 
     def learn(self, trained: Plan) -> None:
@@ -174,7 +175,9 @@ class _Networks(Iterator[Plan]):
 def _is_covered(problem: Problem) -> bool:
     """Whether the engine can sample this network lazily, and train it."""
     is_rounded = "muon" in problem.training.traits and not problem.training.number("exact")
-    if problem.temperature or is_rounded or not is_closed(problem):
+    starts = problem.training.starts
+    is_other = any(starts.get(name) == UNIFORM for name in problem.network.hidden)  # in law, but at infinite width
+    if problem.temperature or is_rounded or is_other or not is_closed(problem):
         return False
     try:
         problem.network.require_law()

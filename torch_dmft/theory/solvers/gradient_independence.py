@@ -55,7 +55,7 @@ class GradientIndependence(InfiniteWidth):
             "solvers.InfiniteWidth(); gradient independence moves the outputs by the tangent kernel of the present step, "
             "which knows nothing of momentum and decay"
         )
-        covers = frozenset({"schedule", "batches", "frozen", "starts"})
+        covers = frozenset({"schedule", "batches", "frozen", "starts", "uniform starts"})
         require_training(problem, "GradientIndependence", covers, remedy=remedy)
         super().check(problem)
 

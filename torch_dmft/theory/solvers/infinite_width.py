@@ -24,7 +24,7 @@ from torch_dmft.theory.replicas import average, replica_generators
 from torch_dmft.theory.solver import SEES, method, require_training
 from torch_dmft.theory.stepping import track
 
-COVERS = SEES | {"groups", "frozen", "starts", "muon"}
+COVERS = SEES | {"groups", "frozen", "starts", "uniform starts", "muon"}
 """What a twin is trained by: SGD itself, and Muon."""
 
 Train = Callable[..., Trajectory]

@@ -32,10 +32,10 @@ def starts_of(plan: Plan, *, untrained: bool) -> dict[str, str]:
     """The parameters of a model that do not start as theory starts them: parameter name -> what they are instead.
 
     Zeros are ``"zero"``, and uniform numbers, as torch draws them, ``"uniform"``: biases, and weights that were kept. Of other
-    weights the size, mean, fourth moment and the angles between rows and between columns are
-    compared with those of Gaussian numbers N(0, std^2), std that of the plan, each within six standard errors. Of biases it
-    is mean and fourth moment; gains and shifts of norm layers are one and zero, output biases zero. A weight that resembles what it was when it was wrapped, and is not the
-    same, was trained or changed since. An infinite-width twin starts as the theory has it.
+    weights the size, mean, fourth moment and the angles between rows and between columns are compared with those of Gaussian
+    numbers N(0, std^2), std that of the plan, each within six standard errors. Of biases it is mean and fourth moment; gains
+    and shifts of norm layers are one and zero, output biases zero. A weight that resembles what it was when it was wrapped,
+    and is not the same, was trained or changed since. An infinite-width twin starts as the theory has it.
 
     Args:
         plan: the model as it is now.

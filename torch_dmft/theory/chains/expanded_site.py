@@ -17,6 +17,7 @@ are responses (``late``) act at the middle of the step, and E gains a term in th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch_dmft.core.activation import Activation
 from torch_dmft.theory.gaussian.latents import Population
 from torch_dmft.theory.gaussian.moments import correlation, mehler, project
+from torch_dmft.theory.gaussian.shifted import moved, shifts
 
 _CHUNK = 2**17  # numbers per field that are expanded at once: a megabyte, so that they stay in cache
 
@@ -40,17 +42,16 @@ class PairAverages:
     twisted: Tensor  # 3, 1
 
     @staticmethod
-    def of(phi: Activation, covariance: Float[Tensor, "sample sample"]) -> PairAverages:
-        """Average over u ~ N(0, covariance)."""
+    def of(phi: Activation, covariance: Float[Tensor, "sample sample"], bound: float = 0.0) -> PairAverages:
+        """Average over u ~ N(0, covariance), plus a bias uniform on (-bound, bound)."""
         std = covariance.diagonal().sqrt()
         rho = correlation(covariance, torch.outer(std, std))
-        zeroth, first, second, third = (project(f, std) for f in derivatives(phi))
-        return PairAverages(
-            mehler(first, first, rho),
-            mehler(second, second, rho),
-            mehler(second, zeroth, rho),
-            mehler(third, first, rho),
-        )
+        totals = [torch.zeros_like(rho) for _ in range(4)]
+        for shift, weight in zip(*shifts(bound, rho), strict=True):
+            zeroth, first, second, third = (project(moved(f, shift.expand_as(std)), std) for f in derivatives(phi))
+            pairs = ((first, first), (second, second), (second, zeroth), (third, first))
+            totals = [total + weight * mehler(*pair, rho) for total, pair in zip(totals, pairs, strict=True)]
+        return PairAverages(*totals)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class ExpandedSite:
 
     Attributes:
         phi: the activation.
-        covariance: of u, ``(sample, sample)``.
+        covariance: of the Gaussian part of u, ``(sample, sample)``.
+        bound: b of a bias uniform on (-b, b) that is the rest of it; 0 for none.
         noise: of r, for each output, ``(sample, sample)``.
         averages: over pairs of u.
         forward: H.
@@ -70,6 +72,7 @@ class ExpandedSite:
 
     phi: Activation
     covariance: Tensor
+    bound: float
     noise: Tensor
     averages: PairAverages
     forward: Tensor
@@ -141,6 +144,8 @@ def sample(
     population = Population(neurons, law="limit", generator=generator, dtype=like.dtype, device=like.device)
     latents = population.draw(samples * (1 + outputs)).T
     u = latents[:, :samples] @ _root(site.covariance).T
+    if site.bound:
+        u = u + site.bound / math.sqrt(3) * population.draw(1, uniform=True).T
     r = torch.einsum("mk,nkc->nmc", _root(site.noise), latents[:, samples:].reshape(neurons, samples, outputs))
     chunk = max(1, _CHUNK // drive.total.numel())
     parts = (

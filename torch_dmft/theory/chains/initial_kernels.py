@@ -7,13 +7,17 @@ With q_l = g_l^2 Phi^{l-1} + s_b^2 the covariance of layer l's pre-activations (
 
     K = sum_{l<L} (N_L / N_{l+1}) G^{l+1} (g_{l+1}^2 Phi^l + [biased]) + Phi^L + [biased].
 
+A bias that is uniform on (-b, b), b = sqrt(3) s_b, is no Gaussian field: q_l is then g_l^2 Phi^{l-1}, and the averages are over
+the bias as well, which all rows share (``gaussian.shifted``).
+
 A row is a sample seen by the initial parameters times a scale a, which is what weight decay makes of the initial
 weights, W(t) = a(t) W(0) + learned part. Then q_l and G^l gain a factor a a', and K is the kernel between two times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +26,8 @@ from torch import Tensor
 
 from torch_dmft.core.activation import activation
 from torch_dmft.theory.chain import Chain
-from torch_dmft.theory.gaussian.moments import Marginals, marginals
+from torch_dmft.theory.gaussian.moments import Marginals
+from torch_dmft.theory.gaussian.shifted import shifted_marginals
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class InitialKernels:
         input_kernel: ``(sample, sample)``, Phi^0, float64.
         scales: ``(scale,)``, a; one for networks whose initial weights do not decay.
         order: largest number of Hermite terms, see ``moments.marginals``.
+        uniform: hidden layers, counted from 0, whose biases are uniform; those of others are Gaussian.
     """
 
     def __init__(
@@ -61,14 +67,20 @@ class InitialKernels:
         scales: Sequence[float] = (1.0,),
         *,
         order: int = 1024,
+        uniform: Collection[int] = (),
     ) -> None:
         self.chain, self.input_kernel = chain, input_kernel
+        stds = [layer.bias_std or 0.0 for layer in chain.hidden]
+        self._gaussian = [0.0 if at in uniform else std**2 for at, std in enumerate(stds)]
+        bounds = [math.sqrt(3) * std if at in uniform else 0.0 for at, std in enumerate(stds)]
         self.scales = input_kernel.new_tensor(scales)
         self.marginals: list[Marginals] = []
         square = input_kernel.diagonal().repeat(len(scales))
-        for layer in chain.hidden:
-            variance = self._row_scales(slice(None)) ** 2 * (layer.gain**2 * square + (layer.bias_std or 0.0) ** 2)
-            self.marginals.append(marginals(activation(layer.activation), variance, order=order))
+        rows = self._row_scales(slice(None))
+        for layer, gaussian, bound in zip(chain.hidden, self._gaussian, bounds, strict=True):
+            variance = rows**2 * (layer.gain**2 * square + gaussian)
+            phi = activation(layer.activation)
+            self.marginals.append(shifted_marginals(phi, variance, bound * rows, order=order))
             square = self.marginals[-1].mean_square()
 
     def at(self, scale: int = 0) -> ChainKernels:
@@ -90,8 +102,8 @@ class InitialKernels:
         left, right = slice(scale * samples, (scale + 1) * samples), slice(start * samples, stop * samples)
         scaled = torch.outer(self._row_scales(left), self._row_scales(right))
         forward, slopes = [self.input_kernel.repeat(1, stop - start)], []
-        for layer, rows in zip(self.chain.hidden, self.marginals, strict=True):
-            covariance = scaled * (layer.gain**2 * forward[-1] + (layer.bias_std or 0.0) ** 2)
+        for layer, gaussian, rows in zip(self.chain.hidden, self._gaussian, self.marginals, strict=True):
+            covariance = scaled * (layer.gain**2 * forward[-1] + gaussian)
             phi, slope = rows.pair(left, right, covariance)
             forward.append(phi)
             slopes.append(slope)

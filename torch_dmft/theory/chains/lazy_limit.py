@@ -24,8 +24,8 @@ from torch_dmft.core.errors import ConvergenceError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chains.assembly import assemble, require_chain
 from torch_dmft.theory.chains.descent import Descent, propagators, weighted_sum_of_tensors
-from torch_dmft.theory.chains.initial_kernels import InitialKernels
 from torch_dmft.theory.chains.squared_error import error_scale, lazy_outputs
+from torch_dmft.theory.chains.uniform_start import kernels_of
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.stepping import error_signal, require_finite, track
 
@@ -50,7 +50,7 @@ def lazy_limit(
     if "decay" in problem.training.traits:
         outputs, forward, backward = _decaying(problem, input_kernel, record, order, two_time, progress)
     else:
-        kernels = InitialKernels(chain, input_kernel, order=order).at()
+        kernels = kernels_of(problem, chain, order=order).at()
         outputs = _outputs(problem, kernels.ntk, record, flow=flow)
         forward = [_constant(kernel, len(record), two_time) for kernel in kernels.forward]
         backward = [_constant(kernel, len(record), two_time) for kernel in kernels.backward]
@@ -129,7 +129,7 @@ def _decaying(
     chain = require_chain(problem, "StaticNTK")
     last, samples = int(record[-1]), problem.samples
     left, weights, _ = (each.to(input_kernel.device) for each in propagators(problem.training, last + 1))
-    kernels = InitialKernels(chain, input_kernel, left.tolist(), order=order)
+    kernels = kernels_of(problem, chain, tuple(left.tolist()), order=order)
     position = {step: at for at, step in enumerate(record.tolist())}
     shape = (len(record), samples, len(record), samples) if two_time else (len(record), samples, samples)
     forward = [input_kernel.new_zeros(shape) for _ in range(chain.depth + 1)]

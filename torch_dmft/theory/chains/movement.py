@@ -22,7 +22,8 @@ from torch import Tensor
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import require_chain
 from torch_dmft.theory.chains.descent import Descent, weighted_sum_of_tensors
-from torch_dmft.theory.chains.initial_kernels import ChainKernels, InitialKernels
+from torch_dmft.theory.chains.initial_kernels import ChainKernels
+from torch_dmft.theory.chains.uniform_start import kernels_of
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.stepping import error_signal, require_finite
 
@@ -43,7 +44,7 @@ def feature_movement(problem: Problem) -> float:
         ConvergenceError: if lazy training diverges.
     """
     chain = require_chain(problem, "feature_movement")
-    lazy = InitialKernels(chain, problem.input_kernel.double()).at()
+    lazy = kernels_of(problem, chain).at()
     moved = 0.0
     for left, drive in _drives(problem, lazy.ntk):
         moved = problem.gamma0**2 * _squares(chain, lazy, drive) / max(left**2, torch.finfo(torch.float64).tiny)

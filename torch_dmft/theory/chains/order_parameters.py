@@ -30,6 +30,7 @@ from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.descent import propagators
 from torch_dmft.theory.chains.lazy_limit import lazy_limit
 from torch_dmft.theory.chains.single_site import Site, SiteFields, causal_root, response, simulate
+from torch_dmft.theory.chains.uniform_start import uniform_biases
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.stepping import error_signal
 
@@ -141,11 +142,17 @@ class SiteSampler:
             drawn = torch.randn(neurons // 2, size, generator=generator, dtype=torch.float64, device=self.inputs.device)
             return _moment_matched(drawn)
 
-        self.normals = []
-        for _ in chain.hidden:
+        self.normals: list[tuple[Tensor, Tensor]] = []
+        self.uniform: dict[int, Tensor] = {}
+        is_uniform = uniform_biases(problem)
+        for layer in range(chain.depth):
             u, r = normals(rows), normals(rows * self.outputs)
             self.normals.append((torch.cat([u, u]), torch.cat([r, -r])))
+            if layer in is_uniform:
+                drawn = _stratified(neurons // 2, generator).to(self.inputs.device)
+                self.uniform[layer] = torch.cat([drawn, drawn])
         self.initial, self.noise = free_covariances(problem, times)
+        self.left = propagators(problem.training, times)[0].to(problem.device)
         self.update_weight = _update_weights(problem, times)
         self.gains = [*(layer.gain for layer in chain.hidden), 1.0]
         self.widths = [*(layer.width_ratio for layer in chain.hidden), 1.0]
@@ -243,11 +250,16 @@ class SiteSampler:
         narrowing = self.widths[layer] / self.widths[layer + 1]
         std = self.chain.hidden[layer].bias_std
         u = gain**2 * self._free(order.forward[layer], times)
+        start = u.new_zeros(())
         if std is not None:
-            bias = std**2 * self.initial + self.noise
+            is_gaussian = layer not in self.uniform
+            bias = std**2 * self.initial * is_gaussian + self.noise
+            if not is_gaussian:
+                shares = self.left[:times].repeat_interleave(self.samples)
+                start = std * torch.outer(self.uniform[layer], shares)
             u = u + bias[:times, :times].repeat_interleave(self.samples, 0).repeat_interleave(self.samples, 1)
         r = next_gain**2 * narrowing * self._free(order.backward[layer + 1], times)
-        return normal_u @ causal_root(u, sizes[0]).mT, normal_r @ causal_root(r, sizes[1]).mT
+        return start + normal_u @ causal_root(u, sizes[0]).mT, normal_r @ causal_root(r, sizes[1]).mT
 
     def _free(self, array: Tensor, times: int) -> Tensor:
         """C(t, s) times an array with rows and columns ordered by time."""
@@ -263,6 +275,13 @@ class SiteSampler:
         time = torch.arange(times, device=blocks.device)
         blocks[time, :, time] = 0.0
         return blocks.reshape(backward_response.shape)
+
+
+def _stratified(count: int, generator: torch.Generator) -> Float[Tensor, " neuron"]:
+    """Uniform numbers of mean zero and variance one, one in each of ``count`` equal parts of their range, in random order."""
+    place = torch.randperm(count, generator=generator, device=generator.device)
+    within = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+    return math.sqrt(3) * (2 * (place + within) / count - 1)
 
 
 def _moment_matched(normals: Float[Tensor, "neuron column"]) -> Float[Tensor, "neuron column"]:

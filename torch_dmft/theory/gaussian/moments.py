@@ -22,7 +22,7 @@ from torch import Tensor
 
 from torch_dmft.core.activation import Activation
 from torch_dmft.core.errors import ConvergenceError
-from torch_dmft.theory.gaussian.kinked_moments import mean_square, pair_averages
+from torch_dmft.theory.gaussian.kinked_moments import mean_slope, mean_square, pair_averages
 
 # The projections integrate over |x| < _REACH by the trapezoidal rule: beyond, every Hermite polynomial times its weight
 # is below round-off, and the rule converges geometrically for analytic integrands.
@@ -56,13 +56,15 @@ def marginals(activation: Activation, variance: Float[Tensor, " row"], *, order:
     Raises:
         ConvergenceError: if ``order`` terms are not enough.
     """
+    std = variance.clamp_min(0).sqrt()
+    if activation.kinks:
+        is_straight = activation.homogeneous == 1
+        found = PiecewiseLinear.of(activation, variance) if is_straight else Kinked(std, activation)
+        return AtRest.of(found, activation, std)
     if activation.homogeneous == 1:
         return PiecewiseLinear.of(activation, variance)
     if activation.name == "erf":
         return ErrorFunction(variance)
-    std = variance.clamp_min(0).sqrt()
-    if activation.kinks:
-        return Kinked(std, activation)
     return Smooth(std, project(activation.function, std, order=order), project(activation.first, std, order=order))
 
 
@@ -171,6 +173,39 @@ class Kinked(Marginals):
         """<phi(u) phi(v)> and <phi'(u) phi'(v)>."""
         a, b = self.std[left], self.std[right]
         return pair_averages(self.phi, a, b, correlation(covariance, torch.outer(a, b)))
+
+
+@dataclass(frozen=True)
+class AtRest(Marginals):
+    """Variables some of which have no variance and lie exactly on a kink, where torch takes the slope of one side.
+
+    Of u = 0 and any v, <phi'(u) phi'(v)> = phi'(0) <phi'(v)>, phi' as torch has it: 0 of ReLU, and not 1/2.
+
+    Attributes:
+        found: averages of phi phi, and of phi' phi' of the other variables.
+        rests: ``(row,)``, which variables have no variance.
+        slope: ``(row,)``, <phi'>.
+    """
+
+    found: Marginals
+    rests: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, found: Marginals, phi: Activation, std: Float[Tensor, " row"]) -> Marginals:
+        """The averages as they are, unless a variable rests."""
+        rests = std == 0
+        return cls(found, rests, mean_slope(phi, std)) if bool(rests.any()) else found
+
+    def mean_square(self) -> Float[Tensor, " row"]:
+        """<phi(u)^2>."""
+        return self.found.mean_square()
+
+    def pair(self, left: slice, right: slice, covariance: Float[Tensor, "m n"]) -> tuple[Tensor, Tensor]:
+        """<phi(u) phi(v)> and <phi'(u) phi'(v)>."""
+        features, slopes = self.found.pair(left, right, covariance)
+        rests = self.rests[left, None] | self.rests[right]
+        return features, torch.where(rests, torch.outer(self.slope[left], self.slope[right]), slopes)
 
 
 def correlation(covariance: Float[Tensor, "m n"], scale: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:

@@ -18,6 +18,7 @@ from torch_dmft.measurement.fields import handful
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import about_the_probe, assemble, require_chain
 from torch_dmft.theory.chains.order_parameters import OrderParameters, SiteSampler
+from torch_dmft.theory.chains.uniform_start import require_gaussian_fields, require_gaussian_readout
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.held import FIRST_USE
@@ -76,7 +77,8 @@ class AlternatingMonteCarlo:
     Covers dense chains with twice differentiable activations and any loss, several outputs, gains, biases, unequal
     widths, momentum, weight decay, minibatches and Langevin noise. Cost O(S (P C T)^3) time per layer and iteration and
     O((P C T)^2) memory, as in the paper's Table 1: for small problems. The error falls like 1/sqrt(neurons * replicas).
-    Refuses networks other than dense chains, activations without a second derivative (ReLU), and Adam.
+    Refuses networks other than dense chains, uniform input and readout weights, activations without a second
+    derivative (ReLU), and Adam.
 
     Attributes:
         neurons: S, Monte Carlo draws per replica, in pairs (r, -r) of moment-matched normals.
@@ -123,7 +125,9 @@ class AlternatingMonteCarlo:
             UnsupportedProblemError: for networks other than chains of smooth layers.
         """
         chain = require_chain(problem, "AlternatingMonteCarlo")
-        require_training(problem, "AlternatingMonteCarlo", SEES | {"noise"})
+        require_training(problem, "AlternatingMonteCarlo", SEES | {"noise", "uniform starts"})
+        require_gaussian_fields(problem, "AlternatingMonteCarlo")
+        require_gaussian_readout(problem, "AlternatingMonteCarlo")
         rough = sorted({layer.activation for layer in chain.hidden if not activation(layer.activation).smooth})
         if rough and self.responses:
             raise UnsupportedProblemError(

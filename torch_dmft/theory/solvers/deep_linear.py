@@ -34,7 +34,8 @@ class DeepLinear:
     descent in these is the closure of eq. 11, without its fixed point.
 
     Covers any inputs and targets, every loss, several outputs, gains, biases, unequal widths, momentum, weight decay
-    and minibatches. Computes in float64; the result is exact to round-off and has no standard error.
+    and minibatches. Of initial weights and biases only the variances matter, uniform ones included. Computes in float64; the
+    result is exact to round-off and has no standard error.
 
     With n latents per layer the cost is O(L T n^2 P) time and O(L n^2) memory. n grows by at most twice the number of
     outputs per layer and step, and saturates where training is smooth (about a hundred per output). The matrices of eq. 11,
@@ -58,7 +59,7 @@ class DeepLinear:
             UnsupportedProblemError: naming the layers that are not linear.
         """
         chain = require_chain(problem, "DeepLinear")
-        require_training(problem, "DeepLinear", SEES)
+        require_training(problem, "DeepLinear", SEES | {"uniform starts"})
         require_linear(chain, "DeepLinear")
 
     def estimate(

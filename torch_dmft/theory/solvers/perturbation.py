@@ -10,7 +10,8 @@ of F then moves by sum_ij <d_i d_j F> dq_ij / 2, for instance
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +24,13 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import about_the_probe, assemble, require_chain
 from torch_dmft.theory.chains.expanded_site import Drive, ExpandedSite, PairAverages, SecondMoments, sample
-from torch_dmft.theory.chains.initial_kernels import ChainKernels, InitialKernels
+from torch_dmft.theory.chains.initial_kernels import ChainKernels
+from torch_dmft.theory.chains.uniform_start import (
+    kernels_of,
+    require_gaussian_fields,
+    require_gaussian_readout,
+    uniform_biases,
+)
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.held import FIRST_USE
@@ -49,7 +56,8 @@ class Perturbation:
 
     With n rows the cost is O(L S T n^2) per replica, for S neurons, and O(L T n^2 + L S n) memory; with ``two_time``,
     O(L S T^2 n^2). (Without sampling, averages over four fields take O(P^4 T), Table 1.) Leaves out order gamma0^4. Refuses
-    activations with kinks, networks other than dense chains, momentum, weight decay, Langevin noise and Adam.
+    activations with kinks, networks other than dense chains, uniform input and readout weights, momentum, weight decay,
+    Langevin noise and Adam.
 
     Attributes:
         neurons: S, draws per layer and replica.
@@ -75,7 +83,9 @@ class Perturbation:
             InvalidInputError: if there are too few neurons to match the moments of the fields.
         """
         chain = require_chain(problem, "Perturbation")
-        require_training(problem, "Perturbation", frozenset({"schedule", "batches"}))
+        require_training(problem, "Perturbation", frozenset({"schedule", "batches", "uniform starts"}))
+        require_gaussian_fields(problem, "Perturbation")
+        require_gaussian_readout(problem, "Perturbation")
         kinked = sorted({layer.activation for layer in chain.hidden if not activation(layer.activation).smooth})
         if kinked:
             raise UnsupportedProblemError(
@@ -118,10 +128,10 @@ class Perturbation:
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Solve order zero exactly, then order two by sampling; see ``Solver.run``."""
         chain = require_chain(problem, "Perturbation")
-        lazy = InitialKernels(chain, problem.input_kernel.to(torch.float64)).at()
+        lazy = kernels_of(problem, chain).at()
         last = int(record[-1])
         outputs, drive = _lazy_training(problem, lazy.ntk, last)
-        sites = _sites(chain, lazy)
+        sites = _sites(chain, lazy, uniform_biases(problem))
         generator = self.generator or torch.Generator(device=problem.device).manual_seed(0)
         runs = []
         for _ in track(range(self.replicas), "perturbation theory", progress=progress):
@@ -150,18 +160,18 @@ def _lazy_training(problem: Problem, ntk: Tensor, last: int) -> tuple[Tensor, Dr
     return torch.stack(outputs), Drive(moves, torch.cat([torch.zeros_like(f)[None], moves.cumsum(0)]))
 
 
-def _sites(chain: Chain, lazy: ChainKernels) -> list[ExpandedSite]:
+def _sites(chain: Chain, lazy: ChainKernels, uniform: Collection[int]) -> list[ExpandedSite]:
     """The layers at order gamma0: responses of features from the input up, of gradients from the readout down."""
     sites: list[ExpandedSite] = []
-    for layer, features in zip(chain.hidden, lazy.forward, strict=False):
-        covariance = layer.gain**2 * features + (layer.bias_std or 0.0) ** 2
-        averages = PairAverages.of(activation(layer.activation), covariance)
+    for at, (layer, features) in enumerate(zip(chain.hidden, lazy.forward, strict=False)):
+        std = layer.bias_std or 0.0
+        bound, variance = (math.sqrt(3) * std, 0.0) if at in uniform else (0.0, std**2)
+        phi, covariance = activation(layer.activation), layer.gain**2 * features + variance
+        averages = PairAverages.of(phi, covariance, bound)
         learned = layer.gain**2 * features + float(layer.bias_std is not None)
         forward = learned if not sites else learned + layer.gain**2 * sites[-1].averages.slopes * sites[-1].forward
         one, none = torch.ones_like(features), torch.zeros_like(features)
-        sites.append(
-            ExpandedSite(activation(layer.activation), covariance, one, averages, forward, one, none, none, none, none)
-        )
+        sites.append(ExpandedSite(phi, covariance, bound, one, averages, forward, one, none, none, none, none))
     for at in range(chain.depth - 1, 0, -1):
         above, pair, scale = sites[at], sites[at].averages, _backward_scale(chain, at)
         diagonal = (pair.slopes + pair.bent).diagonal()[:, None]

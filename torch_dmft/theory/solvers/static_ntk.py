@@ -13,6 +13,7 @@ from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chains.assembly import about_the_probe, require_chain
 from torch_dmft.theory.chains.lazy_limit import lazy_limit
+from torch_dmft.theory.chains.uniform_start import require_gaussian_fields, require_no_start_on_a_kink
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solver import SEES, method, require_training
@@ -25,13 +26,15 @@ class StaticNTK:
 
     Covers dense chains with any loss, several outputs, gains, biases, unequal widths, minibatches and all that SGD does to
     all parameters alike (schedules, momentum, weight decay); ``problem.gamma0`` plays no role. Kernels are in closed form
-    for piecewise linear activations and erf and by Hermite series for smooth ones. Computes in float64;
-    exact, so ``stderr`` is None.
+    for piecewise linear activations and erf and by Hermite series for smooth ones; biases that start uniform, as torch's do,
+    are averaged over by quadrature. Fields that are exactly zero have the slope that torch gives them (0 of ReLU). Computes
+    in float64; exact, so ``stderr`` is None.
 
     With n rows the cost is O(L n^2) for the kernels. Outputs are in closed form for squared error with full batches, O(n^3)
     whatever the number of steps; else they are stepped, O(T n^2), or integrated. With weight decay the kernels change in
     time, and it is O(L T^2 n^2). Memory is O(n^2) beside the answer (the paper's Table 1). Refuses networks that are no dense
-    chain, Langevin noise and Adam; gradient flow also momentum, weight decay and minibatches.
+    chain, uniform input weights, rows of zeros that a trained bias moves off a kink, Langevin noise and Adam; gradient flow
+    also momentum, weight decay and minibatches.
 
     What it leaves out is of order gamma0^2: ``theory.movement`` predicts how much.
 
@@ -60,10 +63,12 @@ class StaticNTK:
             UnsupportedProblemError: naming what is in the way.
         """
         require_chain(problem, "StaticNTK")
-        require_training(problem, "StaticNTK", SEES)
+        require_training(problem, "StaticNTK", SEES | {"uniform starts"})
+        require_gaussian_fields(problem, "StaticNTK")
+        require_no_start_on_a_kink(problem, "StaticNTK")
         if self.time == "continuous":
             remedy = 'StaticNTK(time="discrete"); gradient flow is plain full-batch descent in the limit of small steps'
-            require_training(problem, "Gradient flow", frozenset({"schedule"}), remedy=remedy)
+            require_training(problem, "Gradient flow", frozenset({"schedule", "uniform starts"}), remedy=remedy)
 
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False

@@ -83,7 +83,7 @@ class WhitenedLinear:
             UnsupportedProblemError: naming everything that is in the way.
         """
         chain = require_chain(problem, "WhitenedLinear")
-        require_training(problem, "WhitenedLinear", SEES, remedy="solvers.WideEnsemble()")
+        require_training(problem, "WhitenedLinear", SEES | {"uniform starts"}, remedy="solvers.WideEnsemble()")
         require_linear(chain, "WhitenedLinear")
         train = problem.train_samples
         kernel = problem.input_kernel[:train, :train].double()
@@ -94,7 +94,8 @@ class WhitenedLinear:
             "a loss other than the squared error": error_scale(problem) is None,
             "biases": biased,
         }
-        refused = [*(name for name, present in conditions.items() if present), *problem.training.traits.values()]
+        traits = {trait: text for trait, text in problem.training.traits.items() if trait != "uniform starts"}
+        refused = [*(name for name, present in conditions.items() if present), *traits.values()]
         if refused:
             raise UnsupportedProblemError(
                 "WhitenedLinear needs squared error on whitened inputs, X X^T / D = 1, under plain gradient flow.",

@@ -6,7 +6,8 @@ widths N_1..N_L, D inputs, C outputs and gain g computes, for weights l = 0..L (
     o^l = g W^l x^l / sqrt(N_l) + b^l,    h^{l+1} = o^l  (plain)  or  h^l + s o^l  (residual, from l = 1 on),
     x^{l+1} = phi(norm(h^{l+1})),    x^0 = x,    f = W^L x^L / (gamma0 N_L)    (no gain and no bias at the readout).
 
-Every entry of every W is N(0, 1), a bias is N(0, s_b^2), a norm's gain starts at 1 and its shift at 0. One step is, for
+Every entry of every W is N(0, 1), a bias is N(0, s_b^2), or both uniform with these variances where the chain says so; a
+norm's gain starts at 1 and its shift at 0. One step is, for
 *every* parameter theta of this form,
 
     v <- beta v + dL/dtheta,    theta <- theta - eta gamma0^2 N_L v - eta lambda theta,
@@ -53,6 +54,7 @@ class Chain:
         bias_std: s_b; None: no biases, 0.0: trained biases that start at zero.
         width_ratios: N_l / N_L for l = 1..L; None: all 1.
         branch_scale: s of a residual chain, usually 1 / sqrt(L); None: a plain chain.
+        uniform: names of weights and biases (``"weight.0"``, ``"bias.1"``) that are drawn uniform instead of Gaussian.
         norm: LayerNorm of h before phi, without ("plain") or with ("affine") trained gain and shift; None: none.
     """
 
@@ -65,6 +67,7 @@ class Chain:
     width_ratios: tuple[float, ...] | None = None
     branch_scale: float | None = None
     norm: Literal["plain", "affine"] | None = None
+    uniform: frozenset[str] = frozenset()
 
     def widths(self, width: int) -> tuple[int, ...]:
         """N_1..N_L when the last hidden layer has this width."""
@@ -160,14 +163,17 @@ def initialise(
     if antithetic and networks % 2:
         raise ValueError(f"Antithetic networks come in pairs. Got: {networks}.")
 
-    def normal(*shape: int) -> Tensor:
+    def drawn(name: str, *shape: int) -> Tensor:
+        if name in chain.uniform:
+            return math.sqrt(3) * (2 * torch.rand(draws, *shape, generator=generator, dtype=dtype) - 1)
         return torch.randn(draws, *shape, generator=generator, dtype=dtype)
 
     sizes = (input_dim, *chain.widths(width), chain.outputs)
-    parameters = {f"weight.{layer}": normal(sizes[layer + 1], sizes[layer]) for layer in range(chain.depth + 1)}
+    weights = [f"weight.{layer}" for layer in range(chain.depth + 1)]
+    parameters = {name: drawn(name, sizes[layer + 1], sizes[layer]) for layer, name in enumerate(weights)}
     for layer in range(chain.depth):
         if chain.bias_std is not None:
-            parameters[f"bias.{layer}"] = chain.bias_std * normal(sizes[layer + 1])
+            parameters[f"bias.{layer}"] = chain.bias_std * drawn(f"bias.{layer}", sizes[layer + 1])
         if chain.norm == "affine":
             parameters[f"norm_gain.{layer}"] = torch.ones(draws, sizes[layer + 1], dtype=dtype)
             parameters[f"norm_shift.{layer}"] = torch.zeros(draws, sizes[layer + 1], dtype=dtype)

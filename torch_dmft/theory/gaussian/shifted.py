@@ -11,6 +11,7 @@ and beta alike, so a variable may see c beta. A variable without variance has ki
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from torch_dmft.theory.gaussian.kinked_moments import gauss, mean_square, pair_a
 from torch_dmft.theory.gaussian.moments import Marginals, correlation, marginals, mehler, project
 
 _NODES = 16
-"""Values of the shift in each piece of its range."""
+"""Values of the shift in each piece of its range, no longer than two: the poles of tanh are 1.6 away."""
 
 
 def shifted_marginals(
@@ -47,7 +48,8 @@ def shifted_marginals(
     if not bool(bound.any()):
         return marginals(activation, variance, order=order)
     std, largest = variance.clamp_min(0).sqrt(), float(bound.max())
-    cuts = sorted({-1.0, 1.0, *(kink / largest for kink in activation.kinks if abs(kink) < largest)})
+    kinks = [kink / largest for kink in activation.kinks if abs(kink) < largest]
+    cuts = sorted({*_panels(largest), *kinks})
     points, weights = gauss(variance.new_tensor(cuts), crowded=bool(activation.kinks), nodes=_NODES)
     parts: list[Marginals] = []
     for point in points:
@@ -127,8 +129,14 @@ def shifts(bound: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """Values of a number that is uniform on (-bound, bound), where functions of it are smooth, and their probabilities."""
     if not bound:
         return like.new_zeros(1), like.new_ones(1)
-    points, weights = gauss(like.new_tensor([-bound, bound]), nodes=_NODES)
-    return points, weights / (2 * bound)
+    points, weights = gauss(like.new_tensor(_panels(bound)), nodes=_NODES)
+    return bound * points, weights / 2
+
+
+def _panels(bound: float) -> list[float]:
+    """The ends of equal parts of (-1, 1), none longer than two in units in which it is (-bound, bound)."""
+    count = max(1, math.ceil(bound))
+    return [2 * end / count - 1 for end in range(count + 1)]
 
 
 def moved(function: Callable[[Tensor], Tensor], shift: Float[Tensor, " row"]) -> Callable[[Tensor], Tensor]:

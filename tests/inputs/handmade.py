@@ -107,6 +107,10 @@ def handmade(a: Set) -> dict[str, tuple[Callable[[], Any], str]]:
         "10^12 neurons of a twin": (lambda: dmft.infinite_width(network(), INPUTS, neurons=10**12), "neurons"),
         "10^18 recorded steps": (lambda: dmft.solve(posed(steps=10**18)), "steps"),
         "a gain of no layer": (lambda: dmft.infinite_width(network(), INPUTS, neurons=16, gain={"x": 1.0}), "gain"),
+        "a uniform start of no parameter": (
+            lambda: dmft.infinite_width(network(), INPUTS, neurons=16, uniform=["x"]),
+            "uniform",
+        ),
         "a bias of no layer": (
             lambda: dmft.infinite_width(network(), INPUTS, neurons=16, bias_std={"x": 1.0}),
             "bias_std",

@@ -102,8 +102,7 @@ def test_both_ways_to_integrate_kinks_give_the_arc_cosine_kernels(
 ) -> None:
     std = variances.sqrt()
     a, b = (side[1:, 1:].flatten() for side in torch.broadcast_tensors(std[:, None], std))  # phi'(0) is a convention
-    means = () if average is _in_sectors else (torch.zeros_like(a), torch.zeros_like(b))
-    found = average(activation(name), a, b, rho[1:, 1:].flatten(), *means)
+    found = average(activation(name), a, b, rho[1:, 1:].flatten())
     closed = marginals(activation(name), variances).pair(ALL, ALL, pairs(variances, rho))
     for mine, exact in zip(found, closed, strict=True):
         torch.testing.assert_close(mine, exact[1:, 1:].flatten(), rtol=0, atol=1e-10)

@@ -22,8 +22,7 @@ from torch import Tensor
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import require_chain
 from torch_dmft.theory.chains.descent import Descent, weighted_sum_of_tensors
-from torch_dmft.theory.chains.initial_kernels import ChainKernels
-from torch_dmft.theory.chains.uniform_start import kernels_of
+from torch_dmft.theory.chains.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.stepping import error_signal, require_finite
 
@@ -36,15 +35,15 @@ def feature_movement(problem: Problem) -> float:
 
     gamma0^2 sum_l (|<dh dh>| / |<u u>| + |<dz dz>| / |<r r>|), in Frobenius norms over rows: of the worst kernel, which
     inherits from all layers, within a factor of about three as long as it is small. Under weight decay it is relative to
-    what is left of the initial weights. Beyond 1 it says no more than that features move far. Costs what stepping
-    ``StaticNTK`` without weight decay does, at most.
+    what is left of the initial weights. Biases are taken for Gaussian ones. Beyond 1 it says no more than that features move
+    far. Costs what stepping ``StaticNTK`` without weight decay does, at most.
 
     Raises:
         UnsupportedProblemError: if the network is not a dense chain.
         ConvergenceError: if lazy training diverges.
     """
     chain = require_chain(problem, "feature_movement")
-    lazy = kernels_of(problem, chain).at()
+    lazy = InitialKernels(chain, problem.input_kernel.double()).at()
     moved = 0.0
     for left, drive in _drives(problem, lazy.ntk):
         moved = problem.gamma0**2 * _squares(chain, lazy, drive) / max(left**2, torch.finfo(torch.float64).tiny)

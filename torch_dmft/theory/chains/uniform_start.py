@@ -14,6 +14,7 @@ from torch_dmft.parameterization.uniform import UNIFORM
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import require_chain
 from torch_dmft.theory.chains.initial_kernels import InitialKernels
+from torch_dmft.theory.gaussian.kinked_moments import is_straight
 from torch_dmft.theory.problem import Problem
 
 _SLOPES = 1e-6
@@ -92,6 +93,18 @@ def first_corner(chain: Chain) -> str | None:
         if float(phi.function(torch.zeros((), dtype=torch.float64, device="cpu"))) != 0.0:
             return None
     return None
+
+
+def operations_per_pair(problem: Problem) -> float:
+    """What the initial kernels of a chain cost per pair of rows, all layers together."""
+    chain = require_chain(problem, "The lazy limit")
+    uniform, total = uniform_biases(problem), 0.0
+    for at, layer in enumerate(chain.hidden):
+        phi = activation(layer.activation)
+        is_averaged = at in uniform and bool(layer.bias_std)
+        is_curved = phi.kinks and not is_straight(phi, torch.zeros((), dtype=torch.float64, device="cpu"))
+        total += 500.0 * (1 if not is_averaged else 10_000 if is_curved else 16)
+    return total
 
 
 def kernels_of(

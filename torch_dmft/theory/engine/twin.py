@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -53,7 +54,7 @@ def infinite_width(
     *,
     gain: float | str | Mapping[str, float] = "auto",
     bias_std: Mapping[str, float] | None = None,
-    uniform: Collection[str] | None = None,
+    uniform: Sequence[str] | AbstractSet[str] | None = None,
     law: str = "limit",
     responses: bool = True,
     tolerance: float | None = None,

@@ -18,8 +18,8 @@ sum of delta functions, with h = k / a, h' = k' / b and rho = sin t,
 
 which for one kink at zero, q = 0, are the arc-cosine kernels. Nothing is singular at rho = +-1.
 
-*Variables with a mean*, phi(u + s) and phi(v + t), have their kinks at k - s and k - t. Between straight pieces that is all;
-others are integrated over x and, given x, over v, both cut where they meet a kink.
+*Variables with a mean*, phi(u + s) and phi(v + t), have their kinks at k - s and k - t. They are integrated over x and,
+given x, over v, both cut where they meet a kink.
 """
 
 from __future__ import annotations
@@ -40,10 +40,7 @@ _RADII = (0.0, 0.3, 1.5, 3.5, 6.0, _REACH)  # pieces of integrals over the dista
 _NODES = 24  # in each piece
 _STEEPEST, _PANELS = 36.0, 18  # sin t = tanh s for s up to the first, in so many pieces
 _NUMBERS = 2**20  # in one array
-
-
-_FEW = 12
-"""Points in a piece of the plane where variables have a mean."""
+_FEW = 12  # in each piece of the plane, where variables have a mean
 
 
 def pair_averages(
@@ -65,13 +62,11 @@ def pair_averages(
     every = [*torch.broadcast_tensors(left[:, None], right), rho]
     average: Callable[..., tuple[Tensor, Tensor]] = _in_sectors
     size = 4 * (len(_RADII) - 1) * _NODES**2
-    if phi.kinks != (0.0,) or (means is not None and _is_straight(phi, rho)):
-        average, size = _between_straight_pieces, len(phi.kinks) ** 2 * _PANELS * _NODES
-        means = means or (torch.zeros_like(left), torch.zeros_like(right))
-    elif means is not None:
-        average, size = _in_cells, 200 * _FEW**2
     if means is not None:
+        average, size = _in_cells, 200 * _FEW**2
         every += torch.broadcast_tensors(means[0][:, None], means[1])
+    elif phi.kinks != (0.0,):
+        average, size = _between_straight_pieces, len(phi.kinks) ** 2 * _PANELS * _NODES
     columns = (x.reshape(-1).split(max(1, _NUMBERS // size)) for x in every)
     parts = [average(phi, *some) for some in zip(*columns, strict=True)]
     values, slopes = (torch.cat(each).reshape(rho.shape) for each in zip(*parts, strict=True))
@@ -143,46 +138,48 @@ def _in_cells(
     )
 
 
-def _is_straight(phi: Activation, like: Tensor) -> bool:
+def is_straight(phi: Activation, like: Tensor) -> bool:
     """Whether an activation is straight between its kinks."""
     points = torch.linspace(-7.3, 7.1, 60, dtype=like.dtype, device=like.device)
     return not bool(phi.second(points).any())
 
 
-def _between_straight_pieces(
-    phi: Activation, a: Tensor, b: Tensor, rho: Tensor, shift_a: Tensor, shift_b: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Averages by Price's theorem, over sin t = tanh s."""
-    kinks, jumps = _jumps(phi, a)
-    end = torch.atanh(rho.abs()).clamp(max=_STEEPEST)
-    s, weight = gauss(end[:, None] * torch.linspace(0, 1, _PANELS + 1).to(a))
-    sine, cosine = torch.tanh(s), 1 / torch.cosh(s)
-    left = (kinks - shift_a[:, None]) / a.clamp_min(1e-150)[:, None]
-    right = (kinks - shift_b[:, None]) / b.clamp_min(1e-150)[:, None]
-    right = right * torch.where(rho < 0, -1.0, 1.0).to(a)[:, None]  # (-u, v) for rho < 0
-    density = torch.zeros_like(s)
+def _between_straight_pieces(phi: Activation, a: Tensor, b: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+    """Averages by Price's theorem."""
+    kinks, jumps = jumps_of(phi, a)
+    sine, cosine, weight = price_points(rho)
+    left = kinks / a.clamp_min(1e-150)[:, None]
+    right = kinks / b.clamp_min(1e-150)[:, None] * torch.where(rho < 0, -1.0, 1.0).to(a)[:, None]  # (-u, v) for rho < 0
+    density = torch.zeros_like(sine)
     for i, jump in enumerate(jumps.tolist()):
         for j, other in enumerate(jumps.tolist()):
             h, k = left[:, i, None].clamp(-1e6, 1e6), right[:, j, None].clamp(-1e6, 1e6)
             density += jump * other * torch.exp(-((h - k) / cosine).square() / 2 - h * k / (1 + sine))
-    density *= weight * cosine / (2 * math.pi)
-    (mean_a, slope_a), (mean_b, slope_b) = (
-        _means(phi, std, shift, kinks, jumps) for std, shift in ((a, shift_a), (b, shift_b))
-    )
+    density *= weight
+    (mean_a, slope_a), (mean_b, slope_b) = (straight_means(phi, std, torch.zeros_like(std)) for std in (a, b))
     sign = torch.where(rho < 0, -1.0, 1.0).to(a)
     slopes = slope_a * slope_b + sign * density.sum(-1)
     excess = (density * (rho.abs()[:, None] - sine)).sum(-1)
     return mean_a * mean_b + a * b * (rho * slope_a * slope_b + excess), slopes
 
 
-def _jumps(phi: Activation, like: Tensor) -> tuple[Tensor, Tensor]:
+def price_points(rho: Float[Tensor, " pair"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Points of int_0^{asin |rho|} dt / (2 pi), over sin t = tanh s: sin t, cos t and weights, ``(pair, point)`` each."""
+    end = torch.atanh(rho.abs()).clamp(max=_STEEPEST)
+    s, weight = gauss(end[:, None] * torch.linspace(0, 1, _PANELS + 1).to(rho))
+    cosine = 1 / torch.cosh(s)
+    return torch.tanh(s), cosine, weight * cosine / (2 * math.pi)
+
+
+def jumps_of(phi: Activation, like: Tensor) -> tuple[Tensor, Tensor]:
     """The kinks, and by how much the slope jumps there."""
     kinks = like.new_tensor(phi.kinks)
     return kinks, phi.first(kinks + 1e-3) - phi.first(kinks - 1e-3)
 
 
-def _means(phi: Activation, std: Tensor, shift: Tensor, kinks: Tensor, jumps: Tensor) -> tuple[Tensor, Tensor]:
-    """<phi> and <phi'> of phi(x) = phi(-m) + p (x + m) + sum_k J_k (x - k)_+, with -m below all kinks."""
+def straight_means(phi: Activation, std: Float[Tensor, " row"], shift: Float[Tensor, " row"]) -> tuple[Tensor, Tensor]:
+    """<phi> and <phi'> of u + shift for phi(x) = phi(-m) + p (x + m) + sum_k J_k (x - k)_+, with -m below all kinks."""
+    kinks, jumps = jumps_of(phi, std)
     low = kinks.min() - 1
     offset, slope = phi.function(low), phi.first(low)
     beyond = kinks - shift[:, None]

@@ -13,7 +13,11 @@ from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chains.assembly import about_the_probe, require_chain
 from torch_dmft.theory.chains.lazy_limit import lazy_limit
-from torch_dmft.theory.chains.uniform_start import require_gaussian_fields, require_no_start_on_a_kink
+from torch_dmft.theory.chains.uniform_start import (
+    operations_per_pair,
+    require_gaussian_fields,
+    require_no_start_on_a_kink,
+)
 from torch_dmft.theory.cost import Cost, deterministic_cost
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solver import SEES, method, require_training
@@ -81,7 +85,7 @@ class StaticNTK:
             problem,
             recorded,
             two_time=two_time,
-            work=chain.depth * samples**2 * 500.0 * pairs + 4.0 * states * samples**2 * problem.outputs,
+            work=operations_per_pair(problem) * samples**2 * pairs + 4.0 * states * samples**2 * problem.outputs,
             calls=20 * states + 400 * chain.depth * times,
             numbers=(6.0 * chain.depth + 10) * samples**2 * times + 300.0 * chain.depth * samples * times,
             error=None,

@@ -139,7 +139,7 @@ def test_real_run(tmp_path, capsys):
             assert kernel.relative_error[-1] <= 7 / 256**0.5 + bar
     assert theory.losses.rms[-1] < 0.1 * comparison.measured.losses[0]
     training = comparison.measured.training
-    assert {"momentum", "decay", "schedule", "batches"} == set(training.traits)
+    assert {"momentum", "decay", "schedule", "batches", "uniform starts"} == set(training.traits)
     assert training.notes == ()
     assert training.batches_known
     assert "The theory took" in capsys.readouterr().out

@@ -69,7 +69,7 @@ def lazy_limit(
 
 def _outputs(problem: Problem, ntk: Tensor, record: Tensor, *, flow: bool) -> Tensor:
     """Outputs at the recorded steps: in closed form for squared error, else step by step or integrated."""
-    plain = not problem.training.traits.keys() - {"momentum"}
+    plain = not problem.training.traits.keys() - {"momentum", "uniform starts"}
     scale = error_scale(problem) if plain else None
     if scale is None:
         return (_flow if flow else _descend)(problem, ntk, record)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from torch_dmft.architecture import Architecture, Layer, Role
 from torch_dmft.core.arguments import typed
@@ -22,7 +22,7 @@ from torch_dmft.parameterization.scheme import (
     tied_as_it_is,
     tied_multiplier,
 )
-from torch_dmft.parameterization.uniform import own_bound, size_of
+from torch_dmft.parameterization.uniform import own_bound, root_mean_square, size_of
 
 _SQRT2 = frozenset({"relu", "relu6", "leaky_relu", "gelu", "gelu_tanh", "silu", "mish"})
 
@@ -152,11 +152,6 @@ def parameter_rules(
         layer.bias: number_of(layer, rules, gamma0, factors) for layer in multiplied.values() if layer.bias is not None
     }
     return tuple(_behind(rule, numbers[rule.name]) if rule.name in numbers else rule for rule in rules)
-
-
-def root_mean_square(numbers: Tensor) -> float:
-    """Of all entries; 0 of none."""
-    return float(numbers.detach().square().mean().sqrt()) if numbers.numel() else 0.0
 
 
 def number_of(layer: Layer, rules: Iterable[ParameterRule], gamma0: float, factors: Mapping[str, float]) -> float:

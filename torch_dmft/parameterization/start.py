@@ -10,8 +10,8 @@ from torch import Tensor
 from torch_dmft.architecture import Role
 from torch_dmft.core.prints import some_entries
 from torch_dmft.parameterization.plan import Plan
-from torch_dmft.parameterization.rules import ParameterRule, root_mean_square
-from torch_dmft.parameterization.uniform import UNIFORM, bound_of, own_bound, size_of
+from torch_dmft.parameterization.rules import ParameterRule
+from torch_dmft.parameterization.uniform import UNIFORM, bound_of, own_bound, root_mean_square, size_of
 
 _SIGMAS = 6.0
 """Standard errors beyond which a statistic is not that of Gaussian numbers; some hundred weights are looked at in a model."""
@@ -82,9 +82,9 @@ def _is_uniform(plan: Plan, rule: ParameterRule, weight: Tensor) -> bool:
     """Whether a weight of a kind that theory draws is uniform; what the plan drew, and nobody touched since, is not."""
     if rule.role is Role.CODE or plan.wrapping.init == "untouched":
         return False
-    drawn = plan.drawn.get(rule.name)
-    is_ours = plan.wrapping.init == "normal" and rule.lr and drawn is not None
-    if is_ours and drawn is not None and torch.equal(drawn, some_entries(weight).to(drawn.device)):
+    drawn, now = plan.drawn.get(rule.name), some_entries(weight)
+    is_ours = plan.wrapping.init == "normal" and rule.lr > 0
+    if is_ours and drawn is not None and torch.equal(drawn.to(now), now):
         return False
     return bound_of(weight, odds=_ODDS) is not None
 

@@ -25,7 +25,7 @@ _SIGNIFICANT = 2.2
 
 
 def bound_of(numbers: Tensor, *, own: float | None = None, odds: float = 0.0) -> float | None:
-    """B of numbers that look drawn from U(-b, b); None if they look otherwise, or are too few to tell.
+    """The bound of numbers that look drawn from U(-b, b); None if they look otherwise, or are too few to tell.
 
     Args:
         numbers: of any shape.
@@ -46,8 +46,11 @@ def bound_of(numbers: Tensor, *, own: float | None = None, odds: float = 0.0) ->
 def size_of(numbers: Tensor, *, own: float | None = None) -> float:
     """The standard deviation of what numbers were drawn from: b / sqrt(3) if they are uniform, else their root mean square."""
     bound = bound_of(numbers, own=own)
-    if bound is not None:
-        return bound / math.sqrt(3)
+    return root_mean_square(numbers) if bound is None else bound / math.sqrt(3)
+
+
+def root_mean_square(numbers: Tensor) -> float:
+    """Of all entries; 0 of none."""
     return float(numbers.detach().square().mean().sqrt()) if numbers.numel() else 0.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -202,3 +203,37 @@ def test_what_only_two_widths_can_wrap_is_refused_by_name(code: bool, place: str
     problem = dmft.Problem.like(plan, dmft.Probe(INPUTS, TARGETS), steps=1, lr=0.1)
     with pytest.raises(UnsupportedModelError, match=place):
         dmft.solve(problem, dmft.solvers.InfiniteWidth(64))
+
+
+@pytest.mark.parametrize("gamma0", [0.5, 1.0])
+def test_a_readout_that_keeps_another_size_is_refused_and_the_remedy_is_right(gamma0: float) -> None:
+    """Theory drew it at 1/(gamma0 N) whatever it was: G was ten times too small, and nothing was said."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 5, generator=random)
+    probe = dmft.Probe(x, torch.sign(x[:, :1]))
+    model = nn.Sequential(
+        nn.Linear(5, 512, bias=False),
+        nn.Tanh(),
+        nn.Linear(512, 512, bias=False),
+        nn.Tanh(),
+        nn.Linear(512, 1, bias=False),
+    )
+    for layer, size in zip(model[::2], (5**-0.5, 512**-0.5, 3 / 512 / gamma0), strict=True):
+        with torch.no_grad():
+            layer.weight.normal_(0.0, size, generator=random)
+    plan = dmft.parameterize(model, x, gamma0, init="untouched")
+    with pytest.raises(UnsupportedProblemError, match=r"4.weight, (2.9|3|3.1)\d* times as large") as refused:
+        dmft.Problem.like(plan, probe, lr=0.1, steps=1)
+    right = float(re.search(r"gamma0=([\d.]+), init", str(refused.value))[1])  # type: ignore[index]
+    assert right == pytest.approx(gamma0 / 3, rel=0.1)
+    plan.undo()
+    plan = dmft.parameterize(model, x, right, init="untouched")
+    theory = dmft.solve(dmft.Problem.like(plan, probe, lr=0.1, steps=1), dmft.solvers.InfiniteWidth(512, 2), record=[0])
+    measured = dmft.Recorder(plan, probe).record()
+    for one, two in zip(theory.layers, measured.layers, strict=True):
+        assert float(dmft.alignment(one.backward.equal_time, two.backward.equal_time)) > 0.95
+        ratio = (
+            one.backward.equal_time.diagonal(dim1=1, dim2=2).sum()
+            / two.backward.equal_time.diagonal(dim1=1, dim2=2).sum()
+        )
+        assert float(ratio) == pytest.approx(1.0, abs=0.25)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from torch_dmft.architecture import Role
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, default_loss
 from torch_dmft.core.prints import prints_agree
@@ -25,6 +27,9 @@ from torch_dmft.theory.network import network_in
 from torch_dmft.theory.problem import Problem
 from torch_dmft.uses.outputs import Example, Runs, Selection, tensors
 from torch_dmft.uses.outputs import rows as rows_of
+
+_SIGMAS = 6.0
+"""Standard errors of a size beyond which it is another."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +247,7 @@ def _posed(
             got="; ".join(f"{name}: {start}" for name, start in structured.items()),
             remedy='parameterize(..., init="normal"), or assume_gaussian=True to predict the Gaussian weights of the plan',
         )
+    _require_size_of_readout(plan)
     zeros = {name: start for name, start in training.starts.items() if start == "zero"}
     if assume_gaussian and len(zeros) < len(training.starts):
         training = replace(training, starts=zeros, assumptions=(*training.assumptions, "start"))
@@ -250,6 +256,20 @@ def _posed(
         loss = OfOneNumber(loss)
     network = network_in(plan, inputs, selection, batch_norm)
     return Problem(inputs=inputs, targets=targets, loss=loss, training=training, network=network, probe=rows)
+
+
+def _require_size_of_readout(plan: Plan) -> None:
+    """Refuse a readout that keeps a size of its own, which theory would draw at 1/(gamma0 N)."""
+    if plan.wrapping.init != "untouched" or plan.scheme != "mean_field" or plan.wrapping.compares:
+        return
+    for rule in plan.rules:
+        times = rule.std * rule.fan_in * plan.gamma0
+        if rule.role is Role.READOUT and times and abs(math.log(times)) > _SIGMAS / math.sqrt(2 * rule.fan_in):
+            raise UnsupportedProblemError(
+                "The theory draws readouts of size 1/(gamma0 N), and this one keeps another.",
+                got=f"{rule.name}, {times:.3g} times as large, with gamma0={plan.gamma0:g}",
+                remedy=f'parameterize(..., gamma0={plan.gamma0 / times:.3g}, init="untouched"), or init="keep"',
+            )
 
 
 def _require_plan_and_probe(plan: object, probe: object) -> None:

@@ -47,7 +47,7 @@ CASES = {
         data=2,
     ),
 }
-"""The last two were solved once priors had been chosen (``torch_dmft.theory.error_bars``), and chose none of them."""
+"""The priors of ``torch_dmft.theory.error_bars`` were chosen without the last two."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,12 @@ def _report(logdir: Path, output: Path) -> None:
     print(f"Written: {output}, {output.stat().st_size / 1e6:.1f} MB. It opens in a browser, from disk.")
 
 
+def _doctor() -> int:
+    from torch_dmft.doctor import run
+
+    return run()
+
+
 def _path(text: str) -> Path:
     if not text or "\0" in text:
         raise ValueError
@@ -145,6 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("logdir", type=_path, help="a folder of logs, such as runs/demo")
     report.add_argument(
         "-o", "--output", type=_path, default=Path("report.html"), help="the file (default: %(default)s)"
+    )
+    commands.add_parser("doctor", help="say what is installed, what computes, and what is missing").set_defaults(
+        command=_doctor
     )
     check_command.add(commands, _widths, _path)
     transfer_command.add(commands, _widths, _path)

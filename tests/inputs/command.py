@@ -70,6 +70,7 @@ def right_words(a: Set) -> dict[str, dict[str, str]]:
             "details": "",
             "logdir": str(a.folder / "compared"),
         },
+        "doctor": {},
         "check": {
             "factory": "tests.inputs.calls:network",
             "widths": "4,8",

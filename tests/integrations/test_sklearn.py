@@ -13,8 +13,6 @@ import torch
 import torch_dmft as dmft
 from torch_dmft.core.errors import ConvergenceError, InsufficientMemoryError, InvalidInputError
 
-sklearn = pytest.importorskip("sklearn")
-
 SMALL = {"neurons": 128, "replicas": 1, "epochs": 60, "depth": 1, "dtype": "float64"}
 
 

@@ -89,12 +89,12 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
 
     def _fit(self, X: Any, y: Any) -> None:
         self._require_settings()
-        random, problem, held_out = self._posed(X, y)
+        generator, problem, held_out = self._posed(X, y)
         cost = self._cost(problem)
         if self.verbose:
             print(cost)
         cost.admit(problem, remedy="fewer neurons")
-        seed = int(random.randint(2**31))
+        seed = int(generator.randint(2**31))
         for attempt in range(_ATTEMPTS):
             try:
                 self._fitted = self._trained(problem, held_out, seed)
@@ -138,15 +138,15 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
         X, y = validate_data(
             self, X, y, multi_output=True, y_numeric=isinstance(self, RegressorMixin), ensure_min_samples=2
         )
-        random = check_random_state(self.random_state)
+        generator = check_random_state(self.random_state)
         targets = self._encoded(y)
         self._center = np.asarray(X, dtype=float).mean(axis=0)
         self._size = float(np.sqrt(np.square(X - self._center).mean())) or 1.0
-        rows, held = self._split(np.arange(len(X)), targets, random)
+        rows, held = self._split(np.arange(len(X)), targets, generator)
         inputs, targets = self._inputs(X), targets.to(self.device)
         size = min(self.batch_size, len(rows))
         self._epoch = -(-len(rows) // size)
-        order = torch.Generator().manual_seed(int(random.randint(2**31)))
+        order = torch.Generator().manual_seed(int(generator.randint(2**31)))
         batches = [
             batch for _ in range(self.epochs) for batch in torch.randperm(len(rows), generator=order).split(size)
         ]
@@ -167,8 +167,8 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
             gain=gain,
         )
         if not len(held):
-            return random, problem, None
-        return random, problem, HeldOut(inputs[held], targets[held], loss, self._epoch, self.patience)
+            return generator, problem, None
+        return generator, problem, HeldOut(inputs[held], targets[held], loss, self._epoch, self.patience)
 
     def _rate(self, inputs: Tensor, targets: Tensor, loss: Loss, gain: float) -> float:
         """A tenth of the rate at which full batches become unstable, with what momentum makes of it."""
@@ -187,7 +187,9 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
         scaled = (X - self._center) / self._size
         return torch.as_tensor(scaled, device=self.device).to(getattr(torch, self.dtype))
 
-    def _split(self, rows: np.ndarray, targets: Tensor, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+    def _split(
+        self, rows: np.ndarray, targets: Tensor, generator: np.random.RandomState
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rows that are trained on, and rows that training is stopped by: of every class the same share."""
         held = int(self.validation_fraction * len(rows))
         if held == 0 or len(rows) - held < 2:
@@ -195,7 +197,7 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
         classes = targets.cpu().numpy() if not targets.is_floating_point() else None
         if classes is not None and (np.bincount(classes).min() < 2 or held < self._classes):
             classes = None
-        one, two = train_test_split(rows, test_size=held, random_state=random, stratify=classes)
+        one, two = train_test_split(rows, test_size=held, random_state=generator, stratify=classes)
         return np.sort(one), np.sort(two)
 
     def _outputs(self, X: Any) -> np.ndarray:

@@ -87,12 +87,12 @@ MEASURED = {
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells the peak memory")
 @pytest.mark.parametrize("name", MEASURED)
 def test_memory_is_an_upper_bound_within_a_factor_of_one_and_a_half(name: str) -> None:
-    """In a process of its own, with what is loaded on first use."""
+    """In a process of its own, with what is loaded on first use; what the system hands out scatters by some hundredths."""
     found = measure(MEASURED[name])
     ratio = found["estimate"]["memory"] / found["measured"]["memory"]
-    assert 0.95 < ratio < 1.5
+    assert 0.9 < ratio < 1.5
     forgotten = found["estimate"]["memory"] - held.FIRST_USE
-    assert forgotten / found["measured"]["memory"] < 0.95 or name == "StaticNTK"
+    assert forgotten / found["measured"]["memory"] < 0.9 or name == "StaticNTK"
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,11 @@ def test_training_stops_where_rows_that_were_held_out_are_told_best() -> None:
 def test_what_it_costs_is_said_before(capsys: pytest.CaptureFixture[str]) -> None:
     X, y = waves(0)
     regressor = dmft.InfiniteWidthRegressor(**SMALL, verbose=True)
-    before = dict(vars(regressor))
+    before, drawn = dict(vars(regressor)), torch.get_rng_state()
     cost = regressor.estimate(X, y)
     assert vars(regressor) == before
     regressor.fit(X, y)
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert str(cost) in capsys.readouterr().out
     with pytest.raises(InsufficientMemoryError, match=r"fewer neurons"):
         dmft.InfiniteWidthRegressor(neurons=2**20, replicas=64).fit(*waves(0, 4000))

@@ -25,6 +25,7 @@ from torch_dmft.core.activation import ACTIVATIONS
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError
 from torch_dmft.core.loss import Loss
 from torch_dmft.core.numbers import require_choice, require_number, require_whole
+from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.measurement import Probe
 from torch_dmft.parameterization import parameterize
 from torch_dmft.theory.cost import Cost, twin_cost
@@ -74,6 +75,7 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
 
     def estimate(self, X: Any, y: Any) -> Cost:
         """Memory and time that ``fit`` will need at most, on one CPU core; ``print`` it."""
+        self._require_settings()
         given = self.__dict__.copy()
         try:
             _, problem, _ = self._posed(X, y)
@@ -175,9 +177,10 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
         outputs = targets.shape[1] if targets.ndim > 1 else self._classes
         sizes = [inputs.shape[1], *[_PROBE_WIDTH] * self.depth]
         layers: list[nn.Module] = []
-        for one, two in itertools.pairwise(sizes):
-            layers += [nn.Linear(one, two, bias=False), ACTIVATIONS[self.activation].module()]
-        model = nn.Sequential(*layers, nn.Linear(sizes[-1], outputs, bias=False)).to(inputs)
+        with random_state_kept():  # the numbers of torch's layers are drawn anew
+            for one, two in itertools.pairwise(sizes):
+                layers += [nn.Linear(one, two, bias=False), ACTIVATIONS[self.activation].module()]
+            model = nn.Sequential(*layers, nn.Linear(sizes[-1], outputs, bias=False)).to(inputs)
         some = slice(_PROBE_ROWS)
         plan = parameterize(model, inputs[:2], self.gamma0, gain=gain, generator=torch.Generator().manual_seed(0))
         suggested = plan.suggest_lr(Probe(inputs[some], targets[some]), loss=loss, fraction=_FRACTION)
@@ -214,9 +217,7 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
                 "One replica has no standard error.", got=f"replicas={len(outputs)}", remedy="replicas=2 or more"
             )
         variance = torch.as_tensor(outputs).var(0)
-        pooled = variance.mean(0, keepdim=True).expand_as(
-            variance
-        )  # few replicas know the variance of all rows together
+        pooled = variance.mean(0, keepdim=True)  # few replicas know the variance of all rows together
         own = len(outputs) - 1
         extra = min(8, own * (len(variance) - 1))
         errors: np.ndarray = error_of_mean(
@@ -269,7 +270,7 @@ class InfiniteWidthClassifier(ClassifierMixin, _InfiniteWidth):  # type: ignore[
         lr_: eta.
         validation_losses_: of the first twin after every epoch, if rows were held out.
 
-    Source: Bordelon & Pehlevan 2022, eqs. 9 and 10; "take alone" in ``torch_dmft.theory.engine.closed``.
+    Source: Bordelon & Pehlevan 2022, eqs. 9 and 10; rows alone: ``torch_dmft.theory.engine.closed``.
 
     Example:
         >>> from sklearn.datasets import load_digits  # doctest: +SKIP

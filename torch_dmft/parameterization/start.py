@@ -22,8 +22,6 @@ _STORED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FEW = 12
 """Entries that do not tell whether two weights resemble each other."""
 _MATRICES = (Role.INPUT, Role.HIDDEN, Role.READOUT, Role.CODE)
-_ODDS = 3.0
-"""Logarithm of the ratio of likelihoods at which a weight is taken for uniform: of 64 Gaussian numbers one set in 170 is."""
 _KEPT = 1e-4
 """Relative change of the size of a parameter that keeps its own start, above which it was changed after it was wrapped."""
 
@@ -86,7 +84,7 @@ def _is_uniform(plan: Plan, rule: ParameterRule, weight: Tensor) -> bool:
     is_ours = plan.wrapping.init == "normal" and rule.lr > 0
     if is_ours and drawn is not None and torch.equal(drawn.to(now), now):
         return False
-    return bound_of(weight, odds=_ODDS) is not None
+    return bound_of(weight) is not None
 
 
 def is_fresh(weight: Tensor) -> bool:
@@ -127,8 +125,9 @@ def shape_of(weight: Tensor) -> str | None:
 def _size(weight: Tensor, rule: ParameterRule) -> str | None:
     """What the size of a Gaussian weight is if not the plan's."""
     ratio = float(weight.square().mean().sqrt()) / rule.std if rule.std else 1.0
-    # The logarithm of the size scatters by 1 / sqrt(2 n).
-    off = ratio > 0 and abs(math.log(ratio)) > _SIGMAS / math.sqrt(2 * weight.numel())
+    # Of n Gaussian numbers the cube root of the mean square is nearly Gaussian itself (Wilson and Hilferty 1931).
+    spread = 2 / (9 * weight.numel())
+    off = ratio > 0 and abs(ratio ** (2 / 3) - (1 - spread)) > _SIGMAS * math.sqrt(spread)
     return f"numbers {ratio:.3g} times as large as the plan has them" if off else None
 
 

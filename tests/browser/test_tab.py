@@ -333,6 +333,7 @@ def test_logs_without_records_show_their_curves(trained, browser_page, complaint
         browser_page.close()
 
 
+@pytest.mark.long
 def test_a_thousand_records_of_twelve_layers_open_and_move_fast(browser_page, complaints, tmp_path):
     write_pair(tmp_path, 512, records=1000, weights=12, samples=64)
     move = """async (count) => {

@@ -185,7 +185,7 @@ layers, half the sum of squares: `solvers.InfiniteWidth({settings.neurons})` of 
 neurons at a tolerance of {settings.reference_tolerance:g}. z is the error in units of the standard errors of both, which
 contain Student's t: its standard deviation over answers should be 1 or somewhat less. Its mean, a root mean square over
 entries, is a bias of order 1/S that replicas share, and what is left of the reference's error; beside the bars the bias
-falls like 1/√S. The last column is how often 1.96 s / √R covers, without Student, pooling and tangent kernel. Steps, and what is
-left of the loss there: {steps}.
+falls like 1/√S. The last column is how often 1.96 s / √R covers, without Student, pooling and tangent kernel. Steps, and
+what is left of the loss there: {steps}.
 
 {chr(10).join(parts)}"""

@@ -24,7 +24,7 @@ def test_the_versions_of_torch_are_those_that_are_admitted_and_tested() -> None:
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (oldest,) = [one.removeprefix("torch>=") for one in needed if one.startswith("torch>=")]
     (tested,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    assert f"tried with torch {oldest} on" in README
+    assert f"tried with torch {oldest}.0 on" in README
     assert f"tested with torch {tested}." in README
 
 

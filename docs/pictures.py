@@ -24,7 +24,7 @@ from torch_dmft import data
 from torch_dmft.parameterization import coordinate_check
 from torch_dmft.report.style import COLORS, new_figure
 
-SAMPLES, STEPS = 24, 60
+SAMPLES, STEPS, SEEDS = 24, 60, 8
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ def kernels() -> Figure:
         "G, hidden 2": run.layers[1].backward,
         "NTK": run.ntk,
     }
-    figure = new_figure(11, 3.9, f"Kernels of {SAMPLES} digits, zeros before ones, at the start and after training")
+    figure = new_figure(11.0, 3.9, f"Kernels of {SAMPLES} digits, zeros before ones, at the start and after training")
     for column, (name, kernel) in enumerate(shown.items()):
         most = max(kernel.equal_time[time].abs().max().item() for time in (0, -1))
         for row, (time, when) in enumerate([(0, "start"), (-1, "end")]):
@@ -91,7 +91,7 @@ def ntk() -> Figure:
     """The tangent kernel before and after training, and its eigenvalues."""
     run = trained(512).trajectory()
     start, end = run.ntk.equal_time[0], run.ntk.equal_time[-1]
-    figure = new_figure(9, 2.9, f"The NTK of a network of width 512 on {SAMPLES} digits")
+    figure = new_figure(9.0, 2.9, f"The NTK of a network of width 512 on {SAMPLES} digits")
     most = end.abs().max().item()
     heatmap(figure.add_subplot(1, 3, 1), start, "at the start", most)
     heatmap(figure.add_subplot(1, 3, 2), end, "after training", most)
@@ -108,7 +108,7 @@ def ntk() -> Figure:
 
 def lazy_or_rich() -> Figure:
     """What a lazy and a rich network make of the same start."""
-    figure = new_figure(11, 2.9, "Φ of the last features: a lazy network keeps it, a rich one makes it anew")
+    figure = new_figure(11.0, 2.9, "Φ of the last features: a lazy network keeps it, a rich one makes it anew")
     runs = {gamma0: trained(512, gamma0=gamma0).trajectory() for gamma0 in (0.1, 3.0)}
     last = {gamma0: run.layers[-1].forward.equal_time for gamma0, run in runs.items()}
     most = last[0.1][-1].abs().max().item()
@@ -135,10 +135,10 @@ def along_widths(axes: Axes, widths: Sequence[int]) -> None:
 
 def random_networks() -> Figure:
     """What differs from seed to seed, at two widths, and how that falls with the width."""
-    widths, seeds = (32, 64, 128, 256, 512), 8
-    runs = {width: [trained(width, seed).trajectory() for seed in range(seeds)] for width in widths}
+    widths = (32, 64, 128, 256, 512)
+    runs = {width: [trained(width, seed).trajectory() for seed in range(SEEDS)] for width in widths}
     theory = dmft.solve(trained(32).problem(), dmft.solvers.InfiniteWidth(neurons=2048, replicas=2))
-    figure = new_figure(9, 3.2, "Eight networks that differ in their random start alone")
+    figure = new_figure(9.0, 3.2, f"{SEEDS} networks of each width that differ in their random start alone")
     axes = figure.add_subplot(1, 2, 1)
     for width, color in ((32, COLORS[5]), (512, COLORS[0])):
         for number, run in enumerate(runs[width]):
@@ -174,7 +174,7 @@ def failed_check() -> Figure:
     """Coordinate checks of a set-up that is right and of one that is not."""
     inputs, targets = digits()
     widths, seeds = (64, 128, 256, 512), itertools.count()
-    figure = new_figure(9, 3.2, "A coordinate check: how far three steps of Adam move what each layer puts out")
+    figure = new_figure(9.0, 3.2, "A coordinate check: how far three steps of Adam move what each layer puts out")
     set_ups = {
         "mean_field": ("mean-field parameterization", 0.1),
         "standard": ("PyTorch's own initial weights, one rate", 3e-4),

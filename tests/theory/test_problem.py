@@ -247,15 +247,11 @@ def test_a_loss_sees_targets_as_precise_as_outputs() -> None:
         seen.append((outputs.dtype, targets.dtype))
         return (outputs - targets).square().mean()
 
-    problem = dmft.Problem.mlp(INPUTS, TARGETS, depth=1, steps=1, loss=loss)
-    seen.clear()
-    for dtype in (torch.float32, torch.float64):
-        outputs = torch.zeros(5, 1, dtype=dtype, requires_grad=True)
-        for value in (
-            problem.training_loss(outputs),
-            problem.loss_on(outputs, torch.arange(5)),
-            problem.kept_loss(outputs),
-        ):
-            value.backward()
-        assert seen == 3 * [(dtype, dtype)]
+    for given, wanted in ((TARGETS, torch.float64), (TARGETS.double(), torch.float32)):
+        problem = dmft.Problem.mlp(INPUTS, given, depth=1, steps=1, loss=loss)
+        outputs = torch.zeros(5, 1, dtype=wanted, requires_grad=True)
         seen.clear()
+        problem.training_loss(outputs).backward()
+        problem.loss_on(outputs, torch.arange(5)).backward()
+        problem.kept_loss(outputs).backward()
+        assert seen == 3 * [(torch.float64, torch.float64)]

@@ -312,9 +312,10 @@ class Problem:
         return self.loss_on(predictions[rows.to(predictions.device)], rows)
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss where the problem is; targets are as precise as outputs, as not every loss of torch takes them mixed."""
+        """The loss where the problem is, in the precision of the more precise: not every loss of torch takes them mixed."""
         if targets.is_floating_point():
-            targets = targets.to(torch.promote_types(targets.dtype, outputs.dtype))
+            common = torch.promote_types(targets.dtype, outputs.dtype)
+            outputs, targets = outputs.to(common), targets.to(common)
         return self.loss(outputs.to(self.device), targets)
 
     def kept_loss(self, outputs: Tensor) -> Tensor:

@@ -237,3 +237,21 @@ def test_a_readout_that_keeps_another_size_is_refused_and_the_remedy_is_right(ga
             / two.backward.equal_time.diagonal(dim1=1, dim2=2).sum()
         )
         assert float(ratio) == pytest.approx(1.0, abs=0.25)
+
+
+def test_a_loss_sees_targets_as_precise_as_outputs() -> None:
+    """Error bars ask for the loss of outputs in double precision, which torch 2.6 takes of no other targets."""
+    seen = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append((outputs.dtype, targets.dtype))
+        return (outputs - targets).square().mean()
+
+    for given, wanted in ((TARGETS, torch.float64), (TARGETS.double(), torch.float32)):
+        problem = dmft.Problem.mlp(INPUTS, given, depth=1, steps=1, loss=loss)
+        outputs = torch.zeros(5, 1, dtype=wanted, requires_grad=True)
+        seen.clear()
+        problem.training_loss(outputs).backward()
+        problem.loss_on(outputs, torch.arange(5)).backward()
+        problem.kept_loss(outputs).backward()
+        assert seen == 3 * [(torch.float64, torch.float64)]

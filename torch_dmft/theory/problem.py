@@ -300,16 +300,23 @@ class Problem:
         """The loss of the outputs ``(row, output)`` of some training rows."""
         self._require_rows(rows)
         self._require_outputs(outputs, len(rows))
-        return self.loss(outputs.to(self.device), self.targets[rows])
+        return self._loss(outputs, self.targets[rows])
 
     def training_loss(self, outputs: Tensor, rows: Tensor | None = None) -> Tensor:
         """The loss on the training rows, or on ``rows`` of them: ``outputs`` is ``(sample, output)``, other rows ignored."""
         self._require_outputs(outputs, None)
         predictions = outputs[: self.train_samples]
         if rows is None:
-            return self.loss(predictions.to(self.device), self.targets)
+            return self._loss(predictions, self.targets)
         self._require_rows(rows)
         return self.loss_on(predictions[rows.to(predictions.device)], rows)
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss where the problem is, in the precision of the more precise: not every loss of torch takes them mixed."""
+        if targets.is_floating_point():
+            common = torch.promote_types(targets.dtype, outputs.dtype)
+            outputs, targets = outputs.to(common), targets.to(common)
+        return self.loss(outputs.to(self.device), targets)
 
     def kept_loss(self, outputs: Tensor) -> Tensor:
         """The loss on those training rows that answers are about: ``outputs`` is ``(kept, output)``.

@@ -153,6 +153,8 @@ class Steps:
                 from.
         """
         name = name if name.startswith("_") else name.removesuffix("_")
+        if name == "detach":
+            return  # autograd detaches what it saves, torch 2.6 now and then twice; the scale is that of the storage
         step, scale = self._step(path, name, args, kwargs, kinds)
         # What stands in a part of a storage has the scale of all of it.
         is_part = any(leaf.numel() * leaf.element_size() < leaf.untyped_storage().nbytes() for leaf in written)

@@ -126,6 +126,8 @@ def pad(array: Tensor, rows: int, columns: int) -> Tensor:
     """The array in the upper left corner of zeros."""
     if array.shape == (rows, columns):
         return array
+    if not array.numel():
+        return array.new_zeros(rows, columns)  # torch 2.6 pads nothing that is empty
     return F.pad(array, (0, columns - array.shape[1], 0, rows - len(array)))
 
 

@@ -97,7 +97,7 @@ class PixelReads:
     def gather(self, c: Float[Tensor, "row k"]) -> Float[Tensor, "output_row k_taps"]:
         """Coordinates of the pixels under the kernel at each output pixel."""
         rank = c.shape[1]
-        image = F.pad(c.reshape(-1, self.pixels, rank), (0, 0, 1, 0))
+        image = _behind_zeros(c.reshape(-1, self.pixels, rank), 1)
         return image[:, self.table].transpose(2, 3).reshape(-1, rank * self.table.shape[1])
 
     def gather_back(self, v: Float[Tensor, "output_row k_taps"]) -> Float[Tensor, "row k"]:
@@ -121,8 +121,12 @@ class PixelReads:
         """The transpose of ``scatter``: add up, tap by tap, what each output pixel gets from the input pixels it reads."""
         outputs, taps = self.table.shape
         v = v.reshape(len(v) // self.pixels, self.pixels, v.shape[1] // taps, taps).transpose(2, 3).flatten(1, 2)
-        v = F.pad(v, (0, 0, taps, 0))
-        return v[:, self._places].unflatten(1, (outputs, taps)).sum(2).flatten(0, 1)
+        return _behind_zeros(v, taps)[:, self._places].unflatten(1, (outputs, taps)).sum(2).flatten(0, 1)
+
+
+def _behind_zeros(array: Float[Tensor, "image place k"], count: int) -> Float[Tensor, "image count_place k"]:
+    """Zeros in front of the places, for what lies outside; unlike ``F.pad`` of torch 2.6 this takes k = 0 too."""
+    return torch.cat([array.new_zeros(len(array), count, array.shape[2]), array], 1)
 
 
 def pixel_reads(conv: ConvBase, x: Tensor) -> tuple[PixelReads, tuple[int, ...]]:

@@ -10,6 +10,7 @@ own weights: it vanishes like 1/sqrt(L) in the one scaling, and stays in the oth
 
 import argparse
 import copy
+import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,11 +35,13 @@ class Block(nn.Module):
         self.up, self.down = (nn.Linear(width, width, bias=False) for _ in range(2))
 
     def forward(self, h: Tensor) -> Tensor:
+        """The stream behind the block."""
         changed: Tensor = h + self.down(torch.tanh(self.up(h)))
         return changed
 
 
 def residual(inputs: int, blocks: int, width: int) -> nn.Sequential:
+    """A network of so many blocks."""
     first, last = nn.Linear(inputs, width, bias=False), nn.Linear(width, 1, bias=False)
     return nn.Sequential(nn.Flatten(), first, *(Block(width) for _ in range(blocks)), last)
 
@@ -73,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, DepthLimit]:
     for depth in SCALINGS:
         solver = dmft.solvers.InfiniteWidth(options.neurons, options.replicas)
         limits[depth] = infinite_depth(
-            lambda blocks, depth=depth: posed(depth, blocks, options.lr), depths, solver, record=options.steps
+            functools.partial(posed, depth, lr=options.lr), depths, solver, record=options.steps
         )
         print(f"Branches of {depth}. {limits[depth]}\n")
 
@@ -83,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, DepthLimit]:
         for depth in ("1/sqrt(L)", None)
         for blocks in (depths[0], depths[-1])
     }
-    for (depth, blocks), found in losses.items():
+    for (scaling, blocks), found in losses.items():
         best = rates[min(range(len(rates)), key=lambda at: found[at])]
-        print(f"{blocks} blocks, branches of {depth or '1'}: best rate {best:.3g}")
+        print(f"{blocks} blocks, branches of {scaling or '1'}: best rate {best:.3g}")
 
     bent = {
         depth: [
@@ -97,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, DepthLimit]:
     }
     for depth, ratios in bent.items():
         slope = _slope(depths, ratios)
-        print(f"Branches of {depth}: a block's change is off from linear by {ratios[0]:.3g} to {ratios[-1]:.3g}: L^{slope:.2f}")
+        print(
+            f"Branches of {depth}: a block's change is off from linear by {ratios[0]:.3g} to {ratios[-1]:.3g}: L^{slope:.2f}"
+        )
 
     Path(options.logdir).mkdir(parents=True, exist_ok=True)
     figure(limits, rates, losses, depths, bent).savefig(Path(options.logdir) / "depth.png", dpi=150)
@@ -115,9 +120,7 @@ def _loss_after(problem: dmft.Problem, neurons: int) -> float:
             return float("inf")
 
 
-def _bent(
-    depth: str, blocks: int, seed: int, options: argparse.Namespace, inputs: Tensor, targets: Tensor
-) -> float:
+def _bent(depth: str, blocks: int, seed: int, options: argparse.Namespace, inputs: Tensor, targets: Tensor) -> float:
     """How far the changes of trained blocks are from linear in those of their weights, relative, on average over blocks."""
     model = residual(inputs[0].numel(), blocks, options.width)
     plan = dmft.parameterize(
@@ -131,7 +134,10 @@ def _bent(
         optimizer.step()
     with torch.no_grad():
         h, ratios = model[1](inputs.flatten(1)), []
-        for now, before in zip(list(model)[2:-1], list(start)[2:-1], strict=True):
+        pairs = zip(model.children(), start.children(), strict=True)
+        for now, before in [
+            (now, before) for now, before in pairs if isinstance(now, Block) and isinstance(before, Block)
+        ]:
             u, was = now.up(h), torch.tanh(before.up(h))
             change = now.down(torch.tanh(u)) - before.down(was)
             linear = now.down(was) - before.down(was) + before.down((1 - was**2) * (u - before.up(h)))
@@ -158,16 +164,29 @@ def figure(
     by_depth, by_rate, linear = drawn.subplots(1, 3)
     for (depth, found), color in zip(limits.items(), ("tab:blue", "tab:orange"), strict=True):
         x = [1 / blocks for blocks in found.depths]
-        at = [(float(run.losses[-1]), 0.0 if run.stderr is None else float(run.stderr.losses[-1])) for run in found.predictions]
-        by_depth.errorbar(x, [y for y, _ in at], [2 * e for _, e in at], fmt="o", color=color, markersize=4, label=f"branches of {depth}")
+        at = [
+            (float(run.losses[-1]), 0.0 if run.stderr is None else float(run.stderr.losses[-1]))
+            for run in found.predictions
+        ]
+        by_depth.errorbar(
+            x,
+            [y for y, _ in at],
+            [2 * e for _, e in at],
+            fmt="o",
+            color=color,
+            markersize=4,
+            label=f"branches of {depth}",
+        )
         end, error = float(found.limit.losses[-1]), found.limit.stderr
-        by_depth.errorbar([0], [end], [0.0 if error is None else 2 * float(error.losses[-1])], fmt="s", color=color, markersize=5)
+        by_depth.errorbar(
+            [0], [end], [0.0 if error is None else 2 * float(error.losses[-1])], fmt="s", color=color, markersize=5
+        )
         by_depth.plot([0, x[-1]], [end, at[-1][0]], "--", color=color, linewidth=1)
         linear.loglog(depths, bent[depth], "o-", color=color, markersize=4, label=f"branches of {depth}")
-    for (depth, blocks), found in losses.items():
+    for (scaling, blocks), falls in losses.items():
         style = "-" if blocks == depths[-1] else ":"
-        color = "tab:blue" if depth else "tab:gray"
-        by_rate.loglog(rates, found, style, color=color, label=f"{blocks} blocks, branches of {depth or '1'}")
+        color = "tab:blue" if scaling else "tab:gray"
+        by_rate.loglog(rates, falls, style, color=color, label=f"{blocks} blocks, branches of {scaling or '1'}")
     by_depth.set(xlabel="1 / number of blocks (square: 0, extrapolated)", ylabel="loss after training")
     by_rate.set(xlabel="base learning rate", ylabel="loss after training")
     linear.set(xlabel="number of blocks", ylabel="change of a block, share not linear")

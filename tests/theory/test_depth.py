@@ -10,7 +10,7 @@ import torch_dmft as dmft
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.theory import infinite_depth
 
-SOLVER = dmft.solvers.InfiniteWidth(512, replicas=4)
+SOLVER = dmft.solvers.InfiniteWidth(256, replicas=4)
 
 
 class Block(nn.Module):
@@ -74,16 +74,22 @@ def test_a_deeper_network_lies_on_the_line(depth, block, gamma0):
         return problem(blocks, depth, block=block, gamma0=gamma0)
 
     found = infinite_depth(posed, (4, 8, 16), SOLVER, record=6)
-    other = dmft.solvers.InfiniteWidth(512, replicas=4, generator=torch.Generator().manual_seed(7))
+    other = dmft.solvers.InfiniteWidth(256, replicas=4, generator=torch.Generator().manual_seed(7))
     deep = dmft.solve(posed(32), other, record=6)
-    for read in (lambda run: run.outputs, lambda run: run.ntk.equal_time, lambda run: run.layers[-1].forward.equal_time):
+    for read in (
+        lambda run: run.outputs,
+        lambda run: run.ntk.equal_time,
+        lambda run: run.layers[-1].forward.equal_time,
+    ):
         limit, error, deepest = read(found.limit), read(found.limit.stderr), read(found.predictions[-1])
         line = (limit + deepest) / 2
         known = (error.square() + read(deep.stderr).square()).sqrt()
         assert ((read(deep) - line).abs() < 5 * known).all()
-    if depth == "1/L":  # without a stream that is random: the deepest is told from the limit
-        off = (found.predictions[-1].ntk.equal_time - found.limit.ntk.equal_time).abs()
-        assert (off > 3 * found.limit.stderr.ntk.equal_time).any()
+    if depth == "1/L":  # whose stream is not random: the deepest network is told from the limit
+        phi, bars, deepest = (
+            run.layers[-1].forward.equal_time for run in (found.limit, found.limit.stderr, found.predictions[-1])
+        )
+        assert ((deepest - phi).abs() > 2 * bars).any()
 
 
 def test_it_is_printed_and_has_the_shallowest_networks_weights():
@@ -105,7 +111,7 @@ def test_it_is_printed_and_has_the_shallowest_networks_weights():
         ((8, 4, 16), problem, "growing"),
         ((1, 2, 4), lambda blocks: problem(blocks, None), "scaled with their number"),
         ((1, 2, 4), lambda blocks: problem(blocks, lr=0.1, steps=blocks), "steps 2 instead of 1"),
-        ((1, 2, 4), lambda blocks: problem(blocks, gamma0=blocks), "gamma0 2"),
+        ((1, 2, 4), lambda blocks: problem(blocks, gamma0=float(blocks)), "gamma0 2"),
         ((1, 2, 4), lambda blocks: problem(blocks, seed=blocks), "other data"),
         ((2, 4, 8), lambda blocks: problem(blocks // 2), "equal blocks"),
         ((1, 2, 4), lambda blocks: problem(blocks, block=Pair if blocks > 1 else Block), "alike at every depth"),

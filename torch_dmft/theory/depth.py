@@ -68,10 +68,11 @@ def infinite_depth(
 
     .. math:: y_L = y_\infty + b / L + c / L^2 + \ldots
 
-    The limit is where the straight line in 1/L through the two deepest networks meets 1/L = 0; the parabola through the three
-    deepest tells how far from straight the line is, and that distance is in the error, beside the solver's own (Bordelon,
-    Noci, Li, Hanin & Pehlevan 2023, arXiv 2309.16620; Yang, Yu, Zhu & Hayou 2023, arXiv 2310.02244; Dey et al. 2025, arXiv
-    2505.01618). Outputs, Phi, G and the NTK are extrapolated; the loss is that of the outputs.
+    The limit is where the straight line in 1/L through the two deepest networks meets 1/L = 0. Where the line through the two
+    before meets it tells how far from straight the dependence is; that distance, which for depths that double is three times
+    the error that c makes, is in the error as far as it is more than the solver's own (Bordelon, Noci, Li, Hanin & Pehlevan
+    2023, arXiv 2309.16620; Yang, Yu, Zhu & Hayou 2023, arXiv 2310.02244; Dey et al. 2025, arXiv 2505.01618). Outputs,
+    Phi, G and the NTK are extrapolated; the loss is that of the outputs.
 
     Args:
         problem_of: number of blocks -> the problem of a network with so many, wrapped with ``depth=``; else the same.
@@ -102,15 +103,19 @@ def infinite_depth(
     places = [_stream(problem, depth) for problem, depth in zip(problems, counts, strict=True)]
     found = [solve(problem, solver, record=record, progress=progress) for problem in problems]
     alike = [_at_shares(run, stream, places[0]) for run, stream in zip(found, places, strict=True)]
-    line, parabola = (_weights(counts[-points:]) for points in (2, 3))
+    before, line = (_at_zero(counts[end - 2 : end]) for end in (len(counts) - 1, len(counts)))
+    apart = [-before[0], line[0] - before[1], line[1]]
 
     def extrapolated(values: Sequence[Tensor]) -> Tensor:
         return _sum(line, values[-2:])
 
     def error(parts: Sequence[Tensor]) -> Tensor:
-        values, errors = parts[: len(counts)], parts[len(counts) :]
-        bent = (_sum(parabola, values[-3:]) - _sum(line, values[-2:])).square()
-        return (bent + sum(w**2 * e.square() for w, e in zip(line, errors[-2:], strict=False))).sqrt()
+        values, variances = parts[: len(counts)], [part.square() for part in parts[len(counts) :]]
+        bent = _sum(apart, values[-3:]).square()
+        if not variances:
+            return bent.sqrt()
+        bent = (bent - _sum([w**2 for w in apart], variances[-3:])).clamp(min=0)
+        return (bent + _sum([w**2 for w in line], variances[-2:])).sqrt()
 
     limit, own = combine(alike, extrapolated), [run.stderr for run in alike if run.stderr is not None]
     losses = torch.stack([problems[0].training_loss(at) for at in limit.outputs]).to(limit.losses)
@@ -201,30 +206,20 @@ def _at_shares(run: Trajectory, stream: tuple[list[int], int], first: tuple[list
             reads, sends = (some.layers[inside[at * count + place]] for at in (times * block, times * (block + 1) - 1))
             name = some.layers[inside[position]].name
             blocks.append(replace(reads, name=name, backward=sends.backward, ntk=None, fields=None))
-        return tuple([*layers[: inside[0]], *blocks, *layers[inside[0] :]])
+        return (*layers[: inside[0]], *blocks, *layers[inside[0] :])
 
     error = None if run.stderr is None else replace(run.stderr, layers=chosen(run.stderr))
     return replace(run, layers=chosen(run), stderr=error, replicas=())
 
 
-def _weights(depths: Sequence[int]) -> list[float]:
-    """What the values at some depths count in the polynomial through them at 1 / L = 0."""
-    at = [1 / depth for depth in depths]
-    weights = []
-    for x in at:
-        others = [other for other in at if other != x]
-        weight = 1.0
-        for other in others:
-            weight *= other / (other - x)
-        weights.append(weight)
-    return weights
+def _at_zero(depths: Sequence[int]) -> tuple[float, float]:
+    """What the values at two depths count where the straight line in 1 / L through them meets zero."""
+    shallow, deep = depths
+    return -shallow / (deep - shallow), deep / (deep - shallow)
 
 
 def _sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    total = weights[0] * values[0]
-    for weight, value in zip(weights[1:], values[1:], strict=True):
-        total = total + weight * value
-    return total
+    return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum(0)
 
 
 def _distance(one: Tensor, other: Tensor) -> float:

@@ -19,6 +19,26 @@ TARGETS = torch.tensor([1.0, -1.0, 1.0, 0.5])[:, None]
 DEEP = dmft.Problem.mlp(INPUTS, TARGETS, depth=2, steps=2)
 
 
+def _deep(blocks: int) -> dmft.Problem:
+    """A residual network of so many blocks."""
+    blocks_of = [_Branch(8) for _ in range(blocks)]
+    model = nn.Sequential(nn.Linear(3, 8, bias=False), *blocks_of, nn.Linear(8, 1, bias=False))
+    return dmft.Problem.like(
+        dmft.parameterize(model, INPUTS, depth="1/L"), dmft.Probe(INPUTS, TARGETS), lr=0.1, steps=2
+    )
+
+
+class _Branch(nn.Linear):
+    """h + W tanh(h)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, bias=False)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """With its branch."""
+        return h + super().forward(h.tanh())
+
+
 def network(width: int = 16) -> nn.Sequential:
     """A small network."""
     generator = torch.Generator().manual_seed(width)
@@ -223,6 +243,7 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "ntk_spectrum": lambda: (comparison.ntk_spectrum, {"trajectory": a.measured}),
         "covariance": lambda: (theory.covariance, {"networks": a.networks, "observable": lambda run: run.outputs[-1]}),
         "responses": lambda: (theory.responses, {"problem": a.problem, "solver": solvers.AlternatingMonteCarlo()}),
+        "infinite_depth": lambda: (theory.infinite_depth, {"problem_of": _deep, "depths": (1, 2, 4)}),
         "spectrum": lambda: (theory.spectrum, {"problem": DEEP, "layer": "2", "steps": [0]}),
         "HiddenLayer": lambda: (theory.HiddenLayer, {"activation": "tanh"}),
         "Chain": lambda: (theory.Chain, {"input_dim": 3, "hidden": (theory.HiddenLayer("tanh"),), "outputs": 1}),

@@ -14,7 +14,7 @@ Train a set-up as it is at several widths, and say whether its initial sizes and
 parameter is to blame and what mends it. Nothing is wrapped: any model, optimizer and loss will do.
 """
 _EPILOG = """\
-exit status: 0 right, 1 wrong, 2 could not run or not decide
+exit status: 0 right, 1 wrong, 2 could not run, 3 not decided
 
   module:function   function(width) returns a model, or (model, optimizer), or (model, optimizer, loss) with
                     loss(model, batch) -> scalar; modules of the current folder are found

@@ -81,8 +81,8 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """Of the command: 0 right, 1 wrong, 2 no verdict."""
-        return {RIGHT: 0, WRONG: 1}.get(self.word, 2)
+        """Of the command: 0 right, 1 wrong, 3 not decided; 2 is for what could not run."""
+        return {RIGHT: 0, WRONG: 1, UNDECIDED: 3}[self.word]
 
     @cached_property
     def undecided(self) -> tuple[Place, ...]:

@@ -49,6 +49,7 @@ class Sizes:
         moved: of x_t - x_0.
         weight: of the entries of W_0.
         step: of the entries of W_t - W_0.
+        read: of x_0.
         fan_in: how many numbers a neuron reads; 0 where the weight is no matrix.
         out: how many neurons there are; 0 likewise.
     """
@@ -61,6 +62,7 @@ class Sizes:
     moved: float
     weight: float = math.nan
     step: float = math.nan
+    read: float = math.nan
     fan_in: int = 0
     out: int = 0
 
@@ -289,6 +291,7 @@ def _squares(before: Kept, now: Kept, slot: Slot) -> dict[str, float]:
         before.start[slot] = _mean_square(start()) * before.factor**2
     scale = now.factor**2
     taken, moved = _data(now.use, before.use)
+    read, _ = _data(before.use, before.use)
     return {
         "start": before.start[slot],
         "own": _mean_square(own) * scale,
@@ -296,6 +299,7 @@ def _squares(before: Kept, now: Kept, slot: Slot) -> dict[str, float]:
         "change": _mean_square(change) * scale,
         "taken": taken,
         "moved": moved,
+        "read": read,
         "weight": _mean_square(before.use.argument(slot)),
         "step": _mean_square(now.use.argument(slot).double() - before.use.argument(slot).double()),
     }

@@ -16,9 +16,10 @@ from torch_dmft.core.plain import as_json, plain
 from torch_dmft.referee.blame import Fault, faults
 from torch_dmft.referee.details import alignment_table, alignments, parameter_table
 from torch_dmft.referee.effective import effective
-from torch_dmft.referee.judge import Finding, Reading, Role, Rule, readings, role
+from torch_dmft.referee.judge import Finding, Reading, Rule, readings
 from torch_dmft.referee.look import Place
 from torch_dmft.referee.measure import Measured
+from torch_dmft.referee.roles import Role, role
 from torch_dmft.referee.words import sentence
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ def measure(name: str, out: Path, *, quick: bool, changes: Sequence[str] = ()) -
         "environment": where,
         "settings": asdict(settings),
         "result": result,
-        "spent": spent.json(),
+        "spent": result.get("spent", spent.json()),  # a run that goes on from a log knows better
     }
     path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     return path

@@ -31,7 +31,7 @@ class Settings:
         first: seed of the first; the others have those that follow, so that none is used twice. The rules of the referee were
             made with seeds below 1000.
         widths: N.
-        seeds: networks at each width.
+        seeds: networks at each width; up to four times as many while nothing is decided.
         steps: of training.
         processes: set-ups that are checked at once, each in one thread.
         log: file in which every set-up is kept when it is done, and from which a run goes on; "" for none.
@@ -131,8 +131,9 @@ def _checked(settings: Settings, number: int) -> dict[str, Any]:
         "power": 0.0 if fault is None else fault.power,
         "verdict": verdict.word,
         "culprit": "" if culprit is None else f"{culprit.name}: {culprit.setting}",
+        "networks": verdict.measured.seeds,
         "named": verdict.word == "wrong" and culprit is not None and _is_meant(culprit, expected),
-        "cpu": round(spent.cpu, 3),
+        **{name: round(value, 3) for name, value in spent.json().items()},
     }
 
 
@@ -165,7 +166,8 @@ def _summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "wrong": _counts(wrong),
         "named": sum(one["named"] for one in wrong),
         "kinds": {kind: _found([one for one in wrong if one["fault"] == kind]) for kind in kinds},
-        "cpu": sum(one["cpu"] for one in found),
+        "networks": sum(one["networks"] for one in found) / len(found),
+        "spent": {name: sum(one[name] for one in found) for name in ("cpu", "wall")},
         "false_alarms": [one for one in right if one["verdict"] == "wrong"],
         "missed": [one for one in wrong if not one["named"]],
     }
@@ -196,6 +198,7 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
         f"{result['named']}, {share(result['named'], sum(wrong.values()))}. Bounds are Clopper and Pearson's at 95%. "
         "By what is wrong:\n\n"
         + table(["fault", "set-ups", "called wrong", "right layer named"], rows)
-        + f"\n\nWidths {', '.join(map(str, settings.widths))}; {settings.seeds} networks at each, {settings.steps} steps; "
-        f"seeds from {settings.first}, of which the rules have seen none; {result['cpu'] / 60:.0f} minutes of CPU time."
+        + f"\n\nWidths {', '.join(map(str, settings.widths))}; {settings.steps} steps; {settings.seeds} networks at each, and "
+        f"up to {4 * settings.seeds} while nothing is decided, {result['networks']:.1f} in the mean; seeds from "
+        f"{settings.first}, of which the rules have seen none; {result['spent']['cpu'] / 60:.0f} minutes of CPU time."
     )

@@ -15,7 +15,9 @@ TINY = replace(QUICK, widths=(16, 32), steps=1)
 
 
 def without_times(found: dict) -> dict:
-    return json.loads(json.dumps(found), object_hook=lambda one: {name: one[name] for name in one if name != "cpu"})
+    return json.loads(
+        json.dumps(found), object_hook=lambda one: {name: one[name] for name in one if name not in ("cpu", "wall")}
+    )
 
 
 def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
@@ -55,12 +57,14 @@ def test_the_report_counts() -> None:
         "wrong": {"right": 2, "wrong": 190, "not decided": 8},
         "named": 187,
         "kinds": {"rate": {"set-ups": 200, "found": 190, "named": 187}},
-        "cpu": 600.0,
+        "networks": 4.5,
+        "spent": {"cpu": 600.0, "wall": 900.0},
     }
     text = report(Settings(), result)
     assert "1 called wrong, 0.5% (0.0% to 2.8%)" in text
     assert "187, 93.5% (89.1% to 96.5%)" in text
     assert "| rate | 200 | 190 | 187 |" in text
+    assert "up to 16 while nothing is decided, 4.5 in the mean" in text
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 200), (1, 200), (7, 20), (20, 20)])

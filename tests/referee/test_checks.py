@@ -31,7 +31,8 @@ CNN = replace(MLP, family="cnn", norm=True, rows=8)
 
 def verdict(recipe: Recipe, fault: Fault | None = None, *, seeds: int = 4, steps: int = 8) -> dmft.Verdict:
     recipe = replace(recipe, fault=fault)
-    return dmft.check(partial(made, recipe), WIDTHS, steps=steps, seeds=seeds, data=partial(data, recipe))
+    given = {"steps": steps, "seeds": seeds, "most_seeds": seeds, "data": partial(data, recipe)}
+    return dmft.check(partial(made, recipe), WIDTHS, **given)
 
 
 @pytest.mark.parametrize(

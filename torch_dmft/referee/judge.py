@@ -49,14 +49,16 @@ class Rule:
     Attributes:
         tolerance: largest exponent that counts as none.
         fault: the smallest exponent that "right" excludes, at ``certain``.
-        level: probability of any false alarm in a check.
+        level: probability of any false alarm in a check, shared by ``looks`` and everything that is looked at.
         certain: probability with which "right" overlooks an exponent of ``fault`` at a place.
+        looks: how often the same set-up may be judged, with more seeds each time.
     """
 
     tolerance: float = 0.2
     fault: float = 0.4
     level: float = 0.02
     certain: float = 0.05
+    looks: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ _NOISE = 1e-6
 def readings(measured: Measured, rule: Rule) -> tuple[Reading, ...]:
     """Everything that is looked at, judged; in forward order, and in time at every place."""
     series = list(_series(measured))
-    level = rule.level / max(1, len(series))
+    level = rule.level / rule.looks / max(1, len(series))
     found = [_reading(measured, one, rule, level) for one in series]
     too_large = {
         one.place

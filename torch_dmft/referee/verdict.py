@@ -69,11 +69,18 @@ class Verdict:
         return tuple(width for width, is_lost in zip(self.measured.widths, lost.tolist(), strict=True) if is_lost)
 
     @property
+    def _diverges_by_width(self) -> bool:
+        """Whether all seeds diverge at the widest, and none at the narrowest; a few do at the edge of a rate that is right."""
+        order = sorted(range(len(self.measured.widths)), key=self.measured.widths.__getitem__)
+        lost = ~self.measured.losses[-1].isfinite()
+        return self.measured.seeds > 1 and bool(lost[order[-1]].all() and not lost[order[0]].any())
+
+    @property
     def word(self) -> str:
         """One of "right", "wrong" and "not decided"."""
-        if self.faults or self.diverged or any(one.departs for one in self.readings):
+        if self.faults or self._diverges_by_width or any(one.departs for one in self.readings):
             return WRONG
-        return UNDECIDED if self.undecided or not self.readings else RIGHT
+        return UNDECIDED if self.undecided or self.diverged or not self.readings else RIGHT
 
     @property
     def passed(self) -> bool:
@@ -133,7 +140,8 @@ class Verdict:
         widths = self.measured.widths
         yield from (sentence(fault, self.measured) for fault in self.faults)
         if self.diverged:
-            yield f"The loss is no longer finite at the last step at N = {', '.join(map(str, self.diverged))}."
+            remedy = "" if self.word == WRONG else " Its rate is at the edge of stability: give a smaller one."
+            yield f"The loss is no longer finite at the last step at N = {', '.join(map(str, self.diverged))}.{remedy}"
         departed = [one for one in self.readings if one.departs]
         if departed and not self.faults:
             one = departed[0]
@@ -146,7 +154,7 @@ class Verdict:
             )
         if self.word == UNDECIDED and self.measured.seeds < 2:
             yield "A single seed has no error: give more seeds (4 or more)."
-        elif self.word == UNDECIDED:
+        elif self.undecided and self.word == UNDECIDED:
             names = ", ".join(place[0] or "the outputs" for place in self.undecided[:3])
             seeds = f"about {self.seeds_needed}"
             yield f"The scatter is too large at {names}: give more seeds ({seeds}) or a wider range of widths."

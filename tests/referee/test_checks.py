@@ -148,9 +148,25 @@ def test_what_is_named_mends() -> None:
 
 def test_one_seed_decides_nothing() -> None:
     found = verdict(MLP, seeds=1, steps=2)
+    assert found.measured.seeds == 1
     assert (found.word, found.exit_code) == ("not decided", 3)
     assert found.seeds_needed >= 3
     assert "single seed" in found.sentences[0]
+
+
+def test_seeds_are_doubled_while_nothing_is_decided() -> None:
+    recipe = replace(drawn(1025), fault=Fault("rate", "6.weight", 1.0))
+    widths = (16, 32, 64, 128)
+    looks = [
+        dmft.check(partial(made, recipe), widths, steps=4, seeds=2, most_seeds=most, data=partial(data, recipe))
+        for most in (2, 8)
+    ]
+    assert [one.word for one in looks] == ["not decided", "wrong"]
+    assert [one.measured.seeds for one in looks] == [2, 8]
+    assert [one.rule.looks for one in looks] == [1, 3]
+    place = next(one for one in looks[0].measured.places if one[0] == "6.weight")
+    few, many = (one.measured.sizes[place, "own"] for one in looks)
+    assert torch.equal(few, many[:, :, :2])  # networks that were trained stay
 
 
 def test_a_power_law_and_its_error() -> None:

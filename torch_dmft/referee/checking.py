@@ -85,8 +85,9 @@ def check(
     with Workers(run, factory, data, processes) as workers:
         for last, count in zip((0, *counts), counts, strict=False):
             tasks = [(width, seed, looked_at) for seed in range(last, count) for width in widths]
-            about = f"check, {count} seeds"
-            runs += track(workers.train(tasks), about, total=len(tasks), disable=not progress, transient=True)
+            # A thread that refreshes would be company, beside which random numbers are drawn in another way.
+            shown = {"disable": not progress, "transient": True, "auto_refresh": False}
+            runs += track(workers.train(tasks), f"check, {count} seeds", total=len(tasks), **shown)
             verdict = Verdict(gathered(widths, count, looked_at, runs), rule)
             if verdict.word != UNDECIDED:
                 break

@@ -109,7 +109,7 @@ def readings(measured: Measured, rule: Rule) -> tuple[Reading, ...]:
         and is_average(measured, one.place)
         and (one.beside.exponent - one.reach > rule.tolerance - 0.5 or _is_large(measured, one))
     }
-    return tuple(_passed_on(_caught_up(one, found), too_large, rule) for one in found)
+    return tuple(_passed_on(_caught_up(one, found, rule), too_large, rule) for one in found)
 
 
 def _passed_on(one: Reading, too_large: Set[Place], rule: Rule) -> Reading:
@@ -138,10 +138,10 @@ def _is_large(measured: Measured, start: Reading) -> bool:
     return of_entries > LARGE_START and start.beside.exponent > LARGE_START
 
 
-def _caught_up(one: Reading, found: Sequence[Reading]) -> Reading:
+def _caught_up(one: Reading, found: Sequence[Reading], rule: Rule) -> Reading:
     """A reading that vanishes, but is right later: what is read was small at the start, and is no longer."""
     if one.finding is Finding.VANISHES and any(
-        other.finding is Finding.RIGHT and other.steps > one.steps
+        other.finding is Finding.RIGHT and other.steps > one.steps and abs(other.law.exponent) <= rule.tolerance
         for other in found
         if (other.place, other.quantity, other.in_eval) == (one.place, one.quantity, one.in_eval)
     ):
@@ -236,7 +236,7 @@ def _reading(measured: Measured, one: _Series, rule: Rule, level: float) -> Read
         return Reading(one.place, one.quantity, one.steps, unknown, unknown, math.nan, Finding.UNDECIDED)
     beside = law if one.beside is None else _law(measured, one.beside) or law
     reach = beside.reach(level)
-    finding = _found(law, beside, rule, level)
+    finding = _found(law, beside, rule, level, is_early=one.steps[0] in (0, measured.steps[0]))
     is_small = beside.exponent < 0 and beside.exponent + beside.reach(rule.certain) <= rule.fault
     if finding in (Finding.VANISHES, Finding.UNDECIDED) and is_small and _may_vanish(measured, one.place, one.quantity):
         finding = Finding.RIGHT
@@ -250,14 +250,21 @@ def _reading(measured: Measured, one: _Series, rule: Rule, level: float) -> Read
     return Reading(one.place, one.quantity, one.steps, law, beside, reach, finding, seeds, one.in_eval)
 
 
-def _found(law: PowerLaw, beside: PowerLaw, rule: Rule, level: float) -> Finding:
-    """What is found of a term and of the same beside what is read."""
+def _found(law: PowerLaw, beside: PowerLaw, rule: Rule, level: float, *, is_early: bool) -> Finding:
+    """What is found of a term and of the same beside what is read.
+
+    Early on the second is what the setting makes. Later a term may be what the targets ask for, whatever is read: then it
+    departs only if both do, and is right if the first is.
+    """
     plain = _finding(law, law.reach(level), rule)
     if beside is law or plain is Finding.GROWS:  # whatever is read, what grows is not right
         return plain
     finding = _finding(beside, beside.reach(level), rule)
     room, least = law.reach(rule.certain), rule.tolerance / 2
     goes_along = {Finding.GROWS: law.exponent - room > least, Finding.VANISHES: law.exponent + room < -least}
+    if is_early:
+        is_none = finding is Finding.UNDECIDED and abs(beside.exponent) <= rule.tolerance
+        return plain if is_none and plain is Finding.RIGHT else finding
     if not goes_along.get(finding, True):
         finding = Finding.UNDECIDED
     return plain if finding is Finding.UNDECIDED and plain is Finding.RIGHT else finding

@@ -94,9 +94,18 @@ class Verdict:
 
     @cached_property
     def undecided(self) -> tuple[Place, ...]:
-        """Matrices and outputs of which no window of steps is decided."""
+        """Matrices and outputs of which no window of steps is decided, and vectors that may depart from the first step on."""
         return tuple(
-            place for place in self.measured.places if self._counts(place) and self._found(place) is Finding.UNDECIDED
+            place
+            for place in self.measured.places
+            if self._found(place) is Finding.UNDECIDED and (self._counts(place) or self._may_depart(place))
+        )
+
+    def _may_depart(self, place: Place) -> bool:
+        return any(
+            one.finding is Finding.UNDECIDED and abs(one.beside.exponent) > self.rule.tolerance
+            for one in self.readings
+            if one.place == place and one.quantity == "own" and one.steps[0] == self.measured.steps[0]
         )
 
     @property
@@ -122,7 +131,9 @@ class Verdict:
         main = [one for one in here if one.quantity in ("own", "change")]
         if not main:
             return Finding.STILL
-        is_open = any(one.finding is Finding.UNDECIDED and abs(one.law.exponent) > self.rule.tolerance for one in main)
+        is_open = any(
+            one.finding is Finding.UNDECIDED and abs(one.beside.exponent) > self.rule.tolerance for one in main
+        )
         is_right = any(one.finding is Finding.RIGHT for one in main) and not is_open
         return Finding.RIGHT if is_right else Finding.UNDECIDED
 
@@ -258,7 +269,7 @@ class Verdict:
             f"### Width check: {self.title}",
             said,
             self.table().markdown(),
-            notes and f"Chosen, as not given:\n\n{notes}",
+            notes and f"Chosen or to be known:\n\n{notes}",
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -287,7 +298,7 @@ class Verdict:
 
         lines = [fill(one, width, initial_indent="- ", subsequent_indent="  ") for one in self.summary]
         notes = [fill(one, width, initial_indent="  ", subsequent_indent="    ") for one in self.measured.notes]
-        said = ["Chosen, as not given:", *notes] if notes else []
+        said = ["Chosen or to be known:", *notes] if notes else []
         return "\n".join(
             [fill(self.title, width), *lines, "", self.table().text(width).strip("\n"), *([""] if said else []), *said]
         )

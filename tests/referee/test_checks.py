@@ -162,7 +162,7 @@ def test_seeds_are_doubled_while_nothing_is_decided() -> None:
         for most in (2, 8)
     ]
     assert [one.word for one in looks] == ["not decided", "wrong"]
-    assert [one.measured.seeds for one in looks] == [2, 8]
+    assert [one.measured.seeds for one in looks] == [2, 4]
     assert [one.rule.looks for one in looks] == [1, 3]
     place = next(one for one in looks[0].measured.places if one[0] == "6.weight")
     few, many = (one.measured.sizes[place, "own"] for one in looks)

@@ -66,6 +66,34 @@ def test_plans_are_right_and_pytorchs_defaults_are_not() -> None:
     assert blamed == {("2.weight", "rate"), ("4.weight", "initial size"), ("4.weight", "rate")}
 
 
+class Divided(nn.Linear):
+    """A readout that divides what it reads by the width, as mup's does."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs * (16 / self.in_features))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_number_in_front_of_a_readout_is_its_own(optimizer: str) -> None:
+    def factory(width: int, excess: float = 0.0) -> Any:
+        hidden, head = nn.Linear(width, width, bias=False), Divided(width, 4, bias=False)
+        nn.init.normal_(head.weight, std=0.25)
+        model = nn.Sequential(nn.Linear(8, width), nn.Tanh(), hidden, nn.Tanh(), head)
+        r = width / 16
+        rates = [r, 1.0, r] if optimizer == "sgd" else [1.0, 1 / r, 1.0]
+        base = 0.1 if optimizer == "sgd" else 0.01
+        rates[2] *= r**excess
+        groups = [{"params": list(model[2 * i].parameters()), "lr": base * rate} for i, rate in enumerate(rates)]
+        return model, (torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam)(groups)
+
+    given: Any = {"widths": WIDTHS, "steps": 4, "seeds": 4, "most_seeds": 4}
+    right = dmft.check(factory, **given)
+    assert not right.faults, str(right)
+    wrong = dmft.check(partial(factory, excess=0.7), **given)
+    assert wrong.culprit is not None, str(wrong)
+    assert wrong.culprit.name == "4.weight"
+
+
 FAULTS = {
     "hidden init": (MLP, Fault("init", "2.weight", 0.5), "2.weight", "initial size", -0.5),
     "hidden init, small": (MLP, Fault("init", "2.weight", -0.5), "2.weight", "initial size", 0.5),

@@ -85,9 +85,15 @@ def check(
     with Workers(run, factory, data, processes) as workers:
         for last, count in zip((0, *counts), counts, strict=False):
             tasks = [(width, seed, looked_at) for seed in range(last, count) for width in widths]
-            # A thread that refreshes would be company, beside which random numbers are drawn in another way.
-            shown = {"disable": not progress, "transient": True, "auto_refresh": False}
-            runs += track(workers.train(tasks), f"check, {count} seeds", total=len(tasks), **shown)
+            trained = track(
+                workers.train(tasks),
+                f"check, {count} seeds",
+                total=len(tasks),
+                disable=not progress,
+                transient=True,
+                auto_refresh=False,  # by a thread, beside which random numbers are drawn in another way
+            )
+            runs += trained
             verdict = Verdict(gathered(widths, count, looked_at, runs), rule)
             if verdict.word != UNDECIDED:
                 break

@@ -68,6 +68,7 @@ def _at(measured: Measured, i: int) -> Effective:
 def _acts_as(measured: Measured, place: Place, i: int) -> float:
     """The standard deviation of the matrix that does what a weight does at the start."""
     start, read = (float(measured.sizes[place, name][0, i].square().mean().sqrt()) for name in ("start", "read"))
+    read /= float(measured.sizes[place, "scale"][0, i].mean())  # numbers in front act as a part of the weight
     return start / (read * math.sqrt(measured.shapes[place][i][0])) if read else math.nan
 
 

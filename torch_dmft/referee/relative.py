@@ -6,7 +6,8 @@ twice. With n = 1 or 2 of these,
 
 .. math:: \frac{\mathrm{rms}[W_0 x_0]}{\mathrm{rms}[x_0]}, \qquad \frac{\mathrm{rms}[(W_t - W_0) x_t]}{\mathrm{rms}[x_t]^n}
 
-depend on the initial size and the rate alone, and scatter less from seed to seed than the terms do.
+depend on the initial size and the rate alone, and scatter less from seed to seed than the terms do. Numbers that a set-up
+multiplies what is read by, as mup's readout does, belong to the weight: x is what stands before them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def relative(
         window: positions in ``measured.steps``.
     """
     order = reads(measured, place, quantity)
-    read = measured.sizes[place, "read" if quantity == "start" else "taken"][window]
+    read = (measured.sizes[place, "read" if quantity == "start" else "taken"] / measured.sizes[place, "scale"])[window]
     term = measured.sizes[place, quantity][window]
     if not order or not bool((read[term.isfinite()] > 0).all()):  # NaN neither
         return None

@@ -142,6 +142,7 @@ NORMED = replace(MLP, norm=True, optimizer="sgd", rate=0.07, momentum=0.9, squar
         (NORMED, 143, "6.weight"),
         pytest.param(replace(DEEP, rate=0.197), 1, "8.weight", marks=pytest.mark.long),
         pytest.param(drawn(404), 404, "8.weight", marks=pytest.mark.long),
+        pytest.param(drawn(3029), 3029, "head.weight", marks=pytest.mark.long),
         pytest.param(NORMED, 2, "6.weight", marks=pytest.mark.long),
     ],
 )

@@ -28,6 +28,7 @@ from torch_dmft.referee.judge import (
     Reading,
     Rule,
     departs_first,
+    makes_scores,
 )
 from torch_dmft.referee.look import Place
 from torch_dmft.referee.measure import Measured, Trained
@@ -85,7 +86,7 @@ def faults(measured: Measured, found: Sequence[Reading], rule: Rule) -> tuple[Fa
     ]
     own = [one for one in found if one.quantity == "own" and not one.in_eval]
     excess = {one: _excess(measured, one, suspects, order) for one in own}
-    departing = [one for one in own if _is_own_doing(one, excess[one], rule)]
+    departing = [one for one in own if _is_own_doing(measured, one, excess[one], rule)]
     # What departs only because of what is read is a consequence, if anything else departs.
     cleared = [one for one in departing if _is_beside(one, excess[one], rule)] or departing
     if cleared and not starts:
@@ -153,10 +154,12 @@ _TOO_LARGE = 0.5
 """The power of the width by which a suspect starts too large: O(1) in place of N^-1/2."""
 
 
-def _is_own_doing(one: Reading, excess: float, rule: Rule) -> bool:
+def _is_own_doing(measured: Measured, one: Reading, excess: float, rule: Rule) -> bool:
     """Whether an own term departs by itself, beside what suspects add to its gradient."""
     if not excess:
         return one.departs
+    if one.beside.exponent < excess and makes_scores(measured, one.place):  # it may start slowly, and does
+        return False
     return abs(one.beside.exponent - excess) - one.beside.reach(rule.level) > rule.tolerance
 
 

@@ -286,11 +286,11 @@ def _may_vanish(measured: Measured, place: Place, quantity: str) -> bool:
     if quantity == "carried" or kind is Role.SCORES:
         return True
     if quantity == "own":
-        return _makes_scores(measured, place)
+        return makes_scores(measured, place)
     return quantity == "start" and (kind.averages or (kind in (Role.VECTOR, Role.SCALAR) and is_added(place)))
 
 
-def _makes_scores(measured: Measured, place: Place) -> bool:
+def makes_scores(measured: Measured, place: Place) -> bool:
     """Whether a weight makes queries and keys of scores over d, by steps that follow the gradient.
 
     At the start scores are N^-1/2, attention is even, and the gradient by it an average of independent numbers: it is N^-1/2,

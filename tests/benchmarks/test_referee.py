@@ -67,6 +67,17 @@ def test_the_report_counts() -> None:
     assert "up to 16 while nothing is decided, 4.5 in the mean" in text
 
 
+def test_the_docs_have_the_figures_that_were_found() -> None:
+    root = Path(__file__).parents[2]
+    result = json.loads((root / "benchmarks" / "results" / "referee.json").read_text())["result"]
+    text = " ".join((root / "docs" / "referee.md").read_text().split())
+    right, wrong = (sum(result[kind].values()) for kind in ("right", "wrong"))
+    alarms, found, named = result["right"]["wrong"], result["wrong"]["wrong"], result["named"]
+    assert f"of {right} right set-ups {alarms} are called wrong, {share(alarms, right)};" in text
+    assert f"of {wrong} with a random fault {found} are called wrong, {share(found, wrong)}, and" in text
+    assert f"{named} with the right layer, {share(named, wrong)}." in text
+
+
 @pytest.mark.parametrize(("hits", "trials"), [(0, 200), (1, 200), (7, 20), (20, 20)])
 def test_bounds_leave_half_the_level_on_each_side(hits: int, trials: int) -> None:
     lower, upper = bounds(hits, trials)

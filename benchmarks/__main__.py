@@ -6,10 +6,12 @@ import argparse
 import json
 import sys
 import time
+from ast import literal_eval
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,14 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"written: {options.page}")
         return
     torch.set_num_threads(1)
-    for name in options.names or NAMES:
-        print(f"written: {measure(name, options.out, quick=options.quick)}")
+    names = options.names or NAMES
+    if options.set and len(names) != 1:
+        raise SystemExit("--set is for one benchmark; name it.")
+    for name in names:
+        print(f"written: {measure(name, options.out, quick=options.quick, changes=options.set)}")
 
 
-def measure(name: str, out: Path, *, quick: bool) -> Path:
+def measure(name: str, out: Path, *, quick: bool, changes: Sequence[str] = ()) -> Path:
     """Run one benchmark and write ``<out>/<name>.json``, or ``<out>/quick/<name>.json``."""
     module = import_module(f"benchmarks.{name}")
-    settings = module.QUICK if quick else module.FULL
+    settings = _changed(module.QUICK if quick else module.FULL, changes)
     path = (out / "quick" if quick else out) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     where = environment()  # before the load is our own
@@ -48,10 +53,26 @@ def measure(name: str, out: Path, *, quick: bool) -> Path:
         "environment": where,
         "settings": asdict(settings),
         "result": result,
-        "spent": spent.json(),
+        "spent": result.get("spent", spent.json()),  # a run that goes on from a log knows better
     }
     path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def _changed(settings: Any, changes: Sequence[str]) -> Any:
+    """Settings of which some are others, each given as ``name=value``; values are those of python, or words."""
+    known = {field.name for field in fields(settings)}
+    given = {}
+    for change in changes:
+        name, _, text = change.partition("=")
+        if name not in known:
+            raise SystemExit(f"--set {change}: the settings are {', '.join(sorted(known))}.")
+        is_word = isinstance(getattr(settings, name), str)
+        try:
+            given[name] = text if is_word else literal_eval(text)
+        except (ValueError, SyntaxError):
+            raise SystemExit(f"--set {change}: give a value such as {getattr(settings, name)!r}.") from None
+    return replace(settings, **given)
 
 
 def _say(name: str) -> Say:
@@ -74,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", choices=[[], *NAMES], metavar="NAME", help="which ones (default: all)")
     parser.add_argument(
         "--quick", action="store_true", help="tiny settings, in seconds: shows that it runs, not how fast"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=(),
+        metavar="NAME=VALUE",
+        help="other settings, such as `referee --set count=100 first=2000`",
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: benchmarks/results)")
     parser.add_argument("--table", action="store_true", help="run nothing; write the page from the results")

@@ -227,10 +227,10 @@ def faulty(recipe: Recipe) -> tuple[Recipe, set[str]]:
         }[kind]
         return replace(recipe, fault=Fault(kind)), named
     parameters = list(found)
-    if kind == "init":  # a bias or a readout that starts small is no fault: it may start at zero
+    if kind == "init":  # what is added or averages over neurons may start small: it may start at zero
         parameters = [name for name in parameters if not name.endswith("bias")]
     name = dice.choice(parameters)
     power = dice.choice((-0.5, 0.5))
-    if kind == "init" and found[name] == "readout":
+    if kind == "init" and (found[name] == "readout" or name == "positions"):
         power = 0.5
     return replace(recipe, fault=Fault(kind, name, power)), {name}

@@ -201,3 +201,16 @@ def test_check_has_a_status_and_files_for_machines(tmp_path, monkeypatch, capsys
     assert json.loads(capsys.readouterr().out)["verdict"] == "right"
     assert "no such width" in refused(capsys, "check", "setup_of_a_user:broken")
     assert "setup_of_a_user:right" in refused(capsys, "check", "setup_of_a_user:rigth")
+
+
+def test_check_tells_not_decided_from_what_could_not_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "another_setup_of_a_user.py").write_text(SETUP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    check = ["check", "another_setup_of_a_user:right", "--widths", "8,16", "--steps", "1", "--processes", "1"]
+    assert cli.main([*check, "--seeds", "1"]) == 3
+    assert "NOT DECIDED" in capsys.readouterr().out
+    assert "at least two different widths" in refused(capsys, *check, "--widths", "8")
+    monkeypatch.setattr("torch_dmft.referee.measure.look", None)  # a mistake of ours is no verdict either
+    assert cli.main(check) == 2
+    assert "Traceback" in capsys.readouterr().err

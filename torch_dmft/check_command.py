@@ -14,7 +14,7 @@ Train a set-up as it is at several widths, and say whether its initial sizes and
 parameter is to blame and what mends it. Nothing is wrapped: any model, optimizer and loss will do.
 """
 _EPILOG = """\
-exit status: 0 right, 1 wrong, 2 could not run or not decide
+exit status: 0 right, 1 wrong, 2 could not run, 3 not decided
 
   module:function   function(width) returns a model, or (model, optimizer), or (model, optimizer, loss) with
                     loss(model, batch) -> scalar; modules of the current folder are found
@@ -49,6 +49,12 @@ def add(commands: Any, widths: Any, path: Any) -> None:
     parser.add_argument(
         "--seeds", type=int, default=4, metavar="N", help="networks at each width (default: %(default)s)"
     )
+    parser.add_argument(
+        "--most-seeds",
+        type=int,
+        metavar="N",
+        help="networks at each width while nothing is decided (default: four times --seeds)",
+    )
     parser.add_argument("--data", metavar="module:function", help="makes the batches of a seed")
     parser.add_argument(
         "--tolerance", type=float, default=0.2, metavar="X", help="exponent that counts as none (default: %(default)s)"
@@ -70,6 +76,7 @@ def run(
     widths: tuple[int, ...],
     steps: int,
     seeds: int,
+    most_seeds: int | None,
     data: str | None,
     tolerance: float,
     processes: int | None,
@@ -90,6 +97,7 @@ def run(
         widths,
         steps=steps,
         seeds=seeds,
+        most_seeds=most_seeds,
         data=None if data is None else named(data, "data"),
         tolerance=tolerance,
         processes=processes,

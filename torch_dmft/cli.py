@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch_dmft.settings import Data, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 1 if a set-up is wrong, 2 for a mistake, 130 if interrupted."""
+    """Run the command; returns its exit status: 1 if a set-up is wrong, 2 for a mistake, 3 for no verdict, 130 if stopped."""
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     if isinstance(sys.stdout, io.TextIOWrapper):  # no result is lost because a dash cannot be printed
@@ -31,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("torch-dmft: interrupted; what was logged so far is readable", file=sys.stderr)
         return 130
+    except Exception:  # nobody's mistake but ours; the status of Python's own ending would say that a set-up is wrong
+        traceback.print_exc()
+        _flushed()
+        return 2
     return int(status or 0) if _flushed() else 2
 
 

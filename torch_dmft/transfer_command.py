@@ -16,7 +16,7 @@ optimizer and loss will do. Rates are found by the sweep, coarse first, then fin
 which the same command goes on.
 """
 _EPILOG = """\
-exit status: 0 transfers, 1 does not, 2 could not run or not decide
+exit status: 0 transfers, 1 does not, 2 could not run, 3 not decided
 
   module:function   function(width, lr) returns (model, optimizer) or (model, optimizer, loss) with
                     loss(model, batch) -> scalar; without an argument lr, rates are factors of those that its

@@ -118,7 +118,7 @@ class Set:
 
     @cached_property
     def verdict(self) -> dmft.Verdict:
-        return dmft.check(network, (4, 8), steps=1, seeds=1)
+        return dmft.check(network, (4, 8), steps=1, seeds=1, most_seeds=1)
 
     @property
     def kernel(self) -> dmft.Kernel:
@@ -147,7 +147,7 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
             {"measured": a.measured, "predicted": a.static, "problem": None, "replicas": 19},
         ),
         "describe": lambda: (dmft.describe, model),
-        "check": lambda: (dmft.check, {"factory": network, "widths": (4, 8), "steps": 1, "seeds": 1}),
+        "check": lambda: (dmft.check, {"factory": network, "widths": (4, 8), "steps": 1, "seeds": 1, "most_seeds": 1}),
         "set_up": lambda: (referee.set_up, {"factory": network, "width": 4, "seed": 0}),
         "load": lambda: (referee.load, {"name": "tests.inputs.calls:network"}),
         "Verdict.write_tensorboard": lambda: (a.verdict.write_tensorboard, {"logdir": a.folder / "check"}),

@@ -76,6 +76,7 @@ def right_words(a: Set) -> dict[str, dict[str, str]]:
             "widths": "4,8",
             "steps": "1",
             "seeds": "1",
+            "most_seeds": "1",
             "details": "",
             "json": str(a.folder / "check.json"),
         },

@@ -31,7 +31,8 @@ CNN = replace(MLP, family="cnn", norm=True, rows=8)
 
 def verdict(recipe: Recipe, fault: Fault | None = None, *, seeds: int = 4, steps: int = 8) -> dmft.Verdict:
     recipe = replace(recipe, fault=fault)
-    return dmft.check(partial(made, recipe), WIDTHS, steps=steps, seeds=seeds, data=partial(data, recipe))
+    given = {"steps": steps, "seeds": seeds, "most_seeds": seeds, "data": partial(data, recipe)}
+    return dmft.check(partial(made, recipe), WIDTHS, **given)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_right_set_ups_are_right(recipe: Recipe) -> None:
     found = verdict(recipe)
     assert found.word in ("right", "not decided"), str(found)
     assert not found.faults
-    assert found.exit_code == (0 if found.word == "right" else 2)
+    assert found.exit_code == (0 if found.word == "right" else 3)
 
 
 def test_plans_are_right_and_pytorchs_defaults_are_not() -> None:
@@ -63,6 +64,34 @@ def test_plans_are_right_and_pytorchs_defaults_are_not() -> None:
     assert (wrong.culprit.name, wrong.culprit.setting, wrong.culprit.mends) == ("2.weight", "rate", -1.0)
     blamed = {(fault.name, fault.setting) for fault in wrong.faults}
     assert blamed == {("2.weight", "rate"), ("4.weight", "initial size"), ("4.weight", "rate")}
+
+
+class Divided(nn.Linear):
+    """A readout that divides what it reads by the width, as mup's does."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs * (16 / self.in_features))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_number_in_front_of_a_readout_is_its_own(optimizer: str) -> None:
+    def factory(width: int, excess: float = 0.0) -> Any:
+        hidden, head = nn.Linear(width, width, bias=False), Divided(width, 4, bias=False)
+        nn.init.normal_(head.weight, std=0.25)
+        model = nn.Sequential(nn.Linear(8, width), nn.Tanh(), hidden, nn.Tanh(), head)
+        r = width / 16
+        rates = [r, 1.0, r] if optimizer == "sgd" else [1.0, 1 / r, 1.0]
+        base = 0.1 if optimizer == "sgd" else 0.01
+        rates[2] *= r**excess
+        groups = [{"params": list(model[2 * i].parameters()), "lr": base * rate} for i, rate in enumerate(rates)]
+        return model, (torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam)(groups)
+
+    given: Any = {"widths": WIDTHS, "steps": 4, "seeds": 4, "most_seeds": 4}
+    right = dmft.check(factory, **given)
+    assert not right.faults, str(right)
+    wrong = dmft.check(partial(factory, excess=0.7), **given)
+    assert wrong.culprit is not None, str(wrong)
+    assert wrong.culprit.name == "4.weight"
 
 
 FAULTS = {
@@ -113,6 +142,7 @@ NORMED = replace(MLP, norm=True, optimizer="sgd", rate=0.07, momentum=0.9, squar
         (NORMED, 143, "6.weight"),
         pytest.param(replace(DEEP, rate=0.197), 1, "8.weight", marks=pytest.mark.long),
         pytest.param(drawn(404), 404, "8.weight", marks=pytest.mark.long),
+        pytest.param(drawn(3029), 3029, "head.weight", marks=pytest.mark.long),
         pytest.param(NORMED, 2, "6.weight", marks=pytest.mark.long),
     ],
 )
@@ -147,9 +177,25 @@ def test_what_is_named_mends() -> None:
 
 def test_one_seed_decides_nothing() -> None:
     found = verdict(MLP, seeds=1, steps=2)
-    assert (found.word, found.exit_code) == ("not decided", 2)
+    assert found.measured.seeds == 1
+    assert (found.word, found.exit_code) == ("not decided", 3)
     assert found.seeds_needed >= 3
     assert "single seed" in found.sentences[0]
+
+
+def test_seeds_are_doubled_while_nothing_is_decided() -> None:
+    recipe = replace(drawn(1025), fault=Fault("rate", "6.weight", 1.0))
+    widths = (16, 32, 64, 128)
+    looks = [
+        dmft.check(partial(made, recipe), widths, steps=4, seeds=2, most_seeds=most, data=partial(data, recipe))
+        for most in (2, 8)
+    ]
+    assert [one.word for one in looks] == ["not decided", "wrong"]
+    assert [one.measured.seeds for one in looks] == [2, 4]
+    assert [one.rule.looks for one in looks] == [1, 3]
+    place = next(one for one in looks[0].measured.places if one[0] == "6.weight")
+    few, many = (one.measured.sizes[place, "own"] for one in looks)
+    assert torch.equal(few, many[:, :, :2])  # networks that were trained stay
 
 
 def test_a_power_law_and_its_error() -> None:

@@ -29,6 +29,37 @@ def trained(factory: Any, steps: int = 3, data: Any = None) -> tuple[Setup, nn.M
     return setup, before, batch, differences(first, look(setup, batch))
 
 
+class Scaled(nn.Module):
+    """Numbers behind an embedding, in front of two products, and behind one of these."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.tokens, self.norm = nn.Embedding(5, width), nn.LayerNorm(width)
+        self.one, self.two, self.head = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.norm((self.tokens(tokens) * 8).mean(1)) / 4
+        return self.head((self.one(h) * 3 + self.two(h)).relu()[:, None] / 2 / 5)
+
+
+def test_a_number_belongs_to_the_product_behind_or_before_which_it_stands() -> None:
+    _, before, batch, found = trained(Scaled)
+    old: Any = before
+    sizes = {place[0]: one for place, one in found.items()}
+    scales = {name: one.scale for name, one in sizes.items() if name.endswith("weight")}
+    expected = {"tokens.weight": 1.0, "norm.weight": 1.0, "one.weight": 0.25, "two.weight": 0.25, "head.weight": 0.1}
+    assert scales == pytest.approx(expected)
+    with torch.no_grad():
+        normed = old.norm((old.tokens(batch[0]) * 8).mean(1))
+        assert sizes["tokens.weight"].start == pytest.approx(8 * rms(old.tokens(batch[0])), rel=1e-4)
+        assert sizes["norm.weight"].start == pytest.approx(rms(normed), rel=1e-4)
+        assert sizes["one.weight"].start == pytest.approx(3 * rms(normed / 4 @ old.one.weight.T), rel=1e-4)
+        hidden = (old.one(normed / 4) * 3 + old.two(normed / 4)).relu()
+        assert sizes["head.weight"].start == pytest.approx(rms(hidden / 10 @ old.head.weight.T), rel=1e-4)
+        assert sizes["two.weight"].start == pytest.approx(rms(normed / 4 @ old.two.weight.T), rel=1e-4)
+        assert sizes["two.weight"].read == pytest.approx(rms(normed / 4), rel=1e-4)
+
+
 def test_terms_of_every_layer_are_those_written_out() -> None:
     def factory(width: int) -> nn.Module:
         return nn.Sequential(nn.Conv1d(2, width, 3), nn.GroupNorm(2, width), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))

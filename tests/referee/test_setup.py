@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import torch_dmft as dmft
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.referee import load, set_up
+from torch_dmft.referee.setup import is_reproducible
 
 
 def mlp(width: int) -> nn.Sequential:
@@ -89,6 +91,101 @@ def test_the_models_own_example_comes_first() -> None:
     inputs, _ = next(setup.batches(0))
     assert torch.equal(inputs, torch.ones(6, 5))
     assert "example_input" in setup.notes[1]
+
+
+class Steps(nn.Linear):
+    """A module with the methods of Lightning's that are asked for."""
+
+    example_input_array = torch.ones(6, 5)
+
+    def __init__(self, width: int) -> None:
+        super().__init__(5, width)
+        self.numbers: list[int] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        self.numbers.append(batch_idx)
+        return {"loss": 3 * nn.functional.cross_entropy(self(batch[0]), batch[1])}
+
+    def configure_optimizers(self) -> Any:
+        return {"optimizer": torch.optim.SGD(self.parameters(), 0.25), "lr_scheduler": None}
+
+
+class StepsWithoutNumber(Steps):
+    def training_step(self, batch: Any) -> Tensor:  # type: ignore[override]
+        return 3 * nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("kind", [Steps, StepsWithoutNumber])
+@pytest.mark.parametrize(
+    "data", [None, [(torch.ones(6, 5), torch.tensor([0, 1, 2, 0, 1, 2]))]], ids=["no data", "data"]
+)
+def test_a_module_of_lightning_says_its_loss_and_its_optimizer(kind: type[Steps], data: Any) -> None:
+    setup = set_up(kind, 3, 0, data)
+    inputs, targets = batch = next(setup.batches(0))
+    assert torch.equal(inputs, torch.ones(6, 5))
+    expected = 3 * nn.functional.cross_entropy(setup.model(inputs), targets)
+    assert float(setup.loss(setup.model, batch).detach()) == pytest.approx(float(expected.detach()))
+    assert [group["lr"] for one in setup.optimizers for group in one.param_groups] == [0.25]
+    assert "loss: the model's own training_step" in setup.notes
+    assert any("example_input_array" in note for note in setup.notes) == (data is None)
+
+
+def test_a_training_step_that_takes_no_pairs_needs_data() -> None:
+    class Strange(Steps):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return batch["inputs"].sum()
+
+    with pytest.raises(InvalidInputError, match=r"training_step of the model does not take a batch"):
+        set_up(Strange, 3, 0)
+
+
+def test_a_module_of_lightning_itself_is_checked() -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.net = mlp(width)
+            self.example_input_array = torch.ones(6, 5)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.net(inputs)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    found = dmft.check(Module, (4, 8), steps=1, seeds=2, most_seeds=2)
+    assert {note.split(":")[0] for note in found.measured.notes} == {"inputs", "targets", "loss"}
+    assert ("net.0.weight", "own") in {(one.place[0], one.quantity) for one in found.readings}
+
+
+def test_a_factory_with_random_numbers_of_its_own_is_told() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draws(width: int) -> nn.Module:
+        model = mlp(width)
+        nn.init.normal_(model[0].weight, generator=generator)
+        return model
+
+    assert is_reproducible(set_up(mlp, 4, 0), mlp)
+    assert not is_reproducible(set_up(draws, 4, 0), draws)
+    settings: Any = {"widths": (4, 8), "steps": 1, "seeds": 2, "most_seeds": 2}
+    assert not any("source of its own" in note for note in dmft.check(mlp, **settings).measured.notes)
+    assert "source of its own" in " ".join(str(dmft.check(draws, **settings)).split())
+
+
+def test_a_factory_that_makes_the_same_weights_for_every_seed_is_refused() -> None:
+    def fixed(width: int) -> nn.Module:
+        torch.manual_seed(0)
+        return mlp(width)
+
+    with pytest.raises(InvalidInputError, match=r"other initial weights for every seed"):
+        dmft.check(fixed, (4, 8), steps=1, seeds=2)
 
 
 def test_batches_are_the_same_at_every_width_and_start_again() -> None:

@@ -78,7 +78,7 @@ def test_a_transferred_rate_that_diverges_does_not_transfer() -> None:
 def test_one_seed_decides_nothing_and_says_how_many_would() -> None:
     found = of_valley(0.0, seeds=1)
     assert found.word == "not decided"
-    assert found.exit_code == 2
+    assert found.exit_code == 3
     assert found.seeds_needed == 3
     assert "one seed has no interval" in str(found)
 

@@ -26,16 +26,13 @@ from torch_dmft.referee.judge import (
     LARGE_START,
     Finding,
     Reading,
-    Role,
     Rule,
     departs_first,
-    is_average,
-    read_at_start,
-    role,
-    what_reading_makes,
+    makes_scores,
 )
 from torch_dmft.referee.look import Place
 from torch_dmft.referee.measure import Measured, Trained
+from torch_dmft.referee.roles import Role, is_average, role
 
 INITIAL, RATE, EPS, DECAY, SCALE = "initial size", "rate", "eps", "decay", "scale of the scores"
 """What may be wrong with a parameter; of scores, which have none, their scale."""
@@ -82,18 +79,22 @@ def faults(measured: Measured, found: Sequence[Reading], rule: Rule) -> tuple[Fa
     blamed: list[tuple[int, Fault]] = []
     if starts:
         first = min(starts, key=lambda one: order[one.place])
-        blamed.append((order[first.place], _initial(measured, first, first.law.exponent)))
+        blamed.append((order[first.place], _initial(measured, first, _power(first, rule))))
     suspects = _suspects(measured, found, later) if later and not starts else []
-    blamed += [(order[one.place], _initial(measured, one, max(_TOO_LARGE, one.law.exponent + 0.5))) for one in suspects]
+    blamed += [
+        (order[one.place], _initial(measured, one, max(_TOO_LARGE, one.beside.exponent + 0.5))) for one in suspects
+    ]
     own = [one for one in found if one.quantity == "own" and not one.in_eval]
     excess = {one: _excess(measured, one, suspects, order) for one in own}
-    cleared = [one for one in own if _is_own_doing(one, excess[one], rule)]
+    departing = [one for one in own if _is_own_doing(measured, one, excess[one], rule)]
+    # What departs only because of what is read is a consequence, if anything else departs.
+    cleared = [one for one in departing if _is_beside(one, excess[one], rule)] or departing
     if cleared and not starts:
         since = {one: departs_first(measured, one, rule, excess[one]) for one in cleared}
         earliest = min(since.values())
         if not suspects or earliest == measured.steps[0]:  # later ones may be consequences
             blamed += [
-                (order[one.place], _of_rate(measured, one, earliest, one.law.exponent - excess[one]))
+                (order[one.place], _of_rate(measured, one, earliest, _power(one, rule) - excess[one]))
                 for one in cleared
                 if since[one] == earliest and not _reads_with(one, suspects)
             ]
@@ -113,7 +114,7 @@ def _suspects(measured: Measured, found: Sequence[Reading], later: Sequence[Read
     for one in found:
         if one.quantity != "start" or not is_average(measured, one.place):
             continue
-        if not one.law.exponent - read_at_start(measured, one.place) > LARGE_START:
+        if not one.beside.exponent > LARGE_START:
             continue
         passed_on = [
             each
@@ -132,10 +133,7 @@ def _follows_gradient(measured: Measured, one: Reading) -> bool:
 
 
 def _excess(measured: Measured, one: Reading, suspects: Sequence[Reading], order: dict[Place, int]) -> float:
-    """The power of the width that an own term has from suspects, which make the gradient too large, if its steps follow that.
-
-    What its weight reads may vanish beside, as in deep networks whose biases start as N^-1/2.
-    """
+    """The power of the width that an own term has from suspects, which make the gradient too large, if steps follow that."""
     if not _follows_gradient(measured, one):
         return 0.0
     total = 0.0
@@ -144,7 +142,7 @@ def _excess(measured: Measured, one: Reading, suspects: Sequence[Reading], order
         if role(measured, suspect.place) is Role.SCORES:  # which queries and keys of the same module make
             is_before = is_before and one.place[2].startswith(suspect.place[2])
         total += _TOO_LARGE if is_before else 0.0
-    return total + min(0.0, what_reading_makes(measured, one.place, one.steps)) if total else 0.0
+    return total
 
 
 def _reads_with(one: Reading, suspects: Sequence[Reading]) -> bool:
@@ -156,11 +154,23 @@ _TOO_LARGE = 0.5
 """The power of the width by which a suspect starts too large: O(1) in place of N^-1/2."""
 
 
-def _is_own_doing(one: Reading, excess: float, rule: Rule) -> bool:
+def _is_own_doing(measured: Measured, one: Reading, excess: float, rule: Rule) -> bool:
     """Whether an own term departs by itself, beside what suspects add to its gradient."""
     if not excess:
         return one.departs
-    return abs(one.law.exponent - excess) - one.law.reach(rule.level) > rule.tolerance
+    if one.beside.exponent < excess and makes_scores(measured, one.place):  # it may start slowly, and does
+        return False
+    return abs(one.beside.exponent - excess) - one.beside.reach(rule.level) > rule.tolerance
+
+
+def _is_beside(one: Reading, excess: float, rule: Rule) -> bool:
+    """Whether an own term departs beside what its weight reads."""
+    return abs(one.beside.exponent - excess) - one.beside.reach(rule.certain) > rule.tolerance
+
+
+def _power(one: Reading, rule: Rule) -> float:
+    """The power of a term beside what is read, if it departs there, too."""
+    return one.beside.exponent if _is_beside(one, 0.0, rule) else one.law.exponent
 
 
 def _initial(measured: Measured, one: Reading, exponent: float) -> Fault:

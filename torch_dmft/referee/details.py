@@ -9,9 +9,9 @@ from torch import Tensor
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.power_law import PowerLaw, power_law
 from torch_dmft.referee.effective import effective
-from torch_dmft.referee.judge import role
 from torch_dmft.referee.look import Place
 from torch_dmft.referee.measure import Measured
+from torch_dmft.referee.roles import role
 
 
 def alignments(measured: Measured, place: Place) -> dict[str, PowerLaw]:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from torch_dmft.architecture import Role as Mean
 from torch_dmft.parameterization.scheme import mean_field
-from torch_dmft.referee.judge import Role, role
 from torch_dmft.referee.look import Place
 from torch_dmft.referee.measure import Measured, Trained
+from torch_dmft.referee.roles import Role, role
 
 _ROLES = {
     Role.INPUT: Mean.INPUT,
@@ -67,8 +67,9 @@ def _at(measured: Measured, i: int) -> Effective:
 
 def _acts_as(measured: Measured, place: Place, i: int) -> float:
     """The standard deviation of the matrix that does what a weight does at the start."""
-    start, taken = (float(measured.sizes[place, name][0, i].square().mean().sqrt()) for name in ("start", "taken"))
-    return start / (taken * math.sqrt(measured.shapes[place][i][0])) if taken else math.nan
+    start, read = (float(measured.sizes[place, name][0, i].square().mean().sqrt()) for name in ("start", "read"))
+    read /= float(measured.sizes[place, "scale"][0, i].mean())  # numbers in front act as a part of the weight
+    return start / (read * math.sqrt(measured.shapes[place][i][0])) if read else math.nan
 
 
 def _rate(measured: Measured, place: Place, i: int, kind: Role, gamma0: float, width: int) -> float:

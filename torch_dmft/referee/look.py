@@ -6,7 +6,8 @@ start, so that the change of an output splits into two,
 .. math:: W_t x_t - W_0 x_0 = (W_t - W_0)\, x_t + W_0\, (x_t - x_0),
 
 the weight's *own* term and what is *carried* from before. This is exact for any operator; no layer has to be known. Numbers
-that multiply an output afterwards (the 1/sqrt(fan-in) of unit scaling) count as a part of it.
+that multiply an output afterwards (the 1/sqrt(fan-in) of unit scaling) count as a part of it. Those that multiply what a
+product reads, behind no other product (the 1/N of mup's readout), are noted as its own.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torch_dmft.core.random_state import random_state_kept
-from torch_dmft.core.torch_private import operator_name
 from torch_dmft.core.undisturbed import all_graded
+from torch_dmft.referee.eyes import Eyes
 from torch_dmft.referee.setup import Setup
 from torch_dmft.uses.forms import Entrywise, Part, Product, parts
 from torch_dmft.uses.outputs import select, tensors
 from torch_dmft.uses.passes import prepared
-from torch_dmft.uses.watch import Slot, Use, Watch, watching
+from torch_dmft.uses.watch import Slot, Use, watching
 
 Place = tuple[str, str, str]
 """A parameter (or several, joined by "+"), the operator that takes it, and the path of the module that runs it."""
@@ -49,6 +50,8 @@ class Sizes:
         moved: of x_t - x_0.
         weight: of the entries of W_0.
         step: of the entries of W_t - W_0.
+        read: of x_0.
+        scale: the number that what it reads was multiplied by, and that is the weight's own.
         fan_in: how many numbers a neuron reads; 0 where the weight is no matrix.
         out: how many neurons there are; 0 likewise.
     """
@@ -61,6 +64,8 @@ class Sizes:
     moved: float
     weight: float = math.nan
     step: float = math.nan
+    read: float = math.nan
+    scale: float = 1.0
     fan_in: int = 0
     out: int = 0
 
@@ -77,12 +82,14 @@ class Kept:
         use: with its arguments and output copied.
         factor: what its output was multiplied by afterwards.
         parts: what it does with the weight in every slot.
+        scale: what its data were multiplied by before.
         start: mean squares of W_0 x_0, once they were asked for.
     """
 
     use: Use
     factor: float
     parts: dict[Slot, Part]
+    scale: float = 1.0
     start: dict[Slot, float] = field(default_factory=dict)
 
     def shape(self, slot: Slot) -> tuple[int, int]:
@@ -113,60 +120,6 @@ class Look:
     loss: float
 
 
-class _Eyes(Watch):
-    """Sees, beside the uses of weights, what every softmax takes, and numbers that outputs are multiplied by."""
-
-    def __init__(self, model: nn.Module, inputs: Iterable[Tensor]) -> None:
-        super().__init__(model, inputs)
-        self.scores: list[tuple[str, Tensor, int]] = []
-        self.places: list[int] = []
-        self._terms: dict[str, int] = {}
-        self._scaled: dict[int, tuple[Tensor, Use]] = {}
-        self.factors: dict[int, float] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run one operator."""
-        name = operator_name(func).removeprefix("aten::")
-        is_of_model = bool(self.running)
-        if is_of_model and name in ("bmm", "baddbmm", "mm"):
-            self._terms[self.path] = int(args[-1].shape[-2])
-        if is_of_model and name in ("_softmax", "_safe_softmax"):
-            self.finish()
-            self.scores.append((self.path, args[0].detach().clone(), self._terms.get(self.path, 0)))
-            self.places.append(len(self._uses))
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        if is_of_model and name in _SCALING and isinstance(result, Tensor):
-            self._scale(name, args, result)
-        return result
-
-    def _scale(self, name: str, args: tuple[Any, ...], result: Tensor) -> None:
-        """Note a number that multiplies the output of a use."""
-        self.finish()
-        data, other = args[0], args[1]
-        if not isinstance(data, Tensor) or data.ndim == 0:
-            data, other = other, data
-        if not isinstance(data, Tensor) or (
-            isinstance(other, Tensor) and (other.ndim or self.label(other) is not None)
-        ):
-            return
-        use = next((use for use in reversed(self._uses[-_NEAR:]) if use.output is data), None)
-        if use is None and id(data) in self._scaled and self._scaled[id(data)][0] is data:
-            use = self._scaled[id(data)][1]
-        if use is None:
-            return
-        number = abs(float(other))
-        factor = 1 / number if name.startswith("div") and number else number
-        self.factors[id(use)] = self.factors.get(id(use), 1.0) * factor
-        self._scaled[id(result)] = result, use
-
-
-_SCALING = frozenset({"mul", "mul_", "div", "div_"})
-_NEAR = 4
-"""Among how many of the last uses the one is looked for whose output is multiplied."""
-
-
 def look(setup: Setup, batch: Any, *, modes: dict[str, bool] | None = None, trains: bool = True) -> Look:
     """Run the loss once on a batch and see everything; nothing of the set-up is changed.
 
@@ -187,12 +140,13 @@ def look(setup: Setup, batch: Any, *, modes: dict[str, bool] | None = None, trai
         stack.enter_context(random_state_kept({one.device for one in model.parameters()}, seed=setup.seed))
         stack.callback(model.register_forward_hook(lambda *all: returned.append(all[-1])).remove)
         given = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, batch)
-        eyes = _Eyes(model, tensors(given))
+        eyes = Eyes(model, tensors(given))
         with watching(model, eyes):
             value = setup.loss(model, given)
             uses = eyes.finish()
         outputs = _outputs(returned)
-        kept = tuple(_keep(use, eyes.factors.get(id(use), 1.0)) for use in uses)
+        scales = [eyes.scale_of(use) for use in uses]
+        kept = tuple(_keep(use, eyes.factors.get(id(use), 1.0), scale) for use, scale in zip(uses, scales, strict=True))
     return Look(kept, tuple(eyes.scores), tuple(eyes.places), outputs, float(value.detach()))
 
 
@@ -206,14 +160,14 @@ def _outputs(returned: list[Any]) -> Tensor | None:
         return max(floats, key=Tensor.numel).detach().clone() if floats else None
 
 
-def _keep(use: Use, factor: float) -> Kept:
+def _keep(use: Use, factor: float, scale: float) -> Kept:
     """A use with copies of its arguments, as weights move and data may be overwritten."""
     found = {part.slot: part for part in parts(use)}
     bare = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (use.args, use.kwargs))
     use.args, use.kwargs = bare
     use.output = use.output.detach().clone()
     use.edge, use.origins = None, {}
-    return Kept(use, factor, found)
+    return Kept(use, factor, found, scale)
 
 
 def differences(first: Look, now: Look) -> dict[Place, Sizes]:
@@ -289,6 +243,7 @@ def _squares(before: Kept, now: Kept, slot: Slot) -> dict[str, float]:
         before.start[slot] = _mean_square(start()) * before.factor**2
     scale = now.factor**2
     taken, moved = _data(now.use, before.use)
+    read, _ = _data(before.use, before.use)
     return {
         "start": before.start[slot],
         "own": _mean_square(own) * scale,
@@ -296,6 +251,8 @@ def _squares(before: Kept, now: Kept, slot: Slot) -> dict[str, float]:
         "change": _mean_square(change) * scale,
         "taken": taken,
         "moved": moved,
+        "read": read,
+        "scale": now.scale**2,
         "weight": _mean_square(before.use.argument(slot)),
         "step": _mean_square(now.use.argument(slot).double() - before.use.argument(slot).double()),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,12 +26,17 @@ def loss_on_batches(model: nn.Module, loss: Any) -> tuple[BatchLoss, tuple[str, 
         model: whose own ``training_step`` (Lightning) is taken where no loss is given.
         loss: the user's; None: cross-entropy for targets that are integers, squared error for others, or what a model returns.
     """
-    if loss is None and callable(getattr(model, "training_step", None)):
+    if loss is None and has_step(model):
         return _checked(_of_step), ("loss: the model's own training_step",)
     if loss is None:
         said = "loss: the model's own for a mapping, else cross-entropy for classes and squared error for numbers"
         return _checked(_usual), (said,)
     return (of_outputs(loss) if takes_outputs(loss) else _checked(loss)), ()
+
+
+def has_step(model: nn.Module) -> bool:
+    """Whether a model is one of Lightning, which takes the loss of a batch itself."""
+    return callable(getattr(model, "training_step", None))
 
 
 def takes_outputs(loss: Any) -> bool:
@@ -100,7 +106,8 @@ def _outputs(model: nn.Module, inputs: Any) -> Tensor:
 
 def _of_step(model: Any, batch: Any) -> Any:
     """The loss among what Lightning's ``training_step`` returns."""
-    returned = model.training_step(batch, 0)
+    takes_number = "batch_idx" in inspect.signature(model.training_step).parameters
+    returned = model.training_step(batch, *([0] if takes_number else []))
     return returned["loss"] if isinstance(returned, Mapping) else returned
 
 

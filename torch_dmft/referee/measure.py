@@ -13,9 +13,9 @@ from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.referee.look import Look, Place, differences, look
-from torch_dmft.referee.setup import Batches, Factory, Setup, set_up
+from torch_dmft.referee.setup import Batches, Factory, Setup, is_reproducible, set_up
 
-QUANTITIES = ("start", "own", "carried", "change", "taken", "moved", "weight", "step")
+QUANTITIES = ("start", "own", "carried", "change", "taken", "moved", "weight", "step", "read", "scale")
 """What is known at a place; see ``look.Sizes``."""
 
 
@@ -98,6 +98,12 @@ class _Run:
     notes: tuple[str, ...] = ()
 
 
+_DRAWS = (
+    "factory: two calls at the same width and seed make other initial weights, as it draws from a source of its own; the next "
+    "check will find slightly other numbers"
+)
+
+
 def log_steps(last: int) -> tuple[int, ...]:
     """1, 2, 4, 8, ... and the last step."""
     return tuple(sorted({*(2**i for i in range(last.bit_length()) if 2**i <= last), last}))
@@ -110,7 +116,8 @@ def run(factory: Factory, data: Batches | None, width: int, seed: int, steps: Se
         InvalidInputError: if the set-up cannot be made, or its loss is not finite before the first step.
     """
     setup = set_up(factory, width, seed, data)
-    found = _Run(width, seed, notes=setup.notes)
+    notes = setup.notes if seed or is_reproducible(setup, factory) else (*setup.notes, _DRAWS)
+    found = _Run(width, seed, notes=notes)
     batches = setup.batches(seed)
     batch = next(batches)
     modes = {path: module.training for path, module in setup.model.named_modules()}
@@ -165,7 +172,8 @@ def gathered(widths: Sequence[int], seeds: int, steps: Sequence[int], several: I
         several: the runs of all widths and seeds, in any order.
 
     Raises:
-        InvalidInputError: if the model has other parameters at another width, or the width changes none of their shapes.
+        InvalidInputError: if the model has other parameters at another width, the width changes none of their shapes, or
+            initial weights are the same for every seed.
     """
     by_place = {(one.width, one.seed): one for one in several}
     runs = [[by_place[width, seed] for seed in range(seeds)] for width in widths]
@@ -184,6 +192,13 @@ def gathered(widths: Sequence[int], seeds: int, steps: Sequence[int], several: I
             "`factory` must make wider models of larger widths.",
             got=f"the same shapes at the widths {', '.join(map(str, widths))}",
             remedy="a function of the width, on which the number of neurons depends",
+        )
+    sizes = [{tuple(value.size for value in one.trained.values()) for one in row} for row in runs]
+    if seeds > 1 and all(len(several) == 1 for several in sizes):
+        raise InvalidInputError(
+            "`factory` must make other initial weights for every seed, as intervals are their scatter.",
+            got=f"the same weights at {seeds} seeds of every width",
+            remedy="no torch.manual_seed and no generator of a fixed seed in the factory, which is called with a seed set",
         )
     first = next((one.sizes[0] for one in flat if one.sizes), None)
     if first is None:

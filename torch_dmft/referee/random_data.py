@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import pairs_entries
 from torch_dmft.core.undisturbed import undisturbed
-from torch_dmft.referee.losses import BatchLoss, loss_on_batches, of_outputs, takes_outputs, usual_loss
+from torch_dmft.referee.losses import BatchLoss, has_step, loss_on_batches, of_outputs, usual_loss
 from torch_dmft.uses.outputs import arguments, moved, select
 
 _ROWS = 16
@@ -41,12 +41,13 @@ def random_batch(
     inputs, outputs, said = _inputs(model, generator)
     kinds = [_classes, _numbers] if _are_classes(outputs) else [_numbers, _classes]
     kinds = [_numbers] if loss is not None and pairs_entries(loss) else kinds
-    if loss is None:
+    steps_itself = loss is None and has_step(model)
+    if loss is None and not steps_itself:
         targets, what = kinds[0](outputs, generator)
         name = "squared error" if targets.is_floating_point() else "cross-entropy"
         of_batch = of_outputs(usual_loss)
         return (inputs, targets), of_batch, (said, f"targets: {what}, with {name}, as no data and no loss were given")
-    of_batch = of_outputs(loss) if takes_outputs(loss) else loss_on_batches(model, loss)[0]
+    of_batch, own = loss_on_batches(model, loss)
     failures: list[Exception] = []
     for kind in kinds:
         targets, what = kind(outputs, generator)
@@ -56,9 +57,11 @@ def random_batch(
         except Exception as error:
             failures.append(error)
             continue
-        return (inputs, targets), of_batch, (said, f"targets: {what}, as no data were given")
+        notes = (said, f"targets: {what}, as no data were given", *own)
+        return (inputs, targets), of_batch, notes
+    name = "training_step of the model" if steps_itself else "loss"
     raise InvalidInputError(
-        "The loss does not take a batch (inputs, targets) with random targets.", got=str(failures[0]), remedy=_REMEDY
+        f"The {name} does not take a batch (inputs, targets) with random targets.", got=str(failures[0]), remedy=_REMEDY
     ) from failures[0]
 
 

@@ -119,6 +119,16 @@ def set_up(factory: Factory, width: int, seed: int, data: Batches | None = None)
     return Setup(model, optimizers, of_batch, batches, width, seed, notes)
 
 
+def is_reproducible(setup: Setup, factory: Factory) -> bool:
+    """Whether the factory makes the same initial weights once more, of the same width and seed."""
+    with random_state_kept(seed=_key(setup.seed, setup.width, 0)):
+        again = _parts(called("factory", factory, setup.width, remedy=_MADE))[0].state_dict()
+    first = setup.model.state_dict()
+    return first.keys() == again.keys() and all(
+        not isinstance(value, Tensor) or torch.equal(value, again[name]) for name, value in first.items()
+    )
+
+
 @checked
 def load(name: str) -> Callable[..., Any]:
     """The function that ``module:function`` names; modules of the current folder are found.

@@ -151,8 +151,8 @@ class Transferred:
 
     @property
     def exit_code(self) -> int:
-        """Of the command: 0 transfers, 1 does not, 2 no verdict."""
-        return {TRANSFERS: 0, DOES_NOT: 1}.get(self.word, 2)
+        """Of the command: 0 transfers, 1 does not, 3 not decided; 2 is for what could not run."""
+        return {TRANSFERS: 0, DOES_NOT: 1, UNDECIDED: 3}[self.word]
 
     @property
     def seeds_needed(self) -> int:

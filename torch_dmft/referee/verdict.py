@@ -16,9 +16,10 @@ from torch_dmft.core.plain import as_json, plain
 from torch_dmft.referee.blame import Fault, faults
 from torch_dmft.referee.details import alignment_table, alignments, parameter_table
 from torch_dmft.referee.effective import effective
-from torch_dmft.referee.judge import Finding, Reading, Role, Rule, readings, role
+from torch_dmft.referee.judge import Finding, Reading, Rule, readings
 from torch_dmft.referee.look import Place
 from torch_dmft.referee.measure import Measured
+from torch_dmft.referee.roles import Role, role
 from torch_dmft.referee.words import sentence
 
 if TYPE_CHECKING:
@@ -68,11 +69,18 @@ class Verdict:
         return tuple(width for width, is_lost in zip(self.measured.widths, lost.tolist(), strict=True) if is_lost)
 
     @property
+    def _diverges_by_width(self) -> bool:
+        """Whether all seeds diverge at the widest, and none at the narrowest; a few do at the edge of a rate that is right."""
+        order = sorted(range(len(self.measured.widths)), key=self.measured.widths.__getitem__)
+        lost = ~self.measured.losses[-1].isfinite()
+        return self.measured.seeds > 1 and bool(lost[order[-1]].all() and not lost[order[0]].any())
+
+    @property
     def word(self) -> str:
         """One of "right", "wrong" and "not decided"."""
-        if self.faults or self.diverged or any(one.departs for one in self.readings):
+        if self.faults or self._diverges_by_width or any(one.departs for one in self.readings):
             return WRONG
-        return UNDECIDED if self.undecided or not self.readings else RIGHT
+        return UNDECIDED if self.undecided or self.diverged or not self.readings else RIGHT
 
     @property
     def passed(self) -> bool:
@@ -81,14 +89,23 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """Of the command: 0 right, 1 wrong, 2 no verdict."""
-        return {RIGHT: 0, WRONG: 1}.get(self.word, 2)
+        """Of the command: 0 right, 1 wrong, 3 not decided; 2 is for what could not run."""
+        return {RIGHT: 0, WRONG: 1, UNDECIDED: 3}[self.word]
 
     @cached_property
     def undecided(self) -> tuple[Place, ...]:
-        """Matrices and outputs of which no window of steps is decided."""
+        """Matrices and outputs of which no window of steps is decided, and vectors that may depart from the first step on."""
         return tuple(
-            place for place in self.measured.places if self._counts(place) and self._found(place) is Finding.UNDECIDED
+            place
+            for place in self.measured.places
+            if self._found(place) is Finding.UNDECIDED and (self._counts(place) or self._may_depart(place))
+        )
+
+    def _may_depart(self, place: Place) -> bool:
+        return any(
+            one.finding is Finding.UNDECIDED and abs(one.beside.exponent) > self.rule.tolerance
+            for one in self.readings
+            if one.place == place and one.quantity == "own" and one.steps[0] == self.measured.steps[0]
         )
 
     @property
@@ -114,7 +131,9 @@ class Verdict:
         main = [one for one in here if one.quantity in ("own", "change")]
         if not main:
             return Finding.STILL
-        is_open = any(one.finding is Finding.UNDECIDED and abs(one.law.exponent) > self.rule.tolerance for one in main)
+        is_open = any(
+            one.finding is Finding.UNDECIDED and abs(one.beside.exponent) > self.rule.tolerance for one in main
+        )
         is_right = any(one.finding is Finding.RIGHT for one in main) and not is_open
         return Finding.RIGHT if is_right else Finding.UNDECIDED
 
@@ -132,7 +151,8 @@ class Verdict:
         widths = self.measured.widths
         yield from (sentence(fault, self.measured) for fault in self.faults)
         if self.diverged:
-            yield f"The loss is no longer finite at the last step at N = {', '.join(map(str, self.diverged))}."
+            remedy = "" if self.word == WRONG else " Its rate is at the edge of stability: give a smaller one."
+            yield f"The loss is no longer finite at the last step at N = {', '.join(map(str, self.diverged))}.{remedy}"
         departed = [one for one in self.readings if one.departs]
         if departed and not self.faults:
             one = departed[0]
@@ -145,7 +165,7 @@ class Verdict:
             )
         if self.word == UNDECIDED and self.measured.seeds < 2:
             yield "A single seed has no error: give more seeds (4 or more)."
-        elif self.word == UNDECIDED:
+        elif self.undecided and self.word == UNDECIDED:
             names = ", ".join(place[0] or "the outputs" for place in self.undecided[:3])
             seeds = f"about {self.seeds_needed}"
             yield f"The scatter is too large at {names}: give more seeds ({seeds}) or a wider range of widths."
@@ -249,7 +269,7 @@ class Verdict:
             f"### Width check: {self.title}",
             said,
             self.table().markdown(),
-            notes and f"Chosen, as not given:\n\n{notes}",
+            notes and f"Chosen or to be known:\n\n{notes}",
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -278,7 +298,7 @@ class Verdict:
 
         lines = [fill(one, width, initial_indent="- ", subsequent_indent="  ") for one in self.summary]
         notes = [fill(one, width, initial_indent="  ", subsequent_indent="    ") for one in self.measured.notes]
-        said = ["Chosen, as not given:", *notes] if notes else []
+        said = ["Chosen or to be known:", *notes] if notes else []
         return "\n".join(
             [fill(self.title, width), *lines, "", self.table().text(width).strip("\n"), *([""] if said else []), *said]
         )

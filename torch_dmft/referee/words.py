@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch_dmft.referee.blame import DECAY, EPS, INITIAL, RATE, SCALE, Fault
-from torch_dmft.referee.judge import Role
 from torch_dmft.referee.measure import Measured
+from torch_dmft.referee.roles import Role
 
 
 def sentence(fault: Fault, measured: Measured) -> str:

@@ -13,8 +13,8 @@ from torch.utils.tensorboard.summary import text
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.power_law import power_law
 from torch_dmft.referee import Verdict
-from torch_dmft.referee.judge import Role, role
 from torch_dmft.referee.look import Place
+from torch_dmft.referee.roles import Role, role
 from torch_dmft.report.events import EventLog, run_directory
 from torch_dmft.report.images import pixels
 from torch_dmft.report.style import COLORS, new_figure, tidy

@@ -23,6 +23,9 @@ from torch_dmft.theory.problem import Problem
 
 _CLASSES: dict[str, Any] = {"SGD": SGD, "Adam": Adam, "AdamW": AdamW, "Muon": Muon}
 
+_TINY = torch.finfo(torch.float32).tiny
+"""The least eps where a number scales a start, whose gradient is 0, so that Adam's 0 / (0 + eps) is no NaN."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Kin:
@@ -167,10 +170,11 @@ def _settings(training: Training, kin: _Kin, step: int) -> dict[str, Any]:
                 "exact": bool(number("exact")),
                 "low": not kin.is_core,
             }
+    eps = number("eps") * rule.gradient
     return {
         "lr": number("lr") * rule.adam_lr,
         "betas": (number("beta1"), number("beta2")),
-        "eps": number("eps") * rule.gradient,
+        "eps": max(eps, _TINY) if kin.is_core else eps,
         "weight_decay": number("weight_decay") * (rule.adamw_decay if kin.kind == "AdamW" else rule.decay),
         "amsgrad": bool(number("amsgrad")),
     }

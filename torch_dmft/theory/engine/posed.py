@@ -35,6 +35,7 @@ def twin_of(
         "law": law,
         "responses": responses,
         "rank": rows_at_once(problem) * (3 + problem.outputs),
+        "whole": not is_closed(problem),
     }
     network = problem.network
     settings["uniform"] = uniform_in(problem)

@@ -96,7 +96,7 @@ class InfiniteWidth:
     def check(self, problem: Problem) -> None:
         """Refuse networks without a twin, and data with more rows than the neurons have directions for."""
         problem.network.require_law()
-        require_training(problem, type(self).__name__, COVERS | ({"adam"} if is_closed(problem) else set()))
+        require_training(problem, type(self).__name__, COVERS | {"adam"})
         if self.strides:
             check_strides(problem)
         if 4 * rows_at_once(problem) * (1 + problem.outputs) > self.neurons:

@@ -70,7 +70,7 @@ class Course:
                 continue
             kin = _kin(training, plan, rule, name)
             key: tuple[Any, ...] = (kin.kind, kin.exception, rule.lr, rule.adam_lr, rule.gradient)
-            key = (*key, kin.shape, kin.is_core) if kin.kind == "Muon" else key
+            key = (*key, kin.is_core, *([kin.shape] if kin.kind == "Muon" else []))
             groups.setdefault(key, (kin, []))[1].append(plan.model.get_parameter(rule.name))
         self.optimizers, self._groups = [], []
         for kind in dict.fromkeys(kin.kind for kin, _ in groups.values()):
@@ -177,4 +177,5 @@ def _settings(training: Training, kin: _Kin, step: int) -> dict[str, Any]:
         "eps": max(eps, _TINY) if kin.is_core else eps,
         "weight_decay": number("weight_decay") * (rule.adamw_decay if kin.kind == "AdamW" else rule.decay),
         "amsgrad": bool(number("amsgrad")),
+        "fused": kin.is_core,  # a single pass, over gradients that lie in memory as the core does
     }

@@ -217,7 +217,7 @@ def twin_cost(
     twin = 0.0
     passed = load.trained + load.apart * load.measured * share  # rows in a step, on average
     flops = 6.0 * passed * problem.tensor[0].numel() * (steps + 1)
-    per_row = directions_per_row(problem, neurons * replicas, smooth=smooth)
+    per_row = directions_per_row(problem, neurons * replicas, smooth=smooth, whole=whole)
     for matrix in matrices:
         seen, sent = load.met * matrix.read, load.met * matrix.written
         gradients = min(neurons, math.ceil(sent * outputs * per_row.gradients))

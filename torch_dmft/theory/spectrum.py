@@ -221,7 +221,7 @@ def spectrum(
 
     Raises:
         InvalidInputError: if there is no such hidden weight.
-        UnsupportedProblemError: if the problem has no infinite-width twin.
+        UnsupportedProblemError: if the problem has no infinite-width twin, or Adam trains hidden weights.
         ConvergenceError: if training diverges.
     """
     solver = solver or InfiniteWidth()

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 import torch_dmft as dmft
 from tests.reference.ensembles import Limit, observables, z_scores
 from tests.reference.muon import COEFFICIENTS, Muon
+from tests.theory.extensions.written_down import write_down
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.theory import solvers
 from torch_dmft.theory.choose import choose
-from torch_dmft.theory.engine import course, matrix
+from torch_dmft.theory.engine import course
 from torch_dmft.theory.engine.course import Course
-from torch_dmft.theory.engine.matrix import GaussianMatrix, Side
+from torch_dmft.theory.engine.matrix import GaussianMatrix
 from torch_dmft.theory.engine.muon import newton_schulz, polar
 from torch_dmft.theory.engine.networks import network_of
 from torch_dmft.theory.engine.posed import twin_of
@@ -125,27 +126,7 @@ def test_a_polar_factor_leaves_out_rounding(generator: torch.Generator) -> None:
 
 @pytest.fixture
 def written_down(monkeypatch: pytest.MonkeyPatch) -> dict[GaussianMatrix, Tensor]:
-    """Matrices that are known in full: what a lazily sampled one reveals are their images."""
-    known: dict[GaussianMatrix, Tensor] = {}
-    plain = GaussianMatrix._extend
-
-    def extend(lazy: GaussianMatrix, directions: Tensor, side: Side, other: Side) -> None:
-        images = directions @ (known[lazy].T if side is lazy.forward_side else known[lazy])
-        with monkeypatch.context() as patch:
-            patch.setattr(side.latent_population, "draw", lambda count: images / lazy.scale)
-            plain(lazy, directions, side, other)
-
-    def all_directions(residual: Tensor, squares: Tensor, basis: Tensor, *_: Any, **__: Any) -> Tensor:
-        units = residual / squares.sqrt()[:, None]
-        _, values, directions = torch.linalg.svd(units - (units @ basis.T) @ basis, full_matrices=False)
-        room = len(basis.T) - len(basis)
-        directions = directions[values > 1e-13][:room]
-        directions = directions - (directions @ basis.T) @ basis
-        return torch.linalg.qr(directions.T)[0].T
-
-    monkeypatch.setattr(GaussianMatrix, "_extend", extend)
-    monkeypatch.setattr(matrix, "new_directions", all_directions)
-    return known
+    return write_down(monkeypatch)
 
 
 def brute_force(problem: Problem, weights: list[Tensor]) -> Tensor:

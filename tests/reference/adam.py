@@ -5,7 +5,8 @@ Dense chains of tanh without biases, in the mean-field parameterization with all
     h^1 = W^0 x,  h^{l+1} = W^l phi(h^l),  f = W^L phi(h^L),
 
 with entries of size 1/sqrt(D), 1/sqrt(N_l) and 1/(gamma0 N_L). In a step the entries move by at most eta gamma0 / D,
-eta gamma0 / N_l and eta / N_L, and eps is that of gradients of size 1/(gamma0 N_L), of size 1 at the readout.
+eta gamma0 / N_l and eta / N_L, and eps is that of gradients of size 1/(gamma0 N_L), of size 1 at the readout; where it is 0, a
+gradient of 0 makes no step.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Adam:
             m.mul_(beta1).add_((1 - beta1) * slope)
             v.mul_(beta2).add_((1 - beta2) * slope**2)
             most.copy_(torch.maximum(most, v) if self.amsgrad else v)
-            root = (most / (1 - beta2 ** (step + 1))).sqrt() + self.eps * size
+            root = (most / (1 - beta2 ** (step + 1))).sqrt() + max(self.eps * size, 1e-19)
             weight *= 1 - self.lr * self.decay
             weight -= self.lr * rate * m / (1 - beta1 ** (step + 1)) / root
 

@@ -50,8 +50,9 @@ def choose(
 ) -> tuple[Solver, str]:
     """The most accurate affordable solver for a problem, and why.
 
-    Asked in the order of trust: ``DeepLinear`` (exact), ``InfiniteWidth`` with 8192 neurons or 2048, by strides where they
-    pay, or as many in replicas of 2048 and of 1024 where Adam trains hidden weights, whose cost is that of networks, ``StaticNTK`` (which is wrong by as much as features move, ``movement``), ``AlternatingMonteCarlo``, ``WideEnsemble``.
+    Asked in the order of trust: ``DeepLinear`` (exact), ``InfiniteWidth`` with 4 replicas of 8192 neurons or 2048, by strides
+    where they pay (where Adam trains hidden weights, at the cost of networks, with 16 of 2048 or 8 of 1024), ``StaticNTK``
+    (which is wrong by as much as features move, ``movement``), ``AlternatingMonteCarlo``, ``WideEnsemble``.
 
     1. Those that refuse the problem, those that do not fit in memory, and the static NTK of features that move by more than
        a tenth, are out.

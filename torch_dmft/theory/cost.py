@@ -195,9 +195,9 @@ def twin_cost(
     the matrix and in the population that knows it, and of the matrices between directions, present, gradient, velocity
     (with room for half as many more) and what is known of the start.
 
-    Where what is learned is kept entry by entry, it is passed beside, as in a plain network: 2 S operations more per row, forward,
-    for each backward pass and for the gradient, and ``_ENTRY`` seconds for the step of each entry, of which there are four copies
-    and a new gradient: present, gradient, and Adam's two moments.
+    Where what is learned is kept entry by entry, it is passed beside, as in a plain network: 2 S operations more per row,
+    forward, for each backward pass and for the gradient, and ``_ENTRY`` seconds for the step of each entry, of which there
+    are four copies, present, gradient and Adam's two moments, beside a new gradient.
 
     Args:
         problem: the problem.

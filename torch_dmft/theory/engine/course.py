@@ -23,8 +23,9 @@ from torch_dmft.theory.problem import Problem
 
 _CLASSES: dict[str, Any] = {"SGD": SGD, "Adam": Adam, "AdamW": AdamW, "Muon": Muon}
 
-_TINY = torch.finfo(torch.float32).tiny
-"""The least eps where a number scales a start, whose gradient is 0, so that Adam's 0 / (0 + eps) is no NaN."""
+_LEAST = torch.finfo(torch.float32).tiny ** 0.5
+"""The least eps of Adam, a gradient whose square is the smallest number there is: gradients of zero make no step, and no NaN.
+Those of the number that scales a start always are, and in single precision those of a few entries in many millions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,11 +171,10 @@ def _settings(training: Training, kin: _Kin, step: int) -> dict[str, Any]:
                 "exact": bool(number("exact")),
                 "low": not kin.is_core,
             }
-    eps = number("eps") * rule.gradient
     return {
         "lr": number("lr") * rule.adam_lr,
         "betas": (number("beta1"), number("beta2")),
-        "eps": max(eps, _TINY) if kin.is_core else eps,
+        "eps": max(number("eps") * rule.gradient, _LEAST),
         "weight_decay": number("weight_decay") * (rule.adamw_decay if kin.kind == "AdamW" else rule.decay),
         "amsgrad": bool(number("amsgrad")),
         "fused": kin.is_core,  # a single pass, over gradients that lie in memory as the core does

@@ -62,7 +62,7 @@ def directions_per_row(problem: Problem, draws: int, *, smooth: bool, whole: boo
     if "muon" in problem.training.traits:  # whose steps do not shrink with the gradient
         return PerRow(min(states, 3 * math.log1p(states) + 1), min(states, 10 * math.log1p(states)))
     if whole:
-        per = min(states, 2.6 * math.log1p(states))
+        per = min(states, max(1.0, 2.6 * math.log(states) - 1.5))
         return PerRow(per, per if smooth else states)
     turning, crowded = _turning_steps(problem, draws, smooth=smooth)
     batches, momentum = problem.batches is not None, "momentum" in problem.training.traits

@@ -107,10 +107,15 @@ ADAM = {"optimizer": "adam", "lr": 0.03}
         Case("InfiniteWidth", {"neurons": 2048, "replicas": 1}, samples=10, steps=50, options={"activation": "relu"}),
         Case("InfiniteWidth", {"neurons": 2048, "replicas": 1}, samples=10, steps=20, options={"activation": "relu"}),
         Case("InfiniteWidth", {"neurons": 1024, "replicas": 1}, samples=10, steps=50, options=ADAM),
-        Case("InfiniteWidth", {"neurons": 1024, "replicas": 1}, samples=10, steps=5, options=ADAM),
-        Case("InfiniteWidth", {"neurons": 1024, "replicas": 1}, samples=10, steps=20, options=ADAM | {"activation": "relu"}),
+        Case(
+            "InfiniteWidth",
+            {"neurons": 1024, "replicas": 1},
+            samples=10,
+            steps=20,
+            options=ADAM | {"activation": "relu"},
+        ),
     ],
-    ids=["tanh", "small gamma0", "ReLU", "ReLU, few steps", "Adam", "Adam, few steps", "Adam, ReLU"],
+    ids=["tanh", "small gamma0", "ReLU", "ReLU, few steps", "Adam", "Adam, ReLU"],
 )
 def test_rank_is_within_a_factor_of_one_and_a_half(case: Case) -> None:
     problem, solver = case.problem(), getattr(solvers, case.solver)(**case.settings)

@@ -17,6 +17,7 @@ from tests.reference.ensembles import Limit, observables, z_scores
 from tests.reference.muon import COEFFICIENTS, Muon
 from tests.theory.extensions.written_down import write_down
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.sight import NUMBERS
 from torch_dmft.theory import solvers
 from torch_dmft.theory.choose import choose
 from torch_dmft.theory.engine import course
@@ -398,13 +399,27 @@ def test_the_others_refuse(name: str) -> None:
         getattr(solvers, name)().check(pose(SHORT))
 
 
-def test_strides_and_adam_of_hidden_matrices_are_refused() -> None:
+def test_strides_are_refused() -> None:
     with pytest.raises(UnsupportedProblemError, match="Strides does not cover"):
         InfiniteWidth(strides=True).check(pose(SHORT))
-    problem = pose(CASES["unequal widths, decay"])
-    adam = dict(problem.training.kinds) | {problem.network.hidden[0]: "Adam"}
-    with pytest.raises(UnsupportedProblemError, match="WideEnsemble"):
-        InfiniteWidth().check(problem.trained(kinds=adam))
+
+
+def test_beside_adam_of_other_hidden_matrices_it_has_whole_ones() -> None:
+    problem = pose(Muon(INPUTS, TARGETS, (1.0, 1.0, 1.0), momentum=0.5, steps=5))
+    adam, other = problem.network.hidden
+    numbers = {**NUMBERS["Adam"], "lr": 0.1}
+    mixed = problem.trained(
+        kinds={**problem.training.kinds, adam: "Adam"}, exceptions={**problem.training.exceptions, adam: numbers}
+    )
+    assert mixed.training.kind(other) == "Muon"
+    networks = dmft.solve(mixed, solvers.WideEnsemble((32, 64, 128), pairs=16), record=[5])
+    engine = dmft.solve(mixed, InfiniteWidth(512, 8), record=[5])
+    for name in ("outputs", "forward.2", "forward.3", "backward.1", "backward.2"):
+        (wide, wide_error), (found, error) = (
+            (observables(run)[name], observables(run.stderr)[name]) for run in (networks, engine)
+        )
+        z = (found - wide) / (wide_error**2 + error**2).sqrt()
+        assert float(z.abs().max()) <= 5, name
 
 
 @pytest.mark.parametrize(

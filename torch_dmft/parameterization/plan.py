@@ -206,7 +206,7 @@ class Plan:
             raise InvalidInputError(
                 "This infinite-width twin must be trained with an optimizer that is linear in the gradients.",
                 got=repr(optimizer),
-                remedy=f"one of {', '.join(self.optimizers)}: it trains weights in other coordinates; infinite_width(..., whole=True) for Adam",
+                remedy=f"one of {', '.join(self.optimizers)}: it knows weights in other coordinates; whole=True for Adam",
             )
         require_whole_plan(self)
         reshard(self.model)

@@ -56,12 +56,12 @@ class Settings:
 
     samples: int = 20
     dim: int = 16
-    neurons: int = 512
-    runs: int = 80
+    neurons: int = 1024
+    runs: int = 160
     replicas: tuple[int, ...] = (2, 4)
-    reference_neurons: int = 4096
-    reference_replicas: int = 4
-    reference_tolerance: float = 2e-3
+    reference_neurons: int = 8192
+    reference_replicas: int = 16
+    reference_tolerance: float = 1e-3
     cases: tuple[str, ...] = tuple(CASES)
 
 
@@ -184,8 +184,8 @@ layers, half the sum of squares: `solvers.InfiniteWidth({settings.neurons})` of 
 {settings.runs} that were run one by one, against {settings.reference_replicas} replicas of {settings.reference_neurons}
 neurons at a tolerance of {settings.reference_tolerance:g}. z is the error in units of the standard errors of both, which
 contain Student's t: its standard deviation over answers should be 1 or somewhat less. Its mean, a root mean square over
-entries, is a bias of order 1/S that replicas share; beside the bars it falls like 1/√S, to a quarter of these at 8192
-neurons. The last column is how often 1.96 s / √R covers, without Student, pooling and tangent kernel. Steps, and what is
-left of the loss there: {steps}.
+entries, is a bias of order 1/S that replicas share, and what is left of the reference's error; beside the bars the bias
+falls like 1/√S. The last column is how often 1.96 s / √R covers, without Student, pooling and tangent kernel. Steps, and
+what is left of the loss there: {steps}.
 
 {chr(10).join(parts)}"""

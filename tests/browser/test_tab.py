@@ -126,6 +126,29 @@ def test_every_view_in_tensorboard(trained, browser_page, complaints, load_fast)
         browser_page.close()  # before the server is gone
 
 
+def test_lines_have_their_colours_where_the_style_sheet_is_slow(trained, browser_page, complaints):
+    """Charts take their colours from it: drawn before it was there, they had no lines."""
+
+    def late(route) -> None:
+        time.sleep(3)
+        route.continue_()
+
+    with tensorboard(trained.logdir) as address:
+        browser_page.route("**/style.css*", late)
+        frame = tab(browser_page, address)
+        frame.locator(".verdict .headline").wait_for()
+        eventually(lambda: painted(frame, ".chart canvas", NETWORK) > 200, "no loss of the network")
+        browser_page.close()
+
+
+def test_a_style_sheet_that_does_not_come_is_told(trained, browser_page):
+    with tensorboard(trained.logdir) as address:
+        browser_page.route("**/style.css*", lambda route: route.abort())
+        frame = tab(browser_page, address)
+        frame.locator(".messages", has_text="style.css could not be loaded").wait_for()
+        browser_page.close()
+
+
 def test_tensorboard_opens_with_the_tab_in_sight(trained, browser_page, complaints):
     """TensorBoard has its own pages first, and hides what 1280 pixels cannot hold."""
     with tensorboard(trained.logdir) as address:
@@ -310,6 +333,7 @@ def test_logs_without_records_show_their_curves(trained, browser_page, complaint
         browser_page.close()
 
 
+@pytest.mark.long
 def test_a_thousand_records_of_twelve_layers_open_and_move_fast(browser_page, complaints, tmp_path):
     write_pair(tmp_path, 512, records=1000, weights=12, samples=64)
     move = """async (count) => {

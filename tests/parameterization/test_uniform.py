@@ -25,7 +25,9 @@ def test_biases_as_torch_draws_them_are_uniform_however_few_they_are(generator, 
     assert missed <= SETS * 0.005
 
 
-@pytest.mark.parametrize(("n", "size"), [(16, 0.1), (16, 2.0), (32, 0.2), (64, 0.2), (128, 0.5), (256, 1 / math.sqrt(3))])
+@pytest.mark.parametrize(
+    ("n", "size"), [(16, 0.1), (16, 2.0), (32, 0.2), (64, 0.2), (128, 0.5), (256, 1 / math.sqrt(3))]
+)
 def test_gaussian_biases_of_other_sizes_are_gaussian(generator, n, size):
     own = own_bound(9)
     numbers = (size * own * torch.randn(n, generator=generator, dtype=torch.float64) for _ in range(SETS))
@@ -54,6 +56,8 @@ def test_networks_of_several_seeds_and_widths_start_alike(width, make_generator)
     for seed in range(40):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+            model = nn.Sequential(
+                nn.Linear(5, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)
+            )
         plan = dmft.parameterize(model, inputs, generator=make_generator(seed))
         assert starts_of(plan, untrained=True) == {"0.bias": "uniform", "2.bias": "uniform"}

@@ -48,7 +48,7 @@ def single_twins() -> tuple[Problem, list[Trajectory]]:
 
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_z_scores_of_the_loss_have_unit_variance(single_twins, replicas: int, generator: torch.Generator) -> None:
-    """Or less of two replicas, whose bars the larger of two priors widens."""
+    """Or less of two replicas, whose bars the sum of two priors widens."""
     problem, runs = single_twins
 
     def answer(some: list[Trajectory]) -> Trajectory:
@@ -61,7 +61,7 @@ def test_z_scores_of_the_loss_have_unit_variance(single_twins, replicas: int, ge
         found = answer([runs[index] for index in chosen])
         among = 1 - replicas / len(runs)  # of the variance, as these are some of all runs
         z.append((found.losses - exact.losses) / found.stderr.losses / among**0.5)
-    assert 0.7 < float(torch.stack(z).square().mean().sqrt()) < 1.2, float(torch.stack(z).square().mean().sqrt())
+    assert 0.6 < float(torch.stack(z).square().mean().sqrt()) < 1.2
 
 
 def test_the_loss_of_a_limit_is_that_of_its_outputs(single_twins) -> None:

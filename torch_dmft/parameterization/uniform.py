@@ -20,7 +20,7 @@ _FEWEST = 128
 """Numbers that tell a bound that nothing else tells of: one Gaussian set in ten thousand looks uniform, one uniform set in
 a thousand Gaussian."""
 _ODDS = 5.0
-"""Logarithm of the ratio of likelihoods that it takes: a bound is unlikely before the numbers are seen, torch's own as likely."""
+"""Logarithm of the ratio of likelihoods that it takes: a bound is unlikely before numbers are seen, torch's own likely."""
 _EDGE = 9.0
 """Uniform numbers of which none is among the last 9 / n of their range are one in eight thousand sets."""
 _SIGNIFICANT = 2.2
@@ -39,7 +39,7 @@ def bound_of(numbers: Tensor, *, own: float | None = None) -> float | None:
     """
     flat = numbers.detach().double().flatten()
     n = len(flat)
-    if not bool(flat.any()) or n > 1 and bool((flat == flat[0]).all()):
+    if not bool(flat.any()) or (n > 1 and bool((flat == flat[0]).all())):
         return None
     top = float(flat.abs().max())
     if own is not None and own * (1 - _EDGE / n) <= top <= own * (1 + 1e-6) and _is_spread(flat, own, -_ODDS):

@@ -41,16 +41,24 @@ const shell = {};
 
 /** Start the page in this document. */
 export async function render() {
-  if (!isFile) {
-    const sheets = ["./vendor/uPlot.css", "./style.css"].map((name) => new URL(name, import.meta.url));
-    document.head.append(...sheets.map((href) => h("link", { rel: "stylesheet", href })));
-  }
   document.title ||= "DMFT";
   build();
+  const missing = isFile ? [] : await style();
   followTheme(() => mount());
   document.addEventListener("keydown", onKey);
-  await refresh();
-  if (!isFile) setInterval(() => document.hidden || refresh(), POLL);
+  await refresh(missing);
+  if (!isFile) setInterval(() => document.hidden || refresh(missing), POLL);
+}
+
+/** The style sheets beside this module, in force when this is done: charts take their colours from them. */
+async function style() {
+  const sheet = (name) =>
+    new Promise((done) => {
+      const href = new URL(name, import.meta.url);
+      const missing = () => done([`${href.pathname} could not be loaded: colours are missing. Reload the page.`]);
+      document.head.append(h("link", { rel: "stylesheet", href, onload: () => done([]), onerror: missing }));
+    });
+  return (await Promise.all(["./vendor/uPlot.css", "./style.css"].map(sheet))).flat();
 }
 
 function build() {
@@ -89,8 +97,8 @@ function build() {
   );
 }
 
-/** Look for runs and new records, and show them. */
-async function refresh() {
+/** Look for runs and new records, and show them; what the page misses is said beside what they miss. */
+async function refresh(missing) {
   let answer;
   try {
     answer = await ask("runs");
@@ -111,14 +119,14 @@ async function refresh() {
         "From trajectories that were saved: torch-dmft compare network.npz theory.npz --logdir DIR.",
       ),
     );
-    say(answer.problems);
+    say([...missing, ...answer.problems]);
     return;
   }
   const stamp = listed.find((one) => one.name === name).stamp;
   const changed = run?.name !== name || run.stamp !== stamp;
   const busy = document.activeElement?.tagName === "SELECT" || playing;
   if (changed && !(run && busy)) await show(name);
-  say([...answer.problems, ...(run?.problems ?? [])]);
+  say([...missing, ...answer.problems, ...(run?.problems ?? [])]);
 }
 
 /** A run by its name, with the records it has now. */

@@ -120,12 +120,12 @@ def test_richness(tmp_path):
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
 def test_muon(tmp_path):
-    """Network and theory are those of one optimizer, and Muon moves features further."""
+    """Network and theory are those of one optimizer, and Adam and Muon move features further."""
     found = example("muon")(f"--width 128 --steps 16 --neurons 512 --logdir {tmp_path}".split())
     moved = {name: [movement(run.layers[-1].forward)[-1].item() for run in runs] for name, runs in found.items()}
     for name, (network, theory) in moved.items():
         assert network == pytest.approx(theory, rel=0.25), name
-    assert moved["Muon"][1] > moved["SGD"][1]
+    assert min(moved["Muon"][1], moved["Adam"][1]) > moved["SGD"][1]
     assert (tmp_path / "muon.png").read_bytes().startswith(PNG)
 
 

@@ -150,7 +150,7 @@ OF_THEIR_OWN = {"frozen", "groups", "zero start"}
 """Problems in which parameters differ, for which there are the engine and plain networks."""
 
 REFUSED: dict[str, set[str]] = {
-    "InfiniteWidth": {"noise", "adam"},
+    "InfiniteWidth": {"noise"},
     "InfiniteWidth by strides": {"noise", "adam", "groups"} | MOMENTUM | NETWORKS,
     "GradientIndependence": {"noise", "adam", "groups"} | MOMENTUM,
     "AlternatingMonteCarlo": {"adam", "relu"} | OF_THEIR_OWN | NETWORKS,

@@ -79,6 +79,7 @@ def test_answer_memory_counts_the_answer() -> None:
 MEASURED = {
     "StaticNTK": Case("StaticNTK", samples=150, inputs=200, steps=100, options={"lr": 0.005}),
     "InfiniteWidth": Case("InfiniteWidth", {"neurons": 2048, "replicas": 2}, samples=60, inputs=80, steps=10),
+    "Adam": Case("InfiniteWidth", {"neurons": 2048, "replicas": 2}, samples=12, steps=4, options={"optimizer": "adam"}),
     "FiniteWidth": Case("FiniteWidth", {"width": 128, "replicas": 16}, samples=60, steps=20, options={"lr": 0.01}),
     "WideEnsemble": Case("WideEnsemble", {"widths": (64, 128), "pairs": 8}, samples=60, steps=20, options={"lr": 0.01}),
 }
@@ -95,6 +96,9 @@ def test_memory_is_an_upper_bound_within_a_factor_of_one_and_a_half(name: str) -
     assert forgotten / found["measured"]["memory"] < 0.9 or name == "StaticNTK"
 
 
+ADAM = {"optimizer": "adam", "lr": 0.03}
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -102,8 +106,16 @@ def test_memory_is_an_upper_bound_within_a_factor_of_one_and_a_half(name: str) -
         Case("InfiniteWidth", {"neurons": 1024, "replicas": 1}, samples=10, steps=30, options={"gamma0": 0.1}),
         Case("InfiniteWidth", {"neurons": 2048, "replicas": 1}, samples=10, steps=50, options={"activation": "relu"}),
         Case("InfiniteWidth", {"neurons": 2048, "replicas": 1}, samples=10, steps=20, options={"activation": "relu"}),
+        Case("InfiniteWidth", {"neurons": 1024, "replicas": 1}, samples=10, steps=50, options=ADAM),
+        Case(
+            "InfiniteWidth",
+            {"neurons": 1024, "replicas": 1},
+            samples=10,
+            steps=20,
+            options=ADAM | {"activation": "relu"},
+        ),
     ],
-    ids=["tanh", "small gamma0", "ReLU", "ReLU, few steps"],
+    ids=["tanh", "small gamma0", "ReLU", "ReLU, few steps", "Adam", "Adam, ReLU"],
 )
 def test_rank_is_within_a_factor_of_one_and_a_half(case: Case) -> None:
     problem, solver = case.problem(), getattr(solvers, case.solver)(**case.settings)

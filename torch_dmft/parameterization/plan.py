@@ -50,7 +50,7 @@ class Plan:
         rules: one rule for every parameter.
         scheme: "mean_field", "ntk" or "standard".
         gamma0: the richness that enters theory: 1/sqrt(width) for the schemes "ntk" and "standard".
-        optimizers: names that ``param_groups`` takes; an infinite-width twin stands for SGD alone.
+        optimizers: names that ``param_groups`` takes; an infinite-width twin stands for SGD, a whole one for Adam, too.
         is_limit: whether the model is an infinite-width twin, whose neurons are samples and no width.
         drawn: a few entries of every parameter as they were when the plan was made, by name; {} if nothing was drawn.
         rescaled: what weights that were kept were multiplied by, by name.
@@ -204,9 +204,9 @@ class Plan:
         """
         if optimizer in NAMES and optimizer not in self.optimizers:
             raise InvalidInputError(
-                "An infinite-width twin must be trained with an optimizer that is linear in the gradients.",
+                "This infinite-width twin must be trained with an optimizer that is linear in the gradients.",
                 got=repr(optimizer),
-                remedy=f"one of {', '.join(self.optimizers)}: an infinite-width twin trains weights in other coordinates",
+                remedy=f"one of {', '.join(self.optimizers)}: it knows weights in other coordinates; whole=True for Adam",
             )
         require_whole_plan(self)
         reshard(self.model)

@@ -31,6 +31,10 @@ _TWIN_ERROR, _NETWORK_ERROR = 1.5, 2.2
 those of others and in plain networks."""
 
 
+_ENTRY, _COPIES = 1e-9, 5
+"""Seconds that Adam takes for an entry of a whole weight in single precision, in one pass over the copies that there are."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """Estimate of what a solver needs for a problem; print it.
@@ -177,7 +181,9 @@ def extrapolation_error(widths: Sequence[int], pairs: int) -> float:
     return float(_NETWORK_ERROR * np.sqrt(np.linalg.inv(normal)[0, 0] / pairs))
 
 
-def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, two_time: bool = False) -> Cost:
+def twin_cost(
+    problem: Problem, *, neurons: int, replicas: int, recorded: int, two_time: bool = False, whole: bool = False
+) -> Cost:
     """Estimate the cost of ``replicas`` twins of a problem's network.
 
     One step costs 4 S n (1 + B) (k + k') operations per hidden matrix with ``directions`` k and k': coordinates in both
@@ -189,12 +195,17 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
     the matrix and in the population that knows it, and of the matrices between directions, present, gradient, velocity
     (with room for half as many more) and what is known of the start.
 
+    Where what is learned is kept entry by entry, it is passed beside, as in a plain network: 2 S operations more per row,
+    forward, for each backward pass and for the gradient, and ``_ENTRY`` seconds for the step of each entry, of which there
+    are four copies, present, gradient and Adam's two moments, beside a new gradient.
+
     Args:
         problem: the problem.
         neurons: S.
         replicas: independent twins.
         recorded: number of recorded steps.
         two_time: whether kernels are kept at pairs of times, for which the fields of all records are.
+        whole: whether what is learned is kept entry by entry.
     """
     matrices, smooth = _hidden_matrices(problem)
     outputs, steps, element = problem.outputs, problem.steps, problem.dtype.itemsize
@@ -206,7 +217,7 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
     twin = 0.0
     passed = load.trained + load.apart * load.measured * share  # rows in a step, on average
     flops = 6.0 * passed * problem.tensor[0].numel() * (steps + 1)
-    per_row = directions_per_row(problem, neurons * replicas, smooth=smooth)
+    per_row = directions_per_row(problem, neurons * replicas, smooth=smooth, whole=whole)
     for matrix in matrices:
         seen, sent = load.met * matrix.read, load.met * matrix.written
         gradients = min(neurons, math.ceil(sent * outputs * per_row.gradients))
@@ -214,17 +225,20 @@ def twin_cost(problem: Problem, *, neurons: int, replicas: int, recorded: int, t
         rank = max(rank, gradients, features)
         full = full or rank >= neurons // 2
         twin += neurons * (features + gradients) * (1 + 2 * matrix.taps) * element
-        twin += 9 * matrix.taps * features * gradients * element
+        twin += (_COPIES * neurons**2 if whole else 9 * features * gradients) * matrix.taps * element
         read, written = passed * matrix.read, passed * matrix.written
         both = matrix.taps * (features * written + gradients * read)
         forward = features * read + both + gradients * written
         backward = gradients * written + both + features * read
         flops += 2.0 * (forward + backward_passes * backward) * (steps + 1) + 4.0 * (features + gradients) ** 2
+        flops += whole * 2.0 * neurons * matrix.taps * written * (2 + backward_passes) * (steps + 1)
     flops += _gram_flops(problem, load, matrices, recorded, two_time=two_time)
     flops *= neurons * replicas
     rows = load.most * min((matrix.read for matrix in matrices), default=1)
     speed = min(_PEAK, _PER_ROW * rows) * 4 / element
     seconds = flops / speed + replicas * _calls(problem, load, recorded, two_time=two_time) * _CALL + _FIRST_USE
+    entries = neurons**2 * sum(matrix.taps for matrix in matrices) if whole else 0
+    seconds += _ENTRY * element / 4 * entries * replicas * steps
     memory: int | float = replicas * (held.answer + held.fields)
     memory += max(
         held.run - held.answer - held.fields + twin, held.average(replicas), held.modes(replicas) if replicas > 1 else 0

@@ -49,17 +49,21 @@ class PerRow:
     gradients: float
 
 
-def directions_per_row(problem: Problem, draws: int, *, smooth: bool) -> PerRow:
+def directions_per_row(problem: Problem, draws: int, *, smooth: bool, whole: bool = False) -> PerRow:
     """Estimate how many directions a twin's bases will hold at the end, per row.
 
     Args:
         problem: the problem.
         draws: neurons times replicas, by which the default tolerance goes.
         smooth: whether no activation has a kink.
+        whole: whether hidden weights are kept entry by entry, as for Adam, whose steps do not shrink with the gradient either.
     """
     states, outputs, gamma0 = float(problem.steps + 1), problem.outputs, problem.gamma0
     if "muon" in problem.training.traits:  # whose steps do not shrink with the gradient
         return PerRow(min(states, 3 * math.log1p(states) + 1), min(states, 10 * math.log1p(states)))
+    if whole:
+        per = min(states, max(1.0, 2.6 * math.log(states) - 1.5))
+        return PerRow(per, per if smooth else states)
     turning, crowded = _turning_steps(problem, draws, smooth=smooth)
     batches, momentum = problem.batches is not None, "momentum" in problem.training.traits
     if smooth:

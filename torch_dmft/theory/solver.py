@@ -78,10 +78,8 @@ def require_training(problem: Problem, solver: str, covers: frozenset[str], *, r
         remedy = "train with torch.optim.SGD, Adam, AdamW or Muon, and descend; measuring goes on with any optimizer"
     elif "other starts" in beyond:
         remedy = f"{STAND_IN}; or assume_gaussian=True for Gaussian weights of their size"
-    elif "muon" in beyond:
+    elif "muon" in beyond or "adam" in beyond:
         remedy = "solvers.InfiniteWidth(), or solvers.WideEnsemble(), a reference from wide networks"
-    elif "adam" in beyond:
-        remedy = "solvers.WideEnsemble(), a reference from wide networks"
     elif "noise" in beyond:
         remedy = "solvers.AlternatingMonteCarlo() for chains, or solvers.WideEnsemble() for any network"
     elif remedy is None:

@@ -18,7 +18,7 @@ from torch_dmft.measurement import Recorder, Snapshot
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
 from torch_dmft.theory.engine.outliers import Outliers, beyond_chance, outliers
-from torch_dmft.theory.engine.posed import rotated, twin_of
+from torch_dmft.theory.engine.posed import is_closed, rotated, twin_of
 from torch_dmft.theory.engine.training import own_view, probe_of, train
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import replica_generators
@@ -221,11 +221,17 @@ def spectrum(
 
     Raises:
         InvalidInputError: if there is no such hidden weight.
-        UnsupportedProblemError: if the problem has no infinite-width twin.
+        UnsupportedProblemError: if the problem has no infinite-width twin, or Adam trains hidden weights.
         ConvergenceError: if training diverges.
     """
     solver = solver or InfiniteWidth()
     solver.check(problem)
+    if not is_closed(problem):
+        raise UnsupportedProblemError(
+            "Weight spectra need hidden weights trained with SGD or Muon: what Adam adds has as many directions as neurons.",
+            got=f"optimizer {problem.training.optimizers}",
+            remedy="SGD or Muon of hidden weights; singular values of networks are torch.linalg.svdvals(weight)",
+        )
     wanted = problem.recorded((0, problem.steps) if steps is None else steps)
     posed = rotated(problem)
     found: list[list[Outliers]] = []

@@ -63,15 +63,19 @@ def _dense(layer: InfiniteConv) -> nn.Module:
     return dense
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(("like", "spatial"), GEOMETRIES, ids=lambda value: str(value))
-def test_trains_like_the_dense_convolution_it_stands_for(like: nn.Module, spatial: tuple[int, ...], generator) -> None:
-    layer = _layer(like, (7, 9), generator, bias=torch.randn(9, generator=generator))
+def test_trains_like_the_dense_convolution_it_stands_for(
+    like: nn.Module, spatial: tuple[int, ...], whole: bool, generator
+) -> None:
+    layer = _layer(like, (7, 9), generator, bias=torch.randn(9, generator=generator), whole=whole)
     images = torch.randn(2, 7, *spatial, generator=generator, dtype=torch.float64)
     layer(images).square().sum().backward()  # what it meets before it is read out must not matter
     dense = _dense(layer)
     found = []
     for model in (layer, dense):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.5, weight_decay=0.1)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.5, weight_decay=0.1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1, eps=0.1) if whole else sgd
         optimizer.zero_grad()
         steps = []
         for _ in range(4):

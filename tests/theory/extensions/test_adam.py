@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,13 +13,19 @@ import torch
 from torch import Tensor, nn
 
 import torch_dmft as dmft
-from tests.reference.ensembles import observables
+from tests.reference import ensembles
+from tests.reference.adam import Adam
+from tests.reference.ensembles import Limit, observables
+from tests.theory.extensions.written_down import write_down
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.theory import solvers
 from torch_dmft.theory.choose import choose
+from torch_dmft.theory.engine import posed as engine_posed
 from torch_dmft.theory.engine import sources
-from torch_dmft.theory.engine.posed import rotated
+from torch_dmft.theory.engine.posed import rotated, twin_of
+from torch_dmft.theory.engine.training import train_and_record
 from torch_dmft.theory.solvers import WideEnsemble
+from torch_dmft.theory.spectrum import spectrum
 
 STEPS, LR = 6, 0.1
 GENERATOR = torch.Generator().manual_seed(11)
@@ -152,21 +161,186 @@ def test_wide_networks_are_those_of_an_ordinary_loop(
         assert float(z.abs().max()) <= 5, name
 
 
+# Of hidden weights
+
+ROWS = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+SIGNS = torch.tensor([[1.0], [-1.0], [1.0], [-1.0], [-1.0]])
+RECORD = [0, 4, 8]
+
+
+def posed(case: Adam, **settings: Any) -> dmft.Problem:
+    """What the oracle trains, as a problem."""
+    (beta1, beta2), moments = case.betas, {"eps": case.eps, "amsgrad": case.amsgrad}
+    usual = {"gamma0": case.gamma0, "lr": case.lr, "steps": case.steps, "beta1": beta1, "beta2": beta2, **moments}
+    usual |= {"optimizer": "adamw" if case.decay else "adam", "weight_decay": case.decay}
+    return dmft.Problem.mlp(
+        case.inputs,
+        case.targets,
+        depth=len(case.ratios),
+        width_ratios=case.ratios,
+        **{**usual, **settings},
+    )
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize(("gamma0", "ratios"), [(0.5, (1.0, 1.0)), (2.0, (2.0, 0.5, 1.0))])
+def test_a_twin_whose_matrices_are_known_is_one_network(
+    gamma0: float, ratios: tuple[float, ...], amsgrad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, generator, width = write_down(monkeypatch), torch.Generator().manual_seed(3), 64
+    settings = {"betas": (0.5, 0.6), "decay": 0.3, "amsgrad": amsgrad}
+    case = Adam(ROWS.double(), SIGNS.double(), ratios, gamma0, lr=0.2, **settings)
+    problem = posed(case)
+    twin = twin_of(problem, width, tolerance=1e-13, generator=generator, law="network", responses=True)
+    twin.model(problem.tensor[:0])  # draws the readout
+    layers = [module for module in twin.model if not isinstance(module, type(twin.model[1]))]
+    weights = [weight[1:] for weight in case.draw(width, 2, generator)]
+    weights[0], weights[-1] = layers[0].weight.detach()[None].clone(), layers[-1].weight.detach()[None].clone()
+    for layer, weight in zip(layers[1:-1], weights[1:-1], strict=True):
+        known[layer.matrix] = weight[0]
+    states = torch.arange(case.steps + 1)
+    found = train_and_record(problem, twin, states, two_time=False, steps=states.tolist()).outputs[..., 0]
+    wanted = case.train(weights, states.tolist())["outputs"][0]
+    other = replace(case, amsgrad=not amsgrad).train(weights, states.tolist())["outputs"][0]
+    assert float((other[-1] - wanted[-1]).norm()) > 1e-3
+    assert float((wanted[-1] - wanted[0]).norm()) > 0.2
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
+
+
+CASES = {
+    "rich": Adam(ROWS, SIGNS, gamma0=2.0),
+    "lazier": Adam(ROWS, SIGNS, gamma0=0.5),
+    "three layers of unequal widths, decay": Adam(ROWS, SIGNS, (2.0, 0.5, 1.0), gamma0=2.0, decay=0.5),
+    "short memory, large eps": Adam(ROWS, SIGNS, gamma0=1.0, betas=(0.5, 0.7), eps=0.1, amsgrad=True),
+    "signs": Adam(ROWS, SIGNS, gamma0=1.0, lr=0.05, betas=(0.0, 0.0), eps=0.0),
+}
+
+
+@cache
+def networks(name: str, *, many: bool = False) -> Limit:
+    counts = {64: 1024, 128: 512, 256: 256, 512: 64} if many else {32: 1024, 64: 512, 128: 256}
+    return CASES[name].limit(counts, torch.Generator().manual_seed(1), RECORD)
+
+
+def worst(limit: Limit, problem: dmft.Problem, solver: solvers.InfiniteWidth | None = None) -> dict[str, float]:
+    """Standard errors between the engine and the networks, for the entry of each observable that is farthest off."""
+    answer = dmft.solve(problem, solver or solvers.InfiniteWidth(512, 8), record=RECORD)
+    values, errors = (
+        {name: found[name].reshape(mean.shape) for name, mean in limit.mean.items()}
+        for found in (observables(answer), observables(answer.stderr))
+    )
+    return {name: float(z.abs().max()) for name, z in ensembles.z_scores(limit, values, errors).items()}
+
+
+def assert_agrees(name: str, *, many: bool) -> None:
+    limit = networks(name, many=many)
+    assert limit.mean.keys() >= {"outputs", "forward.1", "backward.0", "forward.2", "backward.1"}
+    solver = solvers.InfiniteWidth(1024, 16) if many else None
+    assert max(worst(limit, posed(CASES[name]), solver).values()) <= 5
+    assert max(limit.goodness.values()) < 9  # of entries that are much the same
+
+
+@pytest.mark.parametrize("name", ["rich", "signs"])
+def test_the_engine_is_the_limit_of_networks(name: str) -> None:
+    assert_agrees(name, many=False)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_engine_is_the_limit_of_many_networks(name: str) -> None:
+    assert_agrees(name, many=True)
+
+
+def test_another_theory_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, problem = networks("rich"), posed(CASES["rich"])
+    assert max(worst(limit, posed(CASES["rich"], beta1=0.8)).values()) > 5
+    assert max(worst(limit, problem.trained(frozen=problem.network.hidden)).values()) > 5
+    monkeypatch.setattr(engine_posed, "is_closed", lambda problem: True)  # Adam of the entries of cores
+    assert max(worst(limit, problem).values()) > 5
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-def test_who_has_no_theory_of_it_says_so(optimizer: str) -> None:
+def test_it_is_chosen_and_others_say_that_they_do_not_cover_it(optimizer: str) -> None:
     problem = pose(depth=2, optimizer=optimizer)
     for name in solvers.__all__:
         solver = solvers.FiniteWidth(32) if name == "FiniteWidth" else getattr(solvers, name)()
-        if name not in ("WideEnsemble", "FiniteWidth"):  # plain networks
+        if name not in ("WideEnsemble", "FiniteWidth", "InfiniteWidth"):
             with pytest.raises(UnsupportedProblemError) as raised:
                 dmft.solve(problem, solver)
             assert f"{name} does not cover this training. Got: optimizer {problem.training.optimizer}" in str(
                 raised.value
             )
-            assert "WideEnsemble" in str(raised.value)
+            assert "InfiniteWidth" in str(raised.value)
     solver, why = choose(problem)
-    assert isinstance(solver, WideEnsemble)
+    assert isinstance(solver, solvers.InfiniteWidth)
+    assert (solver.neurons, solver.replicas) == (2048, 16)
     assert "does not cover this training" in why
+    with pytest.raises(UnsupportedProblemError, match="SGD or Muon"):
+        spectrum(problem, problem.network.paths[1], [0])
+    # A network that meets as many directions as it has neurons is a plain one, and networks extrapolate.
+    kinked = pose(depth=2, optimizer=optimizer, activation="relu", gain=2**0.5, lr=0.001, steps=500)
+    assert isinstance(choose(kinked)[0], WideEnsemble)
+
+
+def test_it_costs_what_networks_of_its_size_cost() -> None:
+    problem = pose(depth=2)
+    small, large = (solvers.InfiniteWidth(neurons, 1).estimate(problem) for neurons in (2048, 4096))
+    assert large.memory - small.memory > 4 * (4096**2 - 2048**2) * 8
+    assert 2 < large.flops / small.flops < 4
+    assert small.flops > solvers.InfiniteWidth(2048, 1).estimate(problem.trained(optimizer="SGD")).flops
+
+
+def test_decay_inside_of_adam_is_refused() -> None:
+    numbers = {**pose(depth=2).training.numbers, "weight_decay": 0.1}
+    problem = pose(depth=2).trained(numbers=numbers)
+    with pytest.raises(UnsupportedProblemError, match=r"weight decay of 2\.weight.*AdamW"):
+        dmft.solve(problem, solvers.InfiniteWidth(512, 2))
+    dmft.solve(problem.trained(optimizer="AdamW"), solvers.InfiniteWidth(512, 2), record=[1])
+
+
+def test_a_twin_is_trained_by_a_loop_of_ones_own(generator: torch.Generator) -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    limit = dmft.infinite_width(model.double(), INPUTS, neurons=256, whole=True, generator=generator)
+    optimizer = torch.optim.AdamW(limit.param_groups(LR, optimizer="adamw", weight_decay=0.2))
+    losses = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = half_square(limit.model(INPUTS), TARGETS)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    problem = dmft.Problem.like(
+        dmft.parameterize(model, INPUTS, generator=generator),
+        dmft.Probe(INPUTS, TARGETS),
+        loss=half_square,
+        lr=LR,
+        steps=STEPS,
+        optimizer="adamw",
+        weight_decay=0.2,
+        assume_gaussian=True,
+    )
+    answer = dmft.solve(problem, solvers.InfiniteWidth(512, 4))
+    assert losses[-1] < 0.8 * losses[0]
+    torch.testing.assert_close(torch.tensor(losses).double(), answer.losses[:-1], rtol=0.2, atol=0.02)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("gamma0", [0.5, 2.0])
+def test_it_is_three_times_better_than_networks_per_second(gamma0: float) -> None:
+    """Of CPU time that both need for errors of one size, told by their standard errors: outputs, Phi and G."""
+    problem = posed(replace(CASES["rich"], gamma0=gamma0, steps=15))
+
+    def needed(solver: Any) -> float:
+        dmft.solve(problem, replace(solver, **({"replicas": 2} if hasattr(solver, "replicas") else {"pairs": 4})))
+        start = time.process_time()
+        answer = dmft.solve(problem, solver, record=[15])
+        spent = time.process_time() - start
+        values, errors = observables(answer), observables(answer.stderr)
+        names = ("outputs", "forward.1", "forward.2", "backward.0", "backward.1")
+        shares = [float(errors[name].norm() / values[name].norm()) for name in names]
+        return spent * sum(share**2 for share in shares)
+
+    assert needed(WideEnsemble()) > 3 * needed(solvers.InfiniteWidth(1024, 32))
 
 
 @pytest.mark.parametrize(

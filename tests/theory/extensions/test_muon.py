@@ -15,12 +15,14 @@ from torch import Tensor, nn
 import torch_dmft as dmft
 from tests.reference.ensembles import Limit, observables, z_scores
 from tests.reference.muon import COEFFICIENTS, Muon
+from tests.theory.extensions.written_down import write_down
 from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.sight import NUMBERS
 from torch_dmft.theory import solvers
 from torch_dmft.theory.choose import choose
-from torch_dmft.theory.engine import course, matrix
+from torch_dmft.theory.engine import course
 from torch_dmft.theory.engine.course import Course
-from torch_dmft.theory.engine.matrix import GaussianMatrix, Side
+from torch_dmft.theory.engine.matrix import GaussianMatrix
 from torch_dmft.theory.engine.muon import newton_schulz, polar
 from torch_dmft.theory.engine.networks import network_of
 from torch_dmft.theory.engine.posed import twin_of
@@ -125,27 +127,7 @@ def test_a_polar_factor_leaves_out_rounding(generator: torch.Generator) -> None:
 
 @pytest.fixture
 def written_down(monkeypatch: pytest.MonkeyPatch) -> dict[GaussianMatrix, Tensor]:
-    """Matrices that are known in full: what a lazily sampled one reveals are their images."""
-    known: dict[GaussianMatrix, Tensor] = {}
-    plain = GaussianMatrix._extend
-
-    def extend(lazy: GaussianMatrix, directions: Tensor, side: Side, other: Side) -> None:
-        images = directions @ (known[lazy].T if side is lazy.forward_side else known[lazy])
-        with monkeypatch.context() as patch:
-            patch.setattr(side.latent_population, "draw", lambda count: images / lazy.scale)
-            plain(lazy, directions, side, other)
-
-    def all_directions(residual: Tensor, squares: Tensor, basis: Tensor, *_: Any, **__: Any) -> Tensor:
-        units = residual / squares.sqrt()[:, None]
-        _, values, directions = torch.linalg.svd(units - (units @ basis.T) @ basis, full_matrices=False)
-        room = len(basis.T) - len(basis)
-        directions = directions[values > 1e-13][:room]
-        directions = directions - (directions @ basis.T) @ basis
-        return torch.linalg.qr(directions.T)[0].T
-
-    monkeypatch.setattr(GaussianMatrix, "_extend", extend)
-    monkeypatch.setattr(matrix, "new_directions", all_directions)
-    return known
+    return write_down(monkeypatch)
 
 
 def brute_force(problem: Problem, weights: list[Tensor]) -> Tensor:
@@ -417,13 +399,27 @@ def test_the_others_refuse(name: str) -> None:
         getattr(solvers, name)().check(pose(SHORT))
 
 
-def test_strides_and_adam_of_hidden_matrices_are_refused() -> None:
+def test_strides_are_refused() -> None:
     with pytest.raises(UnsupportedProblemError, match="Strides does not cover"):
         InfiniteWidth(strides=True).check(pose(SHORT))
-    problem = pose(CASES["unequal widths, decay"])
-    adam = dict(problem.training.kinds) | {problem.network.hidden[0]: "Adam"}
-    with pytest.raises(UnsupportedProblemError, match="WideEnsemble"):
-        InfiniteWidth().check(problem.trained(kinds=adam))
+
+
+def test_beside_adam_of_other_hidden_matrices_it_has_whole_ones() -> None:
+    problem = pose(Muon(INPUTS, TARGETS, (1.0, 1.0, 1.0), momentum=0.5, steps=5))
+    adam, other = problem.network.hidden
+    numbers = {**NUMBERS["Adam"], "lr": 0.1}
+    mixed = problem.trained(
+        kinds={**problem.training.kinds, adam: "Adam"}, exceptions={**problem.training.exceptions, adam: numbers}
+    )
+    assert mixed.training.kind(other) == "Muon"
+    networks = dmft.solve(mixed, solvers.WideEnsemble((32, 64, 128), pairs=16), record=[5])
+    engine = dmft.solve(mixed, InfiniteWidth(512, 8), record=[5])
+    for name in ("outputs", "forward.2", "forward.3", "backward.1", "backward.2"):
+        (wide, wide_error), (found, error) = (
+            (observables(run)[name], observables(run.stderr)[name]) for run in (networks, engine)
+        )
+        z = (found - wide) / (wide_error**2 + error**2).sqrt()
+        assert float(z.abs().max()) <= 5, name
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,10 @@ from torch_dmft.theory.problem import Problem
 
 _CLASSES: dict[str, Any] = {"SGD": SGD, "Adam": Adam, "AdamW": AdamW, "Muon": Muon}
 
+_LEAST = torch.finfo(torch.float32).tiny ** 0.5
+"""The least eps of Adam, a gradient whose square is the smallest number there is: gradients of zero make no step, and no NaN.
+Those of the number that scales a start always are, and in single precision those of a few entries in many millions."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Kin:
@@ -67,7 +71,7 @@ class Course:
                 continue
             kin = _kin(training, plan, rule, name)
             key: tuple[Any, ...] = (kin.kind, kin.exception, rule.lr, rule.adam_lr, rule.gradient)
-            key = (*key, kin.shape, kin.is_core) if kin.kind == "Muon" else key
+            key = (*key, kin.is_core, *([kin.shape] if kin.kind == "Muon" else []))
             groups.setdefault(key, (kin, []))[1].append(plan.model.get_parameter(rule.name))
         self.optimizers, self._groups = [], []
         for kind in dict.fromkeys(kin.kind for kin, _ in groups.values()):
@@ -170,7 +174,8 @@ def _settings(training: Training, kin: _Kin, step: int) -> dict[str, Any]:
     return {
         "lr": number("lr") * rule.adam_lr,
         "betas": (number("beta1"), number("beta2")),
-        "eps": number("eps") * rule.gradient,
+        "eps": max(number("eps") * rule.gradient, _LEAST),
         "weight_decay": number("weight_decay") * (rule.adamw_decay if kin.kind == "AdamW" else rule.decay),
         "amsgrad": bool(number("amsgrad")),
+        "fused": kin.is_core,  # a single pass, over gradients that lie in memory as the core does
     }

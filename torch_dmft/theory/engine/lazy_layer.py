@@ -45,6 +45,7 @@ class LazySettings:
         responses: see ``GaussianMatrix``.
         rank: largest number of directions per basis.
         positions: largest number of rows, per sample, that the layer reads or writes: tokens, pixels.
+        whole: whether what is learned is kept entry by entry instead of on bases.
     """
 
     gain: float
@@ -52,6 +53,7 @@ class LazySettings:
     responses: bool = True
     rank: int = 512
     positions: int = 1
+    whole: bool = False
 
 
 class LazyLayer(nn.Module):
@@ -66,12 +68,22 @@ class LazyLayer(nn.Module):
     (``torch_dmft.theory.engine.muon``). ``initial_scale`` is a, a
     parameter with zero gradient: the optimizer's weight decay acts on it exactly as on every entry of W_0.
 
+    Adam moves every entry by a function of its own gradients, a nonlinear outer product of two populations,
+
+    .. math:: m_{ij}(t) = \Psi_t\Big(\Big\{\sum_\mu \Delta_\mu(s)\, g_{i\mu}(s)\, x_{j\mu}(s)\Big\}_{s<t}\Big), \qquad
+       (m x)_i = \sum_j m_{ij} x_j \to \langle \Psi_t(g_i, x)\, x \rangle ,
+
+    of as many directions as there are neurons. A *whole* layer has m itself, W = g a W_0 + m: coordinates in Q and Q' are then
+    those of the neurons, and only W_0 is known on bases. Sums over neurons are averages over a population, in which entries
+    of W_0 and of m are independent at infinite width (Yang and Littwin 2023, Tensor Programs IVb).
+
     Attributes:
         matrix: W_0, one copy per kernel tap.
-        core: m, ``(room for Q', room for Q, *kernel)``.
+        core: m, ``(room for Q', room for Q, *kernel)``, or ``(S_out, S_in, *kernel)`` of a whole layer.
         initial_scale: a.
         gain: g.
         positions: largest number of rows, per sample, that the layer reads or writes: tokens, pixels.
+        whole: whether what is learned is kept entry by entry.
     """
 
     matrix: GaussianMatrix
@@ -79,6 +91,7 @@ class LazyLayer(nn.Module):
     initial_scale: nn.Parameter
     gain: float
     positions: int
+    whole: bool
 
     def start(
         self,
@@ -89,12 +102,13 @@ class LazyLayer(nn.Module):
         kernel: tuple[int, ...] = (),
     ) -> None:
         """Set the attributes, with nothing learned; for the ``__init__`` of subclasses."""
-        self.gain, self.positions = settings.gain, settings.positions
+        self.gain, self.positions, self.whole = settings.gain, settings.positions, settings.whole
         self.matrix = GaussianMatrix(
             inputs, outputs, tolerance=settings.tolerance, responses=settings.responses, copies=math.prod(kernel)
         )
         like = self.matrix.forward_side.basis.storage
-        self.core = nn.Parameter(like.new_zeros(*(min(settings.rank, size) for size in self.sizes), *kernel))
+        room = self.sizes if self.whole else tuple(min(settings.rank, size) for size in self.sizes)
+        self.core = nn.Parameter(like.new_zeros(*room, *kernel))
         self.initial_scale = nn.Parameter(like.new_ones(()))
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.to(inputs.known.storage)))
 
@@ -109,8 +123,10 @@ class LazyLayer(nn.Module):
 
         .. math:: y = g\, a\, c\, \Xi + [c\, (m + g\, a\, K)^T + g\, a\, x\, \Xi'^T]\, Q'
 
+        and of a whole layer with K alone in the bracket, and x m^T beside it.
+
         Returns:
-            y, c, and the number of directions of Q that were known.
+            y, the coordinates in which m is known, and their number.
         """
         matrix = self.matrix
         c = matrix.meet_inputs(x)
@@ -126,7 +142,11 @@ class LazyLayer(nn.Module):
         y = (c * scale) @ matrix.forward_side.latents.rows
         if matrix.closed:
             y.addcmul_(matrix.image_of_rest(x, c), scale)
-        return y.addmm_(d, matrix.backward_side.basis.rows), c, rank
+        y.addmm_(d, matrix.backward_side.basis.rows)
+        if not self.whole:
+            return y, c, rank
+        c = x if reads is None else reads.gather(x)
+        return y.addmm_(c, self.core.flatten(1).T), c, x.shape[1]
 
     @torch.no_grad()
     def backward_rows(
@@ -146,7 +166,7 @@ class LazyLayer(nn.Module):
         d = matrix.meet_gradients(y_grad)
         self.check_rank()
         if not further:
-            return d, None
+            return y_grad if self.whole else d, None
         scale, spread = self.gain * self.initial_scale, d
         owed = matrix.owed_to_gradients(y_grad) if matrix.responses else None
         if reads is not None:
@@ -156,15 +176,24 @@ class LazyLayer(nn.Module):
         if owed is not None:
             c.addcmul_(owed, scale)
         x_grad = (spread * scale) @ matrix.backward_side.latents.rows
-        return d, x_grad.addmm_(c, matrix.forward_side.basis.rows)
+        x_grad.addmm_(c, matrix.forward_side.basis.rows)
+        if not self.whole:
+            return d, x_grad
+        spread = y_grad if reads is None else reads.scatter(y_grad)
+        learned = self.core.reshape(*self.sizes, -1).transpose(1, 2).flatten(0, 1)
+        return y_grad, x_grad.addmm_(spread, learned)
 
     def _core(self, scale: Tensor) -> Tensor:
-        """The matrix between Q' and Q, learned and known: m + g a K, ``(k', k, copies)``."""
+        """The matrix between Q' and Q, learned and known: m + g a K, ``(k', k, copies)``; of a whole layer only g a K."""
         known = self.matrix.core
+        if self.whole:
+            return known * scale
         return torch.addcmul(self.core[: known.shape[0], : known.shape[1]].reshape(known.shape), known, scale)
 
     def core_gradient(self, d: Tensor, c: Tensor, rank: int) -> Tensor:
         """The gradient of ``core``, sum over output rows of d c^T."""
+        if self.whole:
+            return (d.T @ c).reshape(self.core.shape)
         gradient = torch.zeros_like(self.core)
         used = gradient[: d.shape[1], :rank]
         used += (d.T @ c).reshape(used.shape)

@@ -35,6 +35,7 @@ def twin_of(
         "law": law,
         "responses": responses,
         "rank": rows_at_once(problem) * (3 + problem.outputs),
+        "whole": not is_closed(problem),
     }
     network = problem.network
     settings["uniform"] = uniform_in(problem)
@@ -98,7 +99,10 @@ def rotated(problem: Problem) -> Problem:
 
 
 def is_closed(problem: Problem) -> bool:
-    """Whether training moves the hidden weights within the bases of the engine: SGD and Muon do, Adam does not."""
+    """Whether training moves the hidden weights within the bases of the engine: SGD and Muon do, Adam does not.
+
+    Weights that leave the bases are kept entry by entry, see ``LazyLayer``.
+    """
     training = problem.training
     return all(training.kind(name) in ("SGD", "Muon") for name in problem.network.hidden if name not in training.frozen)
 

@@ -59,6 +59,7 @@ def infinite_width(
     responses: bool = True,
     tolerance: float | None = None,
     rank: int = 512,
+    whole: bool = False,
     generator: torch.Generator | None = None,
 ) -> Plan:
     """The infinite-width twin of a model: the same module with ``neurons`` neurons per width and lazily sampled weights.
@@ -88,6 +89,8 @@ def infinite_width(
         responses: False drops the responses A and B, the gradient-independence ansatz.
         tolerance: relative part of a vector that may stay outside the sampled bases; default 1e-2 * min(1, gamma0).
         rank: room for this many directions per hidden layer and side.
+        whole: keep what hidden weights learn entry by entry, S x S numbers, as Adam needs it: its steps are not linear in the
+            gradient. ``plan.param_groups(lr, optimizer="adam")`` then has the rates.
         generator: source of randomness; default a fresh one with seed 0.
 
     Returns:
@@ -170,7 +173,7 @@ def infinite_width(
     draw = _Draw(matched, generator, example_input, multiplied, biases, frozenset(uniform or ()), quasi=quasi)
     for layer in architecture.layers:
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
-        settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path])}
+        settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path]), "whole": whole}
         module = wide.get_submodule(layer.path)
         wide.set_submodule(layer.path, draw.layer(layer, module, architecture.width, gamma0, settings))
     materialise(wide, example_input)
@@ -188,7 +191,7 @@ def infinite_width(
         scheme="mean_field",
         gamma0=gamma0,
         origin=origin,
-        optimizers=("sgd",),
+        optimizers=("sgd", "adam", "adamw") if whole else ("sgd",),
         is_limit=law == "limit",
         depth=depth,
     )

@@ -89,7 +89,7 @@ class FiniteWidth:
 
     def check(self, problem: Problem) -> None:
         """Refuse unknown optimizers, and networks that cannot be built at another width."""
-        covers = COVERS | {"adam"} | ({"noise"} if "groups" not in problem.training.traits else set())
+        covers = COVERS | ({"noise"} if "groups" not in problem.training.traits else set())
         require_networks(problem, self.factory, (self.width,))
         require_training(problem, "FiniteWidth", covers | covered_starts(problem, self.factory))
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.core.listed import listed
 from torch_dmft.core.numbers import require_number, require_whole
+from torch_dmft.core.series import is_ever
 from torch_dmft.core.trajectory import Trajectory, combine
 from torch_dmft.theory.chains.assembly import about_the_probe
 from torch_dmft.theory.checks import require_generator
@@ -24,8 +26,8 @@ from torch_dmft.theory.replicas import average, replica_generators
 from torch_dmft.theory.solver import SEES, method, require_training
 from torch_dmft.theory.stepping import track
 
-COVERS = SEES | {"groups", "frozen", "starts", "uniform starts", "muon"}
-"""What a twin is trained by: SGD itself, and Muon."""
+COVERS = SEES | {"groups", "frozen", "starts", "uniform starts", "muon", "adam"}
+"""What a twin is trained by: SGD itself, Muon and Adam."""
 
 Train = Callable[..., Trajectory]
 """Trains a model on a problem and records it, with the signature of ``train_and_record``."""
@@ -53,14 +55,20 @@ class InfiniteWidth:
     Assumes N -> infinity at fixed data, steps and gamma0. Any loss, several outputs, minibatches, everything that
     ``torch.optim.SGD`` does (schedules of every number, momentum, Nesterov, dampening, weight decay, groups with numbers of
     their own), ``torch.optim.Muon`` of hidden matrices (``torch_dmft.theory.engine.muon``) beside SGD, Adam or AdamW of
-    everything else, frozen parameters, weights that start at zero, biases, gains, unequal widths, residual
+    everything else, Adam and AdamW of all weights, frozen parameters, weights that start at zero, biases, gains, unequal
+    widths, residual
     sums, LayerNorm, RMSNorm and attention with a fixed number of heads. Cost O(S P k T) per hidden matrix, where the
     rank k, of order P C, grows like log T for smooth activations; memory O(S k), and O(P^2 T) for the answer. (The paper's
     Algorithm 1: O(P^3 T^3) and O(P^2 T^2), Table 1.) The error falls like 1/sqrt(S R).
 
+    What Adam teaches a hidden matrix has the rank S, and is kept entry by entry (``torch_dmft.theory.engine.lazy_layer``): then
+    the cost is that of networks of width S, O(S^2 P T) and O(S^2), so that many replicas of few neurons, 1024 or 2048, cost
+    less than few of many.
+
     Convolutions are covered, at a rank that grows with the pixels; ``metadata["saturated"]`` tells where it met S, so that
     the answer is one for networks of S channels. Refuses layers that ``infinite_width`` refuses (BatchNorm, embeddings),
-    Langevin noise, Adam of hidden matrices, and data with more than S / 4 rows and gradients, n (1 + C).
+    Langevin noise, Adam (not AdamW) of hidden matrices with weight decay, and data with more than S / 4 rows and gradients,
+    n (1 + C).
 
     Args:
         neurons: S, neurons per replica and width.
@@ -96,7 +104,8 @@ class InfiniteWidth:
     def check(self, problem: Problem) -> None:
         """Refuse networks without a twin, and data with more rows than the neurons have directions for."""
         problem.network.require_law()
-        require_training(problem, type(self).__name__, COVERS | ({"adam"} if is_closed(problem) else set()))
+        require_training(problem, type(self).__name__, COVERS)
+        _refuse_coupled_decay(problem)
         if self.strides:
             check_strides(problem)
         if 4 * rows_at_once(problem) * (1 + problem.outputs) > self.neurons:
@@ -116,7 +125,14 @@ class InfiniteWidth:
         recorded = problem.number_recorded(record)
         if self.strides:  # a recorded step lies between two passes
             recorded = min(2 * recorded, problem.steps + 1)
-        cost = twin_cost(problem, neurons=self.neurons, replicas=self.replicas, recorded=recorded, two_time=two_time)
+        cost = twin_cost(
+            problem,
+            neurons=self.neurons,
+            replicas=self.replicas,
+            recorded=recorded,
+            two_time=two_time,
+            whole=not is_closed(problem),
+        )
         return replace(cost, most=self.strides)
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
@@ -150,6 +166,24 @@ class InfiniteWidth:
         if _is_linear(problem):
             return _LINEAR
         return default_tolerance(problem.gamma0, self.neurons * self.replicas)
+
+
+def _refuse_coupled_decay(problem: Problem) -> None:
+    """Refuse Adam that divides a hidden weight, of size 1/sqrt(N), by the root of its square: gradients are of size 1/N."""
+    training = problem.training
+    coupled = [
+        name
+        for name in problem.network.hidden
+        if name not in training.frozen
+        and training.kind(name) == "Adam"
+        and is_ever(training.number("weight_decay", name))
+    ]
+    if coupled:
+        raise UnsupportedProblemError(
+            "Adam must not decay hidden weights: beside their gradients the decay grows like the square root of the width.",
+            got=f"weight decay of {listed(coupled)}",
+            remedy="torch.optim.AdamW, which decays alike at every width",
+        )
 
 
 def _is_linear(problem: Problem) -> bool:

@@ -1,8 +1,8 @@
 """What the scripts of the figures share: options, data, networks, and the table of claims.
 
-Settings are those of Bordelon & Pehlevan 2022 where the main text tells them. Losses are half the sum of squares, so that
-t = eta * step is the paper's time. Networks are trained centered, f - f_0: a finite network begins at a random output of
-order 1 / (gamma0 sqrt N), its infinitely wide limit at zero.
+Settings are those of Bordelon & Pehlevan 2022 where the main text tells them; gains are 1, as in eq. 1. Losses are half the
+sum of squares, so that t = eta * step is the paper's time. Networks are trained centered, f - f_0, where there is no weight
+decay: a finite network begins at a random output of order 1 / (gamma0 sqrt N), its infinitely wide limit at zero.
 """
 
 import argparse
@@ -116,17 +116,20 @@ def trained(
     weight_decay: float = 0.0,
     two_time: bool = False,
 ) -> dmft.Recorder:
-    """Train a network f - f_0 by full-batch gradient descent, and record it; ``.problem()`` poses the same to the theory."""
+    """Train a network by full-batch gradient descent, and record it; ``.problem()`` poses the same to the theory.
+
+    It is trained centered, f - f_0, but with weight decay, which would take f_0 along.
+    """
     inputs, targets = probe.inputs, probe.targets
     generator = torch.Generator().manual_seed(seed)
-    plan = dmft.parameterize(model, inputs, gamma0=gamma0, generator=generator)
-    centered = dmft.centered(plan.model)
+    plan = dmft.parameterize(model, inputs, gamma0=gamma0, gain=1.0, generator=generator)
+    network = plan.model if weight_decay else dmft.centered(plan.model)
     optimizer = torch.optim.SGD(plan.param_groups(lr, weight_decay=weight_decay))
-    recorder = dmft.Recorder(plan, probe, model=centered, schedule=record, two_time=two_time, loss=half_square)
+    recorder = dmft.Recorder(plan, probe, model=network, schedule=record, two_time=two_time, loss=half_square)
     with recorder.attach(optimizer):
         for _ in range(steps):
             optimizer.zero_grad()
-            half_square(centered(inputs), targets).backward()
+            half_square(network(inputs), targets).backward()
             optimizer.step()
     return recorder
 

@@ -82,7 +82,7 @@ def claims(networks: Runs, theories: Runs, *, lr: float) -> list[Claim]:
         [float((1 - similarity(run)[:, -1]).mean()) for run in networks.values()],
     )
     forward, backward = kernel_errors(networks[deepest], theories[deepest])
-    flow, grown, spike = white(2.0, lr / 3, round(3 / lr))
+    flow, grown, spike = white(2.0, lr / 3, round(4.5 / lr))
     return [
         Claim("(a) Theory has the losses of every depth", f"apart by {apart:.1%} of L(0) at most", apart < 0.05),
         Claim(
@@ -164,8 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Claim]:
         depth=Option(5, 3, "the largest"),
         width=Option(1000, 192, "N"),
         samples=Option(20, 8, "P"),
-        steps=Option(300, 60, "of gradient descent"),
-        lr=Option(0.003, 0.02, "base learning rate; time is lr * step"),
+        steps=Option(300, 40, "of gradient descent"),
+        lr=Option(0.003, 0.03, "base learning rate; time is lr * step"),
     )
     clock = Clock.started()
     inputs, targets = load(options, options.samples)

@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Claim]:
         width=Option(1000, 192, "N"),
         samples=Option(20, 8, "P"),
         steps=Option(300, 40, "of gradient descent"),
-        lr=Option(0.003, 0.03, "base learning rate; time is lr * step"),
+        lr=Option(0.003, 0.02, "base learning rate; time is lr * step"),
     )
     clock = Clock.started()
     inputs, targets = load(options, options.samples)

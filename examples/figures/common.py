@@ -164,7 +164,7 @@ def of_times(axes: Axes, theory: Tensor, network: Tensor, end: float) -> None:
     """Draw a ``(time, time)`` matrix up to time ``end``: theory above the diagonal, network below."""
     both = theory.triu() + network.tril(-1)
     shown = axes.imshow(both.numpy(), extent=(0.0, end, end, 0.0))
-    bar = axes.figure.colorbar(shown, ax=axes, shrink=0.8)
+    bar = axes.figure.colorbar(shown, ax=axes, location="bottom", shrink=0.8)
     for each in (axes, bar.ax):
         each.tick_params(labelsize=7)
 

@@ -38,12 +38,19 @@ ENOUGH = 512
 Runs = dict[float, dmft.Trajectory]
 """By gamma0."""
 Aligned = dict[int, Tensor]
-"""By width: A of Phi^1..Phi^L and of G^1..G^L with the theory, over all pairs of times, ``(network, 2, layer)``."""
+"""By width: A with the theory of Phi^1..Phi^L and G^1..G^L at all pairs of times, and of Phi at the start, ``(network, 3, layer)``."""
 
 
 def kernels(run: dmft.Trajectory) -> tuple[list[dmft.Kernel], list[dmft.Kernel]]:
     """Phi^1..Phi^L and G^1..G^L."""
     return [layer.forward for layer in run.layers[1:]], [layer.backward for layer in run.layers[:-1]]
+
+
+def compared(run: dmft.Trajectory, theory: dmft.Trajectory) -> list[list[float]]:
+    """What ``Aligned`` holds of one network."""
+    pairs = [[*zip(*both, strict=True)] for both in zip(kernels(run), kernels(theory), strict=True)]
+    start = [dmft.alignment(a.matrix(0), b.matrix(0)) for a, b in pairs[0]]
+    return [*([dmft.alignment(a, b) for a, b in both] for both in pairs), start]
 
 
 def preactivations(run: dmft.Trajectory, layer: int, time: int) -> Tensor:
@@ -86,10 +93,14 @@ def claims(networks: Runs, theories: Runs, aligned: Aligned) -> list[Claim]:
     errors = kernel_errors(network, theory)
     widths = sorted(aligned)
     near = min(widths, key=lambda width: abs(width - ENOUGH))
-    phi, g = aligned[near].mean(0)
+    phi, g, initial = aligned[near].mean(0)
     missing = 1 - torch.stack([aligned[width].mean(0) for width in widths])
     slopes = [fall(widths, missing[:, kind].mean(1)) for kind in (0, 1)]
-    first, final = ([f"{float(1 - each):.4f}" for each in kind] for kind in (phi, g))
+    first, final, begun = ([float(1 - each) for each in kind] for kind in (phi, g, initial))
+
+    def listed(values: Sequence[float]) -> str:
+        return f"1 - A = {', '.join(f'{each:.4f}' for each in values)} in layers 1 to {DEPTH}"
+
     return [
         Claim("(a) Theory has the losses", f"apart by {apart:.1%} of L(0) at most", apart < 0.05),
         Claim(
@@ -116,12 +127,12 @@ def claims(networks: Runs, theories: Runs, aligned: Aligned) -> list[Claim]:
         ),
         Claim(
             "(f) Finite-width effects of Phi are larger at later layers",
-            f"1 - A = {', '.join(first)} in layers 1 to {DEPTH} at N = {near}",
+            f"{listed(first)} at N = {near}; before training {', '.join(f'{each:.4f}' for each in begun)}",
             first == sorted(first),
         ),
         Claim(
             "(i) Those of G are larger at early layers",
-            f"1 - A = {', '.join(final)} in layers 1 to {DEPTH} at N = {near}",
+            f"{listed(final)} at N = {near}",
             final == sorted(final, reverse=True),
         ),
     ]
@@ -135,8 +146,8 @@ def fall(widths: Sequence[int], missing: Tensor) -> float:
 
 def figure(networks: Runs, theories: Runs, aligned: Aligned, targets: Tensor) -> Figure:
     """All nine panels."""
-    drawn = Figure(figsize=(13, 11), layout="constrained")
-    rows = drawn.subfigures(3, 1, height_ratios=(3, 3.8, 3.8))
+    drawn = Figure(figsize=(13, 10), layout="constrained")
+    rows = drawn.subfigures(3, 1, height_ratios=(3, 3.4, 3.4))
     losses, *densities = rows[0].subplots(1, 3)
     for (gamma0, theory), color in zip(theories.items(), COLORS, strict=False):
         losses.semilogy(theory.times, theory.losses, color=color, label=f"$\\gamma_0$ = {gamma0:g}")
@@ -226,8 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Claim]:
             run = trained(
                 chain(features, width, DEPTH, "tanh"), probe, gamma0=GAMMA0, seed=1 + seed, **settings
             ).trajectory()
-            pairs = zip(kernels(run), kernels(theories[GAMMA0]), strict=True)
-            found.append([[dmft.alignment(a, b) for a, b in zip(*both, strict=True)] for both in pairs])
+            found.append(compared(run, theories[GAMMA0]))
         aligned[width] = torch.tensor(found, device="cpu")
         width *= 2
     shown = claims(networks, theories, aligned)

@@ -38,7 +38,7 @@ ENOUGH = 512
 Runs = dict[float, dmft.Trajectory]
 """By gamma0."""
 Aligned = dict[int, Tensor]
-"""By width: A with the theory of Phi^1..Phi^L and G^1..G^L at all pairs of times, and of Phi at the start, ``(network, 3, layer)``."""
+"""By width: A with the theory of Phi^1..Phi^L and G^1..G^L at all pairs of times, and of Phi at 0: ``(network, 3, layer)``."""
 
 
 def kernels(run: dmft.Trajectory) -> tuple[list[dmft.Kernel], list[dmft.Kernel]]:

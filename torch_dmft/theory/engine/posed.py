@@ -78,7 +78,8 @@ def rotated(problem: Problem) -> Problem:
     independent rows the basis is the one in which each has a coordinate of its own, as far as that goes: the symmetric root
     of their Gram matrix. Adam, which treats every entry of a weight by itself, sees rotations, and so do uniform weights.
     """
-    if problem.chain is None:
+    chain = problem.chain
+    if chain is None:
         return problem
     flat = problem.tensor.flatten(1)
     if problem.tensor.ndim > 2:  # images before nn.Flatten, which is no part of a chain
@@ -95,7 +96,7 @@ def rotated(problem: Problem) -> Problem:
         coordinates = coordinates @ left.T
     dim = coordinates.shape[1]
     inputs = (coordinates * math.sqrt(dim / flat.shape[1])).to(problem.tensor)
-    network = ChainNetwork(replace(problem.chain, input_dim=dim), problem.network.paths)
+    network = ChainNetwork(replace(chain, input_dim=dim), problem.network.paths)
     return replace(problem, inputs=inputs, network=network)
 
 

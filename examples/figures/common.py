@@ -29,11 +29,22 @@ ACTIVATIONS = {"linear": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh}
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the table: what the paper says, what we find, and whether the two are the same."""
+    """One line of the table: what the paper says, what we find, and whether the two are the same.
+
+    Attributes:
+        said: in the paper; the letter of a panel or the number of a section first.
+        found: with numbers.
+        holds: by a condition that the script states; None where the paper says nothing.
+    """
 
     said: str
     found: str
-    holds: bool
+    holds: bool | None
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+        return {True: "yes", False: "no", None: "-"}[self.holds]
 
 
 @dataclass(frozen=True)
@@ -184,7 +195,7 @@ def finish(
     for name in ("the paper says", "we find", "same?"):
         shown.add_column(name)
     for claim in claims:
-        shown.add_row(claim.said, claim.found, "yes" if claim.holds else "no")
+        shown.add_row(claim.said, claim.found, claim.verdict)
     console = Console()
     console.print(shown)
     folder = Path(options.folder)

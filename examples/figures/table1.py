@@ -157,7 +157,8 @@ def exponents(method: Method, shrink: int) -> dict[str, tuple[float, float]]:
 
 def law(powers: dict[str, float]) -> str:
     """P^a T^b."""
-    return " ".join(f"{name}^{power:.1f}".removesuffix(".0") for name, power in powers.items() if power) or "1"
+    shown = {name: f"{power:.1f}".removesuffix(".0") for name, power in powers.items()}
+    return " ".join(name if power == "1" else f"{name}^{power}" for name, power in shown.items() if power != "0") or "1"
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Claim]:
@@ -171,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Claim]:
         for kind, (cost, said) in enumerate((("Time", method.time), ("Memory", method.memory))):
             powers = {key: max(0.0, pair[kind]) for key, pair in found.items()}
             title = f"{cost} for kernels, {name}: " + ("not in the table" if said is None else f"O({law(said)})")
-            holds = said is None or all(power <= said[key] + 0.35 for key, power in powers.items())
+            holds = None if said is None else all(power <= said[key] + 0.35 for key, power in powers.items())
             claims.append(Claim(title, law(powers), holds))
     finish(options, "Exponents of cost, two hidden layers", clock, None, claims)
     return claims

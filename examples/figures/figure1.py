@@ -211,12 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Claim]:
         __doc__,
         "figure1",
         arguments,
-        width=Option(2500, 512, "N of panels a to e and g, h"),
-        widest=Option(1024, 128, "the largest N of panels f and i"),
+        width=Option(2500, 384, "N of panels a to e and g, h"),
+        widest=Option(1024, 64, "the largest N of panels f and i"),
         networks=Option(10, 3, "of each width"),
         neurons=Option(8192, 1024, "sample that stands for infinite width"),
         samples=Option(10, 6, "P"),
-        steps=Option(150, 40, "of gradient descent"),
+        steps=Option(150, 30, "of gradient descent"),
         lr=Option(0.03, 0.08, "base learning rate; time is lr * step"),
     )
     clock = Clock.started()

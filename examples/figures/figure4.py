@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import torch_dmft as dmft
+from torch_dmft.comparison import relative_error
 
 RICH = 1.5
 """Gamma0 of the kernels shown."""
@@ -67,6 +68,12 @@ def alignments(one: dmft.Trajectory, other: dmft.Trajectory, time: int = -1) -> 
     """A(H, H) at one of the recorded times, mean of the layers."""
     pairs = zip(hidden(one), hidden(other), strict=True)
     return sum(dmft.alignment(a.matrix(time), b.matrix(time)) for a, b in pairs) / len(hidden(one))
+
+
+def distance(one: dmft.Trajectory, other: dmft.Trajectory, time: int = -1) -> float:
+    """|H - H'| / |H'| at one of the recorded times, mean of the layers; unlike alignment it sees a wrong scale."""
+    pairs = zip(hidden(one), hidden(other), strict=True)
+    return sum(relative_error(a.matrix(time), b.matrix(time)) for a, b in pairs) / len(hidden(one))
 
 
 def leading_order(depths: Sequence[int]) -> tuple[list[float], list[float], list[float]]:
@@ -114,7 +121,11 @@ def claims(runs: dict[float, Runs], early: int) -> list[Claim]:
         for name in runs[SHOWN]
         if name != NETWORK
     }
-    start, end = (1 - alignments(runs[RICH][INDEPENDENT], runs[RICH][FULL], time) for time in (early, -1))
+    far = {name: distance(runs[RICH][name], runs[RICH][NETWORK]) for name in off}
+    lazy, start, end = (
+        distance(runs[gamma0][INDEPENDENT], runs[gamma0][FULL], time)
+        for gamma0, time in ((gammas[0], -1), (RICH, early), (RICH, -1))
+    )
     rms = {name: apart(runs[RICH][name], runs[RICH][NETWORK]) for name in off}
     others = [name for name in off if name != FULL]
     at = f"at gamma0 = {gammas[0]:g} to {gammas[-1]:g}"
@@ -139,14 +150,20 @@ def claims(runs: dict[float, Runs], early: int) -> list[Claim]:
             max(off[FULL]) < 0.02 and all(off[name][-1] > 2 * off[FULL][-1] for name in others),
         ),
         Claim(
+            f"(b, c) ... and has the kernels at gamma0 = {RICH:g}",
+            "H after training is off the network's by " + ", ".join(f"{far[name]:.0%} ({name})" for name in off),
+            far[FULL] < 0.1 and all(far[name] > 2 * far[FULL] for name in others),
+        ),
+        Claim(
             "(d) All theories coincide as gamma0 -> 0",
             f"at gamma0 = {gammas[0]:g} they are apart by {max(off[n][0] for n in off) - min(off[n][0] for n in off):.4f} in A",
             max(off[n][0] for n in off) - min(off[n][0] for n in off) < 0.01,
         ),
         Claim(
-            "5.1: gradient independence works near t = 0 and fails later",
-            f"1 - A with the full theory at gamma0 = {RICH:g}: {start:.4f} at record {early}, {end:.4f} at the end",
-            start < end / 2,
+            "5.1: gradient independence works near gamma0 = 0 or t = 0 and fails later",
+            f"H is off the full theory's by {lazy:.1%} at the end at gamma0 = {gammas[0]:g}; at {RICH:g} by {start:.1%} at "
+            f"t = {float(runs[RICH][FULL].times[early]):.2g} and by {end:.1%} at the end",
+            5 * lazy < end and start < end,
         ),
         Claim(
             "5.2, eq. 12: the NTK moves by gamma0^2 L (L + 1) / 2 times its two terms",

@@ -7,7 +7,7 @@ decay: a finite network begins at a random output of order 1 / (gamma0 sqrt N), 
 
 import argparse
 import json
-import time
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ class Claim:
     Attributes:
         said: in the paper; the letter of a panel or the number of a section first.
         found: with numbers.
-        holds: by a condition that the script states; None where the paper says nothing.
+        holds: by a condition that the script states; None where the paper says nothing, or the run cannot tell.
     """
 
     said: str
@@ -56,12 +56,12 @@ class Clock:
     @classmethod
     def started(cls) -> "Clock":
         """A clock that starts now."""
-        return cls(time.process_time())
+        return cls(sum(os.times()[:4]))
 
     @property
     def seconds(self) -> float:
-        """Of all threads."""
-        return time.process_time() - self.start
+        """Of all threads, and of child processes that have ended."""
+        return sum(os.times()[:4]) - self.start
 
 
 @dataclass(frozen=True)

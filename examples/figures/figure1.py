@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Claim]:
         __doc__,
         "figure1",
         arguments,
-        width=Option(2500, 384, "N of panels a to e and g, h"),
+        width=Option(2500, 256, "N of panels a to e and g, h"),
         widest=Option(1024, 64, "the largest N of panels f and i"),
         networks=Option(10, 3, "of each width"),
         neurons=Option(8192, 1024, "sample that stands for infinite width"),

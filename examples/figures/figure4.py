@@ -229,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Claim]:
         "figure4",
         arguments,
         depth=Option(5, 2, "L"),
-        width=Option(1000, 256, "N"),
+        width=Option(1000, 512, "N"),
         samples=Option(100, 10, "P"),
         steps=Option(150, 40, "of gradient descent"),
         lr=Option(0.0005, 0.01, "base learning rate; time is lr * step"),

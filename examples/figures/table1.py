@@ -84,6 +84,11 @@ def algorithm1(sizes: Sizes) -> object:
     return dmft.solve(problem(sizes), solver)
 
 
+def converged(sizes: Sizes) -> object:
+    """Algorithm 1 until nothing changes by more than 0.1%."""
+    return dmft.solve(problem(sizes), dmft.solvers.AlternatingMonteCarlo(1000, replicas=1))
+
+
 def twin(sizes: Sizes) -> object:
     """The engine of this package, with N sampled neurons; kernels at equal times."""
     return dmft.solve(problem(sizes), dmft.solvers.InfiniteWidth(sizes["N"], 1))
@@ -97,24 +102,24 @@ def deep_linear(sizes: Sizes) -> object:
 METHODS = {
     "width-N network": Method(
         network,
-        {"P": 256, "T": 4, "N": 1024},
-        {"P": (256, 1024), "T": (4, 16), "N": (1024, 3072)},
+        {"P": 64, "T": 4, "N": 1024},
+        {"P": (512, 2048), "T": (16, 64), "N": (2048, 6144)},
         {"P": 1, "T": 1, "N": 2},
         {"P": 0, "T": 0, "N": 2},
     ),
     "static NTK": Method(
-        static, {"P": 200, "T": 100}, {"P": (300, 900), "T": (100, 1000)}, {"P": 2, "T": 0}, {"P": 2, "T": 0}
+        static, {"P": 200, "T": 100}, {"P": (600, 1800), "T": (100, 1000)}, {"P": 2, "T": 0}, {"P": 2, "T": 0}
     ),
     "perturbation": Method(
         perturbation, {"P": 16, "T": 50}, {"P": (32, 64), "T": (100, 300)}, {"P": 4, "T": 1}, {"P": 4, "T": 1}
     ),
     "full DMFT, Algorithm 1": Method(
-        algorithm1, {"P": 6, "T": 20}, {"P": (12, 24), "T": (40, 80)}, {"P": 3, "T": 3}, {"P": 2, "T": 2}
+        algorithm1, {"P": 6, "T": 20}, {"P": (16, 32), "T": (60, 120)}, {"P": 3, "T": 3}, {"P": 2, "T": 2}
     ),
     "full DMFT, InfiniteWidth": Method(
-        twin, {"P": 16, "T": 20, "N": 2048}, {"P": (32, 64), "T": (40, 120), "N": (4096, 12288)}
+        twin, {"P": 16, "T": 20, "N": 2048}, {"P": (32, 64), "T": (40, 120), "N": (8192, 32768)}
     ),
-    "full DMFT, DeepLinear": Method(deep_linear, {"P": 20, "T": 100}, {"P": (40, 120), "T": (100, 300)}),
+    "full DMFT, DeepLinear": Method(deep_linear, {"P": 20, "T": 100}, {"P": (100, 300), "T": (200, 600)}),
 }
 
 
@@ -155,6 +160,32 @@ def exponents(method: Method, shrink: int) -> dict[str, tuple[float, float]]:
     return found
 
 
+def caption(shrink: int) -> list[Claim]:
+    """What the caption concludes."""
+    samples, steps, width = 6, max(4, 20 // shrink), 4096 // shrink
+    sizes = {"P": samples, "T": steps, "N": width}
+    plain, _ = measured(network, sizes)
+    equal = []
+    for run in (converged, twin):
+        taken, _ = measured(run, sizes)
+        equal.append(width * (taken / plain) ** 0.5)  # a network's time is O(N^2)
+    wide = {"P": max(4, 64 // shrink), "T": 4}
+    full, leading = (measured(run, wide)[0] for run in (converged, perturbation))
+    return [
+        Claim(
+            "DMFT is faster than a width-N network only if N >> P T",
+            f"P = {samples}, T = {steps}: Algorithm 1 to 0.1% takes the time of a network of N = {equal[0]:.0f}, "
+            f"{equal[0] / samples / steps:.0f} P T; InfiniteWidth with {width} neurons that of N = {equal[1]:.0f}",
+            equal[0] > samples * steps,
+        ),
+        Claim(
+            "Full DMFT is cheaper than perturbation theory if T << P^(1/2)",
+            f"P = {wide['P']}, T = {wide['T']}: Algorithm 1 takes {full:.1f} s, Perturbation by sampling {leading:.1f} s",
+            full < leading,
+        ),
+    ]
+
+
 def law(powers: dict[str, float]) -> str:
     """P^a T^b."""
     shown = {name: f"{power:.1f}".removesuffix(".0") for name, power in powers.items()}
@@ -174,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Claim]:
             title = f"{cost} for kernels, {name}: " + ("not in the table" if said is None else f"O({law(said)})")
             holds = None if said is None else all(power <= said[key] + 0.35 for key, power in powers.items())
             claims.append(Claim(title, law(powers), holds))
+    claims += caption(options.shrink)
     finish(options, "Exponents of cost, two hidden layers", clock, None, claims)
     return claims
 

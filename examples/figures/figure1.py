@@ -211,19 +211,19 @@ def main(arguments: Sequence[str] | None = None) -> list[Claim]:
         __doc__,
         "figure1",
         arguments,
-        width=Option(2500, 256, "N of panels a to e and g, h"),
+        width=Option(2500, 512, "N of panels a to e and g, h"),
         widest=Option(1024, 64, "the largest N of panels f and i"),
-        networks=Option(10, 3, "of each width"),
+        networks=Option(10, 2, "of each width"),
         neurons=Option(8192, 1024, "sample that stands for infinite width"),
         samples=Option(10, 6, "P"),
-        steps=Option(150, 30, "of gradient descent"),
+        steps=Option(150, 24, "of gradient descent"),
         lr=Option(0.03, 0.08, "base learning rate; time is lr * step"),
     )
     clock = Clock.started()
     inputs, targets = load(options, options.samples)
     probe, features = dmft.Probe(inputs, targets), inputs[0].numel()
     settings = {"lr": options.lr, "steps": options.steps, "two_time": True}
-    settings["record"] = range(0, options.steps + 1, max(1, options.steps // 25))
+    settings["record"] = range(0, options.steps + 1, max(1, options.steps // 24))
     networks, theories = {}, {}
     for gamma0 in (0.2, 1.0, 2.0):
         recorder = trained(chain(features, options.width, DEPTH, "tanh"), probe, gamma0=gamma0, seed=0, **settings)

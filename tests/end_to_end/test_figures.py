@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from torch_dmft.core.errors import InvalidInputError
+
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "examples" / "figures"
 SCRIPTS = sorted(path.stem for path in FIGURES.glob("*.py") if path.stem != "common")
@@ -126,3 +128,10 @@ def test_the_gallery_says_what_full_runs_found():
             assert f"| {said} | {found} | {verdicts[claim['holds']]} |" in page
             rows -= 1
     assert rows == 0
+
+
+def test_missing_data_are_told(scope, tmp_path):
+    with pytest.raises(InvalidInputError, match=r"CIFAR-10"):
+        scope("figure2")["main"](
+            ["--quick", "--data", "cifar10", "--data-dir", str(tmp_path), "--folder", str(tmp_path)]
+        )

@@ -73,18 +73,21 @@ def start_at_zero(problem: Problem, twin: Plan) -> None:
 
 
 def rotated(problem: Problem) -> Problem:
-    """The same problem with the inputs of a chain in an orthonormal basis of their span, if that is smaller.
+    """The same problem with the inputs of a chain as rows, in an orthonormal basis of their span if that is smaller.
 
     A Gaussian first layer does not see rotations of the input, and coordinates that no row uses are never trained. Of
     independent rows the basis is the one in which each has a coordinate of its own, as far as that goes: the symmetric root
     of their Gram matrix. Adam, which treats every entry of a weight by itself, sees rotations, and so do uniform weights.
     """
-    if problem.chain is None:
+    chain = problem.chain
+    if chain is None:
         return problem
+    flat = problem.tensor.flatten(1)
+    if problem.tensor.ndim > 2:  # images before nn.Flatten, which is no part of a chain
+        problem = replace(problem, inputs=flat)
     first = f"{problem.network.paths[0]}.weight"
     if problem.training.kind(first) not in ("SGD", "Muon") or problem.training.starts.get(first) == UNIFORM:
         return problem
-    flat = problem.tensor.flatten(1)
     if flat.shape[1] <= len(flat):
         return problem
     left, singular, _ = torch.linalg.svd(flat.double(), full_matrices=False)
@@ -94,7 +97,7 @@ def rotated(problem: Problem) -> Problem:
         coordinates = coordinates @ left.T
     dim = coordinates.shape[1]
     inputs = (coordinates * math.sqrt(dim / flat.shape[1])).to(problem.tensor)
-    network = ChainNetwork(replace(problem.chain, input_dim=dim), problem.network.paths)
+    network = ChainNetwork(replace(chain, input_dim=dim), problem.network.paths)
     return replace(problem, inputs=inputs, network=network)
 
 

@@ -255,7 +255,7 @@ def test_the_page_on_transfer_says_what_was_measured():
 def test_infinite_digits(tmp_path, capsys):
     arguments = f"--samples 40,160 --gammas 1 --draws 2 --neurons 256 --epochs 20 --width 64 --logdir {tmp_path}"
     found = example("infinite_digits")(arguments.split())
-    assert len(found) == 3
+    assert len(found) == 4
     for name, (few, many) in found.items():
         if name.startswith("N = inf"):
             assert many[0] < few[0] < 0.6

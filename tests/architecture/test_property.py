@@ -166,6 +166,12 @@ def hold(ahead: str, pieces: Sequence[str], behind: str, frozen: int) -> Archite
     return found
 
 
+@pytest.mark.parametrize("cut", ["data", "detached", "no gradients"])
+def test_a_frozen_front_that_is_detached_hides_no_number(cut: str) -> None:
+    """The copy at another width is as frozen as the model: if it were not, nothing would be compared."""
+    assert hold("all", [cut, "over root"], "all", frozen=1) is None
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     ahead=st.sampled_from(sorted(AHEAD)) | st.just("all"),

@@ -99,7 +99,9 @@ def test_costs_are_measured(scope):
         sum(range(20_000 * sizes["T"]))
         return kept
 
-    method = names["Method"](run, {"P": 10, "T": 1}, {"P": (2000, 4000), "T": (100, 400)})
+    method = names["Method"](
+        run, {"P": 10, "T": 1}, {"P": (4000, 8000), "T": (100, 400)}
+    )  # 64 MB and more, which no heap has to spare
     found = names["exponents"](method, 1)
     assert found["P"][1] == pytest.approx(2, abs=0.3)
     assert found["T"][0] == pytest.approx(1, abs=0.3)

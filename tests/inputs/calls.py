@@ -28,15 +28,17 @@ def _deep(blocks: int) -> dmft.Problem:
     )
 
 
-class _Branch(nn.Linear):
+class _Branch(nn.Module):
     """h + W tanh(h)."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, width, bias=False)
+        super().__init__()
+        self.weight = nn.Linear(width, width, bias=False)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """With its branch."""
-        return h + super().forward(h.tanh())
+        changed: torch.Tensor = h + self.weight(h.tanh())
+        return changed
 
 
 def network(width: int = 16) -> nn.Sequential:

@@ -94,11 +94,10 @@ def test_vectors_and_embeddings_keep_their_own_init() -> None:
             size = rule.std if rule.role is Role.EMBEDDING else 1.0
             assert rule.lr == pytest.approx(size**2 * 0.5**2 * 12)
             assert rule.adam_lr == pytest.approx(size * 0.5)
-            uniform = (
-                rule.name.endswith("bias") and rule.std > 0
-            )  # torch's own: the size is that of what it was drawn from
             found = own[rule.name].square().mean().sqrt().item()
-            assert rule.std == pytest.approx(found, rel=0.2 if uniform else 1e-6)
+            if rule.name.endswith("bias") and found:  # torch's own: the size is that of what it was drawn from
+                found = model.get_submodule(rule.name.removesuffix(".bias")).in_features ** -0.5 / 3**0.5
+            assert rule.std == pytest.approx(found, rel=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

@@ -292,7 +292,8 @@ class TestTheCommand:
     def test_what_cannot_run(self, words: list[str], capsys) -> None:
         assert cli.main([*words, "tests.referee.sweeps:valey"]) == 2
         assert "tests.referee.sweeps:valley" in capsys.readouterr().err
-        assert cli.main([*words, "tests.referee.sweeps:valley", "--seeds", "1"]) == 2
+        one_seed_decides_nothing = cli.main([*words, "tests.referee.sweeps:valley", "--seeds", "1"])
+        assert one_seed_decides_nothing == 3
 
 
 def batches(seed: int) -> list[torch.Tensor]:

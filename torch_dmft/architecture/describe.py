@@ -157,6 +157,8 @@ def _wide_copy(model: nn.Module, found: Architecture, example_input: Example) ->
     try:
         wide = widened(model, found, _ratio_of_the_copy(found) * found.width)
         materialise(wide, next(model.parameters()), COPIED)
+        for name, parameter in wide.named_parameters():  # what a front that is frozen may detach, a trained one may not
+            parameter.requires_grad_(model.get_parameter(name).requires_grad)
         trace = watch(wide, example_input, set(), gradients=False)
     except (UnsupportedModelError, InvalidInputError):
         return None

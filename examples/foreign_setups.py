@@ -142,7 +142,7 @@ def batches(name: str) -> Callable[[int], list[tuple[Any, Tensor]]]:
     def made(seed: int) -> list[tuple[Any, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
         if name.startswith("GPT-2"):
-            tokens = torch.randint(TOKENS, (8, LENGTH), generator=generator)
+            tokens = torch.randint(TOKENS, (2, 8), generator=generator)  # few beside the width
             return [({"input_ids": tokens, "labels": tokens}, tokens)]
         shape = (16, 3, 8, 8) if "CNN" in name else (16, 16)
         return [(torch.randn(shape, generator=generator), torch.randint(CLASSES, (16,), generator=generator))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -394,5 +395,7 @@ def work(rank: int, folder: str) -> None:
     try:
         found = outcomes(init_device_mesh("cpu", (PROCESSES,)))
         torch.save(found, Path(folder) / f"{rank}.pt")
+        distributed.barrier()
     finally:
         distributed.destroy_process_group()
+    os._exit(0)  # at the end of a process torch now and then aborts over a thread that still runs

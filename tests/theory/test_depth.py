@@ -113,6 +113,7 @@ def test_it_is_printed_and_has_the_shallowest_networks_weights():
         ((1, 2, 4), lambda blocks: problem(blocks, lr=0.1, steps=blocks), "steps 2 instead of 1"),
         ((1, 2, 4), lambda blocks: problem(blocks, gamma0=float(blocks)), "gamma0 2"),
         ((1, 2, 4), lambda blocks: problem(blocks, seed=blocks), "other data"),
+        ((1, 2, 4), lambda blocks: problem(blocks, lr=0.1 / blocks), "another lr"),
         ((2, 4, 8), lambda blocks: problem(blocks // 2), "equal blocks"),
         ((1, 2, 4), lambda blocks: problem(blocks, block=Pair if blocks > 1 else Block), "alike at every depth"),
         ((1, 2, 4), lambda blocks: blocks, "must return a Problem"),

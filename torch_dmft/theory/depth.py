@@ -13,6 +13,7 @@ from torch_dmft.core.arguments import checked, typed
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.prints import prints_agree
+from torch_dmft.core.series import first_difference
 from torch_dmft.core.trajectory import LayerKernels, Trajectory, combine
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.solve import solve
@@ -159,8 +160,16 @@ def _refuse_others(problems: Sequence[Problem], counts: Sequence[int]) -> None:
             ("rows", problem.samples, first.samples),
         ]
         other = [f"{name} {mine} instead of {theirs}" for name, mine, theirs in facts if mine != theirs]
-        if not prints_agree(problem.training.data_print, first.training.data_print):
+        mine, theirs = problem.training, first.training
+        if not prints_agree(mine.data_print, theirs.data_print):
             other.append("other data")
+        if not prints_agree(mine.loss_print, theirs.loss_print):
+            other.append("another loss")
+        if mine.optimizers != theirs.optimizers:
+            other.append(f"optimizer {mine.optimizers} instead of {theirs.optimizers}")
+        for name in sorted({*mine.numbers, *theirs.numbers}):
+            if first_difference(mine.number(name), theirs.number(name), max(problem.steps, 1)) is not None:
+                other.append(f"another {name}")
         if other:
             raise InvalidInputError(
                 "Problems of several depths must differ in nothing but their number of blocks.",

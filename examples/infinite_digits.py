@@ -1,11 +1,12 @@
-"""Infinitely wide networks read digits: test error against the number of training samples.
+"""Infinitely wide networks read digits, or tell pictures apart: test error against the number of training samples.
 
     python examples/infinite_digits.py --samples 50,100,200,400
+    python examples/infinite_digits.py --data fashion --data-dir data --samples 100,300,1000
 
 Beside each other are regression with the kernel of the last features at the start (the NNGP: only the readout learns), the
 tangent kernel at the start (gamma0 -> 0: kernel regression), infinitely wide networks that learn features at several gamma0,
-and finite networks in PyTorch's own parameterization. All see the same digits; error bars
-are standard errors over draws of the training samples.
+and finite networks in PyTorch's own parameterization. All see the same images; error bars
+are standard errors over draws of the training samples. Fashion-MNIST and CIFAR-10 are read by torchvision.
 """
 
 import argparse
@@ -19,20 +20,25 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, label_binarize
+from sklearn.preprocessing import label_binarize
 
 import torch_dmft as dmft
+from torch_dmft import data
 
 LAZY = 0.05
 """A gamma0 at which features stay where they are."""
 
 
-def scaled(pixels: np.ndarray) -> np.ndarray:
-    """Pixels of digits, 0..16, around zero and of order one."""
-    return (pixels - 5.0) / 6.0
+PIXELS = {"digits": (5.0, 6.0), "fashion": (73.0, 90.0), "cifar10": (121.0, 64.0)}
+"""Mean and standard deviation of the pixels of each data set, about."""
+
+
+def load(name: str, folder: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images ``(sample, pixel)`` around zero and of order one, and their classes 0 to 9."""
+    images, classes = data.images(name, folder)
+    center, size = PIXELS[name]
+    return (images.flatten(1).double().numpy() - center) / size, classes.numpy()
 
 
 class GaussianProcess(ClassifierMixin, BaseEstimator):
@@ -45,15 +51,15 @@ class GaussianProcess(ClassifierMixin, BaseEstimator):
     def __init__(self, noise: float = 0.01) -> None:
         self.noise = noise
 
-    def fit(self, images: np.ndarray, digits: np.ndarray) -> "GaussianProcess":
+    def fit(self, images: np.ndarray, classes: np.ndarray) -> "GaussianProcess":
         """Keep the rows: all work is done where others are asked for."""
-        self.classes_, self._images = np.unique(digits), images
-        self._signs = 2.0 * label_binarize(digits, classes=range(10))[:, self.classes_] - 1
+        self.classes_, self._images = np.unique(classes), images
+        self._signs = 2.0 * label_binarize(classes, classes=range(10))[:, self.classes_] - 1
         return self
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The class of the largest mean."""
-        rows = torch.tensor(scaled(np.concatenate([self._images, images])))
+        rows = torch.tensor(np.concatenate([self._images, images]))
         zeros = rows.new_zeros(len(rows), 1)
         problem = dmft.Problem.mlp(rows, zeros, depth=2, activation="relu", gain=math.sqrt(2), steps=1)
         start = dmft.solve(problem, dmft.solvers.StaticNTK(), record=0)
@@ -75,10 +81,9 @@ def classifiers(
         )
 
     def finite(seed: int) -> ClassifierMixin:
-        network = MLPClassifier(
+        return MLPClassifier(
             (width, width), early_stopping=True, n_iter_no_change=10, max_iter=epochs, random_state=seed
         )
-        return make_pipeline(FunctionTransformer(scaled), network)
 
     names: dict[str, Callable[[int], ClassifierMixin]] = {
         "N = inf, readout alone (the NNGP)": lambda _: GaussianProcess(),
@@ -91,7 +96,10 @@ def classifiers(
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[tuple[float, float]]]:
     """Returns name -> (test error, its standard error) at each number of samples."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=sorted(PIXELS), default="digits", help="default: %(default)s")
+    parser.add_argument("--data-dir", default="data", help="where torchvision has put its files (default: %(default)s)")
     parser.add_argument("--samples", default="50,100,200,400", help="training samples")
+    parser.add_argument("--asked", type=int, default=2000, help="other images that are asked for, at most")
     parser.add_argument("--gammas", default="0.5,2")
     parser.add_argument("--draws", type=int, default=3, help="of training samples, from which the error bars come")
     parser.add_argument("--neurons", type=int, default=1024, help="sample that stands for infinite width")
@@ -102,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[tuple[float, 
     counts = [int(count) for count in options.samples.split(",")]
     gammas = [float(gamma) for gamma in options.gammas.split(",")]
     console = Console()
-    images, digits = load_digits(return_X_y=True)
+    images, classes = load(options.data, options.data_dir)
 
     made = classifiers(gammas, options.neurons, options.epochs, options.width)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
@@ -111,14 +119,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[tuple[float, 
             errors = []
             for draw in range(options.draws):
                 order = np.random.default_rng(draw).permutation(len(images))
-                rows, others = order[:count], order[count:]
+                rows, others = order[:count], order[count:][: options.asked]
                 with console.status(f"{count} samples, {name}: draw {draw + 1} of {options.draws}"):
-                    classifier = make(draw).fit(images[rows], digits[rows])
-                errors.append(1 - classifier.score(images[others], digits[others]))
+                    classifier = make(draw).fit(images[rows], classes[rows])
+                errors.append(1 - classifier.score(images[others], classes[others]))
             spread = float(np.std(errors, ddof=1) / np.sqrt(len(errors))) if len(errors) > 1 else 0.0
             found[name].append((float(np.mean(errors)), spread))
 
-    table = Table("classifier", *(f"{count} samples" for count in counts), title="test error on the other digits")
+    table = Table(
+        "classifier", *(f"{count} samples" for count in counts), title=f"test error on other images, {options.data}"
+    )
     for name, row in found.items():
         table.add_row(name, *(f"{error:.1%} ± {spread:.1%}" for error, spread in row))
     console.print(table)

@@ -1,6 +1,7 @@
 """The images of demo and examples: centred, of unit norm, balanced, and refused with a remedy where they are missing."""
 
 import pickle
+import struct
 import sys
 from pathlib import Path
 
@@ -44,7 +45,12 @@ def test_the_seed_decides_the_synthetic_images():
 
 @pytest.mark.parametrize(
     ("name", "samples", "message"),
-    [("digits", 7, "8 samples"), ("digits", 2, "4 samples"), ("digits", 2000, "at most 356"), ("mnist", 8, "digits, ")],
+    [
+        ("digits", 7, "8 samples"),
+        ("digits", 2, "4 samples"),
+        ("digits", 2000, "at most 356"),
+        ("mnist", 8, '"digits", '),
+    ],
 )
 def test_what_cannot_be_had_is_refused_with_a_remedy(name, samples, message):
     with pytest.raises(InvalidInputError, match=f"Remedy: .*{message}"):
@@ -65,6 +71,19 @@ def write_cifar10(folder: Path, per_class: int) -> np.ndarray:
     return pixels
 
 
+def write_fashion_mnist(folder: Path, per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """Small files in Fashion-MNIST's format: big-endian headers, then bytes."""
+    labels = np.arange(10, dtype=np.uint8).repeat(per_class)
+    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 28, 28), dtype=np.uint8)
+    home = folder / "FashionMNIST" / "raw"
+    home.mkdir(parents=True)
+    for name in ("train", "t10k"):
+        head = struct.pack(">4i", 0x803, len(labels), 28, 28)
+        (home / f"{name}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        (home / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, len(labels)) + labels.tobytes())
+    return pixels, labels
+
+
 @pytest.fixture
 def cifar10(monkeypatch):
     """CIFAR10 of torchvision, content with files of its format whatever their checksum."""
@@ -83,6 +102,29 @@ def test_cifar10_is_read_by_torchvision(tmp_path):
     images = images - images.mean(0)
     images = images / np.sqrt((images**2).mean((1, 2, 3), keepdims=True))
     np.testing.assert_allclose(inputs, images, atol=1e-5)
+
+
+def test_fashion_mnist_is_read_by_torchvision(tmp_path):
+    pytest.importorskip("torchvision.datasets.mnist")
+    pixels, labels = write_fashion_mnist(tmp_path, per_class=3)
+    images, classes = data.images("fashion", tmp_path)
+    assert images.shape == (30, 1, 28, 28)
+    np.testing.assert_array_equal(images[:, 0], pixels)
+    np.testing.assert_array_equal(classes, labels)
+    inputs, targets = data.load("fashion", 6, tmp_path, classes=(2, 7))
+    assert inputs.shape == (6, 1, 28, 28)
+    assert targets.flatten().tolist() == [-1, 1] * 3
+    with pytest.raises(InvalidInputError, match=r"Fashion-MNIST is not in .*FashionMNIST\(.*download=True"):
+        data.images("fashion", tmp_path / "nowhere")
+
+
+def test_images_of_digits_are_as_they_are():
+    images, classes = data.images("digits")
+    assert images.shape == (1797, 1, 8, 8)
+    assert (float(images.min()), float(images.max())) == (0, 16)
+    assert classes[:10].tolist() == list(range(10))
+    with pytest.raises(InvalidInputError, match=r"`name` must be one of"):
+        data.images("synthetic")
 
 
 @pytest.mark.usefixtures("cifar10")

@@ -110,7 +110,7 @@ def _widths(text: str) -> tuple[int, ...]:
 _path.__name__, _widths.__name__ = "path", "list of widths"
 
 _HELP = {
-    "data": "digits (scikit-learn), synthetic, or cifar10 (torchvision; see --data-dir)",
+    "data": "digits (scikit-learn), synthetic, or cifar10 or fashion (torchvision; see --data-dir)",
     "samples": "training images, half of each of two classes",
     "width": "neurons per hidden layer of the network",
     "networks": "such as 40: train so many more networks of this width, and tell whether the width explains the gap",
@@ -126,7 +126,7 @@ _HELP = {
     "seed": "seed of all random numbers",
     "device": "cpu, cuda, cuda:1, ...",
     "logdir": "where logs, figures and trajectories go (default: a folder of runs/ named by the settings)",
-    "data_dir": "where the CIFAR-10 files are",
+    "data_dir": "where the files of CIFAR-10 or Fashion-MNIST are",
 }
 
 

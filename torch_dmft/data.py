@@ -1,7 +1,8 @@
-"""Two-class image problems for demo and examples: centred images of unit norm, targets -1 and +1."""
+"""Images for demo and examples: a data set as it is, or two classes of it, centred and of unit norm, with targets -1 and 1."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -10,7 +11,11 @@ from torch import Tensor
 
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.numbers import require_choice
 from torch_dmft.settings import Data
+
+_TORCHVISION = {"cifar10": ("CIFAR-10", "CIFAR10"), "fashion": ("Fashion-MNIST", "FashionMNIST")}
+"""What is read by torchvision: its title, and the class."""
 
 
 @checked
@@ -22,10 +27,11 @@ def load(
     Pixels are centred over the images and each image scaled to x . x / D = 1, so that Phi^0 has a unit diagonal.
 
     Args:
-        name: ``"digits"`` (scikit-learn's 8x8 images, shipped with it), ``"cifar10"`` (torchvision's CIFAR-10, which must lie
-            in ``folder``), or ``"synthetic"`` (8x8 Gaussian images of two overlapping classes, no dependency).
+        name: ``"digits"`` (scikit-learn's 8x8 images, shipped with it), ``"cifar10"``, ``"fashion"`` (CIFAR-10 and
+            Fashion-MNIST, read by torchvision, which must lie in ``folder``), or ``"synthetic"`` (8x8 Gaussian images of
+            two overlapping classes, no dependency).
         samples: P, an even number.
-        folder: where the CIFAR-10 files are, as torchvision puts them.
+        folder: where the files of CIFAR-10 and Fashion-MNIST are, as torchvision puts them.
         classes: the class that becomes -1 and the one that becomes +1.
         seed: of the synthetic images.
 
@@ -35,10 +41,7 @@ def load(
     Raises:
         InvalidInputError: if the data are not there or not enough; the message tells how to get them.
     """
-    if name not in get_args(Data):
-        raise InvalidInputError(
-            "`name` must be one of the data sets.", got=repr(name), remedy=", ".join(get_args(Data))
-        )
+    require_choice("name", name, get_args(Data))
     if samples < 4 or samples % 2:
         raise InvalidInputError(
             "`samples` must be an even number of at least 4, half from each of two classes.",
@@ -46,10 +49,7 @@ def load(
             remedy=f"{max(4, samples + samples % 2)} samples",
         )
     half = samples // 2
-    if name == "synthetic":
-        images, labels = _synthetic(half, seed)
-    else:
-        images, labels = _digits() if name == "digits" else _cifar10(Path(folder))
+    pictures, labels = _synthetic(half, seed) if name == "synthetic" else images(name, folder)
     picked = []
     for label in classes:
         found = (labels == label).nonzero().flatten()[:half]
@@ -60,11 +60,29 @@ def load(
                 remedy=f"at most {2 * len(found)} samples",
             )
         picked.append(found)
-    inputs = images[torch.stack(picked, dim=1).flatten()].to(torch.float32)
+    inputs = pictures[torch.stack(picked, dim=1).flatten()].to(torch.float32)
     inputs = inputs - inputs.mean(0)
     inputs = inputs / inputs.square().mean((1, 2, 3), keepdim=True).sqrt()
     targets = torch.tensor([-1.0, 1.0]).repeat(half).unsqueeze(1)
     return inputs, targets
+
+
+@checked
+def images(name: str, folder: str | Path = "data") -> tuple[Tensor, Tensor]:
+    """All training images of a data set as they are, and their classes.
+
+    Args:
+        name: ``"digits"``, ``"cifar10"`` or ``"fashion"``, see ``load``.
+        folder: where the files of CIFAR-10 and Fashion-MNIST are.
+
+    Returns:
+        pixels ``(sample, channel, height, width)``, of digits 0 to 16, of others 0 to 255, and labels ``(sample,)``.
+
+    Raises:
+        InvalidInputError: if the data are not there; the message tells how to get them.
+    """
+    require_choice("name", name, ("digits", *_TORCHVISION))
+    return _digits() if name == "digits" else _of_torchvision(name, Path(folder))
 
 
 def _digits() -> tuple[Tensor, Tensor]:
@@ -79,23 +97,25 @@ def _digits() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(digits.images).unsqueeze(1), torch.from_numpy(digits.target)
 
 
-def _cifar10(folder: Path) -> tuple[Tensor, Tensor]:
+def _of_torchvision(name: str, folder: Path) -> tuple[Tensor, Tensor]:
+    title, kind = _TORCHVISION[name]
     try:
-        from torchvision.datasets import CIFAR10
+        datasets = import_module("torchvision.datasets")
     except (ImportError, RuntimeError) as error:
         raise InvalidInputError(
-            f"CIFAR-10 is read by torchvision, which cannot be imported: {error}.",
+            f"{title} is read by torchvision, which cannot be imported: {error}.",
             remedy="pip install 'torch_dmft[vision]' with a torchvision that fits your torch",
         ) from error
     try:
-        dataset = CIFAR10(str(folder), train=True, download=False)
+        dataset = getattr(datasets, kind)(str(folder), train=True, download=False)
     except RuntimeError as error:
         raise InvalidInputError(
-            f"CIFAR-10 is not in {folder}.",
+            f"{title} is not in {folder}.",
             got=str(error),
-            remedy=f'python -c "from torchvision.datasets import CIFAR10; CIFAR10({str(folder)!r}, download=True)"',
+            remedy=f'python -c "from torchvision.datasets import {kind}; {kind}({str(folder)!r}, download=True)"',
         ) from error
-    return torch.from_numpy(dataset.data).permute(0, 3, 1, 2), torch.tensor(dataset.targets)
+    pixels, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
+    return pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels.unsqueeze(1), labels
 
 
 def _synthetic(half: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Literal
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import SMALLEST, require_number, require_seed, require_whole
 
-Data = Literal["digits", "synthetic", "cifar10"]
+Data = Literal["digits", "synthetic", "cifar10", "fashion"]
 
 _PLACES = ("device", "logdir", "data_dir")
 _MOST = {"width": 10**6, "depth": 1000, "steps": 10**9, "records": 10**9, "neurons": 2**20, "replicas": 10**6}
@@ -21,7 +21,7 @@ class Settings:
     """What the demo runs; every field is an option of ``torch-dmft demo``.
 
     Attributes:
-        data: ``"digits"``, ``"synthetic"`` or ``"cifar10"``, see ``torch_dmft.data``.
+        data: ``"digits"``, ``"synthetic"``, ``"cifar10"`` or ``"fashion"``, see ``torch_dmft.data``.
         samples: P, training images, half of each of two classes.
         width: N, neurons per hidden layer.
         networks: further networks of the same width to train, to tell what width explains; 0 for none, at least 19 to tell.
@@ -37,7 +37,7 @@ class Settings:
         seed: of the network's and the theory's random numbers.
         device: where everything runs.
         logdir: where logs, figures and trajectories go; None for a folder of ``runs`` named by the settings.
-        data_dir: where CIFAR-10 lies.
+        data_dir: where CIFAR-10 and Fashion-MNIST lie.
 
     Raises:
         InvalidInputError: for a number out of its range.

@@ -79,8 +79,10 @@ def options_of(
     """The options of a script: its own sizes, and those that all have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes: seconds, and rough numbers")
-    parser.add_argument("--data", choices=["digits", "cifar10"], default="digits", help="default: %(default)s")
-    parser.add_argument("--data-dir", default="data", help="where torchvision has put CIFAR-10 (default: %(default)s)")
+    parser.add_argument(
+        "--data", choices=["digits", "cifar10", "fashion"], default="digits", help="default: %(default)s"
+    )
+    parser.add_argument("--data-dir", default="data", help="where torchvision has put its files (default: %(default)s)")
     parser.add_argument("--folder", default=f"runs/figures/{name}", help="for the results (default: %(default)s)")
     for key, size in sizes.items():
         shown = f"{size.help} (default: {size.usual:g}, quick: {size.quick:g})"
@@ -96,7 +98,8 @@ def options_of(
 def load(options: argparse.Namespace, samples: int) -> tuple[Tensor, Tensor]:
     """Images of two classes, ``(sample, channel, height, width)``, and targets -1, 1, ``(sample, 1)``.
 
-    The first two classes of CIFAR-10, as in the paper; of the digits 5 and 9, since 0 and 1 are told apart without features.
+    The first two classes of CIFAR-10, as in the paper, and of Fashion-MNIST; of the digits 5 and 9, since 0 and 1 are told
+    apart without features.
     """
     classes = (5, 9) if options.data == "digits" else (0, 1)
     return data.load(options.data, samples, options.data_dir, classes=classes)

@@ -84,11 +84,13 @@ def claims(
             f"{', '.join(f'{end:.3f}' for end in ends)} of the first {at}",
             ends == sorted(ends, reverse=True),
         ),
-        Claim(
-            "(b) The final kernel is more aligned with the targets at larger gamma0",
-            f"features: {', '.join(f'{each:.3f}' for each in features)} {at}, "
-            f"tangent kernel: {', '.join(f'{each:.3f}' for each in tangent)}; where K does not vanish",
-            features[len(dead) :] == sorted(features[len(dead) :]),
+        *(
+            Claim(
+                f"(b) The final kernel is more aligned with the targets at larger gamma0: {which}",
+                f"{', '.join(f'{each:.3f}' for each in aligned)} {at}; where K does not vanish",
+                aligned[len(dead) :] == sorted(aligned[len(dead) :]),
+            )
+            for which, aligned in (("features", features), ("tangent kernel", tangent))
         ),
         Claim(
             "4.2: f ends at k [K + lambda kappa]^(-1) y with the final kernel of homogeneous networks",

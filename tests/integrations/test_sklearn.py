@@ -117,6 +117,21 @@ def test_what_it_costs_is_said_before(capsys: pytest.CaptureFixture[str]) -> Non
         dmft.InfiniteWidthRegressor(neurons=2**20, replicas=64).fit(*waves(0, 4000))
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
+def test_gains_are_those_of_a_wrapped_network(activation: str) -> None:
+    from torch import nn
+
+    from torch_dmft.core.activation import ACTIVATIONS
+
+    X, y = waves(0)
+    model = nn.Sequential(nn.Linear(X.shape[1], 64), ACTIVATIONS[activation].module(), nn.Linear(64, 1))
+    plan = dmft.parameterize(model, torch.tensor(X[:2], dtype=torch.float32))
+    _, problem, _ = dmft.InfiniteWidthRegressor(**SMALL, activation=activation)._posed(X, y)
+    assert next(iter(problem.network.gains.values())) == next(
+        rule.gain for rule in plan.rules if rule.name == "0.weight"
+    )
+
+
 def test_wrong_settings_are_refused() -> None:
     X, y = waves(0)
     for name, value in {

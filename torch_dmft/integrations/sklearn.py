@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -28,6 +27,7 @@ from torch_dmft.core.numbers import require_choice, require_number, require_whol
 from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.measurement import Probe
 from torch_dmft.parameterization import parameterize
+from torch_dmft.parameterization.rules import usual_gain
 from torch_dmft.theory.cost import Cost, twin_cost
 from torch_dmft.theory.engine.fitted import Fitted, HeldOut, fit_twins
 from torch_dmft.theory.engine.twin import default_tolerance
@@ -152,7 +152,7 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
         batches = [
             batch for _ in range(self.epochs) for batch in torch.randperm(len(rows), generator=order).split(size)
         ]
-        gain = math.sqrt(2) if self.activation == "relu" else 1.0
+        gain = usual_gain(self.activation)
         loss = self._loss()
         problem = Problem.mlp(
             inputs[rows],
@@ -247,7 +247,8 @@ class InfiniteWidthClassifier(ClassifierMixin, _InfiniteWidth):  # type: ignore[
     Args:
         gamma0: feature-learning strength; small is the NTK, large is rich.
         depth: L, hidden layers.
-        activation: phi, one of ``torch_dmft.core.activation.ACTIVATIONS``.
+        activation: phi, one of ``torch_dmft.core.activation.ACTIVATIONS``; g is sqrt(2) before relu, gelu, silu and their kin,
+            as in ``parameterize``, else 1.
         lr: eta; None for a tenth of the rate at which full batches would be unstable at the start, times
             1 - momentum; a quarter of it where that diverges.
         momentum: of SGD.
@@ -268,7 +269,7 @@ class InfiniteWidthClassifier(ClassifierMixin, _InfiniteWidth):  # type: ignore[
         classes_: labels, ``(class,)``.
         n_steps_: steps that they were trained.
         lr_: eta.
-        validation_losses_: of the first twin after every epoch, if rows were held out.
+        validation_losses_: of the first twin after every epoch at ``lr_``, if rows were held out.
 
     Source: Bordelon & Pehlevan 2022, eqs. 9 and 10; rows alone: ``torch_dmft.theory.engine.closed``.
 
@@ -340,7 +341,7 @@ class InfiniteWidthRegressor(RegressorMixin, _InfiniteWidth):  # type: ignore[mi
     Attributes:
         n_steps_: steps that they were trained.
         lr_: eta.
-        validation_losses_: of the first twin after every epoch, in units of the targets' variance.
+        validation_losses_: of the first twin after every epoch at ``lr_``, in units of the targets' variance.
 
     Example:
         >>> InfiniteWidthRegressor(gamma0=1.0).fit(X, y).predict(X, return_std=True)  # doctest: +SKIP

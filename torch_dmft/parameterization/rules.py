@@ -220,7 +220,12 @@ def require_gain(gain: float | str, name: str = "gain") -> None:
         require_number(name, gain, at_least=SMALLEST, remedy='a positive number, or "auto"')
 
 
+def usual_gain(activation: str | None) -> float:
+    """Gain before an activation by name: sqrt(2) if half of what comes is passed (relu, gelu, silu, their kin), else 1."""
+    return math.sqrt(2) if activation in _SQRT2 else 1.0
+
+
 def _gain(layer: Layer | None, gain: float | str) -> float:
     if gain != "auto":
         return float(gain)
-    return math.sqrt(2) if layer is not None and layer.activation in _SQRT2 else 1.0
+    return 1.0 if layer is None else usual_gain(layer.activation)

@@ -140,7 +140,7 @@ class SiteSampler:
 
         def normals(size: int) -> Tensor:
             drawn = torch.randn(neurons // 2, size, generator=generator, dtype=torch.float64, device=self.inputs.device)
-            return _moment_matched(drawn)
+            return moment_matched(drawn)
 
         self.normals: list[tuple[Tensor, Tensor]] = []
         self.uniform: dict[int, Tensor] = {}
@@ -284,7 +284,7 @@ def _stratified(count: int, generator: torch.Generator) -> Float[Tensor, " neuro
     return math.sqrt(3) * (2 * (place + within) / count - 1)
 
 
-def _moment_matched(normals: Float[Tensor, "neuron column"]) -> Float[Tensor, "neuron column"]:
+def moment_matched(normals: Float[Tensor, "neuron column"]) -> Float[Tensor, "neuron column"]:
     """The normals with the earliest columns (half as many as there are rows, at most) made exactly orthonormal.
 
     These carry nearly all of the variance of smooth fields. What is linear in them is then averaged without error.

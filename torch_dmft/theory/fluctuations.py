@@ -135,7 +135,8 @@ def fluctuations(
         observable: any differentiable function of a trajectory at equal times, such as ``lambda run: run.losses``; None for all
             numbers of the run but single weights' parts of the NTK.
         record: steps of the trajectories, as in ``solve``; None for the start and the end.
-        neurons: S per replica and layer, even. Sigma has a relative error of about sqrt(4 / (S R)), and a bias of order 1/S.
+        neurons: S per replica and layer, even. A variance has a relative error of about 2 / sqrt(S R), and a bias of about
+            10 / S.
         replicas: R, independent runs. One alone has no standard error.
         generator: source of randomness; None for a fresh one with seed 0.
         progress: show a progress bar over entries.

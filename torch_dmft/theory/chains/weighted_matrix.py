@@ -113,8 +113,7 @@ def _met(here: Directions, there: Directions, fields: Tensor) -> Tensor:
     new, known, coefficients = here.split(fields)
     image = here.take(new.shape[1])
     if len(there.directions):
-        owed = there.images.with_all(here.weights * new) - there.directions.with_all(there.weights * image)
-        image = image + there.directions.combined(owed)
+        image = image + there.directions.combined(_owed(here, there, new, image))
     found = image @ coefficients
     if len(here.directions):
         found = found + here.images.combined(known)
@@ -122,3 +121,8 @@ def _met(here: Directions, there: Directions, fields: Tensor) -> Tensor:
         here.directions.add(new)
         here.images.add(image)
     return found
+
+
+def _owed(here: Directions, there: Directions, new: Tensor, image: Tensor) -> Float[Tensor, "direction new"]:
+    """What the images of the other side say about new directions, beyond what fresh normals happen to."""
+    return there.images.with_all(here.weights * new) - there.directions.with_all(there.weights * image)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import torch_dmft as dmft
-from torch_dmft.theory import Spectrum
+from torch_dmft.theory import Fluctuations, Spectrum, fluctuations
 
 INPUTS = torch.linspace(-1, 1, 12).reshape(4, 3) + torch.eye(4, 3)
 TARGETS = torch.tensor([1.0, -1.0, 1.0, 0.5])[:, None]
@@ -80,6 +80,10 @@ class Set:
     def spectrum(self) -> Spectrum:
         time = torch.tensor([2.0])
         return Spectrum("2", torch.tensor([2]), time, 1.0, time[:, None] + 1, time[:, None] / 4)
+
+    @cached_property
+    def fluctuations(self) -> Fluctuations:
+        return fluctuations(self.problem, neurons=8, replicas=1)
 
     @cached_property
     def static(self) -> dmft.Trajectory:
@@ -246,6 +250,16 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "covariance": lambda: (theory.covariance, {"networks": a.networks, "observable": lambda run: run.outputs[-1]}),
         "responses": lambda: (theory.responses, {"problem": a.problem, "solver": solvers.AlternatingMonteCarlo()}),
         "infinite_depth": lambda: (theory.infinite_depth, {"problem_of": _deep, "depths": (1, 2, 4)}),
+        "fluctuations": lambda: (
+            theory.fluctuations,
+            {
+                "problem": a.problem,
+                "observable": lambda run: run.losses[-1:],
+                "record": [2],
+                "neurons": 8,
+                "replicas": 1,
+            },
+        ),
         "spectrum": lambda: (theory.spectrum, {"problem": DEEP, "layer": "2", "steps": [0]}),
         "HiddenLayer": lambda: (theory.HiddenLayer, {"activation": "tanh"}),
         "Chain": lambda: (theory.Chain, {"input_dim": 3, "hidden": (theory.HiddenLayer("tanh"),), "outputs": 1}),

@@ -25,7 +25,7 @@ _SMALL: dict[str, dict[str, Any]] = {
 RESULTS = {
     *("Architecture", "Attribute", "Constant", "DotProduct", "Fold", "Layer", "Multiplier", "Stream", "Vector"),
     *("CoordinateCheck", "EffectiveScaling", "ParameterRule", "Fields", "LayerKernels", "NTKSpectrum", "Responses"),
-    *("Spectrum", "BesideNetworks"),
+    *("Spectrum", "BesideNetworks", "Fluctuations"),
     *("Consistency", "Deviation", "Deviations", "Difference", "LayerDeviations", "LayerScores", "Score", "Scores"),
 }
 """What only the package makes: of any numbers and words, infinite and NaN ones too."""
@@ -81,6 +81,7 @@ def nouns(a: Set) -> dict[str, Callable[[], Call]]:
         a.problem,
         a.spectrum,
         a.spectrum.beside(torch.eye(8)),
+        a.fluctuations,
     )
     found: dict[str, Callable[[], Call]] = {type(noun).__name__: lambda noun=noun: again(noun) for noun in made}  # type: ignore[misc]
     parts = {"model": plan.model, "architecture": plan.architecture, "rules": plan.rules}
@@ -120,6 +121,9 @@ def methods(a: Set) -> dict[str, Callable[[], Call]]:
         "figures.has_fields": lambda: (figures.has_fields, {"comparison": a.comparison, "field": "gradient"}),
         "figures.kernels": lambda: (figures.kernels, {"comparison": a.comparison, "which": "ntk", "time": 0}),
         "figures.spectrum": lambda: (figures.spectrum, {"beside": a.spectrum.beside(torch.eye(8))}),
+        "Fluctuations.covariance": lambda: (a.fluctuations.covariance, {"width": 64}),
+        "Fluctuations.spread": lambda: (a.fluctuations.spread, {"width": 64}),
+        "Fluctuations.bars": lambda: (a.fluctuations.bars, {"width": 64}),
         "Spectrum.at": lambda: (a.spectrum.at, {"step": 2}),
         "Spectrum.bulk": lambda: (a.spectrum.bulk, {"step": 2, "points": 8}),
         "Spectrum.beside": lambda: (a.spectrum.beside, {"weights": torch.eye(8), "step": 2}),

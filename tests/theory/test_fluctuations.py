@@ -76,7 +76,7 @@ def test_the_start_of_the_outputs() -> None:
 
 def test_it_is_the_covariance_of_networks_and_wrong_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong: neurons as if they did not answer to the averages; overlaps of gradients with what is drawn after them."""
-    posed, width, count = problem(), 96, 256
+    posed, width, count = problem(steps=4), 96, 200
     networks = covariance(dmft.solve(posed, FiniteWidth(width, count), record=[0, posed.steps]), ends)
     found = fluctuations(posed, ends)
     assert float(distance(found, networks, width, count).abs().max()) < _SIGMAS
@@ -213,8 +213,19 @@ def test_directions_are_orthonormal_and_give_the_fields_back(generator: torch.Ge
     torch.testing.assert_close(gram, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
+def test_rows_of_zeros_and_equal_rows_do_no_harm() -> None:
+    inputs = torch.tensor([[1.0, 2.0], [0.0, 0.0], [1.0, 2.0], [-1.0, -2.0]])
+    posed = dmft.Problem.mlp(inputs, torch.tensor([1.0, -1.0, 1.0, -1.0]), depth=2, steps=2, lr=0.2)
+    found = fluctuations(posed, lambda run: run.layers[2].forward.array[-1], neurons=100, replicas=1)
+    sigma = found.sigma.reshape(4, 4, 4, 4)
+    assert bool(sigma.isfinite().all())
+    assert not sigma[1].any()
+    torch.testing.assert_close(sigma[0, 0, 3, 3], sigma[0, 0, 0, 0])
+    assert found.stderr is None
+
+
 def test_bars_are_a_run_of_standard_deviations() -> None:
-    posed = problem(outputs=2, steps=2, lr=0.1)
+    posed = problem(depth=1, outputs=2, steps=2, lr=0.1)
     found = fluctuations(posed, neurons=200, replicas=2)
     some = fluctuations(posed, lambda run: run.known_ntk.array[1], neurons=200, replicas=2)
     bars = found.bars(64)

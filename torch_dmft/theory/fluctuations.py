@@ -18,6 +18,7 @@ from torch_dmft.core.own_arithmetic import own_arithmetic
 from torch_dmft.core.trajectory import Trajectory, combine
 from torch_dmft.core.users_functions import called
 from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.chains.uniform_start import require_gaussian_fields, require_gaussian_readout
 from torch_dmft.theory.chains.weighted_chain import draw, run_weighted
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.covariance import Observable
@@ -128,7 +129,8 @@ def fluctuations(
 
     Covers dense chains with smooth activations trained by SGD: momentum, weight decay, schedules, minibatches, any loss whose
     slope is differentiable, several outputs, biases, gains, unequal widths. Refuses activations with kinks, whose slope's
-    jump no automatic derivative sees; networks that are no chains; Adam, Muon and noise; uniform starts.
+    jump no automatic derivative sees; networks that are no chains; Adam, Muon and noise; uniform input and
+    readout weights.
 
     Args:
         problem: what is trained on.
@@ -264,7 +266,9 @@ def _require_covered(problem: Problem) -> Chain:
             got="a network of another shape",
             remedy=networks,
         )
-    require_training(problem, "`fluctuations`", SEES, remedy=networks)
+    require_training(problem, "`fluctuations`", SEES | {"uniform starts"}, remedy=networks)
+    require_gaussian_fields(problem, "`fluctuations`")
+    require_gaussian_readout(problem, "`fluctuations`")
     rough = sorted({layer.activation for layer in problem.chain.hidden if not activation(layer.activation).smooth})
     if rough:
         raise UnsupportedProblemError(

@@ -149,7 +149,7 @@ class SiteSampler:
             u, r = normals(rows), normals(rows * self.outputs)
             self.normals.append((torch.cat([u, u]), torch.cat([r, -r])))
             if layer in is_uniform:
-                drawn = _stratified(neurons // 2, generator).to(self.inputs.device)
+                drawn = stratified(neurons // 2, generator).to(self.inputs.device)
                 self.uniform[layer] = torch.cat([drawn, drawn])
         self.initial, self.noise = free_covariances(problem, times)
         self.left = propagators(problem.training, times)[0].to(problem.device)
@@ -277,7 +277,7 @@ class SiteSampler:
         return blocks.reshape(backward_response.shape)
 
 
-def _stratified(count: int, generator: torch.Generator) -> Float[Tensor, " neuron"]:
+def stratified(count: int, generator: torch.Generator) -> Float[Tensor, " neuron"]:
     """Uniform numbers of mean zero and variance one, one in each of ``count`` equal parts of their range, in random order."""
     place = torch.randperm(count, generator=generator, device=generator.device)
     within = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)

@@ -18,7 +18,8 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import about_the_probe, assemble
 from torch_dmft.theory.chains.descent import propagators
-from torch_dmft.theory.chains.order_parameters import moment_matched
+from torch_dmft.theory.chains.order_parameters import moment_matched, stratified
+from torch_dmft.theory.chains.uniform_start import uniform_biases
 from torch_dmft.theory.chains.weighted_matrix import Columns, WeightedMatrix
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.stepping import require_finite
@@ -26,7 +27,7 @@ from torch_dmft.theory.stepping import require_finite
 
 @dataclass(frozen=True)
 class Noise:
-    """What the neurons of one layer draw, standard normals.
+    """What the neurons of one layer draw: standard normals, and uniform biases of variance one where they start so.
 
     Attributes:
         start: of the fields of the first layer, ``(neuron, sample)``; no columns in the others.
@@ -54,10 +55,12 @@ def draw(problem: Problem, chain: Chain, times: int, neurons: int, generator: to
         normals = torch.randn(size, generator=generator, dtype=torch.float64, device=generator.device)
         return moment_matched(normals).to(problem.device)
 
-    found = []
+    found, is_uniform = [], uniform_biases(problem)
     for layer in range(chain.depth):
         sizes = [0 if layer else problem.samples, 1, rows if layer else 0]
         start, bias, forward = matched(sum(sizes)).repeat(2, 1).split(sizes, dim=1)
+        if layer in is_uniform:
+            bias = stratified(neurons // 2, generator).to(bias).repeat(2)[:, None]
         backward = matched(problem.outputs * (1 if layer == last else rows))
         found.append(Noise(start, bias, forward, torch.cat([backward, -backward])))
     return found

@@ -73,7 +73,7 @@ class Directions:
                 more = self.directions.with_all(self.weights * rest)
                 known, rest = known + more, rest - self.directions.combined(more)
         size = (self.weights * fields.square()).sum(0).sqrt().detach()
-        size = size.clamp_min(torch.finfo(size.dtype).tiny)
+        size = torch.where(size > 0, size, 1.0)  # rows of zeros bring nothing
         gram = rest.mT @ (self.weights * rest)
         values, axes = torch.linalg.eigh(gram.detach() / torch.outer(size, size))
         axes = (axes / size[:, None])[:, values > _TOLERANCE**2].flip(1)

@@ -19,6 +19,7 @@ from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import about_the_probe, assemble
 from torch_dmft.theory.chains.descent import propagators
 from torch_dmft.theory.chains.order_parameters import moment_matched, stratified
+from torch_dmft.theory.chains.single_site import causal_root
 from torch_dmft.theory.chains.uniform_start import uniform_biases
 from torch_dmft.theory.chains.weighted_matrix import Columns, WeightedMatrix
 from torch_dmft.theory.problem import Problem
@@ -124,8 +125,7 @@ class _WeightedChain:
         ]
         flat = problem.tensor.flatten(1).double()
         self.inputs = flat @ flat.mT / flat.shape[1]
-        values, vectors = torch.linalg.eigh(self.inputs)
-        self.start = noise[0].start @ (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+        self.start = noise[0].start @ causal_root(self.inputs, len(flat)).mT
         self.x = [Columns() for _ in chain.hidden]
         self.g = [Columns() for _ in chain.hidden]
         self.errors: list[Tensor] = []

@@ -124,10 +124,10 @@ def fluctuations(
     What is left out is of relative order 1/N. Of what fluctuates like 1/(gamma0 sqrt(N)), the outputs at the start, the squares
     are left out, too: gamma0 sqrt(N) must be large. So is the loss where its slope by f is near zero.
 
-    Cost: O(S (P T)^2) time and O(S P T) memory per layer and replica, and as much time again for each entry. Three numbers
-    (tanh, L = 3, P = 10, T = 60, S = 1000, R = 4) take 24 s of one core, about what a few hundred networks of width 128 take, which
-    know a variance as well. So ask for few entries of large problems; for many entries at one width ``solvers.FiniteWidth``
-    is cheaper.
+    Cost: O(S (P T)^2) time and O(S P T) memory per layer and replica, and as much time again for each entry. Three
+    numbers (tanh, L = 3, P = 10, T = 60, S = 1000, R = 4) take 24 s of one core, about what the few hundred networks of width
+    128 take that know a variance as well. So ask for few entries of large problems; for many entries at one width
+    ``solvers.FiniteWidth`` is cheaper.
 
     Covers dense chains with smooth activations trained by SGD: momentum, weight decay, schedules, minibatches, any loss whose
     slope is differentiable, several outputs, biases, gains, unequal widths. Refuses activations with kinks, whose slope's

@@ -77,6 +77,9 @@ def add(commands: Any, widths: Any, path: Any) -> None:
         "--markdown", type=path, metavar="FILE", help="write the result for a pull request; - prints it"
     )
     parser.add_argument("--figure", type=path, metavar="FILE", help="write the figure, as PNG, PDF or SVG")
+    parser.add_argument(
+        "--report", type=path, metavar="FILE", help="write the result as a page that opens in a browser"
+    )
 
 
 def _rates(text: str) -> tuple[float, ...]:
@@ -102,6 +105,7 @@ def run(
     json: Path | None,
     markdown: Path | None,
     figure: Path | None,
+    report: Path | None,
 ) -> int:
     """Sweep, print and write; returns the exit status."""
     from torch_dmft.referee import transfer
@@ -125,4 +129,7 @@ def run(
     if figure is not None:
         folder(figure.parent)
         found.figure().savefig(figure)
+    if report is not None:
+        folder(report.parent)
+        found.write_html(report)
     return found.exit_code

@@ -7,8 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.listed import listed
 from torch_dmft.referee.one_run import Run
@@ -336,6 +338,17 @@ class Transferred:
         from torch_dmft.report.transfer import figure  # one floor up, taken only when it is called
 
         return figure(self)
+
+    @checked
+    def write_html(self, path: str | Path) -> None:
+        """Write the result as one page that opens from disk: sentences, figure and tables.
+
+        Args:
+            path: of the HTML file; an existing one is replaced.
+        """
+        from torch_dmft.report import write_sheet  # likewise
+
+        write_sheet(self, path)
 
 
 def _shown(estimate: Estimate) -> str:

@@ -180,11 +180,15 @@ class Verdict:
         return (*self.sentences[:_SHOWN], f"Likewise: {rest}.", *self.sentences[count:])
 
     @property
+    def about(self) -> str:
+        """What was trained."""
+        measured = self.measured
+        return f"N = {', '.join(map(str, measured.widths))}; {measured.seeds} seeds; steps 0..{measured.steps[-1]}"
+
+    @property
     def title(self) -> str:
         """The first line."""
-        measured = self.measured
-        over = f"N = {', '.join(map(str, measured.widths))}; {measured.seeds} seeds; steps 0..{measured.steps[-1]}"
-        return f"{self.word.upper()} ({over})"
+        return f"{self.word.upper()} ({self.about})"
 
     def table(self) -> Grid:
         """Exponents of every matrix, of scores and of the outputs; of vectors those that depart."""
@@ -285,6 +289,15 @@ class Verdict:
             logdir: directory of the logs.
         """
         _report().check.write_check(self, logdir)
+
+    @checked
+    def write_html(self, path: str | Path) -> None:
+        """Write the report as one page that opens from disk: sentences, figures and tables.
+
+        Args:
+            path: of the HTML file; an existing one is replaced.
+        """
+        _report().write_sheet(self, path)
 
     def __repr__(self) -> str:
         return f"<Verdict: {self.title}>"

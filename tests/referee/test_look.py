@@ -43,7 +43,7 @@ class Scaled(nn.Module):
 
 
 def test_a_number_belongs_to_the_product_behind_or_before_which_it_stands() -> None:
-    _, before, batch, found = trained(Scaled)
+    setup, before, batch, found = trained(Scaled)
     old: Any = before
     sizes = {place[0]: one for place, one in found.items()}
     scales = {name: one.scale for name, one in sizes.items() if name.endswith("weight")}
@@ -58,6 +58,10 @@ def test_a_number_belongs_to_the_product_behind_or_before_which_it_stands() -> N
         assert sizes["head.weight"].start == pytest.approx(rms(hidden / 10 @ old.head.weight.T), rel=1e-4)
         assert sizes["two.weight"].start == pytest.approx(rms(normed / 4 @ old.two.weight.T), rel=1e-4)
         assert sizes["two.weight"].read == pytest.approx(rms(normed / 4), rel=1e-4)
+        moved = setup.model.one.weight - old.one.weight  # type: ignore[operator, union-attr]
+        expected = 3 * rms(moved) * sizes["one.weight"].taken * 8**0.5
+        assert sizes["one.weight"].unrelated == pytest.approx(expected, rel=1e-4)
+        assert sizes["norm.weight"].unrelated == 0
 
 
 def test_terms_of_every_layer_are_those_written_out() -> None:

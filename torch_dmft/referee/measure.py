@@ -15,7 +15,7 @@ from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.referee.look import Look, Place, differences, look
 from torch_dmft.referee.setup import Batches, Factory, Setup, is_reproducible, set_up
 
-QUANTITIES = ("start", "own", "carried", "change", "taken", "moved", "weight", "step", "read", "scale")
+QUANTITIES = ("start", "own", "carried", "change", "taken", "moved", "weight", "step", "read", "scale", "unrelated")
 """What is known at a place; see ``look.Sizes``."""
 
 

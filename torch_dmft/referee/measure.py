@@ -48,6 +48,15 @@ class Trained:
         """Whether steps are proportional to the gradient, as those of SGD are; Adam's and Muon's have a size of their own."""
         return "SGD" in self.optimizer
 
+    @property
+    def sums_rows(self) -> bool:
+        """Whether a step adds up what rows ask for, entry by entry; an orthogonalised one is as large on all that they span."""
+        return "Muon" not in self.optimizer and any(one in self.optimizer for one in _ENTRYWISE)
+
+
+_ENTRYWISE = ("SGD", "Adam", "Lion", "RMSprop", "Adagrad", "Adafactor", "Adadelta", "Rprop")
+"""Parts of the names of optimizers that step entry by entry."""
+
 
 @dataclass(frozen=True, eq=False)
 class Measured:

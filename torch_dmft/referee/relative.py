@@ -15,7 +15,8 @@ the fan-in grows, the mean square of an own term is that of a sum whose terms ha
 .. math:: \langle [(W_t - W_0) x_t]^2 \rangle = s^2 + N \langle (W_t - W_0)^2 \rangle \langle x_t^2 \rangle .
 
 The second falls beside the first as (independent rows) / N. It is what the same step would put out of unrelated vectors of the
-same size, and is taken off; widths at which hardly anything else is left tell nothing.
+same size, and is taken off; widths at which hardly anything else is left tell nothing. A step that is orthogonalised, Muon's, is
+no such sum: it is as large on everything that the rows span.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def aligned(measured: Measured, place: Place) -> Float[Tensor, "step width seed"
         place: of a weight; where the fan-in does not grow, the term is what it is.
     """
     own, unrelated = measured.sizes[place, "own"], measured.sizes[place, "unrelated"]
-    if role(measured, place) not in (Role.HIDDEN, Role.READOUT):
+    sums = measured.parameters[0][place[0].split("+")[0]].sums_rows if place[0] else False
+    if role(measured, place) not in (Role.HIDDEN, Role.READOUT) or not sums:
         return own
     part = unrelated.square().mean(2, keepdim=True) / own.square().mean(
         2, keepdim=True

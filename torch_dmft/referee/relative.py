@@ -15,8 +15,8 @@ the fan-in grows, the mean square of an own term is that of a sum whose terms ha
 .. math:: \langle [(W_t - W_0) x_t]^2 \rangle = s^2 + N \langle (W_t - W_0)^2 \rangle \langle x_t^2 \rangle .
 
 The second falls beside the first as (independent rows) / N. It is what the same step would put out of unrelated vectors of the
-same size, and is taken off; widths at which hardly anything else is left tell nothing. A step that is orthogonalised, Muon's, is
-no such sum: it is as large on everything that the rows span.
+same size, and is taken off; widths at which hardly anything else is left tell nothing. A step that is orthogonalised, as Muon's
+is, is no such sum: it is as large on everything that the rows span.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Eyes(Watch):
             isinstance(other, Tensor) and (other.ndim or self.label(other) is not None)
         ):
             return
-        use = next((use for use in reversed(self._uses[-_NEAR:]) if use.output is data), None)
+        use = next((use for use in reversed(self._uses[-_NEAR:]) if _is_whole(data, use.output)), None)
         before = self._scaled.get(id(data)) or _Scaled(data, use, 1.0)
         number = abs(float(other))
         factor = 1 / number if name.startswith("div") and number else number
@@ -89,6 +89,11 @@ class Eyes(Watch):
                 return 1.0
             self.factors[id(scaled.use)] = 1.0
         return scaled.factor
+
+
+def _is_whole(data: Tensor, output: Tensor) -> bool:
+    """Whether data are an output or a view of all of it, as behind a linear layer of sequences."""
+    return data is output or (data.numel() == output.numel() and data.data_ptr() == output.data_ptr())
 
 
 _SAME = frozenset(

@@ -114,8 +114,8 @@ class Multiplied(nn.Linear):
 def megatron(width: int, *, tied: bool) -> tuple[nn.Module, Any]:
     """GPT-2 with what Megatron-LM's `--use-mup` sets for Adam; base width 32.
 
-    Starts of hidden weights fall as 1/sqrt(m), those of embeddings and readout stay; logits are multiplied by 1/m; rate and eps of
-    every matrix that is no embedding, the readout among them, are divided by m. Tied weights count as embeddings.
+    Starts of hidden weights fall as 1/sqrt(m), those of embeddings and readout stay; logits are multiplied by 1/m; rate and eps
+    of every matrix that is no embedding, the readout among them, are divided by m. Tied weights count as embeddings.
     Read in `get_mup_config_overrides` (megatron/core/optimizer/__init__.py) and in the configuration of its transformers.
     """
     model, m = gpt2(width, lambda inputs, outputs: Multiplied(inputs, outputs, bias=False)), width / 32

@@ -148,7 +148,7 @@ def look(setup: Setup, batch: Any, *, modes: dict[str, bool] | None = None, trai
             uses = eyes.finish()
         outputs = _outputs(returned)
         scales = [eyes.scale_of(use) for use in uses]
-        kept = tuple(_keep(use, eyes.factors.get(id(use), 1.0), scale) for use, scale in zip(uses, scales, strict=True))
+        kept = tuple(_keep(use, eyes.factor_of(use), scale) for use, scale in zip(uses, scales, strict=True))
     return Look(kept, tuple(eyes.scores), tuple(eyes.places), outputs, float(value.detach()))
 
 

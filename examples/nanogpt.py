@@ -7,8 +7,8 @@ The text is the beginning of Shakespeare's Coriolanus (`examples/shakespeare.txt
 
 1. wrap: initial sizes and learning rates of every parameter by its role, as found by comparing the model of two widths;
 2. check: does every weight do the same at each width? Anybody's set-up can be asked (`torch-dmft check nanogpt:make`);
-3. transfer: the best rate at narrow widths, with an interval, and by which power of the width it goes, over as many steps as are
-   trained afterwards, as the best rate depends on them;
+3. transfer: the best rate at narrow widths, with an interval, and by which power of the width it goes; over as many steps as
+   are trained afterwards, since the best rate depends on them;
 4. train: networks of all widths at the best rate of width 64, the widest at a quarter of it and at four times it as well, and
    both ends of the widths in PyTorch's own parameterization at its best rate of width 64.
 

@@ -21,8 +21,9 @@ exit status: 0 transfers, 1 does not, 2 could not run, 3 not decided
   module:function   function(width, lr) returns (model, optimizer) or (model, optimizer, loss) with
                     loss(model, batch) -> scalar; without an argument lr, rates are factors of those that its
                     optimizers have; modules of the current folder are found
-  --data            function(seed) returns batches, or (batches, loss); default: the model's own example_input(),
-                    example_input_array or dummy_inputs, else random rows or tokens that fit its first layer
+  --data            function(seed) returns batches, or (batches, loss); with a second argument it is given the value of
+                    the axis, such as a batch size; default: the model's own example_input(), example_input_array or
+                    dummy_inputs, else random rows or tokens that fit its first layer
   --axis            what the widths are if they are none, such as depth or heads: function(depth, lr)
 
 example: torch-dmft transfer train:make --data train:batches --widths 64,128,256,512 --lrs 0.001,0.01,0.1 --log runs.jsonl

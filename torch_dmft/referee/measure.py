@@ -193,14 +193,14 @@ def gathered(widths: Sequence[int], seeds: int, steps: Sequence[int], several: I
         raise InvalidInputError(
             "The model must have the same parameters at every width and seed.",
             got=", ".join(sorted(set(other) ^ set(names[0]))[:5]),
-            remedy="let factory change the width only",
+            remedy="let factory change the width only; of depth, batch size or heads: transfer(..., axis='depth')",
         )
     shapes = {tuple((name, one.shape) for name, one in row[0].trained.items()) for row in runs}
     if len(shapes) == 1:
         raise InvalidInputError(
             "`factory` must make wider models of larger widths.",
             got=f"the same shapes at the widths {', '.join(map(str, widths))}",
-            remedy="a function of the width, on which the number of neurons depends",
+            remedy="a function of the width, on which the number of neurons depends; of others: transfer(..., axis='heads')",
         )
     sizes = [{tuple(value.size for value in one.trained.values()) for one in row} for row in runs]
     if seeds > 1 and all(len(several) == 1 for several in sizes):

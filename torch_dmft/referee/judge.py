@@ -77,7 +77,7 @@ class Reading:
         finding: what follows.
         seeds: how many would settle it, where it is not decided; 0 where no number would.
         in_eval: whether the model was in eval mode.
-        is_hidden: whether overlaps with unrelated rows leave fewer than two widths to judge by.
+        is_hidden: whether it is not decided as overlaps with unrelated rows leave too few widths to judge by.
     """
 
     place: Place
@@ -287,7 +287,9 @@ def _reading(measured: Measured, one: _Series, rule: Rule, level: float) -> Read
         seeds = max(given + 1, math.ceil(given * ratio**2))
     elif finding is Finding.UNDECIDED:
         seeds = max(3, given + 1)
-    return Reading(one.place, one.quantity, one.steps, law, beside, reach, finding, seeds, one.in_eval)
+    is_cut = one.beside is not None and bool((one.beside.isnan() & one.values.isfinite()).any())
+    is_hidden = finding is Finding.UNDECIDED and is_cut
+    return Reading(one.place, one.quantity, one.steps, law, beside, reach, finding, seeds, one.in_eval, is_hidden)
 
 
 _OF_OVERLAPS = 0.5

@@ -101,6 +101,72 @@ def by_hand(width: int) -> tuple[nn.Module, Any]:
     return model, torch.optim.Adam(groups, lr=0.01)
 
 
+class Multiplied(nn.Linear):
+    """A readout whose outputs are multiplied by a number."""
+
+    factor = 1.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits."""
+        return super().forward(input) * self.factor
+
+
+def megatron(width: int, *, tied: bool) -> tuple[nn.Module, Any]:
+    """GPT-2 with what Megatron-LM's `--use-mup` sets for Adam; base width 32.
+
+    Starts of hidden weights fall as 1/sqrt(m), those of embeddings and readout stay; logits are multiplied by 1/m; rate and eps
+    of every matrix that is no embedding, the readout among them, are divided by m. Tied weights count as embeddings.
+    Read in `get_mup_config_overrides` (megatron/core/optimizer/__init__.py) and in the configuration of its transformers.
+    """
+    model, m = gpt2(width, lambda inputs, outputs: Multiplied(inputs, outputs, bias=False)), width / 32
+    head: Any = model.lm_head
+    head.factor = 1 / m
+    if tied:
+        head.weight = model.transformer.wte.weight  # type: ignore[union-attr]
+    else:
+        nn.init.normal_(head.weight, std=0.02)
+    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and ".h." in name]
+    with torch.no_grad():
+        for parameter in hidden:
+            parameter *= m**-0.5
+    matrices = hidden if tied else [*hidden, head.weight]
+    others = [p for p in model.parameters() if not any(p is one for one in matrices)]
+    groups = [{"params": matrices, "lr": 0.01 / m, "eps": 1e-8 / m}, {"params": others}]
+    return model, torch.optim.Adam(groups, lr=0.01, eps=1e-8)
+
+
+def granite(width: int, *, rates: bool) -> tuple[nn.Module, Any]:
+    """Granite of transformers with the multipliers of its configuration: logits over m, scores over d; base width 32.
+
+    The configuration has neither starts nor rates that go with the width; with `rates` both are muP's for Adam.
+    """
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    m = width / 32
+    shape = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": width // 16,
+    }
+    numbers = {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 1 / 16,
+        "logits_scaling": m,
+    }
+    tokens = {"vocab_size": TOKENS, "max_position_embeddings": LENGTH, "bos_token_id": 0, "eos_token_id": 1}
+    model = GraniteForCausalLM(GraniteConfig(**shape, **numbers, **tokens, initializer_range=0.1))
+    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    if rates:
+        with torch.no_grad():
+            for parameter in hidden:
+                parameter *= m**-0.5
+    others = [p for p in model.parameters() if not any(p is one for one in hidden)]
+    groups = [{"params": hidden, "lr": 0.01 / m if rates else 0.01}, {"params": others}]
+    return model, torch.optim.Adam(groups, lr=0.01)
+
+
 def unit_scaled(width: int) -> tuple[nn.Module, Any]:
     """Unit scaling's layers and its Adam (u-muP)."""
     import unit_scaling as uu
@@ -133,6 +199,10 @@ def setups() -> dict[str, Callable[[int], tuple[nn.Module, Any]]]:
         "GPT-2, mup's layers, MuAdam": with_mup(gpt2, "MuAdam", 0.01, std=0.05),
         "GPT-2, Adam's muP by hand": by_hand,
         "GPT-2 of transformers as it comes, Adam": plain(gpt2, torch.optim.Adam, 0.01),
+        "GPT-2, Megatron-LM's muP, tied": lambda width: megatron(width, tied=True),
+        "GPT-2, Megatron-LM's muP, untied": lambda width: megatron(width, tied=False),
+        "Granite, its multipliers, muP's starts and rates": lambda width: granite(width, rates=True),
+        "Granite, its multipliers, one start and rate": lambda width: granite(width, rates=False),
     }
 
 
@@ -141,7 +211,7 @@ def batches(name: str) -> Callable[[int], list[tuple[Any, Tensor]]]:
 
     def made(seed: int) -> list[tuple[Any, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
-        if name.startswith("GPT-2"):
+        if name.startswith(("GPT-2", "Granite")):
             tokens = torch.randint(TOKENS, (2, 8), generator=generator)  # few beside the width
             return [({"input_ids": tokens, "labels": tokens}, tokens)]
         shape = (16, 3, 8, 8) if "CNN" in name else (16, 16)

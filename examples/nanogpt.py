@@ -7,7 +7,8 @@ The text is the beginning of Shakespeare's Coriolanus (`examples/shakespeare.txt
 
 1. wrap: initial sizes and learning rates of every parameter by its role, as found by comparing the model of two widths;
 2. check: does every weight do the same at each width? Anybody's set-up can be asked (`torch-dmft check nanogpt:make`);
-3. transfer: the best rate at narrow widths, with an interval, and by which power of the width it goes;
+3. transfer: the best rate at narrow widths, with an interval, and by which power of the width it goes; over as many steps as
+   are trained afterwards, since the best rate depends on them;
 4. train: networks of all widths at the best rate of width 64, the widest at a quarter of it and at four times it as well, and
    both ends of the widths in PyTorch's own parameterization at its best rate of width 64.
 
@@ -156,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
     parser.add_argument(
         "--sweep", default="64,128", help="widths of the sweep; the first is tuned (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=200, help="of the trainings (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="of every training (default: %(default)s)")
+    parser.add_argument("--processes", type=int, help="of the sweeps (default: one for each processor)")
     parser.add_argument("--seeds", type=int, default=3, help="of check and sweep (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="widths 32 to 128 and 60 steps: a minute or two")
     parser.add_argument("--logdir", default="runs/nanogpt", help="for the figure and the sweep (default: %(default)s)")
@@ -165,7 +167,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
         options.widths, options.sweep, options.steps = "32,64,128", "32,64", 60
     widths, swept = ([int(width) for width in several.split(",")] for several in (options.widths, options.sweep))
     base, widest, folder = swept[0], widths[-1], Path(options.logdir)
-    sweep_steps = max(10, options.steps // 5)
 
     torch.manual_seed(0)
     example, other = next(batches(0))[0][:2], GPT(base + 4 * HEAD)
@@ -175,7 +176,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
     verdict = dmft.check(make, widths[:3], steps=4, seeds=options.seeds + 1, data=batches, progress=watched)
     print(verdict, end="\n\n")
 
-    settings = {"steps": sweep_steps, "seeds": options.seeds, "data": batches, "processes": None, "progress": watched}
+    settings = {
+        "steps": options.steps,
+        "seeds": options.seeds,
+        "data": batches,
+        "processes": options.processes,
+        "progress": watched,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     found = dmft.transfer(make, swept, lrs=(0.02, 0.1, 0.5), log=folder / "mean_field.jsonl", **settings)
     print(found, end="\n\n")
@@ -201,6 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
     print(f"\nThe network of width {widest} writes:{written(setup[0], 200)}\n")
     figure(curves).savefig(folder / "nanogpt.png", dpi=110)
     found.figure().savefig(folder / "transfer.png", dpi=110)
+    verdict.write_html(folder / "check.html")
+    found.write_html(folder / "transfer.html")
     print(f"{folder}/nanogpt.png, {folder}/transfer.png; a uniform guess has a loss of {math.log(len(text()[1])):.2f}")
     return {"verdict": verdict, "transfer": found, "plain": own, "curves": curves}
 

@@ -68,6 +68,9 @@ def add(commands: Any, widths: Any, path: Any) -> None:
         "--markdown", type=path, metavar="FILE", help="write the verdict for a pull request; - prints it"
     )
     parser.add_argument("--figures", type=path, metavar="DIR", help="write the figures here, as PNG")
+    parser.add_argument(
+        "--report", type=path, metavar="FILE", help="write the verdict as a page that opens in a browser"
+    )
     parser.add_argument("--logdir", type=path, metavar="DIR", help="write TensorBoard logs here")
 
 
@@ -84,6 +87,7 @@ def run(
     json: Path | None,
     markdown: Path | None,
     figures: Path | None,
+    report: Path | None,
     logdir: Path | None,
 ) -> int:
     """Check, print and write; returns the exit status."""
@@ -117,6 +121,9 @@ def run(
         folder(figures)
         for name, figure in verdict.figures().items():
             figure.savefig(figures / f"{name}.png")
+    if report is not None:
+        folder(report.parent)
+        verdict.write_html(report)
     if logdir is not None:
         verdict.write_tensorboard(logdir)
     return verdict.exit_code

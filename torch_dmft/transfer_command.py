@@ -21,8 +21,9 @@ exit status: 0 transfers, 1 does not, 2 could not run, 3 not decided
   module:function   function(width, lr) returns (model, optimizer) or (model, optimizer, loss) with
                     loss(model, batch) -> scalar; without an argument lr, rates are factors of those that its
                     optimizers have; modules of the current folder are found
-  --data            function(seed) returns batches, or (batches, loss); default: the model's own example_input(),
-                    example_input_array or dummy_inputs, else random rows or tokens that fit its first layer
+  --data            function(seed) returns batches, or (batches, loss); with a second argument it is given the value of
+                    the axis, such as a batch size; default: the model's own example_input(), example_input_array or
+                    dummy_inputs, else random rows or tokens that fit its first layer
   --axis            what the widths are if they are none, such as depth or heads: function(depth, lr)
 
 example: torch-dmft transfer train:make --data train:batches --widths 64,128,256,512 --lrs 0.001,0.01,0.1 --log runs.jsonl
@@ -77,6 +78,9 @@ def add(commands: Any, widths: Any, path: Any) -> None:
         "--markdown", type=path, metavar="FILE", help="write the result for a pull request; - prints it"
     )
     parser.add_argument("--figure", type=path, metavar="FILE", help="write the figure, as PNG, PDF or SVG")
+    parser.add_argument(
+        "--report", type=path, metavar="FILE", help="write the result as a page that opens in a browser"
+    )
 
 
 def _rates(text: str) -> tuple[float, ...]:
@@ -102,6 +106,7 @@ def run(
     json: Path | None,
     markdown: Path | None,
     figure: Path | None,
+    report: Path | None,
 ) -> int:
     """Sweep, print and write; returns the exit status."""
     from torch_dmft.referee import transfer
@@ -125,4 +130,7 @@ def run(
     if figure is not None:
         folder(figure.parent)
         found.figure().savefig(figure)
+    if report is not None:
+        folder(report.parent)
+        found.write_html(report)
     return found.exit_code

@@ -126,6 +126,10 @@ class Set:
     def verdict(self) -> dmft.Verdict:
         return dmft.check(network, (4, 8), steps=1, seeds=1, most_seeds=1)
 
+    @cached_property
+    def swept(self) -> dmft.Transferred:
+        return dmft.transfer(at_rate, (4, 8), lrs=(0.1,), steps=2, seeds=1, data=[(INPUTS, TARGETS)])
+
     @property
     def kernel(self) -> dmft.Kernel:
         return dmft.Kernel(torch.eye(4).repeat(3, 1, 1))
@@ -157,6 +161,9 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "set_up": lambda: (referee.set_up, {"factory": network, "width": 4, "seed": 0}),
         "load": lambda: (referee.load, {"name": "tests.inputs.calls:network"}),
         "Verdict.write_tensorboard": lambda: (a.verdict.write_tensorboard, {"logdir": a.folder / "check"}),
+        "Verdict.write_html": lambda: (a.verdict.write_html, {"path": a.folder / "check.html"}),
+        "Transferred.write_html": lambda: (a.swept.write_html, {"path": a.folder / "transfer.html"}),
+        "write_sheet": lambda: (report.write_sheet, {"result": a.verdict, "path": a.folder / "check.html"}),
         "write_check": lambda: (report.write_check, {"verdict": a.verdict, "logdir": a.folder / "check"}),
         "parameterize": lambda: (dmft.parameterize, {"model": network(), "example_input": INPUTS}),
         "empirical_ntk": lambda: (dmft.empirical_ntk, {"model": network(), **data}),

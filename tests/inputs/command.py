@@ -79,6 +79,7 @@ def right_words(a: Set) -> dict[str, dict[str, str]]:
             "most_seeds": "1",
             "details": "",
             "json": str(a.folder / "check.json"),
+            "report": str(a.folder / "check.html"),
         },
         "transfer": {
             "factory": "tests.inputs.calls:at_rate",
@@ -88,6 +89,7 @@ def right_words(a: Set) -> dict[str, dict[str, str]]:
             "seeds": "1",
             "processes": "1",
             "json": str(a.folder / "transfer.json"),
+            "report": str(a.folder / "transfer.html"),
         },
         "report": {"logdir": str(logs), "output": str(a.folder / "page.html")},
     }

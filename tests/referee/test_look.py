@@ -43,7 +43,7 @@ class Scaled(nn.Module):
 
 
 def test_a_number_belongs_to_the_product_behind_or_before_which_it_stands() -> None:
-    _, before, batch, found = trained(Scaled)
+    setup, before, batch, found = trained(Scaled)
     old: Any = before
     sizes = {place[0]: one for place, one in found.items()}
     scales = {name: one.scale for name, one in sizes.items() if name.endswith("weight")}
@@ -58,6 +58,10 @@ def test_a_number_belongs_to_the_product_behind_or_before_which_it_stands() -> N
         assert sizes["head.weight"].start == pytest.approx(rms(hidden / 10 @ old.head.weight.T), rel=1e-4)
         assert sizes["two.weight"].start == pytest.approx(rms(normed / 4 @ old.two.weight.T), rel=1e-4)
         assert sizes["two.weight"].read == pytest.approx(rms(normed / 4), rel=1e-4)
+        moved = setup.model.one.weight - old.one.weight  # type: ignore[operator, union-attr]
+        expected = 3 * rms(moved) * sizes["one.weight"].taken * 8**0.5
+        assert sizes["one.weight"].unrelated == pytest.approx(expected, rel=1e-4)
+        assert sizes["norm.weight"].unrelated == 0
 
 
 def test_terms_of_every_layer_are_those_written_out() -> None:
@@ -174,3 +178,24 @@ def test_embeddings_and_ties_have_a_place_for_each_use() -> None:
     _, _, _, found = trained(lambda width: Tied())
     assert [place[1] for place in found if place[0]] == ["embedding", "mm"]
     assert all(math.isfinite(sizes.own) and sizes.own > 0 for place, sizes in found.items() if place[0])
+
+
+class Sequences(nn.Module):
+    """A readout of sequences whose logits are divided by a number, as in Granite of transformers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(5, width), nn.Linear(width, 3, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.tokens(tokens)) / 4
+
+
+def test_a_number_belongs_to_a_product_of_sequences() -> None:
+    """A linear layer of sequences puts out a view of a product."""
+    _, before, batch, found = trained(Sequences)
+    old: Any = before
+    size = next(one for place, one in found.items() if place[0] == "head.weight")
+    with torch.no_grad():
+        assert size.start == pytest.approx(rms(old(batch[0])), rel=1e-4)
+    assert size.scale == 1

@@ -95,7 +95,7 @@ def check(
             )
             runs += trained
             verdict = Verdict(gathered(widths, count, looked_at, runs), rule)
-            if verdict.word != UNDECIDED:
+            if verdict.word != UNDECIDED or (verdict.hidden and not verdict.seeds_needed):  # which no seed would show
                 break
     return verdict
 

@@ -21,11 +21,13 @@ class _Scaled:
         tensor: the product.
         use: whose output they were multiplied with; None for that of an operator without weights.
         factor: all numbers since.
+        view: use of whose output they were multiplied with a view, as a linear layer of sequences puts one out.
     """
 
     tensor: Tensor
     use: Use | None
     factor: float
+    view: Use | None = None
 
 
 class Eyes(Watch):
@@ -38,6 +40,7 @@ class Eyes(Watch):
         self._terms: dict[str, int] = {}
         self._scaled: dict[int, _Scaled] = {}
         self.factors: dict[int, float] = {}
+        self._behind_views: dict[int, float] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -70,13 +73,25 @@ class Eyes(Watch):
             isinstance(other, Tensor) and (other.ndim or self.label(other) is not None)
         ):
             return
-        use = next((use for use in reversed(self._uses[-_NEAR:]) if use.output is data), None)
-        before = self._scaled.get(id(data)) or _Scaled(data, use, 1.0)
+        near = self._uses[: -_NEAR - 1 : -1]
+        use = next((use for use in near if use.output is data), None)
+        view = next((use for use in near if use.output is not data and _is_whole(data, use.output)), None)
+        before = self._scaled.get(id(data)) or _Scaled(data, use, 1.0, view)
         number = abs(float(other))
         factor = 1 / number if name.startswith("div") and number else number
         if before.use is not None:
             self.factors[id(before.use)] = self.factors.get(id(before.use), 1.0) * factor
-        self._scaled[id(result)] = _Scaled(result, before.use, before.factor * factor)
+        if before.view is not None:
+            self._behind_views[id(before.view)] = self._behind_views.get(id(before.view), 1.0) * factor
+        self._scaled[id(result)] = _Scaled(result, before.use, before.factor * factor, before.view)
+
+    def factor_of(self, use: Use) -> float:
+        """What the output of a use was multiplied by; behind a view that of the last product alone, as queries are scaled."""
+        last = next(
+            (one for one in reversed(self._uses) if any(isinstance(part, Product) for part in parts(one))), None
+        )
+        behind = self._behind_views.get(id(use), 1.0) if use is last else 1.0
+        return self.factors.get(id(use), 1.0) * behind
 
     def scale_of(self, use: Use) -> float:
         """What the data of a product were multiplied by, if they come from no other product; its number then, not a norm's."""
@@ -89,6 +104,13 @@ class Eyes(Watch):
                 return 1.0
             self.factors[id(scaled.use)] = 1.0
         return scaled.factor
+
+
+def _is_whole(data: Tensor, output: Tensor) -> bool:
+    """Whether data are a view of all of an output, with its features in the last axis."""
+    return (
+        data.numel() == output.numel() and data.data_ptr() == output.data_ptr() and data.shape[-1] == output.shape[-1]
+    )
 
 
 _SAME = frozenset(

@@ -8,6 +8,8 @@ at first and is right later is right: what it reads started small.
 
 A weight is judged by what it does beside what it reads (``relative``), if the term itself goes the same way: features of deep
 networks whose biases start as N^-1/2 fall with the width, which is right, hides what is wrong and scatters from seed to seed.
+Overlaps of a step with unrelated rows, which fade with the width, are taken off; where these hide all else, at widths below the
+number of independent rows, nothing is decided but what departs by more than they can.
 
 An exponent *departs* where an interval of Student around it lies beyond the tolerance, and the widest half of the widths agrees
 with that, since corrections of finite width fade there. Steps are taken together in two windows, the first half and the second
@@ -75,6 +77,7 @@ class Reading:
         finding: what follows.
         seeds: how many would settle it, where it is not decided; 0 where no number would.
         in_eval: whether the model was in eval mode.
+        is_hidden: whether it is not decided as overlaps with unrelated rows leave too few widths to judge by.
     """
 
     place: Place
@@ -86,6 +89,7 @@ class Reading:
     finding: Finding
     seeds: int = 0
     in_eval: bool = False
+    is_hidden: bool = False
 
     @property
     def departs(self) -> bool:
@@ -109,7 +113,8 @@ def readings(measured: Measured, rule: Rule) -> tuple[Reading, ...]:
         and is_average(measured, one.place)
         and (one.beside.exponent - one.reach > rule.tolerance - 0.5 or _is_large(measured, one))
     }
-    return tuple(_passed_on(_caught_up(one, found, rule), too_large, rule) for one in found)
+    judged = [_passed_on(_caught_up(one, found, rule), too_large, rule) for one in found]
+    return tuple(_summed(measured, one, judged, rule) for one in judged)
 
 
 def _passed_on(one: Reading, too_large: Set[Place], rule: Rule) -> Reading:
@@ -146,6 +151,38 @@ def _caught_up(one: Reading, found: Sequence[Reading], rule: Rule) -> Reading:
         if (other.place, other.quantity, other.in_eval) == (one.place, one.quantity, one.in_eval)
     ):
         return replace(one, finding=Finding.RIGHT)
+    return one
+
+
+def _summed(measured: Measured, one: Reading, found: Sequence[Reading], rule: Rule) -> Reading:
+    """A reading of the outputs or at the readout, with what the parts of a sum say of each other.
+
+    The outputs' change is the readout's own term and what it carries. The second may vanish, where the readout starts small or
+    rows overlap, and is the larger part at narrow widths. Then the sum vanishes at first, though its own part does not; and
+    later the own part grows, as it alone comes to what the targets ask for.
+    """
+    readout = next((place for place in reversed(measured.places) if role(measured, place) is Role.READOUT), None)
+    if readout is None:
+        return one
+    own = [each for each in found if (each.place, each.quantity) == (readout, "own")]
+    meanwhile = [each for each in found if {*each.steps} & {*one.steps}]
+    if role(measured, one.place) is Role.OUTPUTS and one.finding is Finding.VANISHES:
+        window = [measured.steps.index(step) for step in one.steps]
+        made = _law(measured, measured.sizes[readout, "change"][window].log().mean(0).exp())
+        is_the_sum = made is not None and abs(made.exponent - one.law.exponent) <= rule.tolerance / 2
+        holds = [each for each in own if each in meanwhile] if is_the_sum else []
+    elif one in own and one.finding is Finding.GROWS:
+        carried = [each for each in meanwhile if (each.place, each.quantity) == (readout, "carried")]
+        outputs = [each for each in meanwhile if role(measured, each.place) is Role.OUTPUTS]
+        is_alone = bool(carried) and all(each.law.exponent < -rule.tolerance for each in carried)
+        is_alone = is_alone and all(each.law.exponent <= 0 for each in outputs)
+        holds = [each for each in own if each.steps < one.steps] if is_alone else []
+    else:
+        return one
+    if holds and all(each.finding is Finding.RIGHT for each in holds):
+        return replace(one, finding=Finding.RIGHT)
+    if holds and all(each.finding is Finding.RIGHT or each.is_hidden for each in holds):
+        return replace(one, finding=Finding.UNDECIDED, is_hidden=True)
     return one
 
 
@@ -234,9 +271,12 @@ def _reading(measured: Measured, one: _Series, rule: Rule, level: float) -> Read
     if law is None:
         unknown = power_law((1, 2), one.values[:2] * math.nan)
         return Reading(one.place, one.quantity, one.steps, unknown, unknown, math.nan, Finding.UNDECIDED)
-    beside = law if one.beside is None else _law(measured, one.beside) or law
+    seen = law if one.beside is None else _law(measured, one.beside)
+    beside, is_hidden = seen or law, seen is None
     reach = beside.reach(level)
     finding = _found(law, beside, rule, level, is_early=one.steps[0] in (0, measured.steps[0]))
+    if is_hidden and finding is not Finding.GROWS and not law.exponent + reach < -rule.tolerance - _OF_OVERLAPS:
+        return Reading(one.place, one.quantity, one.steps, law, law, reach, Finding.UNDECIDED, is_hidden=True)
     is_small = beside.exponent < 0 and beside.exponent + beside.reach(rule.certain) <= rule.fault
     if finding in (Finding.VANISHES, Finding.UNDECIDED) and is_small and _may_vanish(measured, one.place, one.quantity):
         finding = Finding.RIGHT
@@ -247,7 +287,13 @@ def _reading(measured: Measured, one: _Series, rule: Rule, level: float) -> Read
         seeds = max(given + 1, math.ceil(given * ratio**2))
     elif finding is Finding.UNDECIDED:
         seeds = max(3, given + 1)
-    return Reading(one.place, one.quantity, one.steps, law, beside, reach, finding, seeds, one.in_eval)
+    is_cut = one.beside is not None and bool((one.beside.isnan() & one.values.isfinite()).any())
+    is_hidden = finding is Finding.UNDECIDED and is_cut
+    return Reading(one.place, one.quantity, one.steps, law, beside, reach, finding, seeds, one.in_eval, is_hidden)
+
+
+_OF_OVERLAPS = 0.5
+"""The largest power of the width by which overlaps with unrelated rows make an own term fall."""
 
 
 def _found(law: PowerLaw, beside: PowerLaw, rule: Rule, level: float, *, is_early: bool) -> Finding:

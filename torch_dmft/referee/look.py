@@ -52,6 +52,7 @@ class Sizes:
         step: of the entries of W_t - W_0.
         read: of x_0.
         scale: the number that what it reads was multiplied by, and that is the weight's own.
+        unrelated: what W_t - W_0 would put out of vectors of this size that have nothing to do with it; 0 for no matrix.
         fan_in: how many numbers a neuron reads; 0 where the weight is no matrix.
         out: how many neurons there are; 0 likewise.
     """
@@ -66,6 +67,7 @@ class Sizes:
     step: float = math.nan
     read: float = math.nan
     scale: float = 1.0
+    unrelated: float = 0.0
     fan_in: int = 0
     out: int = 0
 
@@ -146,7 +148,7 @@ def look(setup: Setup, batch: Any, *, modes: dict[str, bool] | None = None, trai
             uses = eyes.finish()
         outputs = _outputs(returned)
         scales = [eyes.scale_of(use) for use in uses]
-        kept = tuple(_keep(use, eyes.factors.get(id(use), 1.0), scale) for use, scale in zip(uses, scales, strict=True))
+        kept = tuple(_keep(use, eyes.factor_of(use), scale) for use, scale in zip(uses, scales, strict=True))
     return Look(kept, tuple(eyes.scores), tuple(eyes.places), outputs, float(value.detach()))
 
 
@@ -244,6 +246,7 @@ def _squares(before: Kept, now: Kept, slot: Slot) -> dict[str, float]:
     scale = now.factor**2
     taken, moved = _data(now.use, before.use)
     read, _ = _data(before.use, before.use)
+    step = _mean_square(now.use.argument(slot).double() - before.use.argument(slot).double())
     return {
         "start": before.start[slot],
         "own": _mean_square(own) * scale,
@@ -254,7 +257,8 @@ def _squares(before: Kept, now: Kept, slot: Slot) -> dict[str, float]:
         "read": read,
         "scale": now.scale**2,
         "weight": _mean_square(before.use.argument(slot)),
-        "step": _mean_square(now.use.argument(slot).double() - before.use.argument(slot).double()),
+        "step": step,
+        "unrelated": step * taken * now.shape(slot)[0] * scale,
     }
 
 

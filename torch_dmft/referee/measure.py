@@ -15,7 +15,7 @@ from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.referee.look import Look, Place, differences, look
 from torch_dmft.referee.setup import Batches, Factory, Setup, is_reproducible, set_up
 
-QUANTITIES = ("start", "own", "carried", "change", "taken", "moved", "weight", "step", "read", "scale")
+QUANTITIES = ("start", "own", "carried", "change", "taken", "moved", "weight", "step", "read", "scale", "unrelated")
 """What is known at a place; see ``look.Sizes``."""
 
 
@@ -47,6 +47,15 @@ class Trained:
     def follows_gradient(self) -> bool:
         """Whether steps are proportional to the gradient, as those of SGD are; Adam's and Muon's have a size of their own."""
         return "SGD" in self.optimizer
+
+    @property
+    def sums_rows(self) -> bool:
+        """Whether a step adds up what rows ask for, entry by entry; an orthogonalised one is as large on all that they span."""
+        return "Muon" not in self.optimizer and any(one in self.optimizer for one in _ENTRYWISE)
+
+
+_ENTRYWISE = ("SGD", "Adam", "Lion", "RMSprop", "Adagrad", "Adafactor", "Adadelta", "Rprop")
+"""Parts of the names of optimizers that step entry by entry."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,14 +193,14 @@ def gathered(widths: Sequence[int], seeds: int, steps: Sequence[int], several: I
         raise InvalidInputError(
             "The model must have the same parameters at every width and seed.",
             got=", ".join(sorted(set(other) ^ set(names[0]))[:5]),
-            remedy="let factory change the width only",
+            remedy="let factory change the width only; of depth, batch size or heads: transfer(..., axis='depth')",
         )
     shapes = {tuple((name, one.shape) for name, one in row[0].trained.items()) for row in runs}
     if len(shapes) == 1:
         raise InvalidInputError(
             "`factory` must make wider models of larger widths.",
             got=f"the same shapes at the widths {', '.join(map(str, widths))}",
-            remedy="a function of the width, on which the number of neurons depends",
+            remedy="a function of the width, on which the number of neurons depends; of others: transfer(..., axis='heads')",
         )
     sizes = [{tuple(value.size for value in one.trained.values()) for one in row} for row in runs]
     if seeds > 1 and all(len(several) == 1 for several in sizes):

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch_dmft.referee.setup import Batches, Factory, set_up
@@ -53,12 +54,27 @@ def takes_rate(factory: Factory) -> bool:
         return False
 
 
+def of_value(data: Batches | None, value: int) -> Batches | None:
+    """Batches of a value of the axis: where ``data`` takes two arguments, (seed, value), it is asked for these."""
+    if not callable(data):
+        return data
+    try:
+        inspect.signature(data).bind(0, value)
+    except (TypeError, ValueError):
+        return data
+    return partial(_of_both, data, value)
+
+
+def _of_both(data: Callable[..., Any], value: int, seed: int) -> Any:
+    return data(seed, value)
+
+
 def trained(factory: Factory, data: Batches | None, value: int, power: int, seed: int, lr: float, steps: int) -> Run:
     """Train once.
 
     Args:
         factory: ``(value, lr) -> set-up``, or ``value -> set-up`` whose rates are multiplied by ``lr``.
-        data: as ``set_up`` takes it.
+        data: as ``set_up`` takes it, or ``(seed, value) -> batches``.
         value: of the axis.
         power: of the grid, noted.
         seed: of initial weights and batches.
@@ -68,7 +84,7 @@ def trained(factory: Factory, data: Batches | None, value: int, power: int, seed
     started = time.perf_counter()
     by_rate = takes_rate(factory)
     made: Callable[[int], Any] = (lambda value: factory(value, lr=lr)) if by_rate else factory  # type: ignore[call-arg]
-    setup = set_up(made, value, seed, data)
+    setup = set_up(made, value, seed, of_value(data, value))
     if not by_rate:
         for optimizer in setup.optimizers:
             for group in optimizer.param_groups:

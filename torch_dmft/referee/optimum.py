@@ -64,6 +64,8 @@ def estimated(of: Callable[[Sequence[int]], float], seeds: int) -> Estimate:
     if seeds < 2 or not math.isfinite(value):
         return Estimate(value, math.nan)
     left = np.array([of([seed for seed in every if seed != without]) for without in every])
+    if not np.isfinite(left).all():
+        return Estimate(value, math.nan)
     variance = (seeds - 1) / seeds * float(np.square(left - left.mean()).sum())
     from scipy.special import stdtrit  # slow to import
 
@@ -120,10 +122,14 @@ def parabola(curve: Mapping[int, float], best: int) -> Parabola:
         weights = np.exp(-np.square(x) / (4 * _SPREAD**2))  # of residuals; squared they are those of the docstring
         design = np.stack([np.ones_like(x), x, np.square(x)], axis=1) * weights[:, None]
         (c, b, a), *_ = np.linalg.lstsq(design, y * weights, rcond=None)
-        if a > 0 and abs(b / (2 * a)) <= AROUND:
+        if a > 0 and min(x) <= -b / (2 * a) <= max(x):  # beyond the last rate that holds nothing is known
             at, least = -b / (2 * a), c - b**2 / (4 * a)
             return Parabola(best + float(at), math.exp(least) if is_log else float(least), 2 * float(a), is_log)
     return Parabola(float(best), curve[best], 0.0, is_log)
+
+
+OF_GRID = 1.96 * math.sqrt(1 / 12)
+"""Half the width of the interval of a rate that is known to half a step of the grid, in steps."""
 
 
 def loss_at(curve: Mapping[int, float], near: Parabola, x: float) -> float:

@@ -222,6 +222,11 @@ def _parts(made: Any) -> tuple[nn.Module, tuple[Optimizer, ...], Any, tuple[str,
             "The optimizer holds no parameter of the model, so that nothing would be trained.",
             remedy="make the optimizer of the parameters of the model that is returned",
         )
+    held = {id(one) for each in optimizers for group in each.param_groups for one in group["params"]}
+    left = [name for name, one in model.named_parameters() if one.requires_grad and id(one) not in held]
+    if left:
+        rest = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        notes += (f"parameters: no optimizer holds {', '.join(left[:3])}{rest}, so that nothing of them is trained",)
     return model, optimizers, loss, notes
 
 

@@ -7,12 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch_dmft.core.arguments import checked
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.listed import listed
 from torch_dmft.referee.one_run import Run
-from torch_dmft.referee.optimum import Estimate, Parabola, best_of, estimated, loss_at, means, parabola, slope
+from torch_dmft.referee.optimum import OF_GRID, Estimate, Parabola, best_of, estimated, loss_at, means, parabola, slope
 from torch_dmft.referee.sweep import curve
 
 if TYPE_CHECKING:
@@ -71,11 +73,15 @@ class Transferred:
 
     @cached_property
     def optima(self) -> dict[int, Estimate]:
-        """Value -> log2 of the best rate over ``base``."""
-        return {
+        """Value -> log2 of the best rate over ``base``; to half a step of the grid where no parabola has its minimum there."""
+        found = {
             value: estimated(lambda seeds, value=value: self._fit(value, seeds)[1].at, self.seeds)  # type: ignore[misc]
             for value in self.values
         }
+        return {value: Estimate(one.value, math.hypot(one.reach, self._of_grid(value))) for value, one in found.items()}
+
+    def _of_grid(self, value: int) -> float:
+        return 0.0 if self._fit(value, range(self.seeds))[1].bend else OF_GRID
 
     @cached_property
     def least(self) -> dict[int, float]:
@@ -85,7 +91,19 @@ class Transferred:
     @cached_property
     def exponent(self) -> Estimate:
         """By which power of the axis the best rate goes; 0 if it transfers."""
-        return estimated(lambda seeds: slope(self.values, [self._fit(v, seeds)[1].at for v in self.values]), self.seeds)
+        found = estimated(
+            lambda seeds: slope(self.values, [self._fit(v, seeds)[1].at for v in self.values]), self.seeds
+        )
+        return Estimate(found.value, math.hypot(found.reach, self._scatter([self._of_grid(v) for v in self.values])))
+
+    def _scatter(self, reaches: Sequence[float]) -> float:
+        """What intervals of single values make of that of an exponent."""
+        return math.hypot(
+            *(
+                slope(self.values, [reach * (v == at) for v in self.values])
+                for at, reach in zip(self.values, reaches, strict=True)
+            )
+        )
 
     @cached_property
     def costs(self) -> dict[int, Estimate]:
@@ -128,9 +146,7 @@ class Transferred:
             ),
             self.seeds,
         )
-        x = [math.log2(value) for value in self.values]
-        of_grid = 1.96 * math.sqrt(1 / 12 / sum((one - sum(x) / len(x)) ** 2 for one in x))
-        return Estimate(found.value, math.hypot(found.reach, of_grid))
+        return Estimate(found.value, math.hypot(found.reach, self._scatter([OF_GRID] * len(self.values))))
 
     @property
     def word(self) -> str:
@@ -336,6 +352,17 @@ class Transferred:
         from torch_dmft.report.transfer import figure  # one floor up, taken only when it is called
 
         return figure(self)
+
+    @checked
+    def write_html(self, path: str | Path) -> None:
+        """Write the result as one page that opens from disk: sentences, figure and tables.
+
+        Args:
+            path: of the HTML file; an existing one is replaced.
+        """
+        from torch_dmft.report import write_sheet  # likewise
+
+        write_sheet(self, path)
 
 
 def _shown(estimate: Estimate) -> str:

@@ -18,7 +18,7 @@ from torch_dmft.core.numbers import SMALLEST, require_number, require_whole
 from torch_dmft.core.replacing import path_of
 from torch_dmft.core.users_functions import called
 from torch_dmft.referee.ledger import Ledger
-from torch_dmft.referee.one_run import final_loss, takes_rate, trained
+from torch_dmft.referee.one_run import final_loss, of_value, takes_rate, trained
 from torch_dmft.referee.optimum import AROUND
 from torch_dmft.referee.setup import Batches, Factory, set_up
 from torch_dmft.referee.sweep import Sweep
@@ -65,6 +65,7 @@ def transfer(
         steps: of every training.
         seeds: networks at every width and rate; 3 or more for an interval.
         data: ``data(seed)`` -> batches, or ``(batches, loss)``; or the batches. None: the model's own example, or random rows.
+            ``data(seed, value)``, with a second argument, knows the value of the axis, as of a batch size.
         axis: what the widths are called if they are none: "depth", "batch size", "heads".
         theory: the loss at infinite width, ``lr -> loss``, shown beside: for example of ``solve(problem at lr).losses``.
         log: file of JSON lines that keeps every run; the same call goes on from it after a kill.
@@ -93,7 +94,7 @@ def transfer(
     base = min(rates)
     coarse = sorted({round(math.log2(rate / base)) for rate in rates})
     made = (lambda value: factory(value, lr=base)) if by_rate else factory  # type: ignore[call-arg]
-    notes = set_up(made, values[0], 0, data).notes
+    notes = set_up(made, values[0], 0, of_value(data, values[0])).notes
     if not by_rate:
         notes = (*notes, "rates are factors of those that the optimizers have, as the factory has no argument lr")
     about = {"axis": axis, "steps": steps, "base": base, "factory": _name(factory), "data": _name(data)}

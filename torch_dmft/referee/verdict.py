@@ -101,6 +101,12 @@ class Verdict:
             if self._found(place) is Finding.UNDECIDED and (self._counts(place) or self._may_depart(place))
         )
 
+    @property
+    def hidden(self) -> tuple[Place, ...]:
+        """Those of which nothing is decided as overlaps with unrelated rows hide it, at widths below the number of rows."""
+        among = {one.place for one in self.readings if one.is_hidden}
+        return tuple(place for place in self.undecided if place in among)
+
     def _may_depart(self, place: Place) -> bool:
         return any(
             one.finding is Finding.UNDECIDED and abs(one.beside.exponent) > self.rule.tolerance
@@ -132,7 +138,8 @@ class Verdict:
         if not main:
             return Finding.STILL
         is_open = any(
-            one.finding is Finding.UNDECIDED and abs(one.beside.exponent) > self.rule.tolerance for one in main
+            one.finding is Finding.UNDECIDED and (one.is_hidden or abs(one.beside.exponent) > self.rule.tolerance)
+            for one in main
         )
         is_right = any(one.finding is Finding.RIGHT for one in main) and not is_open
         return Finding.RIGHT if is_right else Finding.UNDECIDED
@@ -165,6 +172,12 @@ class Verdict:
             )
         if self.word == UNDECIDED and self.measured.seeds < 2:
             yield "A single seed has no error: give more seeds (4 or more)."
+        elif self.hidden and self.word == UNDECIDED:
+            name = self.hidden[0][0] or "the outputs"
+            yield (
+                f"{name}: a step acts on unrelated rows (or tokens) of a batch as much as on its own, by overlaps which fade "
+                "only where N is far above their number; they hide the rest. Give wider widths, or fewer rows."
+            )
         elif self.undecided and self.word == UNDECIDED:
             names = ", ".join(place[0] or "the outputs" for place in self.undecided[:3])
             seeds = f"about {self.seeds_needed}"
@@ -180,11 +193,15 @@ class Verdict:
         return (*self.sentences[:_SHOWN], f"Likewise: {rest}.", *self.sentences[count:])
 
     @property
+    def about(self) -> str:
+        """What was trained."""
+        measured = self.measured
+        return f"N = {', '.join(map(str, measured.widths))}; {measured.seeds} seeds; steps 0..{measured.steps[-1]}"
+
+    @property
     def title(self) -> str:
         """The first line."""
-        measured = self.measured
-        over = f"N = {', '.join(map(str, measured.widths))}; {measured.seeds} seeds; steps 0..{measured.steps[-1]}"
-        return f"{self.word.upper()} ({over})"
+        return f"{self.word.upper()} ({self.about})"
 
     def table(self) -> Grid:
         """Exponents of every matrix, of scores and of the outputs; of vectors those that depart."""
@@ -285,6 +302,15 @@ class Verdict:
             logdir: directory of the logs.
         """
         _report().check.write_check(self, logdir)
+
+    @checked
+    def write_html(self, path: str | Path) -> None:
+        """Write the report as one page that opens from disk: sentences, figures and tables.
+
+        Args:
+            path: of the HTML file; an existing one is replaced.
+        """
+        _report().write_sheet(self, path)
 
     def __repr__(self) -> str:
         return f"<Verdict: {self.title}>"

@@ -80,12 +80,17 @@ def exponents(verdict: Verdict) -> Figure:
     shown = np.array(list(rows.values()), dtype=float).reshape(len(rows), len(measured.steps))
     image = axes.imshow(shown, aspect="auto", cmap="RdBu_r", vmin=-1, vmax=1)
     for i, j in np.argwhere(np.isfinite(shown)):
-        axes.text(j, i, f"{shown[i, j]:+.2f}", ha="center", va="center", fontsize=6)
+        axes.text(j, i, f"{shown[i, j]:+.2f}", ha="center", va="center", fontsize=6, color=_ink(shown[i, j]))
     axes.set_xticks(range(len(measured.steps)), [str(step) for step in measured.steps], fontsize=8)
     axes.set_yticks(range(len(rows)), list(rows), fontsize=7)
     axes.set_xlabel("step")
     figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7)
     return figure
+
+
+def _ink(exponent: float) -> str:
+    """A colour that is read on that of an exponent."""
+    return "white" if abs(exponent) > 0.65 else "black"
 
 
 def own_exponents(verdict: Verdict, place: Place) -> list[float]:

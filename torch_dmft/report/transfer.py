@@ -24,7 +24,8 @@ def figure(found: Transferred) -> Figure:
     for at, value in enumerate(found.values):
         color = str(round(0.75 - 0.75 * at / (len(found.values) - 1), 3))
         mean = means(found.curves[value], range(found.seeds))
-        shown = {power: loss for power, loss in mean.items() if loss <= highest}
+        near = range(found.best[value] - 1, found.best[value] + 2)
+        shown = {power: loss for power, loss in mean.items() if loss <= highest or power in near}
         losses.plot(
             [found.lr(power) for power in shown], list(shown.values()), "o-", markersize=3, linewidth=1, color=color,
             label=f"{found.axis} {value}",
@@ -34,6 +35,7 @@ def figure(found: Transferred) -> Figure:
         shown = {power: loss for power, loss in found.theory.items() if loss <= highest}
         rate = [found.lr(power) for power in shown]
         losses.plot(rate, list(shown.values()), "-", color="C0", linewidth=2, label="theory (infinite)")
+    losses.margins(0.08)
     losses.set(xscale="log", xlabel=_rate(found), ylabel="loss, mean over the last quarter of the steps")
     if lowest > 0:
         losses.set_yscale("log")

@@ -158,6 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
         "--sweep", default="64,128", help="widths of the sweep; the first is tuned (default: %(default)s)"
     )
     parser.add_argument("--steps", type=int, default=200, help="of every training (default: %(default)s)")
+    parser.add_argument(
+        "--sweep-steps", type=int, help="of the trainings of the sweeps, to be quick (default: --steps)"
+    )
     parser.add_argument("--processes", type=int, help="of the sweeps (default: one for each processor)")
     parser.add_argument("--seeds", type=int, default=3, help="of check and sweep (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="widths 32 to 128 and 60 steps: a minute or two")

@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
     print(verdict, end="\n\n")
 
     settings = {
-        "steps": options.steps,
+        "steps": options.sweep_steps or options.steps,
         "seeds": options.seeds,
         "data": batches,
         "processes": options.processes,

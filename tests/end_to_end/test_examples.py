@@ -193,7 +193,9 @@ def test_lightning_resnet(tmp_path, capsys):
 
 
 def test_nanogpt(tmp_path, capsys):
-    arguments = f"--widths 32,48,64 --sweep 32,48 --steps 30 --seeds 1 --logdir {tmp_path}"
+    arguments = (
+        f"--widths 32,48,64 --sweep 32,48 --steps 30 --sweep-steps 10 --processes 1 --seeds 1 --logdir {tmp_path}"
+    )
     found = example("nanogpt")(arguments.split())
     transfer, plain = found["transfer"], found["plain"]
     assert transfer.values == plain.values == (32, 48)

@@ -327,7 +327,9 @@ def require_rule(rule: str, rho: float) -> None:
     require_number("rho", rho, at_least=0)
     if rho > 1:
         raise InvalidInputError(
-            "`rho` is a correlation.", got=f"rho={rho:g}", remedy="rho between 0 and 1; 1 for the initial weights themselves"
+            "`rho` is a correlation.",
+            got=f"rho={rho:g}",
+            remedy="rho between 0 and 1; 1 for the initial weights themselves",
         )
     if rho and rule != "feedback_alignment":
         raise InvalidInputError(

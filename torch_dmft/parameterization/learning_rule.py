@@ -8,7 +8,7 @@ All of them have the form
 with a pseudo-gradient in the place of the gradient g = gamma0 N df/dh. The readout learns by its true gradient.
 
     gradient                    g~^l = phi'(h^l) * W^l(t)^T g~^{l+1},   g~^L = phi'(h^L) * w(t)
-    feedback_alignment          g~^l = phi'(h^l) * B^l^T g~^{l+1},      B^l = rho W^l(0) + sqrt(1 - rho^2) W~^l, and so for the readout
+    feedback_alignment          g~^l = phi'(h^l) * B^l^T g~^{l+1},      B^l = rho W^l(0) + sqrt(1 - rho^2) W~^l, l to L
     direct_feedback_alignment   g~^l = phi'(h^l) * z~^l,                z~^l ~ N(0, 1), one number per neuron and output
     hebb                        g~^l = Delta_mu phi(h^l)
 
@@ -61,8 +61,8 @@ def learning_rule(
     """Have the weights of a wrapped chain learn by another rule than the gradient, in the body of ``with``.
 
     ``loss.backward()`` then leaves in ``.grad`` what the rule has there, for any loop and optimizer; the equations are those of
-    ``torch_dmft.parameterization.learning_rule``. Recorders inside keep what they always keep, the kernels of the true gradients
-    df/dh, and note the rule, so that ``recorder.problem()`` poses it and ``compare`` tells it from others. Backward weights are
+    ``torch_dmft.parameterization.learning_rule``. Recorders inside keep what they always keep, kernels of the true gradients df/dh,
+    and note the rule, so that ``recorder.problem()`` poses it and ``compare`` tells it from others. Backward weights are
     drawn at the first pass, of the weights' initial size, W(0) being the weights at that time: one ``with`` for a run.
 
     Of unequal widths, N is that of the last hidden layer. Hebb's rule is quadratic in the error: a loss that is scaled
@@ -94,7 +94,9 @@ def learning_rule(
         raise UnsupportedModelError("Learning rules are those of chains:", [place, *plan.architecture.train_differs])
     if plan.learns_by[0] != "gradient":
         raise InvalidInputError(
-            "A plan learns by one rule at a time.", got=f"{plan.learns_by[0]!r} already", remedy="leave the first `with`"
+            "A plan learns by one rule at a time.",
+            got=f"{plan.learns_by[0]!r} already",
+            remedy="leave the first `with`",
         )
     found = LearningRule(plan, rule, rho, generator or torch.Generator().manual_seed(0))
     if rule == "gradient":
@@ -149,7 +151,7 @@ class LearningRule:
             inputs: ``(sample, dim)``, as the model takes them.
 
         Returns:
-            g . g~ / (|g| |g~|) for h^1 to h^L; 1 for the gradient itself. Of Hebb's rule, whose sign is that of Delta, at Delta = 1.
+            g . g~ / (|g| |g~|) for h^1 to h^L; 1 for the gradient itself. Of Hebb's rule with Delta = 1.
         """
         model, fields = self._plan.model, list[Tensor]()
         with undisturbed(model), ExitStack() as stack:
@@ -221,9 +223,10 @@ class LearningRule:
         rule = self._plan.rule(self._layers[index].weight)
         if self._rule == "direct_feedback_alignment":
             outputs, unit = self._plan.architecture.outputs, 1 / (self._plan.gamma0 * self._plan.width)
-            is_own = isinstance(module, SamplesFeedback)
-            drawn = module.draw_for_inputs(outputs) if is_own else self._normal((outputs, rule.fan_in), module)
-            direct = unit * drawn
+            if isinstance(module, SamplesFeedback):
+                direct = unit * module.draw_for_inputs(outputs)
+            else:
+                direct = unit * self._normal((outputs, rule.fan_in), module)
             return lambda slope: slope @ direct
         if isinstance(module, SamplesFeedback):
             return module.feedback(self._rho)

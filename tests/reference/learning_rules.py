@@ -44,7 +44,7 @@ class Rule:
     steps: int = 12
 
     def train(self, width: int, networks: int, generator: torch.Generator, record: Sequence[int]) -> dict[str, Tensor]:
-        """Outputs ``(network, time, sample)``, and Phi^l, G^l and the NTK of true gradients ``(network, time, sample, sample)``.
+        """Outputs ``(network, time, sample)``; Phi^l, and G^l and NTK of true gradients ``(network, time, sample, sample)``.
 
         The networks of the second half are those of the first with the opposite readout, and the same W~ and z~.
         """

@@ -22,7 +22,6 @@ from torch_dmft.core.torch_private import (
     parameters_of,
 )
 
-
 _MEASURED: ContextVar[bool] = ContextVar("measured", default=False)
 
 

@@ -45,8 +45,8 @@ def is_due(step: int, *, last: int, recorded: bool) -> bool:
 class GradientCheck:
     """The gradients of the loss on the rows of a step, and by how much those differ that optimizers are given.
 
-    The model is run once more without hooks, in the modes that its modules are in, and left as it was. Under a learning rule only
-    the readout has the gradients of the loss.
+    The model is run once more without hooks, in the modes that its modules are in, and left as it was. Under a learning rule
+    only the readout has the gradients of the loss.
 
     Args:
         subject: the network.

@@ -61,7 +61,7 @@ def learning_rule(
     """Have the weights of a wrapped chain learn by another rule than the gradient, in the body of ``with``.
 
     ``loss.backward()`` then leaves in ``.grad`` what the rule has there, for any loop and optimizer; the equations are those of
-    ``torch_dmft.parameterization.learning_rule``. Recorders inside keep what they always keep, kernels of the true gradients df/dh,
+    ``torch_dmft.parameterization.learning_rule``. Recorders inside keep kernels of the true gradients df/dh, as ever,
     and note the rule, so that ``recorder.problem()`` poses it and ``compare`` tells it from others. Backward weights are
     drawn at the first pass, of the weights' initial size, W(0) being the weights at that time: one ``with`` for a run.
 
@@ -220,16 +220,17 @@ class LearningRule:
     @torch.no_grad()
     def _drawn(self, index: int, module: nn.Module) -> Feedback:
         """The backward weights of a layer."""
+        own: object = module
         rule = self._plan.rule(self._layers[index].weight)
         if self._rule == "direct_feedback_alignment":
             outputs, unit = self._plan.architecture.outputs, 1 / (self._plan.gamma0 * self._plan.width)
-            if isinstance(module, SamplesFeedback):
-                direct = unit * module.draw_for_inputs(outputs)
+            if isinstance(own, SamplesFeedback):
+                direct = unit * own.draw_for_inputs(outputs)
             else:
                 direct = unit * self._normal((outputs, rule.fan_in), module)
             return lambda slope: slope @ direct
-        if isinstance(module, SamplesFeedback):
-            return module.feedback(self._rho)
+        if isinstance(own, SamplesFeedback):
+            return own.feedback(self._rho)
         weight = module.get_parameter("weight").detach()
         other = rule.std * self._normal(tuple(weight.shape), module)
         backward = self._rho * weight + math.sqrt(1 - self._rho**2) * other

@@ -37,6 +37,7 @@ from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelErr
 from torch_dmft.core.training import require_rule
 from torch_dmft.core.undisturbed import is_measured, undisturbed
 from torch_dmft.parameterization.plan import Plan
+from torch_dmft.uses.failures import outputs_on
 
 Feedback = Callable[[Tensor], Tensor]
 """Pseudo-gradients at the outputs of a weight, ``(row, S_out)``, to those at its inputs, ``(row, S_in)``."""
@@ -89,7 +90,7 @@ def learning_rule(
         ...     train(plan.model, optimizer)
     """
     require_rule(rule, rho)
-    if not plan.architecture.is_chain:
+    if rule != "gradient" and not plan.architecture.is_chain:
         place = Place("(model)", "it is no plain chain of linear layers and activations", "train it by the gradient")
         raise UnsupportedModelError("Learning rules are those of chains:", [place, *plan.architecture.train_differs])
     if plan.learns_by[0] != "gradient":
@@ -105,8 +106,8 @@ def learning_rule(
     with ExitStack() as stack:
         for index, layer in enumerate(plan.architecture.layers):
             module = plan.model.get_submodule(layer.path)
-            stack.callback(module.register_forward_pre_hook(found.reads(index)).remove)
-            stack.callback(module.register_forward_hook(found.writes(index)).remove)
+            stack.callback(module.register_forward_pre_hook(found._reads(index)).remove)
+            stack.callback(module.register_forward_hook(found._writes(index)).remove)
         stack.callback(setattr, plan, "learns_by", plan.learns_by)
         plan.learns_by = (rule, rho)
         yield found
@@ -153,16 +154,24 @@ class LearningRule:
         Returns:
             g . g~ / (|g| |g~|) for h^1 to h^L; 1 for the gradient itself. Of Hebb's rule with Delta = 1.
         """
+        if self._plan.learns_by != (self._rule, self._rho) and self._rule != "gradient":
+            raise InvalidInputError(
+                "The rule must be at work.",
+                got=f"a plan that learns by {self._plan.learns_by[0]!r}",
+                remedy="ask inside of the `with`",
+            )
+        if not bool(torch.isfinite(inputs).all()):
+            raise InvalidInputError("`inputs` must be finite.", got="NaN or infinite ones", remedy="rows of numbers")
         model, fields = self._plan.model, list[Tensor]()
         with undisturbed(model), ExitStack() as stack:
             for layer in self._layers:
                 module = model.get_submodule(layer.path)
                 stack.callback(module.register_forward_hook(lambda _, __, h: fields.append(h)).remove)
-            true = torch.autograd.grad(model(inputs).sum(), fields[:-1])
+            true = torch.autograd.grad(outputs_on(model, inputs).sum(), fields[:-1])
         if self._rule == "gradient":
             return torch.stack([torch.ones_like(g[:, 0]) for g in true])
         with torch.enable_grad():
-            minus = -model(inputs).sum()
+            minus = -outputs_on(model, inputs).sum()
         torch.autograd.grad(minus, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
         signals = self._pass.signals
         cosines = [nn.functional.cosine_similarity(g, -signals[index], dim=1) for index, g in enumerate(true)]
@@ -170,7 +179,7 @@ class LearningRule:
 
     # The two hooks of a weight
 
-    def reads(self, index: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+    def _reads(self, index: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         """Before a weight: gradients at its inputs are the rule's, so that its own backward pass ends here."""
 
         def hook(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -183,7 +192,7 @@ class LearningRule:
 
         return hook
 
-    def writes(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+    def _writes(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         """Behind a weight: its inputs are joined to its outputs again, by the rule."""
 
         def hook(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -199,7 +208,7 @@ class LearningRule:
 
     # The rule
 
-    def signal(self, now: _Pass, index: int, slope: Tensor) -> Tensor:
+    def _signal(self, now: _Pass, index: int, slope: Tensor) -> Tensor:
         """DL/dh at the outputs of a weight, with the pseudo-gradient in it, from what came back to them."""
         if index == len(self._layers) - 1:
             now.slope = slope
@@ -210,7 +219,7 @@ class LearningRule:
         now.signals[index] = slope
         return slope
 
-    def sent_back(self, now: _Pass, index: int, signal: Tensor) -> Tensor:
+    def _sent_back(self, now: _Pass, index: int, signal: Tensor) -> Tensor:
         """What a weight sends to its inputs."""
         if self._rule == "hebb":  # what comes back is not used
             return torch.zeros_like(now.inputs[index])
@@ -257,6 +266,6 @@ class _Learn(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        signal = ctx.rule.signal(ctx.now, ctx.index, grads[0])
+        signal = ctx.rule._signal(ctx.now, ctx.index, grads[0])
         wanted = ctx.needs_input_grad[1]
-        return signal, ctx.rule.sent_back(ctx.now, ctx.index, signal) if wanted else None, None, None, None
+        return signal, ctx.rule._sent_back(ctx.now, ctx.index, signal) if wanted else None, None, None, None

@@ -106,13 +106,15 @@ def test_nothing_is_left_behind() -> None:
     model, x = chain(16, 16), INPUTS.double()
     plan = dmft.parameterize(model, x)
     before, outputs = slopes(model, x), model(x)
-    with dmft.learning_rule(plan, "hebb"):
+    with dmft.learning_rule(plan, "hebb") as rule:
         assert torch.equal(model(x), outputs)
         assert any(not torch.equal(*pair) for pair in zip(slopes(model, x), before, strict=True))
         assert plan.learns_by == ("hebb", 0.0)
         with pytest.raises(InvalidInputError, match=r"one rule at a time"), dmft.learning_rule(plan, "hebb"):
             pass
     assert plan.learns_by == ("gradient", 0.0)
+    with pytest.raises(InvalidInputError, match=r"at work"):
+        rule.alignment(x)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(*pair) for pair in zip(slopes(model, x), before, strict=True))
 

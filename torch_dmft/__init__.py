@@ -18,6 +18,7 @@ _HOME = {
     "Plan": "torch_dmft.parameterization",
     "parameterize": "torch_dmft.parameterization",
     "centered": "torch_dmft.parameterization",
+    "learning_rule": "torch_dmft.parameterization",
     "Indexed": "torch_dmft.measurement",
     "Probe": "torch_dmft.measurement",
     "Recorder": "torch_dmft.measurement",
@@ -66,6 +67,7 @@ __all__ = [
     "empirical_ntk",
     "every",
     "infinite_width",
+    "learning_rule",
     "log_spaced",
     "parameterize",
     "richness",
@@ -97,7 +99,7 @@ if TYPE_CHECKING:
     from torch_dmft.integrations.sklearn import InfiniteWidthClassifier as InfiniteWidthClassifier
     from torch_dmft.integrations.sklearn import InfiniteWidthRegressor as InfiniteWidthRegressor
     from torch_dmft.measurement import Indexed, Probe, Recorder, Richness, empirical_ntk, every, log_spaced, richness
-    from torch_dmft.parameterization import Plan, centered, parameterize
+    from torch_dmft.parameterization import Plan, centered, learning_rule, parameterize
     from torch_dmft.referee import Transferred, Verdict, check, transfer
     from torch_dmft.theory import Problem, infinite_width, solve, solvers
     from torch_dmft.uses import describe

@@ -151,6 +151,8 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
     model = {"model": network(), "example_input": INPUTS}
     found: dict[str, Callable[[], Call]] = {
         "alignment": lambda: (dmft.alignment, {"a": torch.eye(4), "b": torch.eye(4)}),
+        "learning_rule": lambda: (_taught, {"plan": a.plan, "rule": "feedback_alignment", "rho": 0.5}),
+        "LearningRule.alignment": lambda: (_aligned, {"inputs": INPUTS}),
         "centered": lambda: (dmft.centered, {"model": network()}),
         "compare": lambda: (
             dmft.compare,
@@ -326,6 +328,16 @@ def _trained(a: Set) -> dmft.Recorder:
     with recorder.attach(torch.optim.SGD(plan.param_groups(0.1))):
         pass
     return recorder
+
+
+def _taught(plan: dmft.Plan, rule: str, rho: float = 0.0, generator: torch.Generator | None = None) -> None:
+    with dmft.learning_rule(plan, rule, rho=rho, generator=generator) as found:
+        found.alignment(INPUTS)
+
+
+def _aligned(inputs: torch.Tensor) -> torch.Tensor:
+    with dmft.learning_rule(dmft.parameterize(network(), INPUTS), "hebb") as found:
+        return found.alignment(inputs)
 
 
 def _told(a: Set) -> dmft.Recorder:

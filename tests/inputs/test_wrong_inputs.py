@@ -89,7 +89,8 @@ LEFT_OUT = {
     **dict.fromkeys(("Recorder.attach", "Problem.trained", "Role", "Part"), "among the cases by hand"),
     "Training.kind": "any name that has no optimizer of its own has the usual one",
     **dict.fromkeys(
-        ("Verdict", "Setup", "Setup.step", "Richness", "MuonGroups", "DepthLimit"), "a function of the package makes it"
+        ("LearningRule", "Verdict", "Setup", "Setup.step", "Richness", "MuonGroups", "DepthLimit"),
+        "a function of the package makes it",
     ),
     **dict.fromkeys(
         ("Transferred", "Transferred.lr", "Transferred.text", "Transferred.to_json"), "transfer() makes it"

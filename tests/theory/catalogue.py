@@ -135,6 +135,8 @@ PROBLEMS: dict[str, Pose] = {
     "minibatches": chain(batches=BATCHES),
     "noise": chain(temperature=0.1),
     "adam": chain(optimizer="adam", lr=0.05),
+    "feedback alignment": chain(rule="feedback_alignment", rho=0.5),
+    "hebb": chain(rule="hebb"),
     "residual": network(Residual, FEATURES),
     "layer norm": network(normalised(nn.LayerNorm), FEATURES),
     "rms norm": network(normalised(nn.RMSNorm), FEATURES),
@@ -145,21 +147,22 @@ PROBLEMS: dict[str, Pose] = {
 NETWORKS = {"residual", "layer norm", "rms norm", "convolution", "transformer"}
 """Problems whose network is no chain, for which there are the engine and plain networks."""
 
+RULES = {"feedback alignment", "hebb"}
 MOMENTUM = {"momentum", "decay", "momentum and decay", "decay outside", "all of sgd", "nesterov"}
 OF_THEIR_OWN = {"frozen", "groups", "zero start"}
 """Problems in which parameters differ, for which there are the engine and plain networks."""
 
 REFUSED: dict[str, set[str]] = {
     "InfiniteWidth": {"noise"},
-    "InfiniteWidth by strides": {"noise", "adam", "groups"} | MOMENTUM | NETWORKS,
-    "GradientIndependence": {"noise", "adam", "groups"} | MOMENTUM,
-    "AlternatingMonteCarlo": {"adam", "relu"} | OF_THEIR_OWN | NETWORKS,
-    "Perturbation": {"noise", "adam", "relu"} | MOMENTUM | OF_THEIR_OWN | NETWORKS,
-    "FiniteWidth": set(),
+    "InfiniteWidth by strides": {"noise", "adam", "groups"} | MOMENTUM | NETWORKS | RULES,
+    "GradientIndependence": {"noise", "adam", "groups"} | MOMENTUM | RULES,
+    "AlternatingMonteCarlo": {"adam", "relu"} | OF_THEIR_OWN | NETWORKS | RULES,
+    "Perturbation": {"noise", "adam", "relu"} | MOMENTUM | OF_THEIR_OWN | NETWORKS | RULES,
+    "FiniteWidth": RULES,
     "WideEnsemble": set(),
     "DeepLinear": set(PROBLEMS) - {"linear", "white"},
     "WhitenedLinear": set(PROBLEMS) - {"white"},
-    "StaticNTK": {"noise", "adam"} | OF_THEIR_OWN | NETWORKS,
+    "StaticNTK": {"noise", "adam"} | OF_THEIR_OWN | NETWORKS | RULES,
 }
 """Everything that a solver does not do; all the rest it does."""
 

@@ -53,7 +53,7 @@ def answer(solver: str, problem: str) -> Trajectory:
 @cache
 def at_the_start(problem: str) -> Trajectory:
     """Kernels of the initial weights: in closed form for chains, else of plain networks."""
-    posed = PROBLEMS[problem]().trained(temperature=0.0, optimizer="SGD")
+    posed = PROBLEMS[problem]().trained(temperature=0.0, optimizer="SGD", rule="gradient", rho=0.0)
     networks = solvers.WideEnsemble((32, 64), pairs=8)
     return solve(posed, networks if problem in NETWORKS | OF_THEIR_OWN else solvers.StaticNTK(), record=0)
 

@@ -54,6 +54,9 @@ def differences(mine: Training, theirs: Training, names: tuple[str, str], horizo
     if not prints_agree(mine.data_print, theirs.data_print):
         rows = [f"{each.data_print[0]:.0f} rows" for each in both]
         found.append("training set: the two have other rows" if rows[0] == rows[1] else line("training set", *rows))
+    if (mine.rule, mine.rho) != (theirs.rule, theirs.rho):
+        rules = [each.rule.replace("_", " ") + f" with rho {each.rho:g}" * (each.rho > 0) for each in both]
+        found.append(line("learning rule", *rules))
     if not math.isclose(mine.temperature, theirs.temperature, rel_tol=CLOSE):
         found.append(line("temperature", f"{mine.temperature:g}", f"{theirs.temperature:g}"))
     if "batches" not in assumed and horizon:

@@ -59,9 +59,9 @@ def curvatures(outputs: Tensor, ntk: Kernel, train: Tensor, loss: Callable[[Tens
 def edge(training: Training, steps: Tensor, curvature: Tensor) -> Tensor:
     """Eta lambda_max(K H) / 2 divided by its value at the edge of stability of the optimizer: ``(time,)``.
 
-    NaN for optimizers that divide gradients by their size, whose edge lies elsewhere.
+    NaN for optimizers that divide gradients by their size, and for other rules than the gradient, whose edge lies elsewhere.
     """
-    if training.optimizer != "SGD" or not training.steps:
+    if training.optimizer != "SGD" or training.rule != "gradient" or not training.steps:
         return torch.full_like(curvature, math.nan)
     values = []
     for step, value in zip(steps.tolist(), curvature.tolist(), strict=True):

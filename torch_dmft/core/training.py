@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from torch_dmft.core.arguments import typed
 from torch_dmft.core.equality import by_value
+from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.listed import listed
 from torch_dmft.core.numbers import require_choice, require_number, require_whole
 from torch_dmft.core.prints import Print
@@ -32,6 +33,9 @@ from torch_dmft.core.sight import NUMBERS, SGD_NUMBERS, Scaled, Sight
 
 DRAWN = ("zero", "uniform")
 """Starts other than Gaussian ones that theory draws."""
+
+RULES = ("gradient", "feedback_alignment", "direct_feedback_alignment", "hebb")
+"""What hidden weights learn by; see ``torch_dmft.parameterization.learning_rule``."""
 
 
 @typed
@@ -57,6 +61,8 @@ class Training:
         batches: the rows of the training set that each step saw, one index tensor per step; None for all of them.
         batches_known: whether ``batches`` tells what the steps saw; False for a run whose batches nobody noted.
         doubt: why they are not known.
+        rule: what hidden weights learn by, ``"gradient"`` or the name of another learning rule (``learning_rule``).
+        rho: of feedback alignment, the correlation of the backward weights with the initial ones.
         temperature: T of Langevin noise; in every step every parameter gets sqrt(2 T lr_p) / (gamma0 sqrt N) N(0, 1) too.
         notes: what else is known to have happened that no theory takes into account.
         assumptions: what was assumed in place of what is known or seen, such as ``"start"`` or ``"batches"``.
@@ -77,15 +83,18 @@ class Training:
     batches: tuple[Tensor, ...] | None = None
     batches_known: bool = True
     doubt: str = ""
+    rule: str = "gradient"
+    rho: float = 0.0
     temperature: float = 0.0
     notes: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a number of steps, a richness or a temperature that there cannot be."""
+        """Refuse a number of steps, a richness, a learning rule or a temperature that there cannot be."""
         require_whole("steps", self.steps, at_least=0)
         require_number("gamma0", self.gamma0, above=0)
         require_number("temperature", self.temperature, at_least=0)
+        require_rule(self.rule, self.rho)
 
     @classmethod
     def sgd(
@@ -276,6 +285,8 @@ class Training:
             yield "uniform starts", f"a uniform start of {_listed(uniform)}"
         if others:
             yield "other starts", f"another start of {listed(others)}"
+        if self.rule != "gradient":
+            yield "rule", shown_rule(self.rule, self.rho)
         if self.temperature:
             yield "noise", f"temperature {self.temperature:g}"
         if self.batches is not None:
@@ -308,6 +319,30 @@ class Training:
         given = {name: series(value) for name, value in numbers.items()}
         _require_sizes(given)
         return replace(self, numbers={**self.numbers, **given})
+
+
+def require_rule(rule: str, rho: float) -> None:
+    """Refuse a learning rule that there is not, or a correlation that it does not have."""
+    require_choice("rule", rule, RULES)
+    require_number("rho", rho, at_least=0)
+    if rho > 1:
+        raise InvalidInputError(
+            "`rho` is a correlation.",
+            got=f"rho={rho:g}",
+            remedy="rho between 0 and 1; 1 for the initial weights themselves",
+        )
+    if rho and rule != "feedback_alignment":
+        raise InvalidInputError(
+            "Only feedback alignment has a correlation with the initial weights.",
+            got=f"rule={rule!r}, rho={rho:g}",
+            remedy='rule="feedback_alignment", or rho=0.0',
+        )
+
+
+def shown_rule(rule: str, rho: float) -> str:
+    """A learning rule in words."""
+    words = "learning by " + rule.replace("_", " ").replace("hebb", "Hebb's rule")
+    return f"{words}, rho {rho:g}" if rule == "feedback_alignment" else words
 
 
 def _require_sizes(numbers: Numbers) -> None:

@@ -376,7 +376,7 @@ class Trajectory:
 
 
 FORMAT = serial.FileFormat(
-    "torch_dmft trajectory", schema=6, root=Trajectory, parts=(LayerKernels, Kernel, Fields, Training)
+    "torch_dmft trajectory", schema=7, root=Trajectory, parts=(LayerKernels, Kernel, Fields, Training)
 )
 """Files of trajectories. The schema is raised whenever a file written now could not be read by the code before."""
 

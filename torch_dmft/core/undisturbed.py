@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import nn
@@ -20,6 +21,13 @@ from torch_dmft.core.torch_private import (
     own_parameters,
     parameters_of,
 )
+
+_MEASURED: ContextVar[bool] = ContextVar("measured", default=False)
+
+
+def is_measured() -> bool:
+    """Whether this is the body of an ``undisturbed``: what is computed here is measured, and teaches nothing."""
+    return _MEASURED.get()
 
 
 @contextmanager
@@ -74,10 +82,12 @@ def _put_back(modules: list[nn.Module], kinds: set[str]) -> Iterator[None]:
         stack.enter_context(forward_unwrapped(modules))
         stack.enter_context(gradient_hooks_off(parameters.values()))
         stack.enter_context(checkpoints_off())
+        measured = _MEASURED.set(True)
         try:
             _set_modes((module, False) for module in modules)
             yield
         finally:
+            _MEASURED.reset(measured)
             held.restore()
             _set_modes(modes)
             with torch.no_grad():

@@ -45,7 +45,8 @@ def is_due(step: int, *, last: int, recorded: bool) -> bool:
 class GradientCheck:
     """The gradients of the loss on the rows of a step, and by how much those differ that optimizers are given.
 
-    The model is run once more without hooks, in the modes that its modules are in, and left as it was.
+    The model is run once more without hooks, in the modes that its modules are in, and left as it was. Under a learning rule
+    only the readout has the gradients of the loss.
 
     Args:
         subject: the network.
@@ -77,7 +78,7 @@ class GradientCheck:
     def meet(self, optimizers: Sequence[Optimizer]) -> None:
         """Compare with the gradients that wait for optimizers."""
         for optimizer, name, p in _waiting(self._subject, optimizers):
-            if self._slopes is None or name not in self._slopes:
+            if self._slopes is None or name not in self._slopes or not self._is_of_loss(name):
                 continue
             slope, scale = self._slopes[name], getattr(optimizer, "grad_scale", None)
             assert p.grad is not None  # it waits
@@ -87,6 +88,11 @@ class GradientCheck:
             # In units in which the gradients of all weights have one size: those of the readout would drown the others.
             both = torch.stack([(gradient - slope).norm(), slope.norm()])
             self._norms.append(both.to(slope.device, torch.float64) * self._subject.rate(name) ** 0.5)
+
+    def _is_of_loss(self, name: str) -> bool:
+        """Whether a parameter learns by the gradient."""
+        readout = self._subject.architecture.readout
+        return self._subject.plan.learns_by[0] == "gradient" or name in (readout.weight, readout.bias)
 
     def error(self) -> tuple[float, float] | None:
         """By how much the gradients differ from those of the loss, and the size of the latter.

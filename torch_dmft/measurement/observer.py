@@ -74,6 +74,7 @@ class Observer:
         self._slopes = GradientWatch()
         self._weights, self._gradients, self._states = Untouched(), Untouched(), Untouched()
         self._notes: dict[str, None] = {}
+        self._rule: tuple[str, float] | None = None  # that of the first step
         self._function: FunctionWatch | None = None
         self._glances: dict[str, Print] = {}  # of the loss and of the training set, at the first check
 
@@ -129,6 +130,7 @@ class Observer:
             assert self._sight is not None  # they met
             step = self._sight.steps
             self._sight.look(named)
+            self._look_at_rule()
             if step and begins_anew(optimizers):
                 self._note("momentum that begins anew in the middle of the run")
             waiting = self.rows.waiting
@@ -193,6 +195,13 @@ class Observer:
         changed = self._function.changed(model, moved(self._probe.inputs, next(model.parameters()).device))
         if changed:
             self._note(f"a forward pass that changes during the run ({listed(changed)})")
+
+    def _look_at_rule(self) -> None:
+        """Note by which rule a step is taken."""
+        now = self.subject.plan.learns_by
+        self._rule = now if self._rule is None else self._rule
+        if now != self._rule:
+            self._note(f"a learning rule that changes during the run ({self._rule[0]}, {now[0]})")
 
     def _look_for_unseen_steps(self, optimizers: tuple[Optimizer, ...]) -> None:
         """Say that weights moved while none of the optimizers stepped."""
@@ -305,6 +314,8 @@ class Observer:
             batches=all_rows(batches, len(data)) if data is not None and knows_data else batches,
             batches_known=not doubt,
             doubt=doubt,
+            rule=(self._rule or self.subject.plan.learns_by)[0],
+            rho=(self._rule or self.subject.plan.learns_by)[1],
             temperature=self._temperature,
             notes=tuple(self._all_notes(doubt if off and noted and not is_probe else "")),
             assumptions=("data",) * self.rows.is_told + ("rows beside noise",) * (self._temperature > 0 and not noted),
@@ -343,6 +354,7 @@ class Observer:
             "gradients": self._gradients.state_dict(),
             "states": self._states.state_dict(),
             "notes": list(self._notes),
+            "rule": self._rule,
             "plan": [self.subject.gamma0, self.subject.plan.scheme, *self.subject.plan.functions],
             "fan_ins": self._fan_ins(),
             "probe_print": self._probe.print,
@@ -371,6 +383,8 @@ class Observer:
             )
         self.rows.load_state_dict(state["rows"])
         self._glances = {"a loss": tuple(state["loss_print"])} if state["loss_print"] else {}
+        rule = state.get("rule")
+        self._rule = None if rule is None else (str(rule[0]), float(rule[1]))
         self._starts, self._notes = dict(state["starts"]), dict.fromkeys(state["notes"])
         self._slopes.load_state_dict(state)
         self._weights.load_state_dict(state["weights"])

@@ -56,6 +56,7 @@ class Plan:
         rescaled: what weights that were kept were multiplied by, by name.
         depth: what residual branches are multiplied by, "1/sqrt(L)" or "1/L"; None for 1.
         wrapping: how it was made, so that other instances of the model can be wrapped alike.
+        learns_by: the learning rule at work and its rho, see ``learning_rule``.
         is_undone: whether ``undo`` was called, so that nothing that is said here is true of the model any more.
         origin: what legends call this model: ``"network (N=512)"``, ``"network (32 channels)"`` if the readout reads flattened
             images of so many, or ``"theory (N=inf)"`` for an infinite-width twin.
@@ -98,6 +99,7 @@ class Plan:
         self.rescaled = dict(rescaled or {})
         self.depth = depth
         self.is_undone = False
+        self.learns_by: tuple[str, float] = ("gradient", 0.0)
         self._initial = initial
         self._before = tuple(before)
         self._multiplied_before = dict(multiplied_before or {})

@@ -384,6 +384,8 @@ class Problem:
         temperature: float = 0.0,
         optimizer: str = "sgd",
         others: Mapping[str, Any] | None = None,
+        rule: str = "gradient",
+        rho: float = 0.0,
         **numbers: float | int | bool,
     ) -> Problem:
         """A dense chain of ``depth`` equal hidden layers.
@@ -411,6 +413,9 @@ class Problem:
             optimizer: "sgd", "adam", "adamw" or "muon". Adam has betas instead of momentum; Muon trains hidden matrices alone.
             others: beside Muon, how everything else is trained: ``optimizer`` ("sgd", "adam" or "adamw"), ``lr`` and its other
                 settings; None for "adamw" at the rate of Muon.
+            rule: what hidden weights learn by: "gradient", "feedback_alignment", "direct_feedback_alignment" or "hebb"; see
+                ``learning_rule``.
+            rho: of feedback alignment, the correlation of backward and initial weights.
             **numbers: further settings as torch names them: ``dampening``, ``nesterov``, ``decoupled`` of SGD, ``beta1``,
                 ``beta2``, ``eps`` of Adam, ``nesterov``, ``ns_steps``, ``ns_a`` to ``ns_c`` (its ``ns_coefficients``) and
                 ``eps`` of Muon, with ``exact=True`` for the polar factor in the place of its iteration.
@@ -461,7 +466,7 @@ class Problem:
             inputs=rows,
             targets=targets,
             loss=default_loss(targets) if loss is None else loss,
-            training=beside_muon(training, others, rest),
+            training=replace(beside_muon(training, others, rest), rule=rule, rho=rho),
             network=network,
         )
 
@@ -480,6 +485,8 @@ class Problem:
         temperature: float = 0.0,
         optimizer: str = "sgd",
         others: Mapping[str, Any] | None = None,
+        rule: str = "gradient",
+        rho: float = 0.0,
         assume_gaussian: bool = False,
         **numbers: float | int | bool,
     ) -> Problem:
@@ -502,6 +509,8 @@ class Problem:
             optimizer: "sgd" for ``torch.optim.SGD``, "adam" or "adamw" for ``torch.optim.Adam`` or ``AdamW``, as given to
                 ``plan.param_groups``, or "muon" for ``torch.optim.Muon`` of all hidden matrices.
             others: beside Muon, how everything else is trained, as ``Problem.mlp`` takes it.
+            rule: what hidden weights will learn by, likewise; train inside ``learning_rule``.
+            rho: of feedback alignment.
             assume_gaussian: take weights that start otherwise (``init="keep"``, orthogonal, pretrained) for Gaussian numbers of
                 their size.
             **numbers: further settings, as ``Problem.mlp`` takes them.
@@ -516,5 +525,5 @@ class Problem:
             lr, steps, 1.0, momentum, weight_decay, batches, temperature=temperature, optimizer=optimizer, **numbers
         )
         rest = rest_of_plan(plan) if optimizer == "muon" and isinstance(plan, Plan) else []
-        training = beside_muon(training, others, rest)
+        training = replace(beside_muon(training, others, rest), rule=rule, rho=rho)
         return problem_like(plan, probe, training, loss, assume_gaussian=assume_gaussian)

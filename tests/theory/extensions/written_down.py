@@ -12,9 +12,24 @@ from torch_dmft.theory.engine import matrix
 from torch_dmft.theory.engine.matrix import GaussianMatrix, Side
 
 
-def write_down(monkeypatch: pytest.MonkeyPatch) -> dict[GaussianMatrix, Tensor]:
+class Drawn(dict[GaussianMatrix, Tensor]):
+    """Matrices that are drawn when they are first asked for."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __missing__(self, lazy: GaussianMatrix) -> Tensor:
+        sizes = lazy.backward_side.population.size, lazy.forward_side.population.size
+        self[lazy] = lazy.scale * torch.randn(sizes, generator=self.generator, dtype=lazy.core.dtype)
+        return self[lazy]
+
+
+def write_down(
+    monkeypatch: pytest.MonkeyPatch, known: dict[GaussianMatrix, Tensor] | None = None
+) -> dict[GaussianMatrix, Tensor]:
     """Put into the answer what a matrix is, ``(S_out, S_in)``: what it reveals are then its images."""
-    known: dict[GaussianMatrix, Tensor] = {}
+    known = {} if known is None else known
     plain = GaussianMatrix._extend
 
     def extend(lazy: GaussianMatrix, directions: Tensor, side: Side, other: Side) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.theory.engine.lazy_layer import LazyLayer, LazySettings
+from torch_dmft.theory.engine.matrix import GRADIENTS, GaussianMatrix
 from torch_dmft.theory.gaussian.latents import Population
 
 
@@ -39,6 +43,33 @@ class InfiniteLinear(LazyLayer):
         rows = self.multiply(x.reshape(-1, self.in_features))
         output = rows.reshape(*x.shape[:-1], self.out_features)
         return output if self.bias is None else output + self.bias
+
+    def draw_for_inputs(self, count: int) -> Float[Tensor, "count S_in"]:
+        """So many numbers N(0, 1) for each neuron that the layer reads."""
+        return self.matrix.forward_side.population.draw(count)
+
+    def feedback(self, rho: float) -> Callable[[Tensor], Tensor]:
+        r"""Backward weights of their own, :math:`B = g (\rho W_0 + \sqrt{1 - \rho^2}\, \tilde W)`, as ``y -> B^T y``.
+
+        W~ meets no inputs, so that it owes nothing to any: it is sampled along the pseudo-gradients that it is applied to. W_0
+        has its responses, to inputs and to these.
+
+        Args:
+            rho: correlation of the entries of B and W_0.
+        """
+        sides = self.matrix.forward_side.population, self.matrix.backward_side.population
+        other = GaussianMatrix(*sides, tolerance=self.matrix.tolerance / GRADIENTS, responses=False)
+
+        def back(y: Tensor) -> Tensor:
+            parts = []
+            if rho > 0:
+                parts.append(rho * self.start_backward(y))
+            if rho < 1:
+                d = other.meet_gradients(y)
+                parts.append((1 - rho**2) ** 0.5 * (d @ other.backward_side.latents.rows))
+            return self.gain * torch.stack(parts).sum(0)
+
+        return back
 
     def extra_repr(self) -> str:
         """Sizes and ranks, for ``print(model)``."""
@@ -85,3 +116,14 @@ class InfiniteReadout(nn.Linear):
                 self.weight.copy_(self.std * self.population.draw(self.out_features, uniform=self.uniform))
                 self.drawn.fill_(True)
         return super().forward(x)
+
+    def draw_for_inputs(self, count: int) -> Float[Tensor, "count S_in"]:
+        """So many numbers N(0, 1) for each neuron that the layer reads."""
+        return self.population.draw(count)
+
+    @torch.no_grad()
+    def feedback(self, rho: float) -> Callable[[Tensor], Tensor]:
+        """Backward weights of their own, rho w + sqrt(1 - rho^2) w~ of the present w, as ``y -> B^T y``."""
+        other = self.std * self.population.draw(self.out_features)
+        backward = rho * self.weight.detach() + (1 - rho**2) ** 0.5 * other
+        return lambda y: y @ backward

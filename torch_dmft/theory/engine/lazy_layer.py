@@ -183,6 +183,16 @@ class LazyLayer(nn.Module):
         learned = self.core.reshape(*self.sizes, -1).transpose(1, 2).flatten(0, 1)
         return y_grad, x_grad.addmm_(spread, learned)
 
+    @torch.no_grad()
+    def start_backward(self, y: Tensor) -> Tensor:
+        """W_0^T y, without gain and decay and without what was learned: ``(row, S_out) -> (row, S_in)``."""
+        matrix = self.matrix
+        d = matrix.meet_gradients(y)
+        c = d @ matrix.core[:, :, 0]
+        if matrix.responses:
+            c += matrix.owed_to_gradients(y)
+        return d @ matrix.backward_side.latents.rows + c @ matrix.forward_side.basis.rows
+
     def _core(self, scale: Tensor) -> Tensor:
         """The matrix between Q' and Q, learned and known: m + g a K, ``(k', k, copies)``; of a whole layer only g a K."""
         known = self.matrix.core

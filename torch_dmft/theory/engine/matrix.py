@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_dmft.theory.gaussian.latents import Population
 from torch_dmft.theory.gaussian.rows import Rows, inner, new_directions, project_off_
 
-_GRADIENTS = 3.0
+GRADIENTS = 3.0
 """Ratio of the parts of a gradient and of an input that may stay outside their bases. At 2e-2 for inputs and three times as
 much for gradients the mean G is off by 0.4% instead of 0.3% with 2e-2 for both, 0.25% of it from sampling, at two thirds of
 the gradients' directions (tanh, depth 3, ten rows)."""
@@ -129,7 +129,7 @@ class GaussianMatrix(nn.Module):
 
     def meet_gradients(self, y: Float[Tensor, "row size"]) -> Float[Tensor, "row k"]:
         """Coordinates Q' y of gradients, after extending Q' and Xi' so that they are covered."""
-        tolerance = max(self.tolerance, min(_GRADIENTS * self.tolerance, _LARGEST))
+        tolerance = max(self.tolerance, min(GRADIENTS * self.tolerance, _LARGEST))
         return self._meet(y, self.backward_side, self.forward_side, tolerance, aligned=False)
 
     def owed_to_inputs(self, x: Float[Tensor, "row size"]) -> Float[Tensor, "row k_copies"]:

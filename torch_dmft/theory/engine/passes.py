@@ -37,9 +37,14 @@ class Pass(Protocol):
 
 
 class Passes:
-    """Makes the passes of one model: with explicit formulas for a dense chain, by autograd for any other model."""
+    """Makes the passes of one model: with explicit formulas for a dense chain, by autograd for any other model.
 
-    def __init__(self, subject: Subject) -> None:
+    Args:
+        subject: the model.
+        by_autograd: whether a chain's are autograd's too, with the hooks on its modules.
+    """
+
+    def __init__(self, subject: Subject, *, by_autograd: bool = False) -> None:
         self.subject = subject
         self.layouts: Layouts | None = None
         self.weights = [
@@ -48,7 +53,7 @@ class Passes:
         ]
         self.rates = {name: subject.rate(name) for name, _ in subject.model.named_parameters()}
         linear = all(isinstance(module, nn.Linear | InfiniteLinear) for _, module, _ in self.weights)
-        self.written_out = subject.architecture.is_chain and linear
+        self.written_out = subject.architecture.is_chain and linear and not by_autograd
 
     def __call__(self, inputs: Tensor, *, measured: bool) -> Pass:
         """Run the model; ``measured`` tells whether ``measure`` will be called."""

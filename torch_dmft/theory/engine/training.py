@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder, Snapshot
 from torch_dmft.measurement.snapshot import snapshot
-from torch_dmft.parameterization import Plan
+from torch_dmft.parameterization import Plan, learning_rule
 from torch_dmft.theory.engine.course import Course
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
 from torch_dmft.theory.engine.passes import Passes
@@ -59,6 +59,7 @@ def train(
     kept: Iterable[int] = (),
     keep: Callable[[int, Snapshot], None] | None = None,
     noise: Callable[[int], None] | None = None,
+    generator: torch.Generator | None = None,
 ) -> None:
     """Run a problem's training on a model.
 
@@ -71,10 +72,28 @@ def train(
         kept: the steps to measure.
         keep: what to do with a measurement.
         noise: what moves the parameters at random after each step.
+        generator: source of the backward weights of a learning rule; twins have their own.
 
     Raises:
         ConvergenceError: if the outputs stop being finite.
     """
+    training = problem.training
+    with learning_rule(plan, training.rule, rho=training.rho, generator=generator):
+        _train(problem, plan, view, steps, last=last, kept=kept, keep=keep, noise=noise)
+
+
+def _train(
+    problem: Problem,
+    plan: Plan,
+    view: View,
+    steps: Iterable[int],
+    *,
+    last: int,
+    kept: Iterable[int],
+    keep: Callable[[int, Snapshot], None] | None,
+    noise: Callable[[int], None] | None,
+) -> None:
+    """The body of ``train``."""
     course, lazy, wanted = Course(problem, plan), lazy_layers(plan), frozenset(kept)
     directions = rows_at_once(problem) * (2 + problem.outputs)
     for step in steps:
@@ -102,6 +121,7 @@ def train_and_record(
     steps: Iterable[int],
     noise: Callable[[int], None] | None = None,
     view: Callable[[Problem, Recorder], View] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Trajectory:
     """Run the problem's training on a model and record it on the problem's probe.
 
@@ -113,6 +133,7 @@ def train_and_record(
         steps: 0..problem.steps, possibly wrapped in a progress bar.
         noise: what moves the parameters at random after each step.
         view: how the model is looked at; None for its own forward pass.
+        generator: see ``train``.
 
     Raises:
         ConvergenceError: if the outputs stop being finite.
@@ -131,14 +152,16 @@ def train_and_record(
         recorder.keep(taken)
 
     look = (view or own_view)(problem, recorder)
-    train(problem, plan, look, steps, last=int(record[-1]), kept=record.tolist(), keep=keep, noise=noise)
+    last, kept = int(record[-1]), record.tolist()
+    train(problem, plan, look, steps, last=last, kept=kept, keep=keep, noise=noise, generator=generator)
     return finished(problem, recorder.trajectory())
 
 
 def own_view(problem: Problem, recorder: Recorder) -> View:
     """The cheapest view of a model that is trained by its own forward pass."""
     everything = problem.batches is None and problem.probe is None
-    together = everything and recorder.subject.architecture.row_independent
+    by_gradient = problem.training.rule == "gradient"  # which is what is measured
+    together = everything and by_gradient and recorder.subject.architecture.row_independent
     return Together(problem, recorder) if together else Apart(problem, recorder)
 
 
@@ -163,7 +186,8 @@ class Apart:
     """
 
     def __init__(self, problem: Problem, recorder: Recorder) -> None:
-        self._problem, self._recorder, self._passes = problem, recorder, Passes(recorder.subject)
+        self._problem, self._recorder = problem, recorder
+        self._passes = Passes(recorder.subject, by_autograd=problem.training.rule != "gradient")
         self._measures, self._rows = Passes(recorder.subject), problem.kept
 
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:

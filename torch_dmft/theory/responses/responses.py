@@ -112,6 +112,7 @@ def _require_responses(problem: Problem) -> Chain:
     missing = {
         "a network of another shape": chain is None,
         problem.training.optimizers: problem.training.optimizers != "SGD",
+        problem.training.traits.get("rule", ""): problem.training.rule != "gradient",
         "Langevin noise on activations with kinks": bool(problem.temperature)
         and chain is not None
         and not all(activation(layer.activation).smooth for layer in chain.hidden),

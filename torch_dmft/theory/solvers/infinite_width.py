@@ -104,7 +104,9 @@ class InfiniteWidth:
     def check(self, problem: Problem) -> None:
         """Refuse networks without a twin, and data with more rows than the neurons have directions for."""
         problem.network.require_law()
-        require_training(problem, type(self).__name__, COVERS)
+        name = type(self).__name__
+        require_training(problem, name, COVERS | {"rule"} if type(self) is InfiniteWidth else COVERS)
+        require_rule(problem, name)
         _refuse_coupled_decay(problem)
         if self.strides:
             check_strides(problem)
@@ -166,6 +168,26 @@ class InfiniteWidth:
         if _is_linear(problem):
             return _LINEAR
         return default_tolerance(problem.gamma0, self.neurons * self.replicas)
+
+
+def require_rule(problem: Problem, solver: str) -> None:
+    """Refuse a learning rule of other networks than chains, or beside other optimizers than SGD.
+
+    Raises:
+        UnsupportedProblemError: naming what is in the way.
+    """
+    traits = problem.training.traits
+    if "rule" not in traits:
+        return
+    beside = [text for trait, text in traits.items() if trait in ("muon", "adam", "noise")]
+    if problem.chain is None:
+        beside.append("a network that is no chain")
+    if beside:
+        raise UnsupportedProblemError(
+            f"{solver} covers learning rules of plain chains, trained with SGD.",
+            got=f"{traits['rule']}, and {' and '.join(beside)}",
+            remedy='rule="gradient", or SGD',
+        )
 
 
 def _refuse_coupled_decay(problem: Problem) -> None:
@@ -241,6 +263,6 @@ def train_replicas(
         facts["advice"] = (
             f"these are networks of width {neurons}: solvers.WideEnsemble() extrapolates such to infinite width"
         )
-    follows = problem.training.optimizers == "SGD"
+    follows = problem.training.optimizers == "SGD" and problem.training.rule == "gradient"
     answer = average(runs, origin=origin, metadata=facts, loss=posed.kept_loss, follows_ntk=follows)
     return renamed(answer, problem)

@@ -30,7 +30,7 @@ from torch_dmft.theory.engine.training import train_and_record
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
 from torch_dmft.theory.solver import method, require_training
-from torch_dmft.theory.solvers.infinite_width import COVERS
+from torch_dmft.theory.solvers.infinite_width import COVERS, require_rule
 from torch_dmft.theory.stepping import track
 
 
@@ -100,7 +100,8 @@ class WideEnsemble:
         """Refuse unknown optimizers, and networks that cannot be built at another width."""
         covers = COVERS | ({"noise"} if "groups" not in problem.training.traits else set())
         require_networks(problem, self.factory, self.widths)
-        require_training(problem, "WideEnsemble", covers | covered_starts(problem, self.factory))
+        require_training(problem, "WideEnsemble", covers | {"rule"} | covered_starts(problem, self.factory))
+        require_rule(problem, "WideEnsemble")
 
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
@@ -218,6 +219,15 @@ def _train_pair(
             negate_readout(plan)
         noise = langevin_noise(problem, plan, generator, negated=negated)
         steps = range(int(record[-1]) + 1)
-        run = train_and_record(problem, plan, record, two_time=two_time, steps=steps, noise=noise, view=networks.view)
+        run = train_and_record(
+            problem,
+            plan,
+            record,
+            two_time=two_time,
+            steps=steps,
+            noise=noise,
+            view=networks.view,
+            generator=replica_generators(generator, 1)[0] if problem.training.rule != "gradient" else None,
+        )
         runs.append(run)
     return combine(runs, lambda values: (values[0] + values[1]) / 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class Multiplies:
     """
 
     number: float
+    is_part_of_model: ClassVar[bool] = True
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """The module's output times the number."""

@@ -122,15 +122,19 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @contextmanager
 def without_hooks(model: nn.Module) -> Iterator[None]:
-    """Run the body with no hook on any module of a model, and put all of them back."""
+    """Run the body with no hook on any module of a model but those that are part of it, and put all of them back.
+
+    A hook is part of the model if it says so (``is_part_of_model``): without it the model is another function.
+    """
     hooks = [
         (vars(module), name, vars(module)[name])
         for _, module in modules_of(model)
         for name in _HOOKS
         if vars(module)[name]
     ]
-    for attributes, name, _ in hooks:
-        attributes[name] = OrderedDict()
+    for attributes, name, all_of_them in hooks:
+        kept = {key: hook for key, hook in all_of_them.items() if getattr(hook, "is_part_of_model", False)}
+        attributes[name] = OrderedDict(kept)
     try:
         yield
     finally:

@@ -47,7 +47,7 @@ class Built:
     Attributes:
         problem: the problem, whose network is the wrapped model.
         width: N, the fan-in of the readout.
-        is_symmetric: whether the plan draws the readout.
+        is_symmetric: whether the plan draws the readout, and draws it for nothing else.
 
     Raises:
         UnsupportedModelError: if training is random.
@@ -74,7 +74,7 @@ class Built:
         self.width = drawn.width
         readouts = {rule.name for rule in drawn.rules if rule.role == "readout"}
         is_kept = plan.wrapping.init != "normal" or any(rule.lr == 0 for rule in plan.rules if rule.name in readouts)
-        self.is_symmetric = not is_kept
+        self.is_symmetric = bool(readouts) and not is_kept  # a tied readout makes features as well
         is_drawn = not is_kept and all(rule.lr for rule in plan.rules)
         self._matchable = matchable(drawn) if self._architecture.is_traced and is_drawn else ()
 

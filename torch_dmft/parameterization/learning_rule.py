@@ -117,7 +117,7 @@ class _Pass:
     """What a forward pass leaves for its backward pass.
 
     Attributes:
-        inputs: of each weight, ``(row, S_in)``.
+        inputs: of each weight, ``(row, S_in)``, without their history, which would hold this pass in turn.
         slope: dL/df, once the backward pass has begun, ``(row, output)``.
         signals: what was sent back to the outputs of each weight, dL/dh with the pseudo-gradient in it, by the weight.
     """
@@ -143,6 +143,7 @@ class LearningRule:
         self._layers = plan.architecture.layers
         self._feedback: dict[int, Feedback] = {}
         self._pass = _Pass()
+        self._attached: Tensor | None = None  # what a weight reads, between its two hooks
 
     @checked
     def alignment(self, inputs: Tensor) -> Float[Tensor, "layer sample"]:
@@ -187,8 +188,9 @@ class LearningRule:
                 return None
             if index == 0:
                 self._pass = _Pass()
-            self._pass.inputs.append(given[0])
-            return (given[0].detach(), *given[1:]) if index else None
+            self._attached = given[0] if index else None
+            self._pass.inputs.append(given[0].detach())
+            return (self._pass.inputs[-1], *given[1:]) if index else None
 
         return hook
 
@@ -200,7 +202,7 @@ class LearningRule:
                 return None
             if index and index not in self._feedback and self._rule != "hebb":
                 self._feedback[index] = self._drawn(index, module)
-            inputs = self._pass.inputs[index] if index else None
+            inputs, self._attached = self._attached, None
             joined: Tensor = _Learn.apply(output, inputs, self, self._pass, index)  # type: ignore[no-untyped-call]
             return joined
 

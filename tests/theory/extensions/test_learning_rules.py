@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
@@ -117,6 +118,22 @@ def test_nothing_is_left_behind() -> None:
         rule.alignment(x)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(*pair) for pair in zip(slopes(model, x), before, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["feedback_alignment", "direct_feedback_alignment", "hebb"])
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_pass_is_forgotten_with_its_outputs(rule: str, learned: bool) -> None:
+    """What a step remembers would hold itself: every step of a long run stayed in memory."""
+    x, model = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64), chain(4, 5)
+    plan, seen = dmft.parameterize(model, x), list[ReferenceType[Tensor]]()
+    with dmft.learning_rule(plan, rule):
+        with model[1].register_forward_hook(lambda _, __, h: seen.append(ref(h))):
+            outputs = model(x)
+        if learned:
+            outputs.sum().backward()
+        del outputs
+        model(x)  # the next step
+        assert seen[0]() is None
 
 
 def test_the_initial_weights_send_back_gradients_at_first_alone() -> None:

@@ -89,6 +89,14 @@ def right_words(a: Set) -> dict[str, dict[str, str]]:
             "processes": "1",
             "json": str(a.folder / "transfer.json"),
         },
+        "solve": {
+            "problem": "tests.inputs.calls:tiny_problem",
+            "neurons": "64",
+            "replicas": "1",
+            "every": "1",
+            "two_time": "",
+            "output": str(a.folder / "theory.npz"),
+        },
         "report": {"logdir": str(logs), "output": str(a.folder / "page.html")},
     }
 

@@ -145,8 +145,8 @@ def _portable(error: Exception | None, rank: int) -> DMFTError | None:
 def ranks(*, several: bool) -> Iterator[Ranks]:
     """The processes of ``torch.distributed``, or this one alone.
 
-    A process group that nobody has made is made, as torchrun says, and stays: its store serves one group. Whatever the backend of the group is, a group
-    of gloo beside it carries what is exchanged here, from the memory of the CPU.
+    A process group that nobody has made is made, as torchrun says, and stays: its store serves one group. Whatever the backend
+    of the group is, a group of gloo beside it carries what is exchanged here, from the memory of the CPU.
 
     Args:
         several: whether there are others; False for this process alone.

@@ -84,14 +84,17 @@ def _solved(
 ) -> Trajectory:
     """The answer; see ``solve``."""
     processes, facts = sharing.ranks, dict[str, str | int | float | bool | None]()
-    device = processes.agree(lambda: _posed(problem).device)
-    if record is not None and not isinstance(record, int | range | Tensor):
-        kept = record  # an iterator gives its numbers once
-        record = processes.agree(lambda: problem.recorded(kept))
-    if solver is None:
-        chosen = processes.agree(lambda: choose(problem, record, two_time=two_time) if processes.is_first else None)
-        chosen = processes.shared(chosen)
-        assert chosen is not None  # by the first
+    asked = record
+
+    def questioned() -> tuple[torch.device, Iterable[int] | int | Tensor | None]:
+        is_listed = asked is None or isinstance(asked, int | range | Tensor)
+        return _posed(problem).device, asked if is_listed else problem.recorded(asked)  # iterators give numbers once
+
+    device, record = processes.agree(questioned)
+    has_to_choose = processes.is_first and solver is None
+    chosen = processes.agree(lambda: choose(problem, record, two_time=two_time) if has_to_choose else None)
+    chosen = processes.shared(chosen)
+    if solver is None and chosen is not None:
         solver, facts["chosen because"] = chosen
         if progress:
             print(f"{type(solver).__name__}: {facts['chosen because']}")

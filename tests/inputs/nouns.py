@@ -90,8 +90,8 @@ def nouns(a: Set) -> dict[str, Callable[[], Call]]:
 def methods(a: Set) -> dict[str, Callable[[], Call]]:
     """Name -> a right call of a method or function that mostly the package calls."""
     from torch_dmft import architecture, comparison, measurement, report, theory
-    from torch_dmft.report import dynamics, figures
     from torch_dmft.core.ranks import Ranks
+    from torch_dmft.report import dynamics, figures
     from torch_dmft.theory import solvers
     from torch_dmft.theory.sharing import Sharing
 

@@ -17,6 +17,7 @@ NAMES = (
     "ensemble",
     "algorithm1",
     "large",
+    "ranks",
     "costs",
     "recorder",
     "record",

@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from torch_dmft import __version__, check_command, transfer_command
+from torch_dmft import __version__, check_command, solve_command, transfer_command
 from torch_dmft.core.errors import DMFTError
 from torch_dmft.settings import Data, Settings
 
@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check_command.add(commands, _widths, _path)
     transfer_command.add(commands, _widths, _path)
+    solve_command.add(commands, _path)
     return parser
 
 

@@ -20,6 +20,7 @@ FIELDS = {
     "ensemble": {"theory", "ensemble", "reduced_ensemble", "ratio", "reduced_ratio", "reference_check", "costs"},
     "algorithm1": {"algorithm1", "engine", "ratio", "algorithm1_times", "engine_times"},
     "large": {"estimate", "stderr", "peak", "cpu", "wall", "rank"},
+    "ranks": {"P = 4", "P = 4, strides"},
     "recorder": {"mlp", "cnn"},
     "record": {"mlp", "cnn", "vit"},
     "agreement": set(PROBLEMS),

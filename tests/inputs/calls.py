@@ -305,6 +305,11 @@ def at_rate(width: int, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, torch.optim.SGD(model.parameters(), lr=lr)
 
 
+def tiny_problem() -> dmft.Problem:
+    """A problem that takes a second."""
+    return dmft.Problem.mlp(INPUTS, TARGETS, steps=2)
+
+
 def _residual(blocks: int) -> nn.Module:
     class Block(nn.Module):
         def __init__(self) -> None:

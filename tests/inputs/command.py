@@ -91,6 +91,14 @@ def right_words(a: Set) -> dict[str, dict[str, str]]:
             "json": str(a.folder / "transfer.json"),
             "report": str(a.folder / "transfer.html"),
         },
+        "solve": {
+            "problem": "tests.inputs.calls:tiny_problem",
+            "neurons": "64",
+            "replicas": "1",
+            "every": "1",
+            "two_time": "",
+            "output": str(a.folder / "theory.npz"),
+        },
         "report": {"logdir": str(logs), "output": str(a.folder / "page.html")},
     }
 

@@ -91,8 +91,10 @@ def nouns(a: Set) -> dict[str, Callable[[], Call]]:
 def methods(a: Set) -> dict[str, Callable[[], Call]]:
     """Name -> a right call of a method or function that mostly the package calls."""
     from torch_dmft import architecture, comparison, measurement, report, theory
+    from torch_dmft.core.ranks import Ranks
     from torch_dmft.report import dynamics, figures
     from torch_dmft.theory import solvers
+    from torch_dmft.theory.sharing import Sharing
 
     outputs, rows = torch.zeros(4, 1), torch.tensor([0, 1])
     projection = measurement.Projection(2)
@@ -148,6 +150,9 @@ def methods(a: Set) -> dict[str, Callable[[], Call]]:
         found[f"{name}.check"] = lambda of=solver, problem=problem: (of.check, {"problem": problem})  # type: ignore[misc]
         found[f"{name}.estimate"] = lambda of=solver, asked=asked: (of.estimate, asked)  # type: ignore[misc]
         found[f"{name}.run"] = lambda of=solver, asked=asked: (of.run, {**asked, "two_time": False, "progress": False})  # type: ignore[misc]
+        if hasattr(solver, "run_shared"):
+            shared = {**asked, "two_time": False, "progress": False, "sharing": Sharing(Ranks())}
+            found[f"{name}.run_shared"] = lambda of=solver, shared=shared: (of.run_shared, shared)  # type: ignore[misc]
         if hasattr(solver, "tolerance_for"):
             found[f"{name}.tolerance_for"] = lambda of=solver: (of.tolerance_for, {"problem": a.problem})  # type: ignore[misc]
     iterated = solvers.AlternatingMonteCarlo(**_SMALL["AlternatingMonteCarlo"])

@@ -67,6 +67,10 @@ class BusyModelError(DMFTError, RuntimeError):
     """One thread runs a network while another one measures it, and none of them can wait for the other."""
 
 
+class LostProcessError(DMFTError, ConnectionError):
+    """Another of the processes that work together has ended, or cannot be reached."""
+
+
 class UnsupportedProblemError(DMFTError, ValueError):
     """A solver was given a problem outside its assumptions."""
 

@@ -57,6 +57,7 @@ __all__ = [
     "sharding_hooks_off",
     "steps_followed",
     "storage_key",
+    "store_of_processes",
     "uncompiled",
     "with_generator",
     "without_hooks",
@@ -398,6 +399,13 @@ def multiply_all_(tensors: Sequence[Tensor], factor: float) -> None:
 def storage_key(tensor: Tensor) -> int:
     """A number that all views of one tensor share, and that no other living tensor has."""
     return tensor.untyped_storage()._cdata
+
+
+def store_of_processes() -> Any:
+    """Where the processes of ``torch.distributed`` leave messages for each other without waiting."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
 
 
 def writes_to(function: Any, args: Sequence[Any]) -> list[Tensor]:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,12 +16,15 @@ from torch_dmft.core.divergence import explodes_at
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError
 from torch_dmft.core.own_arithmetic import own_arithmetic
 from torch_dmft.core.prints import data_print, printed_rows
+from torch_dmft.core.ranks import ranks
+from torch_dmft.core.replacing import path_of
 from torch_dmft.core.stability import NEAR_THE_EDGE, curvatures
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.choose import choose
 from torch_dmft.theory.fitting import what_fits
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.solver import Solver
+from torch_dmft.theory.sharing import Sharing
+from torch_dmft.theory.solver import Shareable, Solver
 from torch_dmft.uses.outputs import rows, tensors
 
 
@@ -33,6 +37,8 @@ def solve(
     record: Iterable[int] | int | Tensor | None = None,
     two_time: bool = False,
     progress: bool = False,
+    distributed: bool = False,
+    log: str | Path | None = None,
 ) -> Trajectory:
     """Predict what the network does: kernels, outputs and loss through training.
 
@@ -45,43 +51,76 @@ def solve(
         record: step or steps to keep, integers in 0..problem.steps; None keeps all. State t is the one *before* update t.
         two_time: keep kernels at pairs of times, ``(time, sample, time, sample)``, not only at equal times.
         progress: show progress bars, which solver was chosen and what it is expected to cost.
+        distributed: divide the replicas of ``InfiniteWidth`` and ``GradientIndependence`` among the processes of
+            ``torch.distributed``, which all make this call; other methods are run by the first process. The group is the one
+            that there is, of any backend, or is made as torchrun says. Each process holds what a single one would.
+        log: folder in which finished replicas of these two methods are kept, for the same call to go on from after a kill,
+            or for one of more replicas.
 
     Returns:
-        A ``Trajectory`` on the CPU; ``stderr`` holds the method's standard error where it has one.
+        A ``Trajectory`` on the CPU, the same in every process; ``stderr`` holds the method's standard error where it has one.
 
     Raises:
         InvalidInputError: if `problem` or `solver` have another type, or the steps to record are not the problem's.
         UnsupportedProblemError: if the method does not cover the problem; the message names one that does.
         ConvergenceError: if the method fails or training diverges; nothing unconverged is returned.
         InsufficientMemoryError: if the estimate of what is needed exceeds what is free.
+        LostProcessError: if another process has ended. What one process raises all raise.
     """
-    if not isinstance(problem, Problem):
-        raise InvalidInputError(
-            "Expected a Problem.",
-            got=type(problem).__name__,
-            remedy="recorder.problem() of a run, Problem.like(plan, probe, ...) or Problem.mlp(...)",
-        )
-    if record is not None and not isinstance(record, int | range | Tensor):
-        record = problem.recorded(record)  # an iterator gives its numbers once
-    facts: dict[str, str | int | float | bool | None] = {}
-    if solver is None:
-        solver, facts["chosen because"] = choose(problem, record, two_time=two_time)
+    folder = None if log is None else path_of(log, remedy="a folder, which is made if there is none")
+    with ranks(several=distributed) as processes:
+        shown = progress and processes.is_first
+        return _solved(problem, solver, record, two_time=two_time, progress=shown, sharing=Sharing(processes, folder))
+
+
+def _solved(
+    problem: Problem,
+    solver: Solver | None,
+    record: Iterable[int] | int | Tensor | None,
+    *,
+    two_time: bool,
+    progress: bool,
+    sharing: Sharing,
+) -> Trajectory:
+    """The answer; see ``solve``."""
+    processes, facts = sharing.ranks, dict[str, str | int | float | bool | None]()
+    asked = record
+
+    def questioned() -> tuple[torch.device, Iterable[int] | int | Tensor | None]:
+        is_listed = asked is None or isinstance(asked, int | range | Tensor)
+        return _posed(problem).device, asked if is_listed else problem.recorded(asked)  # iterators give numbers once
+
+    device, record = processes.agree(questioned)
+    has_to_choose = processes.is_first and solver is None
+    chosen = processes.agree(lambda: choose(problem, record, two_time=two_time) if has_to_choose else None)
+    chosen = processes.shared(chosen)
+    if solver is None and chosen is not None:
+        solver, facts["chosen because"] = chosen
         if progress:
             print(f"{type(solver).__name__}: {facts['chosen because']}")
-    if isinstance(solver, type) or not isinstance(solver, Solver):
-        raise InvalidInputError(
-            "Expected a solver.", got=repr(solver), remedy="a method with its settings, such as solvers.StaticNTK()"
-        )
-    solver.check(problem)
-    cost = solver.estimate(problem, record, two_time=two_time)
-    if progress:
-        print(f"{type(solver).__name__}, {cost}")
-    cost.admit(problem, remedy=lambda: what_fits(solver, problem, record, two_time=two_time))
-    steps = problem.recorded(record)
+    alongside, method = processes.on_this_machine(device), solver
+
+    def ready() -> Tensor:
+        """Refuse what cannot be solved, and say what it will cost."""
+        if isinstance(method, type) or not isinstance(method, Solver):
+            raise InvalidInputError(
+                "Expected a solver.", got=repr(method), remedy="a method with its settings, such as solvers.StaticNTK()"
+            )
+        method.check(problem)
+        cost = method.estimate(problem, record, two_time=two_time)
+        if progress:
+            print(f"{type(method).__name__}, {cost}" + (f", in each of {alongside} processes" if alongside > 1 else ""))
+        together = replace(cost, memory=alongside * cost.memory)
+        together.admit(problem, remedy=lambda: what_fits(method, problem, record, two_time=two_time))
+        return problem.recorded(record)
+
+    steps = processes.agree(ready)
     started = time.perf_counter()
-    trajectory = solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu")
+    trajectory = _run(solver, problem, steps, two_time=two_time, progress=progress, sharing=sharing).to("cpu")
     _require_sane(trajectory, problem)
-    facts["seconds"] = time.perf_counter() - started
+    facts["seconds"] = processes.shared(time.perf_counter() - started)
+    if processes.size > 1:
+        facts["processes"] = processes.size if isinstance(solver, Shareable) else 1
     answer = replace(
         _marked(trajectory, problem), solver=type(solver).__name__, metadata={**facts, **trajectory.metadata}
     )
@@ -89,7 +128,38 @@ def solve(
         mine = problem.kept[(problem.kept < problem.train_samples)]
         curvature = curvatures(answer.outputs, answer.ntk, answer.train, lambda f: problem.loss_on(f, mine))
         answer = replace(answer, curvature=curvature)
-        _warn_near_the_edge(answer)
+        if processes.is_first:
+            _warn_near_the_edge(answer)
+    return answer
+
+
+def _posed(problem: Problem) -> Problem:
+    """A problem, or an error that says how to pose one."""
+    if not isinstance(problem, Problem):
+        raise InvalidInputError(
+            "Expected a Problem.",
+            got=type(problem).__name__,
+            remedy="recorder.problem() of a run, Problem.like(plan, probe, ...) or Problem.mlp(...)",
+        )
+    return problem
+
+
+def _run(
+    solver: Solver, problem: Problem, steps: Tensor, *, two_time: bool, progress: bool, sharing: Sharing
+) -> Trajectory:
+    """The method's answer: of replicas that processes share, else of the first process."""
+    if isinstance(solver, Shareable):
+        return solver.run_shared(problem, steps, two_time=two_time, progress=progress, sharing=sharing)
+    processes = sharing.ranks
+    if processes.size == 1:
+        return solver.run(problem, steps, two_time=two_time, progress=progress)
+
+    def alone() -> Trajectory | None:
+        first = processes.is_first
+        return solver.run(problem, steps, two_time=two_time, progress=progress).to("cpu") if first else None
+
+    answer = processes.shared(processes.agree(alone))
+    assert answer is not None  # of the first
     return answer
 
 
@@ -113,7 +183,7 @@ def _warn_near_the_edge(found: Trajectory) -> None:
         warnings.warn(
             f"At step {step} the learning rate is {float(edge.max()):.2g} of the largest stable one. Near 1 training is "
             "chaotic: networks, and replicas of this prediction, depart from each other. Trust a comparison at a smaller rate.",
-            stacklevel=5,  # two decorators are in between
+            stacklevel=6,  # two decorators are in between
         )
 
 

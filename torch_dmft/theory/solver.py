@@ -14,6 +14,7 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.cost import Cost
 from torch_dmft.theory.coverage import STAND_IN
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.sharing import Sharing
 
 _T = TypeVar("_T")
 
@@ -34,12 +35,22 @@ class Solver(Protocol):
         """Solve the problem; ``record`` is ``(time,)`` sorted steps in 0..problem.steps to keep."""
 
 
+@runtime_checkable
+class Shareable(Solver, Protocol):
+    """A method whose replicas several processes can compute, and which can be kept one by one."""
+
+    def run_shared(
+        self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool, sharing: Sharing
+    ) -> Trajectory:
+        """Solve the problem as ``run`` does, together with other processes; each returns the same."""
+
+
 def method(solver: type[_T]) -> type[_T]:
     """A method of the package: ``checked``, and refusing by itself what ``solve`` asks ``check`` about, and steps outside.
 
     So no answer to a problem beyond its assumptions comes from calling ``run`` or ``estimate`` directly.
     """
-    for name in {"estimate", "run"} & set(vars(solver)):
+    for name in {"estimate", "run", "run_shared"} & set(vars(solver)):
         setattr(solver, name, _asking_first(vars(solver)[name]))
     checked(solver)
     return solver

@@ -16,6 +16,7 @@ from torch_dmft.theory.cost import Cost
 from torch_dmft.theory.engine.passes import Passes
 from torch_dmft.theory.engine.training import Moment, train_and_record
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.sharing import Sharing
 from torch_dmft.theory.solver import method, require_training
 from torch_dmft.theory.solvers.infinite_width import InfiniteWidth, train_replicas
 
@@ -66,7 +67,9 @@ class GradientIndependence(InfiniteWidth):
         memory = super().estimate(problem, record, two_time=two_time).memory
         return replace(super().estimate(problem), memory=memory, error=None)
 
-    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+    def run_shared(
+        self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool, sharing: Sharing
+    ) -> Trajectory:
         """Train ``replicas`` twins without responses and average; see ``solve``."""
         trajectory = train_replicas(
             self,
@@ -75,6 +78,7 @@ class GradientIndependence(InfiniteWidth):
             two_time=two_time,
             progress=progress,
             origin="gradient independence (N=inf)",
+            sharing=sharing,
             responses=False,
             train=partial(train_and_record, view=FollowTheTangentKernel),
         )

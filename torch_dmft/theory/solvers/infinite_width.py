@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.listed import listed
 from torch_dmft.core.numbers import require_number, require_whole
+from torch_dmft.core.ranks import Ranks
 from torch_dmft.core.series import is_ever
 from torch_dmft.core.trajectory import Trajectory, combine
 from torch_dmft.theory.chains.assembly import about_the_probe
@@ -23,6 +25,7 @@ from torch_dmft.theory.engine.training import lazy_layers, rows_at_once, train_a
 from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
+from torch_dmft.theory.sharing import Sharing
 from torch_dmft.theory.solver import SEES, method, require_training
 from torch_dmft.theory.stepping import track
 
@@ -139,26 +142,28 @@ class InfiniteWidth:
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
         """Train ``replicas`` twins and average; see ``solve``."""
+        return self.run_shared(problem, record, two_time=two_time, progress=progress, sharing=Sharing(Ranks()))
+
+    def run_shared(
+        self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool, sharing: Sharing
+    ) -> Trajectory:
+        """The same, with the twins divided among processes."""
         train: Train = train_and_record
+        shown: dict[str, Any] = {"two_time": two_time, "progress": progress}
         if self.strides and problem.probe is not None:  # all rows, in another order
-            return about_the_probe(
-                problem, self.run(replace(problem, probe=None), record, two_time=two_time, progress=progress)
-            )
+            answer = self.run_shared(replace(problem, probe=None), record, **shown, sharing=sharing)
+            return about_the_probe(problem, answer)
         if self.strides:
             # The tolerance falls with gamma0 like the movement of features. Lazy kernels move by gamma0^2, but jitter by what
             # the tolerance leaves out; outputs move as far as ever.
             tolerance, lazy = self.tolerance_for(problem), min(1.0, problem.gamma0)
             allowed = max(1.0, _STRIDE * lazy) * tolerance, _STRIDE * tolerance / lazy
             train = partial(train_in_strides, tolerances=allowed)
-        answer = train_replicas(
-            self, problem, record, two_time=two_time, progress=progress, origin="theory (N=inf)", train=train
-        )
+        answer = train_replicas(self, problem, record, **shown, origin="theory (N=inf)", train=train, sharing=sharing)
         if answer.stderr is None or not _is_linear(problem):
             return answer
         coarser = replace(self, replicas=1, tolerance=min(2 * self.tolerance_for(problem), _COARSEST))
-        other = train_replicas(
-            coarser, problem, record, two_time=two_time, progress=progress, origin="twice the tolerance"
-        )
+        other = train_replicas(coarser, problem, record, **shown, origin="twice the tolerance", sharing=sharing)
         return replace(answer, stderr=combine([answer.stderr, answer, other], _left_out))
 
     def tolerance_for(self, problem: Problem) -> float:
@@ -229,32 +234,33 @@ def train_replicas(
     two_time: bool,
     progress: bool,
     origin: str,
+    sharing: Sharing,
     responses: bool = True,
     train: Train = train_and_record,
 ) -> Trajectory:
     """The mean over independently drawn twins of a problem's network, each trained and recorded by ``train``."""
     neurons, replicas, tolerance = solver.neurons, solver.replicas, solver.tolerance_for(problem)
     posed = rotated(problem)
-    ranks, saturated = [0], False
 
     def trained(replica: int, own: torch.Generator) -> Trajectory:
         """One twin's run; the twin is forgotten before the next is drawn, as it may be larger than its answer."""
-        nonlocal saturated
         plan = twin_of(posed, neurons, tolerance=tolerance, generator=own, law="limit", responses=responses)
         bar = track(range(problem.steps + 1), f"{origin}: replica {replica + 1} of {replicas}", progress=progress)
-        run = train(posed, plan, record, two_time=two_time, steps=bar)
+        run = train(posed, plan, record, two_time=two_time, steps=sharing.steps(bar))
         lazy = lazy_layers(plan)
-        ranks.extend(max(layer.rank) for layer in lazy)
-        saturated = saturated or any(layer.saturated for layer in lazy)
-        return run
+        rank, saturated = max((max(layer.rank) for layer in lazy), default=0), any(layer.saturated for layer in lazy)
+        return replace(run, metadata={**run.metadata, "rank": rank, "saturated": saturated})
 
-    runs = [trained(replica, own) for replica, own in enumerate(replica_generators(solver.generator, replicas))]
+    one = replace(solver, replicas=1, tolerance=tolerance, generator=None)
+    settings = (one, type(one).__name__, responses, record, two_time)
+    runs = sharing.runs(posed, replica_generators(solver.generator, replicas), trained, settings)
+    saturated = any(run.metadata["saturated"] for run in runs)
     facts: dict[str, str | int | float | bool | None]
     facts = {
         "neurons": neurons,
         "replicas": replicas,
         "tolerance": tolerance,
-        "rank": max(ranks),
+        "rank": max(int(run.metadata["rank"] or 0) for run in runs),
         "saturated": saturated,
     }
     if "passes" in runs[0].metadata:

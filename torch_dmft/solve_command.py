@@ -93,8 +93,8 @@ def _solve(
     def posed() -> tuple[Problem, Solver | None]:
         require_whole("every", every, at_least=1)
         problem, solver = _posed(name)
-        settings = {"neurons": neurons, "replicas": replicas}
-        given = {setting: number for setting, number in settings.items() if number is not None}
+        given: dict[str, Any] = {"neurons": neurons, "replicas": replicas}
+        given = {setting: number for setting, number in given.items() if number is not None}
         return problem, InfiniteWidth(**given) if given else solver
 
     problem, solver = processes.agree(posed)

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from torch_dmft import __version__
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.ranks import Ranks
 from torch_dmft.core.replacing import writing
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.problem import Problem
+from torch_dmft.version import __version__
 
 _T = TypeVar("_T")
 

@@ -116,6 +116,7 @@ def _solved(
 
     steps = processes.agree(ready)
     started = time.perf_counter()
+    assert solver is not None  # else ready() has raised
     trajectory = _run(solver, problem, steps, two_time=two_time, progress=progress, sharing=sharing).to("cpu")
     _require_sane(trajectory, problem)
     facts["seconds"] = processes.shared(time.perf_counter() - started)

@@ -129,6 +129,18 @@ def test_muon(tmp_path):
     assert (tmp_path / "muon.png").read_bytes().startswith(PNG)
 
 
+def test_learning_rules(tmp_path):
+    """Network and theory are those of one rule, and rules differ."""
+    found = example("learning_rules")(f"--width 256 --steps 20 --neurons 512 --logdir {tmp_path}".split())
+    moved = {name: [movement(run.layers[-1].forward)[-1].item() for run in runs] for name, runs in found.items()}
+    for name, (network, theory) in moved.items():
+        assert network == pytest.approx(theory, rel=0.3), name
+    theories = {name: theory for name, (_, theory) in moved.items()}
+    assert theories["gradient descent"] > 1.3 * max(theories[name] for name in theories if name != "gradient descent")
+    assert 3 * theories["Hebb"] < min(theories[name] for name in theories if name != "Hebb")
+    assert (tmp_path / "learning_rules.png").read_bytes().startswith(PNG)
+
+
 def test_real_run(tmp_path, capsys):
     """Momentum, decay, warmup, cosine and the very batches: every kernel is within what the width explains."""
     comparison = example("real_run")(f"--width 256 --steps 90 --pairs 4 --logdir {tmp_path}".split())

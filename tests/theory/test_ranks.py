@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed, multiprocessing, nn
 
 import torch_dmft as dmft
 from torch_dmft.core.errors import InvalidInputError
@@ -163,6 +163,25 @@ def test_the_name_of_a_replica_knows_all_that_decides_it() -> None:
     names = [fingerprint(problem, facts) for problem in problems for facts in ((), (1,), ("1",), ((1,),), ("1", ""))]
     assert len(set(names)) == len(names)
     assert fingerprint(ranks.problem(), (1,)) == fingerprint(ranks.problem(), (1,))
+
+
+def test_the_name_of_a_replica_knows_weights_that_start_as_they_are() -> None:
+    def posed(seed: int) -> dmft.Problem:
+        generator = torch.Generator().manual_seed(seed)
+        x, y = torch.ones(2, 3), torch.ones(2, 1)
+        model = nn.Sequential(nn.Linear(3, 16, bias=False), nn.Tanh(), nn.Linear(16, 1, bias=False))
+        for layer, std in ((model[0], 3**-0.5), (model[2], 1 / 16)):
+            nn.init.normal_(layer.weight, std=std, generator=generator)
+        plan = dmft.parameterize(model, x, init="keep", generator=generator)
+        recorder = dmft.Recorder(plan, dmft.Probe(x, y))
+        optimizer = torch.optim.SGD(plan.param_groups(0.1))
+        with recorder.attach(optimizer):
+            nn.functional.mse_loss(model(x), y).backward()
+            optimizer.step()
+        return recorder.problem()
+
+    one, same, other = (fingerprint(posed(seed), ()) for seed in (0, 0, 1))
+    assert one == same != other
 
 
 def test_a_single_process_agrees_with_itself() -> None:

@@ -113,7 +113,8 @@ def fingerprint(problem: Problem, facts: Sequence[Any]) -> str:
         facts: settings of the method.
     """
     network = problem.network
-    model = None if network.plan is None else (str(network.plan.model), network.plan.rules, network.plan.depth)
+    plan = network.plan  # what keeps its own start begins with the run's numbers
+    model = None if plan is None else (str(plan.model), plan.rules, plan.depth, plan.model.state_dict())
     parts: list[Any] = [
         __version__,
         torch.__version__,

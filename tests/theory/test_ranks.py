@@ -22,6 +22,8 @@ import torch_dmft as dmft
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.ranks import Ranks
 from torch_dmft.theory.sharing import fingerprint
+from torch_dmft.theory.solver import shareable
+from torch_dmft.theory.solvers import GradientIndependence, InfiniteWidth, StaticNTK
 
 pytestmark = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="needs torch.distributed with gloo"
@@ -147,6 +149,21 @@ def test_without_processes_it_says_how_to_start_them(monkeypatch: pytest.MonkeyP
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InvalidInputError, match=r"no process group.*Remedy: torchrun --nproc-per-node 2"):
         dmft.solve(ranks.problem(), ranks.small(), distributed=True)
+
+
+def test_a_method_with_a_run_of_its_own_is_not_shared() -> None:
+    """A subclass that overrides ``run`` would be passed over, and what it was made from would answer."""
+
+    class Own(InfiniteWidth):
+        def run(self, problem: Any, record: Any, *, two_time: bool, progress: bool) -> Any:
+            raise NotImplementedError
+
+    assert [shareable(one) for one in (InfiniteWidth(64), GradientIndependence(64), Own(64), StaticNTK())] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_the_name_of_a_replica_knows_all_that_decides_it() -> None:

@@ -24,7 +24,7 @@ from torch_dmft.theory.choose import choose
 from torch_dmft.theory.fitting import what_fits
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.sharing import Sharing
-from torch_dmft.theory.solver import Shareable, Solver
+from torch_dmft.theory.solver import Solver, shareable
 from torch_dmft.uses.outputs import rows, tensors
 
 
@@ -121,7 +121,7 @@ def _solved(
     _require_sane(trajectory, problem)
     facts["seconds"] = processes.shared(time.perf_counter() - started)
     if processes.size > 1:
-        facts["processes"] = processes.size if isinstance(solver, Shareable) else 1
+        facts["processes"] = processes.size if shareable(solver) else 1
     answer = replace(
         _marked(trajectory, problem), solver=type(solver).__name__, metadata={**facts, **trajectory.metadata}
     )
@@ -149,7 +149,7 @@ def _run(
     solver: Solver, problem: Problem, steps: Tensor, *, two_time: bool, progress: bool, sharing: Sharing
 ) -> Trajectory:
     """The method's answer: of replicas that processes share, else of the first process."""
-    if isinstance(solver, Shareable):
+    if shareable(solver):
         return solver.run_shared(problem, steps, two_time=two_time, progress=progress, sharing=sharing)
     processes = sharing.ranks
     if processes.size == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -43,6 +43,14 @@ class Shareable(Solver, Protocol):
         self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool, sharing: Sharing
     ) -> Trajectory:
         """Solve the problem as ``run`` does, together with other processes; each returns the same."""
+
+
+def shareable(solver: Solver) -> TypeGuard[Shareable]:
+    """Whether replicas can be shared: not those of a subclass with a ``run`` of its own and another's ``run_shared``."""
+    if not isinstance(solver, Shareable):
+        return False
+    own, shared = (next(one for one in type(solver).__mro__ if name in vars(one)) for name in ("run", "run_shared"))
+    return issubclass(shared, own)
 
 
 def method(solver: type[_T]) -> type[_T]:

@@ -14,6 +14,7 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.engine.layers import InfiniteLinear
 from torch_dmft.theory.engine.passes import AutogradPass, Passes
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.sharing import Sharing
 from torch_dmft.theory.solvers import InfiniteWidth
 from torch_dmft.theory.solvers.infinite_width import train_replicas
 
@@ -22,9 +23,11 @@ from torch_dmft.theory.solvers.infinite_width import train_replicas
 class WithoutResponses(InfiniteWidth):
     """Networks with random feedback: A = B = 0, but outputs are those of the forward pass."""
 
-    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
-        settings = {"two_time": two_time, "progress": progress, "origin": "wrong", "responses": False}
-        return train_replicas(self, problem, record, **settings)  # type: ignore[arg-type]
+    def run_shared(
+        self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool, sharing: Sharing
+    ) -> Trajectory:
+        shown = {"two_time": two_time, "progress": progress}
+        return train_replicas(self, problem, record, **shown, origin="wrong", sharing=sharing, responses=False)
 
 
 class _WithoutEqualTime(Function):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import torch_dmft as dmft
 from tests.referee.sweeps import INPUTS, TARGETS
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.referee.one_run import of_value
 
 WIDTH = 32
 
@@ -115,3 +116,16 @@ def test_a_check_along_another_axis_is_refused_with_the_command_that_can() -> No
         dmft.check(lambda blocks: Stream(blocks, 1.0), (2, 4), steps=1)
     with pytest.raises(InvalidInputError, match=r"axis='heads'"):
         dmft.check(Mixing, (2, 4), steps=1)
+
+
+def test_an_option_of_the_data_is_not_the_value_of_the_axis() -> None:
+    """A batch size with a default was given the width."""
+
+    def batches(seed: int, size: int = 32) -> tuple[int, int]:
+        return seed, size
+
+    def of_both(seed: int, value: int) -> tuple[int, int]:
+        return seed, value
+
+    asked = [cast("Any", of_value(cast("Any", data), 128))(7) for data in (batches, of_both)]
+    assert asked == [(7, 32), (7, 128)]

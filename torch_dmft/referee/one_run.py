@@ -55,14 +55,19 @@ def takes_rate(factory: Factory) -> bool:
 
 
 def of_value(data: Batches | None, value: int) -> Batches | None:
-    """Batches of a value of the axis: where ``data`` takes two arguments, (seed, value), it is asked for these."""
-    if not callable(data):
-        return data
+    """Batches of a value of the axis: where ``data`` needs two arguments, (seed, value), it is asked for these.
+
+    A second one that has a default is an option of its own, such as a batch size.
+    """
+    return partial(_of_both, data, value) if callable(data) and not _takes(data, 1) and _takes(data, 2) else data
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
     try:
-        inspect.signature(data).bind(0, value)
-    except (TypeError, ValueError):
-        return data
-    return partial(_of_both, data, value)
+        inspect.signature(function).bind(*range(count))
+    except (TypeError, ValueError):  # not so many, or a builtin that tells nothing
+        return False
+    return True
 
 
 def _of_both(data: Callable[..., Any], value: int, seed: int) -> Any:

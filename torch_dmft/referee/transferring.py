@@ -65,7 +65,7 @@ def transfer(
         steps: of every training.
         seeds: networks at every width and rate; 3 or more for an interval.
         data: ``data(seed)`` -> batches, or ``(batches, loss)``; or the batches. None: the model's own example, or random rows.
-            ``data(seed, value)``, with a second argument, knows the value of the axis, as of a batch size.
+            ``data(seed, value)``, with a second argument that has no default, knows the value of the axis, as of a batch size.
         axis: what the widths are called if they are none: "depth", "batch size", "heads".
         theory: the loss at infinite width, ``lr -> loss``, shown beside: for example of ``solve(problem at lr).losses``.
         log: file of JSON lines that keeps every run; the same call goes on from it after a kill.

@@ -166,6 +166,13 @@ def test_a_method_with_a_run_of_its_own_is_not_shared() -> None:
     ]
 
 
+def test_a_method_that_keeps_nothing_says_so(tmp_path: Path) -> None:
+    from tests.theory import ranks
+
+    with pytest.warns(UserWarning, match=r"StaticNTK has no replicas to keep in .*starts again"):
+        dmft.solve(ranks.problem(), StaticNTK(), log=tmp_path)
+
+
 def test_the_name_of_a_replica_knows_all_that_decides_it() -> None:
     from tests.theory import ranks
 

@@ -152,6 +152,11 @@ def _run(
     if shareable(solver):
         return solver.run_shared(problem, steps, two_time=two_time, progress=progress, sharing=sharing)
     processes = sharing.ranks
+    if sharing.log is not None and processes.is_first:
+        name = type(solver).__name__
+        warnings.warn(
+            f"{name} has no replicas to keep in {sharing.log}: a run that is killed starts again.", stacklevel=3
+        )
     if processes.size == 1:
         return solver.run(problem, steps, two_time=two_time, progress=progress)
 

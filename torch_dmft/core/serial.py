@@ -308,15 +308,30 @@ class _Members:
 def _array(content: bytearray) -> np.ndarray:
     """The array of the content of an ``.npy`` file, without copying it."""
     start = io.BytesIO(memoryview(content)[: 2**16])
-    version = np.lib.format.read_magic(start)
-    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = reader(start)
+    shape, fortran_order, dtype = _array_header(start)
     if fortran_order or len(content) != start.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise _DamagedError("an array is not stored as it was written")
     flat = np.frombuffer(content, dtype, offset=start.tell()) if len(content) > start.tell() else np.empty(0, dtype)
     if dtype.kind == "b" and bool((flat.view(np.uint8) > 1).any()):
         raise _DamagedError("a bool is neither true nor false")
     return flat.reshape(shape)
+
+
+def _array_header(start: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """The shape, order and dtype that an ``.npy`` file begins with.
+
+    numpy parses them as Python, and threads that parse at the same time may disturb each other in Python 3.11.0 to
+    3.11.7, 3.12.0 and 3.12.1 (github.com/python/cpython/issues/106905): it is tried again then.
+    """
+    while True:
+        start.seek(0)
+        version = np.lib.format.read_magic(start)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        try:
+            return reader(start)
+        except SystemError as error:
+            if "recursion depth mismatch" not in str(error):
+                raise
 
 
 def _header(text: str, file_format: FileFormat) -> dict[str, Any]:

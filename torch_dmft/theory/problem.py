@@ -9,34 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.core.arguments import checked, checks_itself, require_places
+from torch_dmft.core.arguments import checked, checks_itself
 from torch_dmft.core.equality import by_value
-from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
-from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss, loss_name, loss_print
-from torch_dmft.core.memory import require_memory
+from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.own_arithmetic import ordinary, own_arithmetic
-from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.training import Training
 from torch_dmft.measurement import Probe
 from torch_dmft.parameterization import Plan
-from torch_dmft.theory.chain import MOST_LAYERS, Chain, HiddenLayer
-from torch_dmft.theory.checks import (
-    check_inputs,
-    check_loss,
-    check_problem,
-    check_targets,
-    checked_training,
-    count_outputs,
-    require_list,
-)
+from torch_dmft.theory.chain import Chain
+from torch_dmft.theory.checks import check_loss, check_problem, checked_training, count_outputs
+from torch_dmft.theory.mlp import chain_rows, equal_layers, numbers_of
 from torch_dmft.theory.muon import beside_muon, rest_of_chain, rest_of_plan
 from torch_dmft.theory.network import ChainNetwork, Network
-from torch_dmft.uses.outputs import Example, Selection, copied, count, named_tensors, tensors
-from torch_dmft.uses.outputs import rows as rows_of
-
-_MANY = 10**7
-"""Steps whose numbers alone take memory."""
+from torch_dmft.theory.objective import Objective, descent
+from torch_dmft.theory.printed import with_prints
+from torch_dmft.theory.recorded import count_recorded, recorded_steps
+from torch_dmft.uses.outputs import Example, Selection, copied, count, tensors
 
 
 @checked
@@ -83,16 +73,9 @@ class Problem:
         settled = as_the_loss_takes_them(self.loss, self.zeros(self.train_samples), self.targets)
         object.__setattr__(self, "targets", settled)
         check_loss(self)
-        seen = printed_rows(self.train_samples).to(self.device)
-        columns = (*tensors(rows_of(self.inputs, seen)), self.targets[seen])
-        facts: dict[str, Any] = {"data_print": data_print(self.train_samples, *columns)}
-        if not self.training.loss_print:
-            facts["loss"] = loss_name(self.loss)
-            classes = not self.targets.is_floating_point()
-            facts["loss_print"] = loss_print(self.loss, self.outputs, classes=classes, rows=self.train_samples)
-        if self.batches is not None:
-            facts["batches"] = tuple(ordinary(batch) for batch in self.batches)
-        object.__setattr__(self, "training", replace(self.training, **facts))
+        object.__setattr__(
+            self, "training", with_prints(self.training, self.inputs, self.targets, self.loss, self.outputs)
+        )
 
     @property
     def selection(self) -> Selection | None:
@@ -126,13 +109,7 @@ class Problem:
         Raises:
             UnsupportedProblemError: if they are not.
         """
-        if not isinstance(self.inputs, Tensor) or not self.inputs.is_floating_point():
-            raise UnsupportedProblemError(
-                "Theory is about networks whose data are one tensor of numbers.",
-                got=", ".join(f"{name} of {leaf.dtype}" for name, leaf in named_tensors(self.inputs)),
-                remedy="solvers.WideEnsemble(factory=...), with a function width -> model",
-            )
-        return self.inputs
+        return numbers_of(self.inputs)
 
     @property
     def device(self) -> torch.device:
@@ -165,8 +142,6 @@ class Problem:
         is_one = isinstance(self.inputs, Tensor) and self.inputs.is_floating_point()
         return tensors(self.inputs)[0].dtype if is_one else self.network.dtype
 
-    # How it is trained, where one number says it
-
     @property
     def steps(self) -> int:
         """T."""
@@ -179,11 +154,7 @@ class Problem:
 
     @property
     def lr(self) -> float:
-        """Eta, the base learning rate of all steps.
-
-        Raises:
-            InvalidInputError: if it changes; ``training.lr`` has it step by step.
-        """
+        """Eta, the base learning rate of all steps; refused if it changes, where ``training.lr`` has it step by step."""
         return self._constant("lr")
 
     @property
@@ -250,38 +221,7 @@ class Problem:
         Raises:
             InvalidInputError: if one lies outside the run.
         """
-        if record is None:
-            if self.steps < _MANY:
-                return torch.arange(self.steps + 1, device="cpu")
-            remedy = "record=, the steps to keep, such as range(0, steps + 1, 1000)"
-            require_memory(
-                32 * self.steps, torch.device("cpu"), what=f"A record of all {self.steps} steps", remedy=remedy
-            )
-            return torch.arange(self.steps + 1, device="cpu")
-        try:
-            kept = [record] if isinstance(record, int) else record
-            if isinstance(kept, range) and len(kept):
-                kept = torch.arange(kept.start, kept.stop, kept.step, device="cpu")
-            steps = kept if isinstance(kept, Tensor) else torch.as_tensor(list(kept))
-            if steps.ndim > 1:
-                raise ValueError
-            if steps.ndim != 1 or bool((steps[1:] <= steps[:-1]).any()):  # sorting millions takes a second
-                steps = torch.unique(steps)
-        except (TypeError, ValueError, RuntimeError):
-            steps = torch.zeros(0)
-        if (
-            record is True
-            or len(steps) == 0
-            or steps.dtype != torch.int64
-            or int(steps[0]) < 0
-            or int(steps[-1]) > self.steps
-        ):
-            raise InvalidInputError(
-                f"Steps to record must be integers in 0..{self.steps}.",
-                got=f"{record!r}",
-                remedy="record=range(0, steps + 1, 10)",
-            )
-        return steps
+        return recorded_steps(record, self.steps)
 
     def number_recorded(self, record: Iterable[int] | int | Tensor | None = None) -> int:
         """How many steps ``recorded`` would keep; those of a range, and all, are not listed.
@@ -289,41 +229,27 @@ class Problem:
         Raises:
             InvalidInputError: if one lies outside the run.
         """
-        if record is None:
-            return self.steps + 1
-        if isinstance(record, range) and len(record) > 1:
-            self.recorded([record[0], record[-1]])
-            return len(record)
-        return len(self.recorded(record))
+        return count_recorded(record, self.steps)
+
+    @property
+    def _objective(self) -> Objective:
+        """The loss on the training rows, and its gradient."""
+        return Objective(self.loss, self.targets, self.outputs, self.device)
 
     def loss_on(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """The loss of the outputs ``(row, output)`` of some training rows."""
-        self._require_rows(rows)
-        self._require_outputs(outputs, len(rows))
-        return self._loss(outputs, self.targets[rows])
+        return self._objective.on(outputs, rows)
 
     def training_loss(self, outputs: Tensor, rows: Tensor | None = None) -> Tensor:
         """The loss on the training rows, or on ``rows`` of them: ``outputs`` is ``(sample, output)``, other rows ignored."""
-        self._require_outputs(outputs, None)
-        predictions = outputs[: self.train_samples]
-        if rows is None:
-            return self._loss(predictions, self.targets)
-        self._require_rows(rows)
-        return self.loss_on(predictions[rows.to(predictions.device)], rows)
-
-    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss where the problem is, in the precision of the more precise: not every loss of torch takes them mixed."""
-        if targets.is_floating_point():
-            common = torch.promote_types(targets.dtype, outputs.dtype)
-            outputs, targets = outputs.to(common), targets.to(common)
-        return self.loss(outputs.to(self.device), targets)
+        return self._objective.among(outputs, rows)
 
     def kept_loss(self, outputs: Tensor) -> Tensor:
         """The loss on those training rows that answers are about: ``outputs`` is ``(kept, output)``.
 
         NaN if none of them is.
         """
-        self._require_outputs(outputs, len(self.kept))
+        self._objective.require_outputs(outputs, len(self.kept))
         if self.probe is None:
             return self.training_loss(outputs)
         mine = self.probe < self.train_samples
@@ -331,35 +257,13 @@ class Problem:
             return outputs.new_full((), torch.nan)
         return self.loss_on(outputs[mine.to(outputs.device)], self.probe[mine])
 
-    def _require_rows(self, rows: Tensor) -> None:
-        if rows.device.type == "cpu":  # elsewhere looking at them takes time, and torch refuses them
-            require_places("rows", rows, self.train_samples)
-
-    def _require_outputs(self, outputs: Tensor, rows: int | None) -> None:
-        """Refuse outputs that are not ``(row, output)``, of all training rows at least if no number of rows is told."""
-        fits = outputs.ndim == 2 and outputs.shape[1] == self.outputs
-        if not fits or (len(outputs) < self.train_samples if rows is None else len(outputs) != rows):
-            wanted = f"at least {self.train_samples}" if rows is None else rows
-            raise InvalidInputError(
-                "`outputs` must be (row, output).",
-                got=f"shape {tuple(outputs.shape)}",
-                remedy=f"shape ({wanted}, {self.outputs})",
-            )
-
     def error(self, outputs: Tensor, step: int) -> Tensor:
         """The error signal of a step, Delta = -dL/df: ``(sample, output)``, zero on rows that the step does not see."""
-        outputs = outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            loss = self.training_loss(outputs, self.batch(step))
-            (gradient,) = torch.autograd.grad(loss, outputs)
-        return -gradient
+        return descent(outputs, lambda at: self.training_loss(at, self.batch(step)))
 
     def error_on(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """The error signal of the outputs of some training rows: ``(row, output)``."""
-        outputs = outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.loss_on(outputs, rows), outputs)
-        return -gradient
+        return descent(outputs, lambda at: self.loss_on(at, rows))
 
     @classmethod
     @checks_itself
@@ -423,52 +327,15 @@ class Problem:
         Raises:
             InvalidInputError: for shapes or values that do not fit, each with its remedy.
         """
-        check_inputs(inputs)
-        check_targets(targets)
-        if len(targets) != len(inputs):
-            raise InvalidInputError(
-                "Every training input needs a target.",
-                got=f"{len(targets)} targets, {len(inputs)} inputs",
-                remedy="rows that are not trained on go into test_inputs",
-            )
-        require_whole(
-            "depth",
-            depth,
-            at_least=1,
-            at_most=MOST_LAYERS,
-            remedy="the number of hidden layers, at least one hidden layer",
-        )
-        ratios = (1.0,) * depth if width_ratios is None else require_list("width_ratios", width_ratios)
-        hidden = tuple(HiddenLayer(activation, gain, bias_std, ratio) for ratio in ratios)
-        if len(ratios) != depth or ratios[-1] != 1.0:
-            raise InvalidInputError(
-                "width_ratios needs one positive number per hidden layer, relative to the last.",
-                got=f"{ratios} for depth {depth}",
-                remedy="for example width_ratios=[2.0, 1.0] at depth 2",
-            )
-        rows = inputs
-        if test_inputs is not None:
-            check_inputs(test_inputs, "test_inputs")
-            if test_inputs.shape[1:] != inputs.shape[1:]:
-                raise InvalidInputError(
-                    "Test inputs must have the shape of training inputs.",
-                    got=f"{tuple(test_inputs.shape)} beside {tuple(inputs.shape)}",
-                    remedy="rows alike in both",
-                )
-            rows = torch.cat([inputs, test_inputs.to(inputs)])
-        rows, outputs = rows.flatten(1), count_outputs(targets)
+        rows = chain_rows(inputs, targets, test_inputs)
+        hidden = equal_layers(depth, activation, gain, bias_std, width_ratios)
         training = checked_training(
             lr, steps, gamma0, momentum, weight_decay, batches, temperature=temperature, optimizer=optimizer, **numbers
         )
-        network = ChainNetwork.unnamed(Chain(rows.shape[-1], hidden, outputs))
+        network = ChainNetwork.unnamed(Chain(rows.shape[-1], hidden, count_outputs(targets)))
         rest = rest_of_chain(network.chain, network.paths) if optimizer == "muon" else []
-        return cls(
-            inputs=rows,
-            targets=targets,
-            loss=default_loss(targets) if loss is None else loss,
-            training=replace(beside_muon(training, others, rest), rule=rule, rho=rho),
-            network=network,
-        )
+        training = replace(beside_muon(training, others, rest), rule=rule, rho=rho)
+        return cls(rows, targets, default_loss(targets) if loss is None else loss, training, network)
 
     @classmethod
     def like(

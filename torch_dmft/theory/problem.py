@@ -121,14 +121,16 @@ class Problem:
 
     @property
     def tensor(self) -> Tensor:
-        """The inputs, where they are one tensor of numbers, as theory needs them.
+        """The inputs, where they are one tensor of numbers or tokens, as theory needs them.
 
         Raises:
             UnsupportedProblemError: if they are not.
         """
-        if not isinstance(self.inputs, Tensor) or not self.inputs.is_floating_point():
+        if not isinstance(self.inputs, Tensor) or not (
+            self.inputs.is_floating_point() or self.inputs.dtype in (torch.int64, torch.int32)
+        ):
             raise UnsupportedProblemError(
-                "Theory is about networks whose data are one tensor of numbers.",
+                "Theory is about networks whose data are one tensor of numbers or tokens.",
                 got=", ".join(f"{name} of {leaf.dtype}" for name, leaf in named_tensors(self.inputs)),
                 remedy="solvers.WideEnsemble(factory=...), with a function width -> model",
             )

@@ -245,17 +245,6 @@ def test_refuses_models_without_a_known_limit(module: nn.Module, message: str) -
         dmft.infinite_width(module, torch.ones(3, 5))
 
 
-@pytest.mark.parametrize("given", ["model", "factory", "plan"])
-def test_refuses_embeddings_by_name(given: str) -> None:
-    def build(width: int) -> nn.Module:
-        return nn.Sequential(nn.Embedding(7, width), nn.Tanh(), nn.Linear(width, 1))
-
-    tokens = torch.arange(5)
-    model = {"model": build(8), "factory": build, "plan": dmft.parameterize(build(8), tokens)}[given]
-    with pytest.raises(UnsupportedModelError, match=r"0: .*embedding.*one-hot rows to an nn\.Linear"):
-        dmft.infinite_width(model, tokens)
-
-
 def test_dropout_that_drops_nothing_is_accepted() -> None:
     module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(0.0), nn.Linear(8, 1))
     limit = dmft.infinite_width(module, torch.ones(3, 5), neurons=64)

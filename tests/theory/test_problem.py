@@ -157,13 +157,15 @@ def test_test_rows_may_stand_anywhere_in_the_probe() -> None:
     torch.testing.assert_close(a.losses, b.losses)
 
 
-def test_tokens_are_refused_by_the_embeddings_that_read_them() -> None:
+def test_tokens_are_predicted_in_the_precision_of_the_model() -> None:
     model = nn.Sequential(nn.Embedding(7, 8), nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 1))
     tokens = torch.arange(10).reshape(5, 2) % 7
     plan = dmft.parameterize(model, tokens)
     problem = dmft.Problem.like(plan, dmft.Probe(tokens, TARGETS), lr=0.3, steps=2)
-    with pytest.raises(UnsupportedModelError, match=r"0: .*embedding.*one-hot rows to an nn\.Linear"):
-        dmft.solve(problem)
+    assert problem.tensor.dtype == torch.int64
+    answer = dmft.solve(problem, dmft.solvers.InfiniteWidth(neurons=128, replicas=2))
+    assert answer.outputs.dtype == problem.dtype == torch.float32
+    assert torch.isfinite(answer.outputs).all()
 
 
 @pytest.mark.parametrize("steps", [[], [-1], [3], torch.tensor([True])], ids=str)

@@ -17,7 +17,7 @@ from torch_dmft.architecture.steps import Steps
 from torch_dmft.architecture.trace import Trace, Use
 from torch_dmft.architecture.train_mode import differences
 from torch_dmft.architecture.watch import Example, watch, watch_training
-from torch_dmft.architecture.widen import COPIED, materialise, widened
+from torch_dmft.architecture.widen import WIDENED, materialise, widened
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.collection import collection_paused
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
@@ -152,11 +152,11 @@ def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, examp
 def _wide_copy(model: nn.Module, found: Architecture, example_input: Example) -> Trace | None:
     """The trace of a copy of the model at another width; None if the copy cannot be built."""
     owners = [module for _, module in modules_of(model) if own_parameters(module)]
-    if not all(isinstance(module, COPIED) for module in owners):
+    if not all(isinstance(module, WIDENED) for module in owners):
         return None
     try:
         wide = widened(model, found, _ratio_of_the_copy(found) * found.width)
-        materialise(wide, next(model.parameters()), COPIED)
+        materialise(wide, next(model.parameters()))
         for name, parameter in wide.named_parameters():  # what a front that is frozen may detach, a trained one may not
             parameter.requires_grad_(model.get_parameter(name).requires_grad)
         trace = watch(wide, example_input, set(), gradients=False)

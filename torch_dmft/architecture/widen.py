@@ -15,9 +15,8 @@ from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.torch_private import ConvBase, NormBase, modules_of, own_buffers, own_parameters, parameters_of
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, NormBase)
-WIDENED = (nn.Linear, ConvBase, *NORMS)
-COPIED = (*WIDENED, nn.Embedding)
-"""What can be built at another width; the theory does not cover embeddings, so they are copied for comparison only."""
+WIDENED = (nn.Linear, nn.Embedding, ConvBase, *NORMS)
+"""What can be built at another width."""
 _ANY_WIDTH = -1
 """Stands for the axis of a norm layer without parameters."""
 

@@ -22,7 +22,7 @@ from torch_dmft.parameterization.scheme import (
     tied_as_it_is,
     tied_multiplier,
 )
-from torch_dmft.parameterization.uniform import own_bound, root_mean_square, size_of
+from torch_dmft.parameterization.uniform import own_bound, root_mean_square, size_of, size_of_rows
 
 _SQRT2 = frozenset({"relu", "relu6", "leaky_relu", "gelu", "gelu_tanh", "silu", "mish"})
 
@@ -39,7 +39,7 @@ class ParameterRule:
         fan_in: inputs per neuron; 1 for vectors, embeddings and output biases.
         gain: the forward multiplier g of its unit form, or 1.
         std: initial standard deviation of a weight; for a parameter that keeps its own init, the root mean square it
-            had when the plan was made (a bias of N(0, s_b^2) has s_b, one of U(-b, b) has b / sqrt(3)).
+            had when the plan was made (a bias of N(0, s_b^2) has s_b, one of U(-b, b) has b / sqrt(3), rows of N(0, 1) have 1).
         lr: SGD learning rate in units of the base rate eta; 0 for a frozen parameter.
         adam_lr: Adam and AdamW learning rate in units of eta; 0 for a frozen parameter.
         gradient: size of the gradient in width, depth and gamma0; Adam's eps is multiplied by it.
@@ -109,6 +109,7 @@ def parameter_rules(
         weight_gain = _gain(layer, gain) if is_weight and role is not Role.READOUT else 1.0
         keeps = (keeps_sizes or not parameter.requires_grad) and is_weight and role is not Role.READOUT
         is_table = layer is not None and layer.kind == "embedding" and name == layer.weight
+        own = size_of_rows(parameter) if is_table else own
         if is_table and role in (Role.EMBEDDING, Role.INNER) and own:
             weight_gain = own
         if keeps and own:  # a weight that stays as it is: its gain is what its size amounts to

@@ -11,7 +11,7 @@ from torch_dmft.architecture import Role
 from torch_dmft.core.prints import some_entries
 from torch_dmft.parameterization.plan import Plan
 from torch_dmft.parameterization.rules import ParameterRule
-from torch_dmft.parameterization.uniform import UNIFORM, bound_of, own_bound, root_mean_square, size_of
+from torch_dmft.parameterization.uniform import UNIFORM, bound_of, own_bound, root_mean_square, size_of, size_of_rows
 
 _SIGMAS = 6.0
 """Standard errors beyond which a statistic is not that of Gaussian numbers; some hundred weights are looked at in a model."""
@@ -57,6 +57,8 @@ def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -
         if shape in (None, UNIFORM) and untrained:
             return _size(value, rule) or _changed(plan.drawn.get(rule.name), parameter) or shape
         return shape
+    if rule.role is Role.EMBEDDING:
+        return _table(value, rule, untrained=untrained)
     own = next((own_bound(layer.fan_in) for layer in plan.architecture.layers if layer.bias == rule.name), None)
     own = None if own is None else own * rule.start
     size = root_mean_square(value) if own is None else size_of(value, own=own)
@@ -74,6 +76,15 @@ def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -
         off = bool((value - usual).abs().max() > _KEPT)
         return f"numbers up to {float(value.max()):.3g} instead of {usual:g}" if off else None
     return UNIFORM if bound_of(value, own=own) is not None else _bias(value, root_mean_square(value))
+
+
+def _table(value: Tensor, rule: ParameterRule, *, untrained: bool) -> str | None:
+    """What the rows of an embedding are, if they were changed since the model was wrapped, or are uniform."""
+    value = value[value.any(1)] / rule.start
+    size = size_of_rows(value) * rule.start
+    if not math.isclose(size, rule.std, rel_tol=_KEPT, abs_tol=1e-12):
+        return f"numbers of size {size:.3g}, which were {rule.std:.3g} when the plan was made" if untrained else None
+    return UNIFORM if bound_of(value) is not None else None
 
 
 def _is_uniform(plan: Plan, rule: ParameterRule, weight: Tensor) -> bool:

@@ -23,6 +23,8 @@ _ODDS = 5.0
 """Logarithm of the ratio of likelihoods that it takes: a bound is unlikely before numbers are seen, torch's own likely."""
 _EDGE = 9.0
 """Uniform numbers of which none is among the last 9 / n of their range are one in eight thousand sets."""
+_SIGMAS = 3.0
+"""Standard errors of a size up to which it may be another."""
 _SIGNIFICANT = 2.2
 """sqrt(n) times the largest distance of n uniform numbers' distribution from theirs is below this but once in ten thousand."""
 
@@ -57,6 +59,16 @@ def size_of(numbers: Tensor, *, own: float | None = None) -> float:
 def root_mean_square(numbers: Tensor) -> float:
     """Of all entries; 0 of none."""
     return float(numbers.detach().square().mean().sqrt()) if numbers.numel() else 0.0
+
+
+def size_of_rows(table: Tensor) -> float:
+    """The standard deviation of what the rows of an embedding were drawn from, rows of zeros (of a padding token) aside.
+
+    ``nn.Embedding`` draws N(0, 1); numbers that may be such have the size 1 and not the one that they happen to have.
+    """
+    rows = table.detach()[table.detach().any(1)]
+    size = root_mean_square(rows)
+    return 1.0 if len(rows) and abs(size - 1) * math.sqrt(2 * rows.numel()) < _SIGMAS else size
 
 
 def own_bound(fan_in: int) -> float:

@@ -153,8 +153,8 @@ def check_inputs(inputs: Tensor, name: str = "inputs") -> None:
         raise InvalidInputError(
             f"The {name} must be float32 or float64 with a sample axis and at least one feature axis.",
             got=f"shape {tuple(inputs.shape)}, {inputs.dtype}",
-            remedy="inputs of shape (sample, feature), inputs.float() of numbers; tokens are not covered yet, so feed "
-            "one-hot rows to an nn.Linear instead of an nn.Embedding",
+            remedy="inputs of shape (sample, feature), inputs.float() of numbers; tokens of a model with an "
+            "nn.Embedding, wrapped with parameterize, go into Problem.like(plan, probe, ...)",
         )
     require_finite(name, inputs)
     if not bool(torch.isfinite(inputs.flatten(1).square().sum(1)).all()):

@@ -144,10 +144,10 @@ def networks_cost(
     element, steps, load = problem.dtype.itemsize, problem.steps + 1, _Load.of(problem, recorded)
     row_passes = 6 * load.trained + 2 * (load.apart + problem.outputs) * load.measured * recorded / steps
     per_row = sum(matrix.written * matrix.taps for matrix in matrices)
-    thin = problem.tensor[0].numel() + problem.outputs
+    thin, tables = _thin(problem) + problem.outputs, _table_rows(problem)
     networks = (2 if pairs else 1) * count
     flops = row_passes * networks * steps * sum(width**2 * per_row + width * thin for width in widths)
-    weights = max(width**2 * sum(matrix.taps for matrix in matrices) + width * thin for width in widths)
+    weights = max(width**2 * sum(matrix.taps for matrix in matrices) + width * (thin + tables) for width in widths)
     held = Held.of(problem, max(widths), load.most, _populations(matrices), recorded, two_time=two_time)
     memory = ensemble_memory(held, count, len(widths), pairs=pairs) + 4 * weights * element
     gram = _gram_flops(problem, load, matrices, recorded, two_time=two_time) * networks * sum(widths)
@@ -216,7 +216,8 @@ def twin_cost(
     held = Held.of(problem, neurons, load.most, _populations(matrices), recorded, two_time=two_time)
     twin = 0.0
     passed = load.trained + load.apart * load.measured * share  # rows in a step, on average
-    flops = 6.0 * passed * problem.tensor[0].numel() * (steps + 1)
+    flops = 6.0 * passed * _thin(problem) * (steps + 1)
+    twin += _COPIES * neurons * _table_rows(problem) * element
     per_row = directions_per_row(problem, neurons * replicas, smooth=smooth, whole=whole)
     for matrix in matrices:
         seen, sent = load.met * matrix.read, load.met * matrix.written
@@ -305,6 +306,18 @@ class _Matrix:
     read: int
     written: int
     taps: int
+
+
+def _thin(problem: Problem) -> int:
+    """Numbers per sample that meet weights of the input; tokens pick a row instead."""
+    return problem.tensor[0].numel() if problem.tensor.is_floating_point() else 0
+
+
+def _table_rows(problem: Problem) -> int:
+    """Rows of all embeddings, each of which has a number per neuron."""
+    plan = problem.network.plan
+    layers = () if plan is None else plan.architecture.layers
+    return sum(layer.in_features for layer in layers if layer.kind == "embedding")
 
 
 def _hidden_matrices(problem: Problem) -> tuple[list[_Matrix], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,21 +16,27 @@ from torch_dmft.core.threads import of_this_thread
 from torch_dmft.core.torch_private import BatchNormBase, ConvBase
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.parameterization import Plan
+from torch_dmft.theory import tables
 from torch_dmft.uses.outputs import Example
 
 UNKNOWN = "how to build it at another width is not known"
 _FIXED = "fixed inner sizes are not covered by the theory yet, and this layer has the role {}"
-_EMBEDDINGS = "embeddings are not covered by the theory yet"
 STAND_IN = "solvers.WideEnsemble(factory=...), where factory(width) builds the model, is a reference from wide networks"
 
 
-def refuse_unsupported(model: nn.Module, architecture: Architecture, beyond: Sequence[Place] = ()) -> None:
+def refuse_unsupported(
+    model: nn.Module,
+    architecture: Architecture,
+    beyond: Sequence[Place] = (),
+    starts: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
     """Refuse a model whose infinite-width law is not implemented.
 
     Args:
         model: the model.
         architecture: what it is made of.
         beyond: what else is known to be beyond the theory.
+        starts: parameters as they started, where the model's may be others by now.
 
     Raises:
         UnsupportedModelError: naming every such place.
@@ -46,14 +53,8 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture, beyond: Seq
     modules = dict(model.named_modules())
     for layer in architecture.layers:
         module = modules.get(layer.path)
-        if layer.kind == "embedding":
-            places.append(
-                Place(
-                    layer.path,
-                    _EMBEDDINGS,
-                    f"{STAND_IN}; or feed one-hot rows to an nn.Linear",
-                )
-            )
+        if isinstance(module, nn.Embedding) and layer.role is Role.EMBEDDING:
+            places += tables.refused(layer, module, starts)
         elif layer.role in (Role.CODE, Role.INNER, Role.OUTER):
             places.append(Place(layer.path, _FIXED.format(layer.role), STAND_IN))
         elif layer.role not in (Role.INPUT, Role.HIDDEN, Role.READOUT):
@@ -106,18 +107,22 @@ def beyond_theory(plan: Plan, example: Example | None, *, selects: bool) -> Iter
             pass
     for place in found:
         yield Place(place.path, place.reason, STAND_IN)
-    for layer in () if plan.architecture.is_traced else plan.architecture.layers:
-        if layer.kind == "embedding":
-            yield Place(layer.path, _EMBEDDINGS, STAND_IN)
 
 
-def refuse_unwidenable(model: nn.Module, architecture: Architecture, *, is_plain: bool = True) -> None:
+def refuse_unwidenable(
+    model: nn.Module,
+    architecture: Architecture,
+    *,
+    is_plain: bool = True,
+    starts: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
     """Refuse a model that cannot be built at another width, or whose training is random.
 
     Args:
         model: the model.
         architecture: what it is made of.
         is_plain: whether it maps one tensor of numbers to all of f.
+        starts: parameters as they started, where the model's may be others by now.
 
     Raises:
         UnsupportedModelError: naming every such place.
@@ -133,6 +138,10 @@ def refuse_unwidenable(model: nn.Module, architecture: Architecture, *, is_plain
         elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, WIDENED):
             reason = f"a {type(module).__name__} cannot be built at another width yet"
             places.append(Place(path or "(model)", reason, STAND_IN))
+    for layer in architecture.layers:
+        table = model.get_submodule(layer.path)
+        if isinstance(table, nn.Embedding):
+            places += tables.refused(layer, table, starts)
     places += architecture.train_differs
     if places:
         raise UnsupportedModelError("This model cannot be widened:", places)

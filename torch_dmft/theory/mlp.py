@@ -46,14 +46,14 @@ def chain_rows(inputs: Tensor, targets: Tensor, test_inputs: Tensor | None) -> T
 
 
 def numbers_of(inputs: Example) -> Tensor:
-    """The inputs where they are one tensor of numbers.
+    """The inputs where they are one tensor of numbers or tokens.
 
     Raises:
         UnsupportedProblemError: if they are not.
     """
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+    if not isinstance(inputs, Tensor) or not (inputs.is_floating_point() or inputs.dtype in (torch.int64, torch.int32)):
         raise UnsupportedProblemError(
-            "Theory is about networks whose data are one tensor of numbers.",
+            "Theory is about networks whose data are one tensor of numbers or tokens.",
             got=", ".join(f"{name} of {leaf.dtype}" for name, leaf in named_tensors(inputs)),
             remedy="solvers.WideEnsemble(factory=...), with a function width -> model",
         )

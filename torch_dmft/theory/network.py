@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -81,6 +83,9 @@ class ChainNetwork:
         return {
             path: layer.bias_std or 0.0 for path, layer in zip(built_paths(self.chain), self.chain.hidden, strict=False)
         }
+
+    table_stds: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    """Chains have no embeddings."""
 
     @property
     def hidden(self) -> tuple[str, ...]:
@@ -161,13 +166,19 @@ class ModelNetwork:
 
     @property
     def gains(self) -> dict[str, float]:
-        """The forward multiplier g of every input and hidden weight, by module path."""
-        return {rule.path: rule.gain for rule in self.plan.rules if rule.role in (Role.INPUT, Role.HIDDEN)}
+        """The forward multiplier g of every input and hidden weight, and the size of embeddings, by module path."""
+        scaled = (Role.INPUT, Role.HIDDEN, Role.EMBEDDING)
+        return {rule.path: rule.gain for rule in self.plan.rules if rule.role in scaled}
 
     @property
     def bias_stds(self) -> dict[str, float]:
         """The standard deviation of the initial biases of hidden layers, by module path."""
         return {rule.path: rule.std for rule in self.plan.rules if rule.role is Role.VECTOR}
+
+    @property
+    def table_stds(self) -> dict[str, float]:
+        """The standard deviation of the initial rows of embeddings, likewise; 0 of those that start at zero."""
+        return {rule.path: rule.std for rule in self.plan.rules if rule.role is Role.EMBEDDING}
 
     @property
     def hidden(self) -> tuple[str, ...]:
@@ -195,7 +206,7 @@ class ModelNetwork:
             UnsupportedModelError: naming every place.
         """
         beyond = tuple(beyond_theory(self.plan, self.example, selects=self.selection is not None))
-        refuse_unsupported(self.plan.model, self.plan.architecture, beyond)
+        refuse_unsupported(self.plan.model, self.plan.architecture, beyond, self.plan.initial)
 
     def require_widenable(self) -> None:
         """Refuse a network that cannot be built at another width.
@@ -203,9 +214,8 @@ class ModelNetwork:
         Raises:
             UnsupportedModelError: naming every place.
         """
-        is_number = self.example is None or (isinstance(self.example, Tensor) and self.example.is_floating_point())
-        is_plain = is_number and self.selection is None
-        refuse_unwidenable(self.plan.model, self.plan.architecture, is_plain=is_plain)
+        is_plain = isinstance(self.example, Tensor | None) and self.selection is None
+        refuse_unwidenable(self.plan.model, self.plan.architecture, is_plain=is_plain, starts=self.plan.initial)
 
 
 Network = ChainNetwork | ModelNetwork

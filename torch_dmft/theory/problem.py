@@ -104,7 +104,7 @@ class Problem:
 
     @property
     def tensor(self) -> Tensor:
-        """The inputs, where they are one tensor of numbers, as theory needs them.
+        """The inputs, where they are one tensor of numbers or tokens, as theory needs them.
 
         Raises:
             UnsupportedProblemError: if they are not.

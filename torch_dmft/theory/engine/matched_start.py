@@ -23,7 +23,7 @@ class _Columns:
     Attributes:
         parameter: the parameter.
         rule: its rule.
-        rows: ``(column, neuron)``, its entries in units of their standard deviation.
+        rows: ``(column, neuron)``, its entries in units of their standard deviation; rows of zeros (padding) left out.
     """
 
     parameter: Tensor
@@ -32,6 +32,9 @@ class _Columns:
 
     def put(self, rows: Tensor) -> None:
         """Write these rows into the parameter."""
+        if self.rule.role is Role.EMBEDDING:
+            self.parameter[self.parameter.any(1)] = rows * self.rule.std
+            return
         entries = rows if self.rule.role is Role.READOUT else rows.T
         self.parameter.copy_(entries.reshape(self.parameter.shape) * self.rule.std)
 
@@ -46,7 +49,7 @@ def matchable(plan: Plan) -> tuple[bool, ...]:
 
 @torch.no_grad()
 def match_moments(plan: Plan, which: Sequence[bool]) -> None:
-    """Whiten, in place, the initial columns of input weights, biases and readout over the neurons that they belong to.
+    """Whiten, in place, the initial columns of input weights, embeddings, biases and readout over the neurons they belong to.
 
     The columns of one population are made mean-zero, mutually orthogonal and of second moment one, so that these moments do
     not fluctuate: w -> sqrt(N) (w w^T)^(-1/2) w, without the mean, for rows w of Gaussians. Any few entries stay independent
@@ -74,11 +77,13 @@ def _populations(plan: Plan) -> list[tuple[int, list[_Columns]]]:
     def add(name: str, axis: int | None) -> None:
         parameter, rule = plan.model.get_parameter(name), rules[name]
         if rule.std:
-            entries = parameter if rule.role is Role.READOUT else parameter.reshape(len(parameter), -1).T
+            by_row = rule.role in (Role.READOUT, Role.EMBEDDING)
+            entries = parameter if by_row else parameter.reshape(len(parameter), -1).T
+            entries = entries[entries.any(1)] if rule.role is Role.EMBEDDING and bool(entries.any()) else entries
             columns_of.setdefault((axis, entries.shape[1]), []).append(_Columns(parameter, rule, entries / rule.std))
 
     for layer in plan.architecture.layers:
-        if layer.role is Role.INPUT:
+        if layer.role in (Role.INPUT, Role.EMBEDDING):
             add(layer.weight, layer.out_axis)
         elif layer.role is Role.READOUT:
             add(layer.weight, layer.in_axis)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 from torch_dmft.architecture import Role, describe
 from torch_dmft.architecture.widen import NORMS, materialise
@@ -20,6 +21,7 @@ from torch_dmft.theory.engine.matched_start import matchable
 from torch_dmft.theory.engine.training import View, own_view
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import replica_generators
+from torch_dmft.theory.tables import without_padding
 
 _MATRICES = (Role.INPUT, Role.HIDDEN)
 _READOUT = (Role.READOUT, Role.OUTPUT_BIAS)
@@ -88,8 +90,8 @@ def network_of(problem: Problem, width: int) -> Plan:
     network = problem.network
     network.require_widenable()
     model = network.build(width)
-    gains, biases = network.gains, network.bias_stds
-    materialise(model, problem.tensor)
+    gains, biases, tables = network.gains, network.bias_stds, network.table_stds
+    materialise(model, problem.zeros(0))
     model.train()
     architecture = describe(model, problem.tensor[:2], like=network.shown)
     if network.shown is not None:
@@ -106,6 +108,12 @@ def network_of(problem: Problem, width: int) -> Plan:
             scaling = in_streams(scaling, rule.name, architecture, network.depth)
             assert scaling.std is not None
             return replace(rule, gain=gain, std=scaling.std, lr=scaling.lr if rule.lr else 0.0)
+        if rule.role is Role.EMBEDDING:
+            gain, lives = gains[rule.path], rule.lr > 0
+            scaling = mean_field(rule.role, fan_in=1, width=architecture.width, gamma0=problem.gamma0, gain=gain)
+            scaling = in_streams(scaling, rule.name, architecture, network.depth)
+            rates = lives * scaling.lr, lives * scaling.adam_lr
+            return replace(rule, gain=gain, std=tables[rule.path], lr=rates[0], adam_lr=rates[1])
         if rule.role is Role.VECTOR and rule.name not in norms:
             return replace(rule, std=biases[rule.path])
         return rule
@@ -157,7 +165,9 @@ def initialise(plan: Plan, generator: torch.Generator, starts: Mapping[str, str]
         drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device=generator.device)
         start = starts.get(rule.name)
         drawn = uniform_like(drawn) if start == UNIFORM else drawn
-        parameter.copy_(drawn.mul_(0.0 if start == "zero" else rule.std))
+        drawn.mul_(0.0 if start == "zero" else rule.std)
+        owner = plan.model.get_submodule(rule.path)
+        parameter.copy_(without_padding(drawn, owner) if isinstance(owner, nn.Embedding) else drawn)
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from torch_dmft.theory.engine.conv import InfiniteConv
 from torch_dmft.theory.engine.layers import InfiniteLinear, InfiniteReadout
 from torch_dmft.theory.engine.lazy_layer import LazySettings
 from torch_dmft.theory.gaussian.latents import Population
+from torch_dmft.theory.tables import without_padding
 
 MOST_NEURONS = 2**20
 """Of a sample: a hundred times as many as any error bar asks for."""
@@ -65,9 +66,9 @@ def infinite_width(
     """The infinite-width twin of a model: the same module with ``neurons`` neurons per width and lazily sampled weights.
 
     Hidden ``nn.Linear`` layers become ``InfiniteLinear``, hidden convolutions ``InfiniteConv``, the readout
-    ``InfiniteReadout``. Everything else (activations, pooling, residual sums, LayerNorm, RMSNorm, attention) is the model's
-    own code, whose averages over neurons run over the sample; factors of scores have to fall like 1/width between the model
-    and one of twice its width. Train ``plan.model`` with ``plan.param_groups(lr)`` and
+    ``InfiniteReadout``; embeddings have rows of S neurons. Everything else (activations, pooling, residual sums, LayerNorm,
+    RMSNorm, attention) is the model's own code, whose averages over neurons run over the sample; factors of scores have to
+    fall like 1/width between the model and one of twice its width. Train ``plan.model`` with ``plan.param_groups(lr)`` and
     ``torch.optim.SGD``; measure it with ``Recorder(plan, probe)``.
 
     Convolutions meet new directions with every pixel: allow for them with ``rank``. A layer that has met as many as it has
@@ -77,11 +78,12 @@ def infinite_width(
     Args:
         model_or_factory: a model, the ``Plan`` of a wrapped model (whose gains and gamma0 are kept), or a function
             width -> model.
-        example_input: a batch that the model accepts; its dtype and device are the twin's.
+        example_input: a batch that the model accepts; its dtype (of tokens: that of the model) and its device are the twin's.
         gamma0: feature-learning strength; a plan brings its own.
         neurons: S, the sample that stands for infinity: width of the readout's input, other widths in proportion
             (for a factory, the width it is called with).
-        gain: g of input and hidden weights: ``"auto"`` by the activation, a number, or a number per module path.
+        gain: g of input and hidden weights: ``"auto"`` by the activation, a number, or a number per module path; embeddings
+            have their own size.
         bias_std: standard deviation of the Gaussian initial biases per module path; biases not named start at zero.
         uniform: names of weights and biases that start as uniform numbers of their standard deviation instead of Gaussian
             ones, as those of a plan by themselves; of hidden weights it does not matter at infinite width, and is left out.
@@ -136,17 +138,20 @@ def infinite_width(
                 got=f"{neurons} neurons",
                 remedy=f"neurons={math.ceil(neurons / unit) * unit}",
             )
-    refuse_unsupported(narrow, architecture)
+    initial = model_or_factory.initial if isinstance(model_or_factory, Plan) else {}
+    refuse_unsupported(narrow, architecture, starts=initial)
+    like = _numbers_of(narrow, example_input)
     _refuse_other_starts(architecture, rules)
     # One width cannot tell how numbers depend on it, and a factor of 1 is not even seen.
     if isinstance(model_or_factory, nn.Module | Plan):
         doubled = widened(narrow, architecture, 2 * architecture.width)
-        materialise(doubled, example_input)
+        materialise(doubled, like)
     else:
         doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
     describe(doubled, example_input, like=architecture)
     positions = rows_per_sample(narrow, architecture, example_input)
     matrices = [rule for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)]
+    tables = {rule.path: rule for rule in rules if rule.role is Role.EMBEDDING}
     gains = {rule.path: rule.gain for rule in matrices}
     for name, given, known in (
         ("gain", gain, [*gains]),
@@ -155,6 +160,7 @@ def infinite_width(
         for path in given if isinstance(given, Mapping) else ():
             require_choice(f"a path of {name}", path, known)
     gains |= gain if isinstance(gain, Mapping) else {}
+    gains |= {path: rule.gain for path, rule in tables.items()}
     starts = {rule.name: rule.start for rule in rules}
     biases |= bias_std or {}
     if isinstance(model_or_factory, nn.Module | Plan):
@@ -166,17 +172,18 @@ def infinite_width(
     # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
     matched = "network" if has_composite_axes(architecture) else law
     multiplied = {rule.path: gains[rule.path] * rule.start for rule in matrices}
+    multiplied |= {path: rule.std for path, rule in tables.items()}
     names = {name for layer in architecture.layers for name in (layer.weight, layer.bias) if name is not None}
     for name in uniform or ():
         require_choice("a name of uniform", name, sorted(names))
     quasi = not architecture.has_parts
-    draw = _Draw(matched, generator, example_input, multiplied, biases, frozenset(uniform or ()), quasi=quasi)
+    draw = _Draw(matched, generator, like, multiplied, biases, frozenset(uniform or ()), quasi=quasi)
     for layer in architecture.layers:
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
         settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path]), "whole": whole}
         module = wide.get_submodule(layer.path)
         wide.set_submodule(layer.path, draw.layer(layer, module, architecture.width, gamma0, settings))
-    materialise(wide, example_input)
+    materialise(wide, like)
     with torch.no_grad():
         for vector in architecture.vectors:
             wide.get_parameter(vector.name).mul_(starts.get(vector.name, 1.0))
@@ -201,7 +208,15 @@ def _built(factory: Callable[[int], nn.Module], width: int, like: Tensor) -> nn.
     """A model to describe; its weights are discarded, so building it leaves the random state alone."""
     with random_state_kept({like.device}):
         model = built(factory, width).to(like.device)
-    return model.to(like.dtype) if like.is_floating_point() else model  # embeddings are refused by name, not by dtype
+    return model.to(like.dtype) if like.is_floating_point() else model  # tokens have none
+
+
+def _numbers_of(model: nn.Module, example_input: Tensor) -> Tensor:
+    """A tensor of the type and on the device that a twin's numbers have: those of the data, if these are no tokens."""
+    if example_input.is_floating_point():
+        return example_input
+    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return example_input.new_zeros((), dtype=dtype)
 
 
 def _refuse_other_starts(architecture: Architecture, rules: tuple[ParameterRule, ...]) -> None:
@@ -266,6 +281,10 @@ class _Draw:
             if isinstance(module, ConvBase):
                 return InfiniteConv(inputs, outputs, module, LazySettings(gain=gain, **settings), bias=bias)
             return InfiniteLinear(inputs, outputs, LazySettings(gain=gain, **settings), bias=bias)
+        if isinstance(module, nn.Embedding):
+            rows = gain * outputs.draw(module.num_embeddings, uniform=layer.weight in self.uniform)
+            module.register_parameter("weight", nn.Parameter(without_padding(rows, module)))
+            return module
         latents = outputs.draw(layer.fan_in, uniform=layer.weight in self.uniform)
         weight = (gain / math.sqrt(layer.fan_in) * latents).T
         if isinstance(module, ConvBase):
@@ -320,7 +339,7 @@ def _rules(
         owner, role = known[name]
         is_matrix = role in (Role.INPUT, Role.HIDDEN, Role.READOUT)
         fan_in = owner.fan_in if is_matrix and isinstance(owner, Layer) else 1
-        gain = gains[owner.path] if role in (Role.INPUT, Role.HIDDEN) else 1.0
+        gain = gains[owner.path] if role in (Role.INPUT, Role.HIDDEN, Role.EMBEDDING) else 1.0
         scaling = mean_field(role, fan_in=fan_in, width=architecture.width, gamma0=gamma0, gain=gain)
         is_weight = name.rpartition(".")[2] in ("core", "initial_scale")
         scaling = in_streams(scaling, f"{owner.path}.weight" if is_weight else name, architecture, depth)

@@ -59,17 +59,16 @@ class InfiniteWidth:
     ``torch.optim.SGD`` does (schedules of every number, momentum, Nesterov, dampening, weight decay, groups with numbers of
     their own), ``torch.optim.Muon`` of hidden matrices (``torch_dmft.theory.engine.muon``) beside SGD, Adam or AdamW of
     everything else, Adam and AdamW of all weights, frozen parameters, weights that start at zero, biases, gains, unequal
-    widths, residual
-    sums, LayerNorm, RMSNorm and attention with a fixed number of heads. Cost O(S P k T) per hidden matrix, where the
-    rank k, of order P C, grows like log T for smooth activations; memory O(S k), and O(P^2 T) for the answer. (The paper's
-    Algorithm 1: O(P^3 T^3) and O(P^2 T^2), Table 1.) The error falls like 1/sqrt(S R).
+    widths, embeddings, residual sums, LayerNorm, RMSNorm and attention with a fixed number of heads. Cost O(S P k T) per
+    hidden matrix, where the rank k, of order P C, grows like log T for smooth activations; memory O(S k), and O(P^2 T) for
+    the answer. (The paper's Algorithm 1: O(P^3 T^3) and O(P^2 T^2), Table 1.) The error falls like 1/sqrt(S R).
 
     What Adam teaches a hidden matrix has the rank S, and is kept entry by entry (``torch_dmft.theory.engine.lazy_layer``): then
     the cost is that of networks of width S, O(S^2 P T) and O(S^2), so that many replicas of few neurons, 1024 or 2048, cost
     less than few of many.
 
     Convolutions are covered, at a rank that grows with the pixels; ``metadata["saturated"]`` tells where it met S, so that
-    the answer is one for networks of S channels. Refuses layers that ``infinite_width`` refuses (BatchNorm, embeddings),
+    the answer is one for networks of S channels. Refuses layers that ``infinite_width`` refuses (BatchNorm),
     Langevin noise, Adam (not AdamW) of hidden matrices with weight decay, and data with more than S / 4 rows and gradients,
     n (1 + C).
 

@@ -59,7 +59,7 @@ class WideEnsemble:
     depthwise ones and modules with parameters of another kind.
 
     With a factory, every network is built by it and wrapped as the run's model was (``torch_dmft.theory.engine.built``), so
-    that any wrapped model will do: recurrent nets, embeddings, transformers, inputs of any structure. Where the readout keeps
+    that any wrapped model will do: recurrent nets, transformers of libraries, inputs of any structure. Where the readout keeps
     its own start (``init="keep"``), the networks of a pair are independent.
 
     The answer's metadata hold ``chi_squared``, the squared residual of the fit in units of its error, averaged over all

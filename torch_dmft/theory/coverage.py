@@ -42,7 +42,7 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture, beyond: Seq
             if layer.role in (Role.CODE, Role.INNER, Role.OUTER)
         ]
         places = places or [Place("(model)", "its data flow is not known, only the uses of its parameters", STAND_IN)]
-        raise UnsupportedModelError("The theory cannot predict this model:", [*places, *architecture.train_differs])
+        raise UnsupportedModelError("The theory cannot predict this model:", [*places, *architecture.random])
     modules = dict(model.named_modules())
     for layer in architecture.layers:
         module = modules.get(layer.path)
@@ -79,7 +79,7 @@ def refuse_unsupported(model: nn.Module, architecture: Architecture, beyond: Seq
             places.append(Place(path, reason, "normalise the channels of each position, or leave it out"))
         elif isinstance(module, nn.GroupNorm):
             places.append(Place(path, "GroupNorm is not covered by the theory yet", "replace it by nn.LayerNorm"))
-    places += architecture.train_differs
+    places += architecture.random
     if places:
         raise UnsupportedModelError("The theory cannot predict this model:", places)
 
@@ -125,7 +125,7 @@ def refuse_unwidenable(model: nn.Module, architecture: Architecture, *, is_plain
     places = []
     if not is_plain or not architecture.is_traced:
         places.append(Place("(model)", UNKNOWN, STAND_IN))
-        raise UnsupportedModelError("This model cannot be widened:", [*places, *architecture.train_differs])
+        raise UnsupportedModelError("This model cannot be widened:", [*places, *architecture.random])
     for path, module in model.named_modules():
         groups = getattr(module, "groups", 1)
         if isinstance(module, ConvBase) and groups not in (1, module.in_channels):
@@ -133,7 +133,7 @@ def refuse_unwidenable(model: nn.Module, architecture: Architecture, *, is_plain
         elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, WIDENED):
             reason = f"a {type(module).__name__} cannot be built at another width yet"
             places.append(Place(path or "(model)", reason, STAND_IN))
-    places += architecture.train_differs
+    places += architecture.random
     if places:
         raise UnsupportedModelError("This model cannot be widened:", places)
 

@@ -15,7 +15,7 @@ from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.roles import Architecture, Constant, DotProduct, Layer, Role, Vector
 from torch_dmft.architecture.steps import Steps
 from torch_dmft.architecture.trace import Trace, Use
-from torch_dmft.architecture.train_mode import differences
+from torch_dmft.architecture.train_mode import differences, is_dropout_alone
 from torch_dmft.architecture.watch import Example, watch, watch_training
 from torch_dmft.architecture.widen import WIDENED, materialise, widened
 from torch_dmft.core.arguments import checked
@@ -102,9 +102,11 @@ def describe(
     if like is None:
         passes = watch_training(model, example_input)
         train_differs = differences(steps, passes)
+        averages_out = bool(train_differs) and is_dropout_alone(steps, passes, _dropouts_on_widths(trace))
         couples_rows = any(model.get_submodule(path).training for path in passes[0].batch_norms)
     else:  # what does not depend on the width is known
         train_differs, couples_rows = like.train_differs, not like.row_independent
+        averages_out = like.averages_out
     # A chain is data, weights and at most one known activation between two of them.
     is_plain = re.fullmatch("r*(La?)+Lr*", trace.letters) is not None and trace.letters.count("L") == len(layers)
     found = Architecture(
@@ -117,12 +119,18 @@ def describe(
         constants=constants,
         outputs=trace.outputs,
         train_differs=train_differs,
+        averages_out=averages_out,
     )
     if like is None and (products or trace.has_numbers):
         suspects = _judged_by_a_copy(model, found, trace, example_input)
     if suspects:
         raise UnsupportedModelError(_REFUSAL, suspects)
     return found
+
+
+def _dropouts_on_widths(trace: Trace) -> int:
+    """How many calls of dropout draw for every neuron of a width."""
+    return sum(any(trace.axes.is_width(label) for label in labels) for labels in trace.masked)
 
 
 def _products(trace: Trace) -> tuple[DotProduct, ...]:

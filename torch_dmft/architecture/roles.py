@@ -253,6 +253,8 @@ class Architecture:
         train_differs: the places at which the forward pass in train mode is random, or another than in evaluation mode, which
             is the one that is described (dropout, stochastic depth, ``if self.training``); BatchNorm is left to
             ``row_independent``.
+        averages_out: whether that is dropout alone, drawn anew for every neuron of a width, so that averages over neurons are
+            not random in the limit of infinite width.
         attributes: numbers of modules that have to be set for the forward pass to be the same at every width.
         folds: numbers that the forward pass lacks and parameters hold.
         notes: what was assumed, or has no limit, in words.
@@ -275,11 +277,17 @@ class Architecture:
     notes: tuple[str, ...] = ()
     streams: tuple[Stream, ...] = ()
     is_traced: bool = True
+    averages_out: bool = False
 
     @property
     def factors(self) -> dict[str, float]:
         """What parameters are multiplied by beside what their roles say, by name."""
         return {name: factor for fold in self.folds for name, factor in fold.factors.items()}
+
+    @property
+    def random(self) -> tuple[Place, ...]:
+        """The places of ``train_differs`` that no limit of wide networks averages out."""
+        return () if self.averages_out else self.train_differs
 
     @property
     def readout(self) -> Layer:

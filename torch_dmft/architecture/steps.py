@@ -19,7 +19,7 @@ _RANDOM = dict.fromkeys(
         "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices",
     )
 )
-_DROPOUTS = (
+DROPOUTS = (
     "dropout",
     "dropout1d",
     "dropout2d",
@@ -37,7 +37,7 @@ def is_random(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         given = (kwargs[one] for one in names if one in kwargs)
         return args[position] if len(args) > position else next(given, default)
 
-    if name in _DROPOUTS:
+    if name in DROPOUTS:
         training = argument(2, not name.endswith("alpha_dropout"), "training", "train")
         return bool(training) and argument(1, 0.5, "p") > 0
     if name == "rrelu":
@@ -70,6 +70,7 @@ class Steps:
     Attributes:
         taken: the steps.
         random: module and function of every call that drew random numbers, on features or not.
+        dropouts: how many of these calls were dropout.
         outputs: numbers of the steps that made the outputs.
         batch_norms: paths of the modules that took statistics of the batch.
         wrong: module and reason of what else was noticed.
@@ -78,6 +79,7 @@ class Steps:
     def __init__(self, model: nn.Module) -> None:
         self.taken: list[Step] = []
         self.random: dict[tuple[str, str], None] = {}
+        self.dropouts = 0
         self.outputs: tuple[int, ...] = ()
         self.batch_norms: dict[str, None] = {}
         self.wrong: list[tuple[str, str]] = []
@@ -92,6 +94,7 @@ class Steps:
         """Note a call if it draws random numbers."""
         if is_random(name, args, kwargs):
             self.random[path, name] = None
+            self.dropouts += name in DROPOUTS
 
     def note(self, path: str, call: Call) -> None:
         """Note a call if it is one on features or parameters."""

@@ -116,6 +116,7 @@ class Trace:
         samples: how many samples the example has.
         shared_unseen: memory of features that ``data`` gave access to, so that writing there goes unnoticed.
         outputs: how many numbers the model returns per sample.
+        masked: of every call of dropout, the axes for each entry of which it draws anew in train mode.
     """
 
     def __init__(self, model: nn.Module, refused: set[str]) -> None:
@@ -136,6 +137,7 @@ class Trace:
         self.serial = 0
         self.samples = 0
         self.outputs = 0
+        self.masked: list[tuple[Label, ...]] = []
         self.shared_unseen: set[int] = set()
         self._refused = refused
         self.modules: dict[str, nn.Module] = {}

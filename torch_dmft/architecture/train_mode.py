@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import zip_longest
 
-from torch_dmft.architecture.steps import Step, Steps
+from torch_dmft.architecture.steps import DROPOUTS, Step, Steps
 from torch_dmft.core.errors import Place
 
 
@@ -31,6 +31,23 @@ def differences(evaluated: Steps, passes: list[Steps]) -> tuple[Place, ...]:
         for path in _paths(evaluated, trained, set(places)):
             add(path, "its forward pass in train mode is another than in evaluation mode", _ALIKE)
     return tuple(places.values())
+
+
+def is_dropout_alone(evaluated: Steps, passes: list[Steps], dropouts: int) -> bool:
+    """Whether train mode differs by dropout on features and by nothing else.
+
+    Args:
+        evaluated: the steps in evaluation mode.
+        passes: those in train mode.
+        dropouts: how many calls of dropout on features there are.
+    """
+    return all(
+        not trained.wrong
+        and {name for _, name in trained.random} <= set(DROPOUTS)
+        and trained.dropouts == dropouts
+        and (evaluated.taken, evaluated.outputs) == (trained.taken, trained.outputs)
+        for trained in passes
+    )
 
 
 _ALIKE = "let forward do the same in both modes"

@@ -75,6 +75,7 @@ class Observer:
         self._weights, self._gradients, self._states = Untouched(), Untouched(), Untouched()
         self._notes: dict[str, None] = {}
         self._rule: tuple[str, float] | None = None  # that of the first step
+        self._dropout: list[dict[str, float]] | None = None  # the numbers of its modules in the first step
         self._function: FunctionWatch | None = None
         self._glances: dict[str, Print] = {}  # of the loss and of the training set, at the first check
 
@@ -131,6 +132,7 @@ class Observer:
             step = self._sight.steps
             self._sight.look(named)
             self._look_at_rule()
+            self._look_at_dropout()
             if step and begins_anew(optimizers):
                 self._note("momentum that begins anew in the middle of the run")
             waiting = self.rows.waiting
@@ -202,6 +204,20 @@ class Observer:
         self._rule = now if self._rule is None else self._rule
         if now != self._rule:
             self._note(f"a learning rule that changes during the run ({self._rule[0]}, {now[0]})")
+
+    def _look_at_dropout(self) -> None:
+        """Note dropout that is off in a step, or draws otherwise than before."""
+        architecture = self.subject.architecture
+        if not architecture.averages_out:
+            return
+        modules = dict(self.subject.model.named_modules())
+        own = [modules["" if place.path == "(model)" else place.path] for place in architecture.train_differs]
+        if not all(module.training for module in own):
+            self._note("steps in evaluation mode, without dropout")
+        now = [{name: value for name, value in vars(module).items() if type(value) is float} for module in own]
+        self._dropout = now if self._dropout is None else self._dropout
+        if now != self._dropout:
+            self._note("dropout that changes during the run")
 
     def _look_for_unseen_steps(self, optimizers: tuple[Optimizer, ...]) -> None:
         """Say that weights moved while none of the optimizers stepped."""
@@ -299,7 +315,8 @@ class Observer:
         elif noted and batches is None:
             doubt = "some steps were not noted"
         elif not is_checked and (knows_data or not noted):
-            doubt = "no gradients could be checked"
+            random = bool(self.subject.architecture.train_differs)
+            doubt = "gradients of random masks cannot be checked" if random else "no gradients could be checked"
         classes = targets is not None and not targets.is_floating_point()
         return Training.seen(
             self._sight,

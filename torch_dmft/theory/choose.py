@@ -213,7 +213,7 @@ def _nobody(problem: Problem, refused: Sequence[DMFTError]) -> DMFTError:
         return refused[-1]
     what = "Neither the theory nor plain networks of several widths can predict this model"
     plan = problem.network.plan
-    if plan is not None and not plan.architecture.train_differs:
+    if plan is not None and not plan.architecture.random:
         what += f"; {STAND_IN}"
     return UnsupportedModelError(f"{what}:", _joined(models[0].places, models[-1].places))
 

@@ -49,7 +49,7 @@ def refuse_unsupported(
             if layer.role in (Role.CODE, Role.INNER, Role.OUTER)
         ]
         places = places or [Place("(model)", "its data flow is not known, only the uses of its parameters", STAND_IN)]
-        raise UnsupportedModelError("The theory cannot predict this model:", [*places, *architecture.train_differs])
+        raise UnsupportedModelError("The theory cannot predict this model:", [*places, *architecture.random])
     modules = dict(model.named_modules())
     for layer in architecture.layers:
         module = modules.get(layer.path)
@@ -80,7 +80,7 @@ def refuse_unsupported(
             places.append(Place(path, reason, "normalise the channels of each position, or leave it out"))
         elif isinstance(module, nn.GroupNorm):
             places.append(Place(path, "GroupNorm is not covered by the theory yet", "replace it by nn.LayerNorm"))
-    places += architecture.train_differs
+    places += architecture.random
     if places:
         raise UnsupportedModelError("The theory cannot predict this model:", places)
 
@@ -130,7 +130,7 @@ def refuse_unwidenable(
     places = []
     if not is_plain or not architecture.is_traced:
         places.append(Place("(model)", UNKNOWN, STAND_IN))
-        raise UnsupportedModelError("This model cannot be widened:", [*places, *architecture.train_differs])
+        raise UnsupportedModelError("This model cannot be widened:", [*places, *architecture.random])
     for path, module in model.named_modules():
         groups = getattr(module, "groups", 1)
         if isinstance(module, ConvBase) and groups not in (1, module.in_channels):
@@ -142,7 +142,7 @@ def refuse_unwidenable(
         table = model.get_submodule(layer.path)
         if isinstance(table, nn.Embedding):
             places += tables.refused(layer, table, starts)
-    places += architecture.train_differs
+    places += architecture.random
     if places:
         raise UnsupportedModelError("This model cannot be widened:", places)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.architecture import Role
-from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
+from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, default_loss
 from torch_dmft.core.prints import prints_agree
 from torch_dmft.core.training import DRAWN, Training
@@ -47,6 +47,17 @@ class OfOneNumber:
         return self.loss(outputs.squeeze(1), targets)
 
 
+def _refuse_random(plan: Plan) -> None:
+    """Refuse a model whose training is random at any width.
+
+    Raises:
+        UnsupportedModelError: naming every place.
+    """
+    if plan.architecture.random:
+        what = "A training that is random at any width has no prediction; measuring it goes on:"
+        raise UnsupportedModelError(what, plan.architecture.random)
+
+
 def problem_like(plan: Plan, probe: Probe, training: Training, loss: Loss | None, *, assume_gaussian: bool) -> Problem:
     """The problem that a wrapped model is going to be trained on, all training rows of the probe and nothing else.
 
@@ -60,8 +71,10 @@ def problem_like(plan: Plan, probe: Probe, training: Training, loss: Loss | None
     Raises:
         InvalidInputError: if plan or probe have another type, or the probe has no targets.
         UnsupportedProblemError: if there is no limit, or weights start otherwise.
+        UnsupportedModelError: if training is random at any width.
     """
     _require_plan_and_probe(plan, probe)
+    _refuse_random(plan)
     frozen = tuple(
         rule.name for rule in plan.rules if not rule.lr or not plan.model.get_parameter(rule.name).requires_grad
     )
@@ -93,6 +106,7 @@ def problem_of_run(
             got=f"{type(run).__name__} around it",
             remedy="wrap the whole module with parameterize, or record plan.model; measuring goes on with any",
         )
+    _refuse_random(plan)
     require_optimizer(training)
     if training.notes:
         raise UnsupportedProblemError(

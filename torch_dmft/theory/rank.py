@@ -61,6 +61,9 @@ def directions_per_row(problem: Problem, draws: int, *, smooth: bool, whole: boo
     states, outputs, gamma0 = float(problem.steps + 1), problem.outputs, problem.gamma0
     if "muon" in problem.training.traits:  # whose steps do not shrink with the gradient
         return PerRow(min(states, 3 * math.log1p(states) + 1), min(states, 10 * math.log1p(states)))
+    plan = problem.network.plan
+    if plan is not None and plan.architecture.train_differs:  # new masks in every step
+        return PerRow(states, states)
     if whole:
         per = min(states, max(1.0, 2.6 * math.log(states) - 1.5))
         return PerRow(per, per if smooth else states)

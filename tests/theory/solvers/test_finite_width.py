@@ -138,9 +138,9 @@ def test_what_is_refused():
         dmft.solve(problem(), FiniteWidth(32, replicas=2))
     with pytest.raises(NotRecordedError, match="Expected an ensemble"):
         _ = replace(dmft.solve(problem(), FiniteWidth(32, replicas=4), record=[0]), replicas=()).spread
-    model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 1))
-    x = problem().inputs
+    model = nn.Sequential(nn.Conv1d(5, 8, 1), nn.Conv1d(8, 8, 1, groups=2), nn.Flatten(), nn.Linear(8, 1))
+    x = problem().inputs.unsqueeze(-1)
     plan = dmft.parameterize(model, x)
     posed = dmft.Problem.like(plan, dmft.Probe(x, torch.ones(P, 1)), lr=0.05, steps=2)
-    with pytest.raises(UnsupportedModelError, match="dropout"):
+    with pytest.raises(UnsupportedModelError, match="groups"):
         dmft.solve(posed, FiniteWidth(32))

@@ -39,7 +39,15 @@ def _dropout(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
     if call.argument(1, "p", 0.5) == 0:
         return Outcome([value.dims], "", value.weights, factor=1.0)
+    trace.masked.append(_drawn_for(call, value.dims))
     return Outcome([value.dims], "x", value.weights)
+
+
+def _drawn_for(call: Call, dims: Dims) -> Dims:
+    """The axes for each entry of which dropout draws anew: all of them, or samples and channels."""
+    if call.name in ("dropout", "alpha_dropout"):
+        return dims
+    return dims[:2] if len(dims) > 2 else ()  # without an axis of samples or of positions it is another function
 
 
 _NAMED = {

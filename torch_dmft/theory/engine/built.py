@@ -187,7 +187,7 @@ def _architecture(plan: Plan, model: nn.Module, other: nn.Module, example: Examp
     wrapping, like = plan.wrapping, plan.architecture
     wider = other if wrapping.compares else None
     found = describe(model, example, roles=wrapping.roles, wider=wider, outputs=wrapping.outputs, like=like)
-    random = found.train_differs or plan.architecture.train_differs
+    random = found.random or plan.architecture.random
     if random:
         raise UnsupportedModelError("No network can repeat a training that is random:", random)
     return found

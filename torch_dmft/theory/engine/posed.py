@@ -43,6 +43,8 @@ def twin_of(
         settings |= {"gamma0": problem.gamma0, "gain": network.gains, "bias_std": network.bias_stds}
     twin = infinite_width(network.source, example, neurons=neurons, **settings)
     start_at_zero(problem, twin)
+    if twin.architecture.train_differs:  # the model that it is made of may be in eval mode by now
+        twin.model.train()
     return frozen_as(problem, twin)
 
 

@@ -64,8 +64,8 @@ def require_networks(problem: Problem, given: Factory | None, widths: Sequence[i
         problem.network.require_widenable()
         return
     plan = wrapped_model(problem)
-    if plan.architecture.train_differs:
-        raise UnsupportedModelError("No network can repeat a training that is random:", plan.architecture.train_differs)
+    if plan.architecture.random:
+        raise UnsupportedModelError("No network can repeat a training that is random:", plan.architecture.random)
     pair = pair_of(widths, factory, plan)
     own = own_width(problem, factory, pair)
     if "other starts" in problem.training.traits:

@@ -7,6 +7,7 @@ one of each. The optimizers' part is the ``Course``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from torch_dmft.architecture import Architecture
+from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder, Snapshot
 from torch_dmft.measurement.snapshot import snapshot
@@ -72,14 +75,25 @@ def train(
         kept: the steps to measure.
         keep: what to do with a measurement.
         noise: what moves the parameters at random after each step.
-        generator: source of the backward weights of a learning rule; twins have their own.
+        generator: source of the backward weights of a learning rule, of which twins have their own, and of what a model draws
+            in train mode (dropout).
 
     Raises:
         ConvergenceError: if the outputs stop being finite.
     """
     training = problem.training
-    with learning_rule(plan, training.rule, rho=training.rho, generator=generator):
+    rule = learning_rule(plan, training.rule, rho=training.rho, generator=generator)
+    with rule, _masks_drawn(plan, generator):
         _train(problem, plan, view, steps, last=last, kept=kept, keep=keep, noise=noise)
+
+
+def _masks_drawn(plan: Plan, generator: torch.Generator | None) -> AbstractContextManager[None]:
+    """The random state that a model draws from in train mode (dropout), a function of the generator; put back afterwards."""
+    if not plan.architecture.train_differs:
+        return nullcontext()
+    source = generator or torch.Generator().manual_seed(0)
+    seed = int(torch.randint(2**62, (1,), generator=source, device=source.device))
+    return random_state_kept({parameter.device for parameter in plan.model.parameters()}, seed=seed)
 
 
 def _train(
@@ -161,8 +175,13 @@ def own_view(problem: Problem, recorder: Recorder) -> View:
     """The cheapest view of a model that is trained by its own forward pass."""
     everything = problem.batches is None and problem.probe is None
     by_gradient = problem.training.rule == "gradient"  # which is what is measured
-    together = everything and by_gradient and recorder.subject.architecture.row_independent
+    together = everything and by_gradient and _is_one_function(recorder.subject.architecture)
     return Together(problem, recorder) if together else Apart(problem, recorder)
+
+
+def _is_one_function(architecture: Architecture) -> bool:
+    """Whether a pass in train mode is one in eval mode, so that it can be measured."""
+    return architecture.row_independent and not architecture.train_differs
 
 
 class Together:
@@ -182,18 +201,19 @@ class Together:
 class Apart:
     """A pass of the probe for the measurement, and one of the rows of the batch for the update.
 
-    Models whose rows are not independent (BatchNorm) are measured in eval mode and trained in train mode.
+    Models that differ in train mode (BatchNorm, dropout) are measured in eval mode and trained in train mode.
     """
 
     def __init__(self, problem: Problem, recorder: Recorder) -> None:
         self._problem, self._recorder = problem, recorder
         self._passes = Passes(recorder.subject, by_autograd=problem.training.rule != "gradient")
         self._measures, self._rows = Passes(recorder.subject), problem.kept
+        self._is_one_function = _is_one_function(recorder.subject.architecture)
 
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
         """Pass the probe, then the batch."""
         problem, snapshot = self._problem, None
-        if measured and self._recorder.subject.architecture.row_independent:
+        if measured and self._is_one_function:
             snapshot = self._measures(problem.tensor[self._rows], measured=True).measure()
         elif measured:
             snapshot = self._recorder.look()

@@ -116,7 +116,10 @@ class FiniteWidth:
             plan = next(networks)
             noise = langevin_noise(posed, plan, networks.generator)
             steps = range(problem.steps + 1)
-            run = train_and_record(posed, plan, record, two_time=two_time, steps=steps, noise=noise, view=view)
+            own = replica_generators(networks.generator, 1)[0] if plan.architecture.train_differs else None
+            run = train_and_record(
+                posed, plan, record, two_time=two_time, steps=steps, noise=noise, view=view, generator=own
+            )
             networks.learn(plan)
             runs.append(networks.named(run, problem))
         facts = {"replicas": self.replicas, "dense": networks.are_dense}

@@ -245,7 +245,8 @@ def train_replicas(
         """One twin's run; the twin is forgotten before the next is drawn, as it may be larger than its answer."""
         plan = twin_of(posed, neurons, tolerance=tolerance, generator=own, law="limit", responses=responses)
         bar = track(range(problem.steps + 1), f"{origin}: replica {replica + 1} of {replicas}", progress=progress)
-        run = train(posed, plan, record, two_time=two_time, steps=sharing.steps(bar))
+        more = {"generator": own} if plan.architecture.train_differs else {}
+        run = train(posed, plan, record, two_time=two_time, steps=sharing.steps(bar), **more)
         lazy = lazy_layers(plan)
         rank, saturated = max((max(layer.rank) for layer in lazy), default=0), any(layer.saturated for layer in lazy)
         return replace(run, metadata={**run.metadata, "rank": rank, "saturated": saturated})

@@ -219,6 +219,7 @@ def _train_pair(
             negate_readout(plan)
         noise = langevin_noise(problem, plan, generator, negated=negated)
         steps = range(int(record[-1]) + 1)
+        draws = problem.training.rule != "gradient" or plan.architecture.train_differs
         run = train_and_record(
             problem,
             plan,
@@ -227,7 +228,7 @@ def _train_pair(
             steps=steps,
             noise=noise,
             view=networks.view,
-            generator=replica_generators(generator, 1)[0] if problem.training.rule != "gradient" else None,
+            generator=replica_generators(generator, 1)[0] if draws else None,
         )
         runs.append(run)
     return combine(runs, lambda values: (values[0] + values[1]) / 2)

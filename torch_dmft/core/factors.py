@@ -7,7 +7,8 @@ stay near a space of few directions: of X(t) are kept its k coordinates along th
 
 Two things are left out (``torch_dmft.measurement.compression``). Directions are found as the run goes on, and E(t), what has no
 part along those that are known at t, is lost. In the end D(t), the coordinates along those that hardly any time needs, are
-dropped. For t <= s then K(t, s) is off by E(t) X(s)^T + D(t) D(s)^T exactly, and by Cauchy and Schwarz, in the Frobenius norm, by
+dropped. For t <= s then K(t, s) is off by E(t) X(s)^T + D(t) D(s)^T exactly, and by Cauchy and Schwarz, in the
+Frobenius norm, by
 
 .. math:: \epsilon(t)\, \lVert K(s, s) \rVert^{1/2} + \delta(t)\, \delta(s) \quad\text{at most, with}\quad
           \epsilon = \lVert E E^\top \rVert^{1/2}, \quad \delta = \lVert D D^\top \rVert^{1/2} .

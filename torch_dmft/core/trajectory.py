@@ -399,8 +399,8 @@ def combine(
         runs: runs of one problem in one layout; everything but numbers (steps, origin, names, widths) is taken from the first.
         reduce: what is made of the arrays of all runs.
         kernels: the same for the arrays of kernels, if it is something else.
-        weights: of a sum of the runs, if that is what ``reduce`` makes; of anything else kernels are at equal times where
-            two-time ones are held by factors.
+        weights: of the first runs, if ``reduce`` makes a weighted sum of them; of anything else kernels are at equal times
+            where two-time ones are held by factors.
 
     Returns:
         The trajectory, without fields, standard error and replicas.
@@ -408,7 +408,7 @@ def combine(
     first, gram = runs[0], kernels or reduce
 
     def kernel(parts: Sequence[Kernel]) -> Kernel:
-        factors = None if weights is None else weighted([k.factors for k in parts], weights)
+        factors = None if weights is None else weighted([k.factors for k in parts[: len(weights)]], weights)
         return Kernel(gram([k.array for k in parts]), factors)
 
     def known(parts: Sequence[Kernel | None]) -> Kernel | None:

@@ -4,10 +4,9 @@ A record brings vectors X, ``(row, entry)``, of which a basis knows the directio
 they leave out, E = X - X Q^T Q, is lost as long as it is small, and else brings new directions: the eigenvectors of E E^T, the
 largest first, until no more is left than is allowed. Coordinates along these, X Q^T, are kept of every record.
 
-What is lost at t might be needed at any later time, so that little may be: epsilon(t) of three quarters of the tolerance. What is
-dropped when the run is over is known of all times, and counts by its square: as coordinates along the principal axes
-of all records are independent of each other, those along the smallest axes may be dropped up to delta(t)^2 of the last quarter,
-which leaves a few directions of many. ``torch_dmft.core.factors`` says what both make of kernels.
+What is lost at t might be needed at any later time, so that little may be: epsilon(t) of three quarters of the tolerance. What
+is dropped when the run is over is known of all times, and counts by its square: coordinates along the principal axes of all
+records may be dropped, the smallest axes first, up to delta(t)^2 of the last quarter, which leaves a few directions of many. ``torch_dmft.core.factors`` says what both make of kernels.
 """
 
 from __future__ import annotations
@@ -102,7 +101,9 @@ class Basis:
                 enough = middle
         kept = max(1, enough)
         left_out = sizes.new_tensor([self._left_out])
-        parts = every[:, :, :kept].reshape(len(every), *row, -1).clone()
+        parts = every.new_zeros(len(every), *row, kept)
+        parts.flatten(1, -2)[:, :, : every.shape[2]] = every[:, :, :kept]
+        parts[~sizes.isfinite()] = torch.nan
         return Factors((parts,), (1.0,), left_out.to(every), dropped(kept)[None].to(every))
 
     def state_dict(self) -> dict[str, Any]:

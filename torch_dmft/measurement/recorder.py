@@ -165,7 +165,7 @@ class Recorder:
         self._fields = FieldMemory(chosen, is_chain=is_chain) if fields is not False else None
         layers = self.subject.architecture.layers
         self._tolerance = tolerance_of(two_time)
-        self._two_time: list[TwoTimeMemory] | list[CompressedMemory] = []
+        self._two_time: list[TwoTimeMemory | CompressedMemory] = []
         if self._tolerance is not None:
             self._two_time = [CompressedMemory(self._tolerance, per_output=per_output) for _ in layers]
         elif two_time:

@@ -49,7 +49,15 @@ def add(commands: Any, path: Any) -> None:
     parser.add_argument("--neurons", type=int, metavar="N", help="sampled neurons of InfiniteWidth (default: 8192)")
     parser.add_argument("--replicas", type=int, metavar="N", help="independent runs of InfiniteWidth (default: 4)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="keep every N-th step (default: %(default)s)")
-    parser.add_argument("--two-time", action="store_true", help="keep kernels at pairs of times")
+    parser.add_argument(
+        "--two-time",
+        nargs="?",
+        type=float,
+        const=True,
+        default=False,
+        metavar="TOLERANCE",
+        help="keep kernels at pairs of times; to a tolerance, such as 0.01, for long runs",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -60,7 +68,9 @@ def add(commands: Any, path: Any) -> None:
     )
 
 
-def run(problem: str, neurons: int | None, replicas: int | None, every: int, two_time: bool, output: Path) -> int:
+def run(
+    problem: str, neurons: int | None, replicas: int | None, every: int, two_time: bool | float, output: Path
+) -> int:
     """Solve, print and save; returns the exit status. Of several processes the first one prints and writes."""
     from torch_dmft.core.errors import DMFTError, LostProcessError
     from torch_dmft.core.ranks import ranks
@@ -80,7 +90,7 @@ def _solve(
     neurons: int | None,
     replicas: int | None,
     every: int,
-    two_time: bool,
+    two_time: bool | float,
     output: Path,
     processes: Ranks,
 ) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch_dmft.core.arguments import checked, require_places
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
+from torch_dmft.core.factors import Factors
+from torch_dmft.core.memory import require_memory
 from torch_dmft.core.numbers import require_whole
 
 _EQUAL_TIME = ("time", "sample", "sample")
@@ -33,11 +35,15 @@ class Kernel:
             - ``(time, sample, output, sample, output)`` and ``(time, sample, output, time, sample, output)``:
               the same for backward kernels and NTKs of models with several outputs. With one output that axis is left out.
 
-    The number of axes tells the four apart: 3, 4, 5 and 6. Two kernels are equal if their arrays are, bit for bit
-    (``core.equality``).
+            The number of axes tells the four apart: 3, 4, 5 and 6.
+        factors: beside an array of equal times, what K between any two of them is computed from to a tolerance
+            (``core.factors``), if it was recorded.
+
+    Two kernels are equal if their arrays and factors are, bit for bit (``core.equality``).
     """
 
     array: Tensor
+    factors: Factors | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays whose shape is not that of a Gram matrix."""
@@ -58,11 +64,22 @@ class Kernel:
                 got=f"shape {tuple(shape)}",
                 remedy="see the docstring of Kernel for the four layouts",
             )
+        if self.factors is not None and (self.is_two_time or self.factors.parts[0].shape[:-1] != shape[: 1 + row]):
+            raise InvalidInputError(
+                "The factors of a kernel must be of its times and rows, beside an array of equal times.",
+                got=f"factors of {tuple(self.factors.parts[0].shape[:-1])}, array {tuple(shape)}",
+                remedy="the kernel of a recorder or of a solver, as it was made",
+            )
 
     @property
     def is_two_time(self) -> bool:
-        """Whether pairs of different times are held."""
+        """Whether the array holds pairs of different times."""
         return self.array.ndim in (4, 6)
+
+    @property
+    def has_lags(self) -> bool:
+        """Whether K between different times is known, from the array or from factors."""
+        return self.is_two_time or self.factors is not None
 
     @property
     def has_outputs(self) -> bool:
@@ -76,22 +93,63 @@ class Kernel:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.array.shape, strict=True))
-        return f"<Kernel: {sizes}; {str(self.array.dtype).removeprefix('torch.')}>"
+        lags = "" if self.factors is None else f"; all lags, in {self.factors.directions} directions"
+        return f"<Kernel: {sizes}; {str(self.array.dtype).removeprefix('torch.')}{lags}>"
 
     @property
     def values(self) -> Tensor:
-        """The two-time array ``(time, sample, time, sample)`` (with output axes for several outputs).
+        """The two-time array ``(time, sample, time, sample)`` (with output axes for several outputs), computed from factors.
+
+        Raises:
+            NotRecordedError: if only equal times were recorded.
+            InsufficientMemoryError: if the array of all pairs does not fit; ``between`` gives single pairs.
+        """
+        self._require_lags()
+        if self.factors is None:
+            return self.array
+        needed = 2 * self.array.numel() * len(self.array) * self.array.element_size()
+        require_memory(
+            needed,
+            self.array.device,
+            what=f"The array of all pairs of {len(self.array)} times",
+            remedy="kernel.between(t, s), one pair at a time, or kernel.at(index), fewer times",
+        )
+        every = torch.arange(len(self.array), device=self.array.device)
+        array, half = self.factors.between(every, every).to(self.array), self.array.ndim // 2 + 1
+        array.diagonal(dim1=0, dim2=half).copy_(self.array.movedim(0, -1))
+        return array
+
+    def between(self, time: int, other: int) -> Tensor:
+        """K between two recorded times, ``(sample, sample)`` or ``(sample, output, sample, output)``: rows of ``time`` first.
+
+        From factors it is off by at most ``bound(time, other)``, and not at all at equal times.
+
+        Args:
+            time: t, a position along the time axis; -1 is the last.
+            other: s, likewise.
 
         Raises:
             NotRecordedError: if only equal times were recorded.
         """
-        if not self.is_two_time:
-            raise NotRecordedError(
-                "This kernel holds equal times only.",
-                got=f"axes {self.axes}",
-                remedy="record with two_time=True, or use Kernel.equal_time",
-            )
-        return self.array
+        t, s = self._place("time", time), self._place("other", other)
+        if t == s:
+            return self.equal_time[t]
+        self._require_lags()
+        if self.factors is None:
+            return self.array[t].select(self.array.ndim // 2 - 1, s)
+        one, two = torch.tensor([t], device=self.array.device), torch.tensor([s], device=self.array.device)
+        found = self.factors.between(one, two).to(self.array)
+        return found.reshape(self.array.shape[1:])
+
+    def bound(self, time: int, other: int) -> float:
+        """How far ``between`` is off at most, in the Frobenius norm; 0 of what was recorded as it is.
+
+        Args:
+            time: t, a position along the time axis; -1 is the last.
+            other: s, likewise.
+        """
+        t, s = self._place("time", time), self._place("other", other)
+        return 0.0 if t == s or self.factors is None else self.factors.bound(t, s)
 
     @property
     def equal_time(self) -> Tensor:
@@ -103,11 +161,7 @@ class Kernel:
 
     def matrix(self, time: int = -1) -> Tensor:
         """The square matrix at one recorded time, rows (sample) or (sample, output) flattened: ``(row, row)``."""
-        count = len(self.array)
-        require_whole(
-            "time", time, at_least=-count, at_most=count - 1, remedy=f"a position in 0..{count - 1}, or -1, the last"
-        )
-        at = self.equal_time[time]
+        at = self.equal_time[self._place("time", time)]
         rows = at.shape[: at.ndim // 2].numel()
         return at.reshape(rows, rows)
 
@@ -118,13 +172,15 @@ class Kernel:
         half = self.array.ndim // 2 if self.is_two_time else 2
         first = half - 1 if self.is_two_time else half
         last = self.array.ndim - 1
-        return Kernel(self.array.diagonal(dim1=first, dim2=last).mean(-1))
+        factors = None if self.factors is None else self.factors.per_sample()
+        return Kernel(self.array.diagonal(dim1=first, dim2=last).mean(-1), factors)
 
     def at(self, index: Tensor) -> Kernel:
         """The kernel at a subset of its recorded times: ``index`` is ``(kept,)``, positions along the time axis."""
         require_places("index", index, len(self.array))
         array = self.array[index]
-        return Kernel(array.index_select(self.array.ndim // 2, index) if self.is_two_time else array)
+        factors = None if self.factors is None else self.factors.at(index)
+        return Kernel(array.index_select(self.array.ndim // 2, index) if self.is_two_time else array, factors)
 
     def at_rows(self, rows: Tensor) -> Kernel:
         """The kernel of a subset of its samples: ``rows`` is ``(kept,)``, positions along the sample axes."""
@@ -133,7 +189,23 @@ class Kernel:
         for axis, name in enumerate(self.axes):
             if name == "sample":
                 array = array.index_select(axis, rows.to(array.device))
-        return Kernel(array)
+        return Kernel(array, None if self.factors is None else self.factors.at_rows(rows))
+
+    def _place(self, name: str, time: int) -> int:
+        """A position along the time axis, from the front."""
+        count = len(self.array)
+        require_whole(
+            name, time, at_least=-count, at_most=count - 1, remedy=f"a position in 0..{count - 1}, or -1, the last"
+        )
+        return int(time) % count
+
+    def _require_lags(self) -> None:
+        if not self.has_lags:
+            raise NotRecordedError(
+                "This kernel holds equal times only.",
+                got=f"axes {self.axes}",
+                remedy="record with two_time=True, or a tolerance, two_time=0.01; or use Kernel.equal_time",
+            )
 
 
 @checked

@@ -17,6 +17,7 @@ from torch_dmft.core.arguments import require_places, typed
 from torch_dmft.core.devices import usable
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
+from torch_dmft.core.factors import Factors, weighted
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.page import Page
 from torch_dmft.core.parts import refuse_misfit
@@ -376,7 +377,7 @@ class Trajectory:
 
 
 FORMAT = serial.FileFormat(
-    "torch_dmft trajectory", schema=7, root=Trajectory, parts=(LayerKernels, Kernel, Fields, Training)
+    "torch_dmft trajectory", schema=8, root=Trajectory, parts=(LayerKernels, Kernel, Factors, Fields, Training)
 )
 """Files of trajectories. The schema is raised whenever a file written now could not be read by the code before."""
 
@@ -385,13 +386,21 @@ _Reduce = Callable[[Sequence[Tensor]], Tensor]
 """One array per run, ``(time, ...)``, to one array of that shape."""
 
 
-def combine(runs: Sequence[Trajectory], reduce: _Reduce, *, kernels: _Reduce | None = None) -> Trajectory:
+def combine(
+    runs: Sequence[Trajectory],
+    reduce: _Reduce,
+    *,
+    kernels: _Reduce | None = None,
+    weights: Sequence[float] | None = None,
+) -> Trajectory:
     """A trajectory in which every number is a function of the corresponding numbers of all runs.
 
     Args:
         runs: runs of one problem in one layout; everything but numbers (steps, origin, names, widths) is taken from the first.
         reduce: what is made of the arrays of all runs.
         kernels: the same for the arrays of kernels, if it is something else.
+        weights: of the first runs, if ``reduce`` makes a weighted sum of them; of anything else kernels are at equal times
+            where two-time ones are held by factors.
 
     Returns:
         The trajectory, without fields, standard error and replicas.
@@ -399,7 +408,8 @@ def combine(runs: Sequence[Trajectory], reduce: _Reduce, *, kernels: _Reduce | N
     first, gram = runs[0], kernels or reduce
 
     def kernel(parts: Sequence[Kernel]) -> Kernel:
-        return Kernel(gram([k.array for k in parts]))
+        factors = None if weights is None else weighted([k.factors for k in parts[: len(weights)]], weights)
+        return Kernel(gram([k.array for k in parts]), factors)
 
     def known(parts: Sequence[Kernel | None]) -> Kernel | None:
         there = [k for k in parts if k is not None]

@@ -204,6 +204,21 @@ def averaged_gram(left: Stream, right: Stream) -> Float[Tensor, "sample sample"]
     return reduce(torch.add, grams) / outputs
 
 
+def forward_vectors(stream: Stream) -> Float[Tensor, "sample entry"]:
+    """The vectors whose inner products are Phi: x of all uses and positions end to end, each over the root of its number."""
+    features = 1 if stream.layer.kind == "embedding" else stream.layer.in_features
+    samples, uses = len(stream.gradients[0]), len(stream.inputs)
+    parts = [(x / (x.shape[1] * features * uses) ** 0.5).flatten(1).expand(samples, -1) for x in stream.inputs]
+    return _side_by_side(parts)
+
+
+def backward_vectors(stream: Stream) -> Float[Tensor, "sample output entry"]:
+    """The vectors whose inner products are G, likewise."""
+    features = 1 if stream.layer.role is Role.READOUT else stream.layer.out_features
+    uses, scale = len(stream.gradients), stream.gradient_scale
+    return _side_by_side([(g * (scale * (g.shape[2] / features / uses) ** 0.5)).flatten(2) for g in stream.gradients])
+
+
 def _inner_products(x: Float[Tensor, "row position feature"], y: Float[Tensor, "other position feature"]) -> Tensor:
     """The sums over positions and features, ``(row, other)``; features that lie apart in memory are not moved together."""
     if all(one.stride(2) > one.stride(1) for one in (x, y)):

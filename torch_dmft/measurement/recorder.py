@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
+from torch_dmft.core.factors import tolerance_of
 from torch_dmft.core.loss import Loss
 from torch_dmft.core.materialised import require_materialised
 from torch_dmft.core.numbers import require_number
@@ -24,6 +25,7 @@ from torch_dmft.core.stability import curvatures
 from torch_dmft.core.steppers import outermost
 from torch_dmft.core.training import Training
 from torch_dmft.core.trajectory import LayerKernels, Trajectory
+from torch_dmft.measurement.compression import CompressedMemory
 from torch_dmft.measurement.conditions import Conditions
 from torch_dmft.measurement.fields import FieldMemory
 from torch_dmft.measurement.gradients import Layouts
@@ -65,8 +67,10 @@ class Recorder:
             measuring cost.
         schedule: instead of ``every``: a predicate ``step -> bool``, or the steps themselves. Step 0 is always
             recorded.
-        two_time: also record Phi and G between pairs of times. Keeps the fields of all records on the model's device.
-            The NTK stays at equal times.
+        two_time: also record Phi and G between pairs of times: True for the arrays of all pairs, which keeps the fields of all
+            records on the model's device, or a tolerance for long runs that are recorded densely (``two_time=0.01``), to which
+            ``kernel.between(t, s)`` is right at any two recorded times (``torch_dmft.core.factors``); then fields are kept in
+            the few directions that they need. The NTK stays at equal times.
         loss: ``loss(outputs, targets) -> scalar`` on the training rows; default ``nn.MSELoss()`` for float targets and
             ``nn.CrossEntropyLoss()`` for classes. Without targets the recorded loss is NaN.
         fields: where to keep the fields h, g and z of single neurons, for densities: True for the first record, the last
@@ -111,7 +115,7 @@ class Recorder:
         *,
         every: int | None = None,
         schedule: Schedule | Iterable[int] | None = None,
-        two_time: bool = False,
+        two_time: bool | float = False,
         loss: Loss | None = None,
         fields: bool | Schedule | Iterable[int] = True,
         data: tuple[Example, Tensor] | Dataset[Any] | None = None,
@@ -144,7 +148,7 @@ class Recorder:
             self.subject,
             trained_rows=probe.batch_rows,
             kernel_rows=None if rows is None else tuple(probe.places(rows).tolist()),
-            wanted=Wanted(ntk=ntk, per_output=per_output, fields=fields is not False or two_time),
+            wanted=Wanted(ntk=ntk, per_output=per_output, fields=fields is not False or two_time is not False),
         )
         self._whole = probe
         self._loss = ProbeLoss(self.subject, self.probe, loss)
@@ -160,7 +164,12 @@ class Recorder:
         is_chain = self.subject.architecture.is_chain
         self._fields = FieldMemory(chosen, is_chain=is_chain) if fields is not False else None
         layers = self.subject.architecture.layers
-        self._two_time = [TwoTimeMemory(per_output=per_output) for _ in layers] if two_time else []
+        self._tolerance = tolerance_of(two_time)
+        self._two_time: list[TwoTimeMemory | CompressedMemory] = []
+        if self._tolerance is not None:
+            self._two_time = [CompressedMemory(self._tolerance, per_output=per_output) for _ in layers]
+        elif two_time:
+            self._two_time = [TwoTimeMemory(per_output=per_output) for _ in layers]
 
     @contextmanager
     def attach(self, *optimizers: Optimizer) -> Iterator[Recorder]:
@@ -281,6 +290,9 @@ class Recorder:
 
     def keep(self, taken: Snapshot) -> Trajectory:
         """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""
+        memories = list(zip(self._two_time, taken.layers, strict=False))
+        for memory, layer in memories:
+            memory.require_room(layer.stream)
         self._layouts = taken.layouts
         like = self.records[0] if self.records else None
         record = record_of(self.subject, self.probe, taken, self.step, self._loss.number(taken.outputs), like=like)
@@ -288,7 +300,7 @@ class Recorder:
         self.records.append(record)
         if self._fields is not None:
             self._fields.add(self.step, [layer.stream for layer in taken.layers])
-        for memory, layer in zip(self._two_time, taken.layers, strict=False):
+        for memory, layer in memories:
             memory.add(layer.stream)
         return record
 
@@ -431,7 +443,8 @@ class Recorder:
     def _recorded(self) -> dict[str, Any]:
         """Which kernels, of which rows."""
         wanted, rows = self.subject.wanted, self.subject.kernel_rows
-        return {"ntk": wanted.ntk, "per_output": wanted.per_output, "rows": None if rows is None else list(rows)}
+        settings = {"ntk": wanted.ntk, "per_output": wanted.per_output, "rows": None if rows is None else list(rows)}
+        return settings if self._tolerance is None else {**settings, "tolerance": self._tolerance}
 
     def _require_records(self) -> None:
         if not self.records:
@@ -452,8 +465,7 @@ class Recorder:
     def _with_memory(self, layer: LayerKernels, index: int) -> LayerKernels:
         """The kernels of a weight with its fields and, if they are kept, between two times."""
         if self._two_time:
-            forward, backward = self._two_time[index].kernels()
-            layer = replace(layer, forward=forward, backward=backward)
+            layer = self._two_time[index].completed(layer)
         return layer if self._fields is None else replace(layer, fields=self._fields.fields(index))
 
     def _readout_size(self, record: Trajectory) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch_dmft.architecture import Layer
 from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.memory import require_memory
+from torch_dmft.core.trajectory import LayerKernels
 from torch_dmft.measurement.normal_form import Stream, averaged_gram, backward_gram, forward_gram
 from torch_dmft.measurement.snapshot import squeeze_outputs
 
@@ -27,8 +29,8 @@ class TwoTimeMemory:
         self._forward: list[list[Tensor]] = []
         self._backward: list[list[Tensor]] = []
 
-    def add(self, stream: Stream) -> None:
-        """Remember one more record.
+    def require_room(self, stream: Stream) -> None:
+        """Refuse a record that does not fit, before anything of it is kept.
 
         Raises:
             InsufficientMemoryError: if keeping its fields would not fit.
@@ -38,17 +40,20 @@ class TwoTimeMemory:
             sum(tensor.numel() * tensor.element_size() for tensor in tensors),
             tensors[0].device,
             what=f"Keeping the fields of record {len(self._streams)} of layer {stream.layer.path} for two-time kernels",
-            remedy="fewer records (schedule=log_spaced(20)), a smaller probe, or two_time=False",
+            remedy="a tolerance (two_time=0.01), fewer records (schedule=log_spaced(20)), a smaller probe, or two_time=False",
         )
+
+    def add(self, stream: Stream) -> None:
+        """Remember one more record."""
         self._streams.append(stream)
         self._forward.append([forward_gram(stream, earlier).cpu() for earlier in self._streams])
         gram = backward_gram if self._per_output else averaged_gram
         blocks = (gram(stream, earlier) for earlier in self._streams)
         self._backward.append([(squeeze_outputs(block) if self._per_output else block).cpu() for block in blocks])
 
-    def kernels(self) -> tuple[Kernel, Kernel]:
-        """Phi and G between all pairs of recorded times."""
-        return join_times(self._forward), join_times(self._backward)
+    def completed(self, layer: LayerKernels) -> LayerKernels:
+        """A layer's kernels with Phi and G between all pairs of recorded times."""
+        return replace(layer, forward=join_times(self._forward), backward=join_times(self._backward))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything remembered, as plain containers of tensors."""

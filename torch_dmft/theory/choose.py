@@ -46,7 +46,7 @@ class _Offer:
 
 
 def choose(
-    problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+    problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
 ) -> tuple[Solver, str]:
     """The most accurate affordable solver for a problem, and why.
 
@@ -97,7 +97,7 @@ def _excuses(reasons: Mapping[str, str]) -> Iterator[str]:
 
 
 def _ask(
-    problem: Problem, record: Iterable[int] | int | Tensor | None, *, two_time: bool
+    problem: Problem, record: Iterable[int] | int | Tensor | None, *, two_time: bool | float
 ) -> tuple[list[_Offer], dict[str, DMFTError]]:
     """Offers in the order of trust, and the errors of the solvers that refuse."""
     offers: list[_Offer] = []

@@ -10,9 +10,11 @@ import numpy as np
 
 from torch_dmft.architecture import Role
 from torch_dmft.core.activation import activation
+from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.core.factors import tolerance_of
 from torch_dmft.core.memory import require_memory
 from torch_dmft.theory.coverage import rows_per_sample
-from torch_dmft.theory.held import LITTLE_FIRST_USE, OWN_MEMORY, Held, answer_memory, on_the_process
+from torch_dmft.theory.held import LITTLE_FIRST_USE, OWN_MEMORY, Held, Lags, answer_memory, on_the_process
 from torch_dmft.theory.network import ChainNetwork
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.rank import directions_per_row
@@ -24,8 +26,9 @@ _CALL = 4e-5
 """Least number of seconds that a call of torch takes."""
 _FIRST_USE = 2.0
 """Seconds that PyTorch needs to load what it loads the first time that something is trained."""
-_STEP, _RECORD, _PAIR = 14, 16, 4
-"""Calls of torch per weight: of a step of training, of a record, and of one pair of records for kernels at two times."""
+_STEP, _RECORD, _PAIR, _LAGS = 14, 16, 4, 60
+"""Calls of torch per weight: of a step of training, of a record, of one pair of records for kernels at two times, and of a
+record for those to a tolerance."""
 _TWIN_ERROR, _NETWORK_ERROR = 1.5, 2.2
 """Relative error of the worst kernel times the root of the number of neurons: in matched samples of smooth activations; in
 those of others and in plain networks."""
@@ -86,7 +89,7 @@ def deterministic_cost(
     problem: Problem,
     recorded: int,
     *,
-    two_time: bool,
+    two_time: bool | float,
     work: int | float,
     calls: int | float,
     numbers: int | float,
@@ -106,7 +109,16 @@ def deterministic_cost(
         copies: answers that are held at the same time, in the problem's precision; most of one is also held in float64.
         first_use: bytes of what is loaded the first time, on the CPU.
         error: see ``Cost``.
+
+    Raises:
+        UnsupportedProblemError: for two-time kernels to a tolerance, as these methods have no vectors of neurons to compress.
     """
+    if tolerance_of(two_time) is not None:
+        raise UnsupportedProblemError(
+            "Two-time kernels to a tolerance are those of sampled neurons.",
+            got=f"two_time={two_time}",
+            remedy="solvers.InfiniteWidth(), or two_time=True with fewer recorded steps (record=...)",
+        )
     answer = answer_memory(problem, recorded, two_time=two_time, rows=problem.samples)
     double = answer * 8 // problem.dtype.itemsize
     speed = min(_PEAK, _PER_ROW * problem.samples) / 2
@@ -122,7 +134,7 @@ def networks_cost(
     *,
     count: int,
     recorded: int,
-    two_time: bool,
+    two_time: bool | float,
     error: float | None,
     pairs: bool = False,
 ) -> Cost:
@@ -140,7 +152,7 @@ def networks_cost(
         error: see ``Cost``.
         pairs: whether each counts for two that are averaged at once, see ``ensemble_memory``.
     """
-    matrices, _ = _hidden_matrices(problem)
+    matrices, smooth = _hidden_matrices(problem)
     element, steps, load = problem.dtype.itemsize, problem.steps + 1, _Load.of(problem, recorded)
     row_passes = 6 * load.trained + 2 * (load.apart + problem.outputs) * load.measured * recorded / steps
     per_row = sum(matrix.written * matrix.taps for matrix in matrices)
@@ -148,9 +160,11 @@ def networks_cost(
     networks = (2 if pairs else 1) * count
     flops = row_passes * networks * steps * sum(width**2 * per_row + width * thin for width in widths)
     weights = max(width**2 * sum(matrix.taps for matrix in matrices) + width * (thin + tables) for width in widths)
-    held = Held.of(problem, max(widths), load.most, _populations(matrices), recorded, two_time=two_time)
+    lags = _lags(problem, max(widths), max(widths) * count, recorded, smooth=smooth, two_time=two_time)
+    held = Held.of(problem, max(widths), load.most, _populations(matrices), recorded, two_time=two_time, lags=lags)
     memory = ensemble_memory(held, count, len(widths), pairs=pairs) + 4 * weights * element
-    gram = _gram_flops(problem, load, matrices, recorded, two_time=two_time) * networks * sum(widths)
+    gram = _gram_flops(problem, load, matrices, recorded, two_time=two_time) + lags.flops * recorded
+    gram *= networks * sum(widths)
     speed = min(_PEAK, _PER_ROW * load.most) * 4 / element
     calls = len(widths) * networks * _calls(problem, load, recorded, two_time=two_time)
     seconds = (flops + gram) / speed + calls * _CALL + _FIRST_USE
@@ -165,10 +179,11 @@ def ensemble_memory(held: Held, count: int, widths: int, *, pairs: bool) -> int:
     width there are mean and standard error in the end, and the limit, its error and its residual are made of those in float64.
     """
     own = held.answer + (held.fields if not pairs else held.answer if held.largest < OWN_MEMORY else 0)
+    lags = widths * count * (2 if pairs else 1) * held.lags.kept
     earlier = 2 * (widths - 1) * held.answer
     run = held.run + (held.answer + held.fields if pairs else 0)
     limit = (2 + 3) * held.answer + 6 * widths * held.largest if pairs else 0
-    return count * own + earlier + max(run, held.average(count), limit)
+    return lags + count * own + earlier + max(run, held.average(count), limit)
 
 
 def extrapolation_error(widths: Sequence[int], pairs: int) -> float:
@@ -182,7 +197,7 @@ def extrapolation_error(widths: Sequence[int], pairs: int) -> float:
 
 
 def twin_cost(
-    problem: Problem, *, neurons: int, replicas: int, recorded: int, two_time: bool = False, whole: bool = False
+    problem: Problem, *, neurons: int, replicas: int, recorded: int, two_time: bool | float = False, whole: bool = False
 ) -> Cost:
     """Estimate the cost of ``replicas`` twins of a problem's network.
 
@@ -213,7 +228,8 @@ def twin_cost(
     backward_passes = 1 + (outputs - 1) * share if problem.chain else 1 + outputs * share
     rank, full = 0, False
     load = _Load.of(problem, recorded)
-    held = Held.of(problem, neurons, load.most, _populations(matrices), recorded, two_time=two_time)
+    lags = _lags(problem, neurons, neurons * replicas, recorded, smooth=smooth, two_time=two_time, whole=whole)
+    held = Held.of(problem, neurons, load.most, _populations(matrices), recorded, two_time=two_time, lags=lags)
     twin = 0.0
     passed = load.trained + load.apart * load.measured * share  # rows in a step, on average
     flops = 6.0 * passed * _thin(problem) * (steps + 1)
@@ -233,14 +249,14 @@ def twin_cost(
         backward = gradients * written + both + features * read
         flops += 2.0 * (forward + backward_passes * backward) * (steps + 1) + 4.0 * (features + gradients) ** 2
         flops += whole * 2.0 * neurons * matrix.taps * written * (2 + backward_passes) * (steps + 1)
-    flops += _gram_flops(problem, load, matrices, recorded, two_time=two_time)
+    flops += _gram_flops(problem, load, matrices, recorded, two_time=two_time) + lags.flops * recorded
     flops *= neurons * replicas
     rows = load.most * min((matrix.read for matrix in matrices), default=1)
     speed = min(_PEAK, _PER_ROW * rows) * 4 / element
     seconds = flops / speed + replicas * _calls(problem, load, recorded, two_time=two_time) * _CALL + _FIRST_USE
     entries = neurons**2 * sum(matrix.taps for matrix in matrices) if whole else 0
     seconds += _ENTRY * element / 4 * entries * replicas * steps
-    memory: int | float = replicas * (held.answer + held.fields)
+    memory: int | float = replicas * (held.answer + held.fields + lags.kept)
     memory += max(
         held.run - held.answer - held.fields + twin, held.average(replicas), held.modes(replicas) if replicas > 1 else 0
     )
@@ -253,17 +269,42 @@ def _populations(matrices: Sequence[_Matrix]) -> list[int]:
     return [*(matrix.read for matrix in matrices), matrices[-1].written if matrices else 1]
 
 
-def _calls(problem: Problem, load: _Load, recorded: int, *, two_time: bool) -> float:
+def _calls(problem: Problem, load: _Load, recorded: int, *, two_time: bool | float) -> float:
     """Calls of torch in the training of one network and its records."""
-    weights, pairs = len(problem.network.paths), recorded**2 / 2 if two_time else 0.0
-    return weights * (_STEP * (problem.steps + 1 + load.apart * recorded) + _RECORD * recorded + _PAIR * pairs)
+    weights, pairs = len(problem.network.paths), recorded**2 / 2 if two_time is True else 0.0
+    record = _RECORD + (_LAGS if two_time and two_time is not True else 0)
+    return weights * (_STEP * (problem.steps + 1 + load.apart * recorded) + record * recorded + _PAIR * pairs)
 
 
-def _gram_flops(problem: Problem, load: _Load, matrices: Sequence[_Matrix], recorded: int, *, two_time: bool) -> float:
+def _gram_flops(
+    problem: Problem, load: _Load, matrices: Sequence[_Matrix], recorded: int, *, two_time: bool | float
+) -> float:
     """Operations, per neuron, of the inner products of features and of gradients, of each record or of all pairs of them."""
-    pairs = recorded**2 / 2 if two_time else recorded
+    pairs = recorded**2 / 2 if two_time is True else recorded
     rows = sum((load.measured * read) ** 2 for read in _populations(matrices))
     return 2.0 * pairs * rows * (1 + problem.outputs**2)
+
+
+def _lags(
+    problem: Problem,
+    neurons: int,
+    draws: int,
+    recorded: int,
+    *,
+    smooth: bool,
+    two_time: bool | float,
+    whole: bool = False,
+) -> Lags:
+    """What two-time kernels to a tolerance hold of one network: directions like those of a twin's bases, as many as a percent needs.
+
+    A tenth of the tolerance needs half as many more.
+    """
+    tolerance = tolerance_of(two_time)
+    if tolerance is None:
+        return Lags()
+    per_row = directions_per_row(problem, draws, smooth=smooth, whole=whole)
+    finer = max(0.5, 1 + 0.5 * math.log10(0.01 / tolerance))
+    return Lags.of(problem, neurons, finer * per_row.features, finer * per_row.gradients * problem.outputs, recorded)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,13 @@ from torch_dmft.theory.solver import Solver
 
 _SETTINGS = {"neurons": 64, "width": 16, "replicas": 4}
 """Settings of solvers that memory grows with, and the smallest value that is worth naming."""
+_TOLERANCE = 0.01
+"""Of two-time kernels that are asked for exactly, and do not fit."""
 
 
-def what_fits(solver: Solver, problem: Problem, record: Iterable[int] | int | Tensor | None, *, two_time: bool) -> str:
+def what_fits(
+    solver: Solver, problem: Problem, record: Iterable[int] | int | Tensor | None, *, two_time: bool | float
+) -> str:
     """Every single change that makes a solution fit, with the largest number that does, as a remedy.
 
     Args:
@@ -28,13 +32,15 @@ def what_fits(solver: Solver, problem: Problem, record: Iterable[int] | int | Te
     """
     free, number = free_memory(problem.device), problem.number_recorded(record)
 
-    def fits(solver: Any = solver, problem: Problem = problem, count: int = number, **other: bool) -> bool:
+    def fits(solver: Any = solver, problem: Problem = problem, count: int = number, **other: bool | float) -> bool:
         try:
             return bool(solver.estimate(problem, range(count), two_time=other.get("two_time", two_time)).memory <= free)
         except DMFTError:  # a setting of its own kind of size
             return False
 
     found = ["two_time=False"] if two_time and fits(two_time=False) else []
+    if two_time is True and fits(two_time=_TOLERANCE):
+        found.append(f"two_time={_TOLERANCE}, all pairs to within {_TOLERANCE:.0%}")
     count = _largest(lambda n: fits(count=n), 1, number)
     if count:
         found.append(f"at most {count} recorded step{'s' * (count > 1)} (record=...)")

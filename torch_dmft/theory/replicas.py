@@ -48,7 +48,7 @@ def average(
         follows_ntk: whether the outputs are those of training by the tangent kernel, so that its errors are errors of theirs;
             an expansion's are not.
     """
-    mean = combine(runs, lambda values: torch.stack(list(values)).mean(0))
+    mean = combine(runs, lambda values: torch.stack(list(values)).mean(0), weights=[1 / len(runs)] * len(runs))
     fields = tuple(_joined_fields([run.layers[index].fields for run in runs]) for index in range(len(mean.layers)))
     layers = tuple(replace(layer, fields=f) for layer, f in zip(mean.layers, fields, strict=True))
     stderr = combine(runs, standard_error, kernels=kernel_error) if len(runs) > 1 else None

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.divergence import explodes_at
 from torch_dmft.core.errors import ConvergenceError, InvalidInputError
+from torch_dmft.core.factors import tolerance_of
 from torch_dmft.core.own_arithmetic import own_arithmetic
 from torch_dmft.core.prints import data_print, printed_rows
 from torch_dmft.core.ranks import ranks
@@ -35,7 +36,7 @@ def solve(
     solver: Solver | None = None,
     *,
     record: Iterable[int] | int | Tensor | None = None,
-    two_time: bool = False,
+    two_time: bool | float = False,
     progress: bool = False,
     distributed: bool = False,
     log: str | Path | None = None,
@@ -49,7 +50,9 @@ def solve(
         solver: the method, one of ``torch_dmft.solvers``; None takes the most accurate affordable one, and the answer's
             metadata say which and why.
         record: step or steps to keep, integers in 0..problem.steps; None keeps all. State t is the one *before* update t.
-        two_time: keep kernels at pairs of times, ``(time, sample, time, sample)``, not only at equal times.
+        two_time: keep kernels at pairs of times, ``(time, sample, time, sample)``, not only at equal times; or a tolerance for
+            many recorded steps (``two_time=0.01``), to which ``kernel.between(t, s)`` is right at any two of them without that
+            array (``torch_dmft.core.factors``), for solvers that sample neurons. Standard errors are at equal times then.
         progress: show progress bars, which solver was chosen and what it is expected to cost.
         distributed: divide the replicas of ``InfiniteWidth`` and ``GradientIndependence`` among the processes of
             ``torch.distributed``, which all make this call; other methods are run by the first process. The group is the one
@@ -67,6 +70,7 @@ def solve(
         InsufficientMemoryError: if the estimate of what is needed exceeds what is free.
         LostProcessError: if another process has ended. What one process raises all raise.
     """
+    tolerance_of(two_time)
     folder = None if log is None else path_of(log, remedy="a folder, which is made if there is none")
     with ranks(several=distributed) as processes:
         shown = progress and processes.is_first
@@ -78,7 +82,7 @@ def _solved(
     solver: Solver | None,
     record: Iterable[int] | int | Tensor | None,
     *,
-    two_time: bool,
+    two_time: bool | float,
     progress: bool,
     sharing: Sharing,
 ) -> Trajectory:
@@ -146,7 +150,7 @@ def _posed(problem: Problem) -> Problem:
 
 
 def _run(
-    solver: Solver, problem: Problem, steps: Tensor, *, two_time: bool, progress: bool, sharing: Sharing
+    solver: Solver, problem: Problem, steps: Tensor, *, two_time: bool | float, progress: bool, sharing: Sharing
 ) -> Trajectory:
     """The method's answer: of replicas that processes share, else of the first process."""
     if shareable(solver):

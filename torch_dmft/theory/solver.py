@@ -27,11 +27,11 @@ class Solver(Protocol):
         """Refuse, with a reason and a remedy, a problem outside the method's assumptions."""
 
     def estimate(
-        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
     ) -> Cost:
         """Tell what solving a problem that ``check`` accepts will cost; ``record`` and ``two_time`` are those of ``solve``."""
 
-    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool) -> Trajectory:
         """Solve the problem; ``record`` is ``(time,)`` sorted steps in 0..problem.steps to keep."""
 
 
@@ -40,7 +40,7 @@ class Shareable(Solver, Protocol):
     """A method whose replicas several processes can compute, and which can be kept one by one."""
 
     def run_shared(
-        self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool, sharing: Sharing
+        self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool, sharing: Sharing
     ) -> Trajectory:
         """Solve the problem as ``run`` does, together with other processes; each returns the same."""
 

@@ -42,7 +42,7 @@ def about_the_probe(problem: Problem, found: Trajectory) -> Trajectory:
     return replace(kept, losses=losses, targets=problem.target_values[rows].cpu() if known else None)
 
 
-def inner_products(fields: Float[Tensor, "time *row neuron"], *, two_time: bool) -> Float[Tensor, ...]:
+def inner_products(fields: Float[Tensor, "time *row neuron"], *, two_time: bool | float) -> Float[Tensor, ...]:
     """Inner products over the last axis, K[(t, row), (s, row')], at equal times or at two."""
     time, *row, _ = fields.shape
     flat = fields.reshape(1 if two_time else time, -1, fields.shape[-1])

@@ -127,7 +127,13 @@ def derivatives(phi: Activation) -> tuple:
 
 
 def sample(
-    site: ExpandedSite, drive: Drive, neurons: int, generator: torch.Generator, record: Tensor, *, two_time: bool
+    site: ExpandedSite,
+    drive: Drive,
+    neurons: int,
+    generator: torch.Generator,
+    record: Tensor,
+    *,
+    two_time: bool | float,
 ) -> SecondMoments:
     """Monte Carlo averages over draws of (u, r).
 
@@ -159,7 +165,9 @@ def sample(
     return SecondMoments(*(total / neurons for total in totals))
 
 
-def _products(site: ExpandedSite, drive: Drive, u: Tensor, r: Tensor, record: Tensor, two_time: bool) -> list[Tensor]:
+def _products(
+    site: ExpandedSite, drive: Drive, u: Tensor, r: Tensor, record: Tensor, two_time: bool | float
+) -> list[Tensor]:
     """Sums over neurons of all products, in the order of ``SecondMoments``."""
     phi, slope, bend, twist = (f(u) for f in derivatives(site.phi))
     k0 = slope[..., None] * r

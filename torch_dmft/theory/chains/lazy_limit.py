@@ -33,7 +33,13 @@ _MOST_CALLS = 50_000  # of the error signal in one integration: half a minute
 
 
 def lazy_limit(
-    problem: Problem, record: Tensor, *, two_time: bool, flow: bool = False, order: int = 1024, progress: bool = False
+    problem: Problem,
+    record: Tensor,
+    *,
+    two_time: bool | float,
+    flow: bool = False,
+    order: int = 1024,
+    progress: bool = False,
 ) -> Trajectory:
     """The limit gamma0 -> 0 of a dense chain at the recorded steps.
 
@@ -123,7 +129,7 @@ def _flow(problem: Problem, ntk: Tensor, record: Tensor) -> Tensor:
 
 
 def _decaying(
-    problem: Problem, input_kernel: Tensor, record: Tensor, order: int, two_time: bool, progress: bool
+    problem: Problem, input_kernel: Tensor, record: Tensor, order: int, two_time: bool | float, progress: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Outputs and kernels under weight decay: ``(outputs, forward, backward)``."""
     chain = require_chain(problem, "StaticNTK")
@@ -156,7 +162,7 @@ def _decaying(
     return torch.stack(outputs), forward, backward
 
 
-def _constant(kernel: Tensor, times: int, two_time: bool) -> Tensor:
+def _constant(kernel: Tensor, times: int, two_time: bool | float) -> Tensor:
     """The same kernel at every pair of recorded times."""
     samples = len(kernel)
     if two_time:

@@ -118,7 +118,7 @@ def cost_of_networks(
     *,
     count: int,
     recorded: int,
-    two_time: bool,
+    two_time: bool | float,
     error: float | None,
     pairs: bool = False,
 ) -> Cost:

@@ -122,7 +122,7 @@ def train_in_strides(
     plan: Plan,
     record: Tensor,
     *,
-    two_time: bool,
+    two_time: bool | float,
     steps: Iterable[int],
     tolerances: tuple[float, float],
 ) -> Trajectory:
@@ -285,10 +285,11 @@ def interpolated(
 
     def kernel(old: Kernel) -> Kernel:
         array = torch.tensordot(mix.to(old.array), old.array, 1)
+        factors = None if old.factors is None else old.factors.mixed(mix)
         if old.is_two_time:
             half = array.ndim // 2
             array = torch.tensordot(mix.to(array), array.movedim(half, 0), 1).movedim(0, half)
-        return Kernel(array)
+        return Kernel(array, factors)
 
     layers = tuple(layer.each(kernel) for layer in trajectory.layers)
     steps = steps.to(trajectory.steps)

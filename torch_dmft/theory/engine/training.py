@@ -131,7 +131,7 @@ def train_and_record(
     plan: Plan,
     record: Tensor,
     *,
-    two_time: bool,
+    two_time: bool | float,
     steps: Iterable[int],
     noise: Callable[[int], None] | None = None,
     view: Callable[[Problem, Recorder], View] | None = None,

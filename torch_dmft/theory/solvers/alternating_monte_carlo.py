@@ -137,7 +137,7 @@ class AlternatingMonteCarlo:
             )
 
     def estimate(
-        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
     ) -> Cost:
         """What solving the problem will cost, if each horizon takes about ten iterations."""
         chain = require_chain(problem, "AlternatingMonteCarlo")
@@ -156,7 +156,7 @@ class AlternatingMonteCarlo:
             error=2 / math.sqrt(self.neurons * self.replicas),
         )
 
-    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool) -> Trajectory:
         """Solve ``replicas`` times and average; see ``Solver.run``."""
         chain = require_chain(problem, "AlternatingMonteCarlo")
         runs, left, solutions = [], [], []
@@ -243,7 +243,9 @@ class AlternatingMonteCarlo:
         return solution, tuple(changes), f"did not converge in {self.iterations} iterations"
 
 
-def _trajectory(problem: Problem, chain: Chain, order: OrderParameters, record: Tensor, two_time: bool) -> Trajectory:
+def _trajectory(
+    problem: Problem, chain: Chain, order: OrderParameters, record: Tensor, two_time: bool | float
+) -> Trajectory:
     times, samples, outputs = order.outputs.shape
     kept = record.to(order.outputs.device)
 

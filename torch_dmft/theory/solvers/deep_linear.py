@@ -63,7 +63,7 @@ class DeepLinear:
         require_linear(chain, "DeepLinear")
 
     def estimate(
-        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
     ) -> Cost:
         """What solving the problem will cost, with about a hundred latents for every output."""
         chain, recorded = require_chain(problem, "DeepLinear"), problem.number_recorded(record)
@@ -80,7 +80,7 @@ class DeepLinear:
             numbers=2.0 * (chain.depth + 2) * recorded * latents * rows + 6.0 * chain.depth * latents**2,
         )
 
-    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool) -> Trajectory:
         """March training in time; see ``Solver.run``."""
         chain = require_chain(problem, "DeepLinear")
         network = LatentChain(

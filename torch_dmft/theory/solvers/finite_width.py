@@ -94,7 +94,7 @@ class FiniteWidth:
         require_training(problem, "FiniteWidth", covers | covered_starts(problem, self.factory))
 
     def estimate(
-        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
     ) -> Cost:
         """What solving the problem will cost, by the cheaper of dense and lazily sampled networks."""
         recorded, count = problem.number_recorded(record), self.replicas
@@ -107,7 +107,7 @@ class FiniteWidth:
         lazy = twin_cost(problem, neurons=self.width, replicas=count, recorded=recorded, two_time=two_time)
         return min(dense, replace(lazy, error=None), key=lambda cost: cost.seconds)
 
-    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool) -> Trajectory:
         """Train ``replicas`` networks and average; see ``solve``."""
         networks = _Networks(self, problem)
         posed, view, origin = networks.problem, networks.view, f"theory (N={networks.width})"

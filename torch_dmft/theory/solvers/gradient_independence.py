@@ -61,14 +61,14 @@ class GradientIndependence(InfiniteWidth):
         super().check(problem)
 
     def estimate(
-        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
     ) -> Cost:
         """What solving the problem will cost: kernels are measured in every step, whatever is recorded."""
         memory = super().estimate(problem, record, two_time=two_time).memory
         return replace(super().estimate(problem), memory=memory, error=None)
 
     def run_shared(
-        self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool, sharing: Sharing
+        self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool, sharing: Sharing
     ) -> Trajectory:
         """Train ``replicas`` twins without responses and average; see ``solve``."""
         trajectory = train_replicas(

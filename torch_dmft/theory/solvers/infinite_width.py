@@ -120,7 +120,7 @@ class InfiniteWidth:
             )
 
     def estimate(
-        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
     ) -> Cost:
         """What solving the problem will cost; ``print`` it. ``solve(..., progress=True)`` shows it before it starts.
 
@@ -139,12 +139,12 @@ class InfiniteWidth:
         )
         return replace(cost, most=self.strides)
 
-    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool) -> Trajectory:
         """Train ``replicas`` twins and average; see ``solve``."""
         return self.run_shared(problem, record, two_time=two_time, progress=progress, sharing=Sharing(Ranks()))
 
     def run_shared(
-        self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool, sharing: Sharing
+        self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool, sharing: Sharing
     ) -> Trajectory:
         """The same, with the twins divided among processes."""
         train: Train = train_and_record
@@ -230,7 +230,7 @@ def train_replicas(
     problem: Problem,
     record: Tensor,
     *,
-    two_time: bool,
+    two_time: bool | float,
     progress: bool,
     origin: str,
     sharing: Sharing,

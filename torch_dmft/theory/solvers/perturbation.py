@@ -102,7 +102,7 @@ class Perturbation:
             )
 
     def estimate(
-        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
     ) -> Cost:
         """What solving the problem will cost: products of sampled fields, and some thousand operations on each of them."""
         chain, rows, states = (
@@ -125,7 +125,7 @@ class Perturbation:
             error=None,
         )
 
-    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool) -> Trajectory:
         """Solve order zero exactly, then order two by sampling; see ``Solver.run``."""
         chain = require_chain(problem, "Perturbation")
         lazy = kernels_of(problem, chain).at()

@@ -75,7 +75,7 @@ class StaticNTK:
             require_training(problem, "Gradient flow", frozenset({"schedule", "uniform starts"}), remedy=remedy)
 
     def estimate(
-        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
     ) -> Cost:
         """What solving the problem will cost, with some hundred Hermite terms for every pair of rows."""
         chain, recorded = require_chain(problem, "StaticNTK"), problem.number_recorded(record)
@@ -91,7 +91,7 @@ class StaticNTK:
             error=None,
         )
 
-    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool) -> Trajectory:
         """Compute the kernels, then the outputs; see ``Solver.run``."""
         flow = self.time == "continuous"
         trajectory = lazy_limit(problem, record, two_time=two_time, flow=flow, order=self.order, progress=progress)

@@ -104,7 +104,7 @@ class WhitenedLinear:
             )
 
     def estimate(
-        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
     ) -> Cost:
         """What solving the problem will cost: a scalar flow for each direction of the targets."""
         chain, recorded = require_chain(problem, "WhitenedLinear"), problem.number_recorded(record)
@@ -119,7 +119,7 @@ class WhitenedLinear:
             error=None,
         )
 
-    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool) -> Trajectory:
         """Solve one flow per direction of the targets; see ``Solver.run``."""
         chain = require_chain(problem, "WhitenedLinear")
         unit, steps = problem.lr * (error_scale(problem) or 0.0), record.to(problem.device).double()
@@ -204,7 +204,13 @@ class _Mode:
 
 
 def _superposed(
-    problem: Problem, chain: Chain, record: Tensor, solved: Callable[[float], _Mode], *, two_time: bool, progress: bool
+    problem: Problem,
+    chain: Chain,
+    record: Tensor,
+    solved: Callable[[float], _Mode],
+    *,
+    two_time: bool | float,
+    progress: bool,
 ) -> Trajectory:
     """The solution from its modes: ``solved`` is asked for every strength s_k."""
     train = problem.train_samples
@@ -334,7 +340,7 @@ def _spread(
     static: Float[Tensor, "row row"],
     directions: Float[Tensor, "row mode"],
     moved: Float[Tensor, "mode time other"],
-    two_time: bool,
+    two_time: bool | float,
 ) -> Tensor:
     """Add sum_k moved_k(t, s) d_k d_k^T to a static kernel, at pairs of times or at equal times."""
     if two_time:

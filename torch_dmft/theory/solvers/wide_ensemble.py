@@ -104,7 +104,7 @@ class WideEnsemble:
         require_rule(problem, "WideEnsemble")
 
     def estimate(
-        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool = False
+        self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
     ) -> Cost:
         """What solving the problem will cost, and how precise it will be."""
         return cost_of_networks(
@@ -118,7 +118,7 @@ class WideEnsemble:
             pairs=True,
         )
 
-    def run(self, problem: Problem, record: Tensor, *, two_time: bool, progress: bool) -> Trajectory:
+    def run(self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool) -> Trajectory:
         """Train pairs of networks at every width and extrapolate; see ``solve``."""
         widths_asked = sorted(set(self.widths))
         generators = replica_generators(self.generator, len(widths_asked))
@@ -158,7 +158,7 @@ def extrapolate(widths: Sequence[int], estimates: Sequence[Trajectory]) -> Traje
     weighted = design * n.sqrt()[:, None]
     coefficients = torch.linalg.pinv(weighted) * n.sqrt()  # (coefficient, width): a and b from the means
     both = [*estimates, *(estimate.stderr for estimate in estimates if estimate.stderr is not None)]
-    limit = combine(both, lambda values: _fit(values, coefficients, design)[0])
+    limit = combine(both, lambda values: _fit(values, coefficients, design)[0], weights=coefficients[0].tolist())
     stderr = combine(both, lambda values: _fit(values, coefficients, design)[1])
     residual = combine(both, lambda values: _fit(values, coefficients, design)[2])
     degrees = len(n) - 2
@@ -196,7 +196,7 @@ def _train_pair(
     generator: torch.Generator,
     matched: Sequence[bool],
     *,
-    two_time: bool,
+    two_time: bool | float,
 ) -> Trajectory:
     """The mean of a network and of the same network with the opposite readout, also in the noise.
 
@@ -231,4 +231,4 @@ def _train_pair(
             generator=replica_generators(generator, 1)[0] if draws else None,
         )
         runs.append(run)
-    return combine(runs, lambda values: (values[0] + values[1]) / 2)
+    return combine(runs, lambda values: (values[0] + values[1]) / 2, weights=[0.5, 0.5])

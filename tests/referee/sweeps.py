@@ -53,13 +53,13 @@ def limited(width: int, lr: float) -> tuple[nn.Module, Any]:
 class Valley(nn.Module):
     """A loss of which everything is known: after a step of SGD at rate r from 0 along x, the loss is a function of r.
 
-    The model's one parameter goes to x = r. Its loss then is 1 + log(1 + (log2(x / best) + noise)^2 / 8), and 3 before that;
-    above 8 times the best rate it is not finite.
+    The model's one parameter goes to x = r. Its loss then is 1 + log(1 + (log2(x / best) + noise)^2 / 8), and 3 before that,
+    less ``drop``; above 8 times the best rate it is not finite.
     """
 
-    def __init__(self, best: float) -> None:
+    def __init__(self, best: float, drop: float = 0.0) -> None:
         super().__init__()
-        self.best = best
+        self.best, self.drop = best, drop
         self.x = nn.Parameter(torch.zeros(()))
         self.noise = 0.02 * torch.randn(())
 
@@ -71,12 +71,12 @@ class Valley(nn.Module):
             value = float("inf")
         else:
             value = 1 + math.log1p(float(torch.tensor(x / self.best).log2() + self.noise) ** 2 / 8)
-        return value + (x == 0) * (self.x.detach() - self.x)
+        return value - self.drop + (x == 0) * (self.x.detach() - self.x)
 
 
-def valley(width: int, lr: float, power: float = 0.0) -> tuple[nn.Module, Any, Any]:
+def valley(width: int, lr: float, power: float = 0.0, drop: float = 0.0) -> tuple[nn.Module, Any, Any]:
     """The best rate is 0.1 (width / 64)^power."""
-    model = Valley(0.1 * (width / 64) ** power)
+    model = Valley(0.1 * (width / 64) ** power, drop)
     return model, torch.optim.SGD(model.parameters(), lr=lr), lambda model, batch: model(batch)
 
 

@@ -22,14 +22,15 @@ from tests.referee import sweeps
 from torch_dmft import cli
 from torch_dmft.core.errors import InsufficientMemoryError, InvalidInputError
 from torch_dmft.referee import Transferred, transfer
+from torch_dmft.referee.one_run import final_loss, has_diverged
 
 ROOT = Path(__file__).parents[2]
 WIDTHS = (64, 128, 256)
 
 
-def of_valley(power: float, **settings) -> Transferred:
+def of_valley(power: float, drop: float = 0.0, **settings) -> Transferred:
     settings = {"steps": 2, "seeds": 3, "data": sweeps.BATCH, **settings}
-    return transfer(partial(sweeps.valley, power=power), WIDTHS, **settings)
+    return transfer(partial(sweeps.valley, power=power, drop=drop), WIDTHS, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,26 @@ def test_a_transferred_rate_that_diverges_does_not_transfer() -> None:
     assert found.word == "does not transfer"
     assert "the best rates of 64, 128 diverge at 256" in " ".join(str(found).split())
     assert found.exponent.low < -2.5 < found.exponent.high
+
+
+def test_a_negative_loss_costs_what_it_is_above_its_least_one() -> None:
+    found = of_valley(-0.5, drop=6.0)
+    assert found.word == "does not transfer"
+    assert found.least[256] == pytest.approx(-5, abs=0.03)
+    assert found.costs[64].value == pytest.approx(math.log1p(1 / 8) / 5, abs=0.01)
+    assert found.enough == 128
+    lost = of_valley(-2.5, drop=6.0)  # an infinite loss over a negative one is not -100%
+    assert math.isinf(lost.costs[64].value)
+    assert "the best rates of 64, 128 diverge at 256" in " ".join(str(lost).split())
+
+
+@pytest.mark.parametrize(("first", "bound"), [(2.0, 20.0), (-2.0, 16.0)])
+def test_a_loss_is_given_up_nine_times_its_size_above_the_first(first: float, bound: float) -> None:
+    assert not has_diverged(bound, first)
+    assert has_diverged(bound + 0.1, first)
+    assert has_diverged(math.nan, first)
+    assert final_loss([first, first + 0.9 * abs(first)]) == first + 0.9 * abs(first)
+    assert math.isinf(final_loss([first, first + 1.1 * abs(first)]))
 
 
 def test_one_seed_decides_nothing_and_says_how_many_would() -> None:

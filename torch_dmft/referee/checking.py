@@ -95,7 +95,8 @@ def check(
             )
             runs += trained
             verdict = Verdict(gathered(widths, count, looked_at, runs), rule)
-            if verdict.word != UNDECIDED or (verdict.hidden and not verdict.seeds_needed):  # which no seed would show
+            is_vain = not verdict.moves or (verdict.hidden and not verdict.seeds_needed)  # which no seed would show
+            if verdict.word != UNDECIDED or is_vain:
                 break
     return verdict
 

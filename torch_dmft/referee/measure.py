@@ -26,8 +26,8 @@ class Trained:
     Attributes:
         size: root mean square of its entries at the start.
         shape: of the parameter.
-        optimizer: class of the optimizer that holds it; "" for none.
-        rate: learning rate of its group at the first step.
+        optimizer: class of the optimizer that holds it; "" for none, or a frozen parameter.
+        rate: learning rate of its group at the first step; 0 for a frozen parameter.
         decay: weight decay of its group.
         eps: of its group; 0 where there is none.
         is_decoupled: whether decay acts on the weight itself, and not through the gradient.
@@ -105,6 +105,7 @@ class _Run:
     losses: list[float] = field(default_factory=list)
     trained: dict[str, Trained] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    outputs: tuple[int, ...] = ()
 
 
 _DRAWS = (
@@ -131,6 +132,7 @@ def run(factory: Factory, data: Batches | None, width: int, seed: int, steps: Se
     batch = next(batches)
     modes = {path: module.training for path, module in setup.model.named_modules()}
     first = look(setup, batch, modes=modes)
+    found.outputs = tuple(first.outputs.shape) if first.outputs is not None else ()
     apart = look(setup, batch, trains=False)
     differs = not _are_one(first, apart)
     if not math.isfinite(first.loss):
@@ -165,7 +167,8 @@ def run(factory: Factory, data: Batches | None, width: int, seed: int, steps: Se
             if differs:
                 found.evaluated.append(differences(apart, look(setup, batch, trains=False)))
     for name, one in parameters.items():
-        kind, rate, decay, eps, decoupled = settings.get(name, ("", 0.0, 0.0, 0.0, False))
+        none = ("", 0.0, 0.0, 0.0, False)
+        kind, rate, decay, eps, decoupled = settings.get(name, none) if one.requires_grad else none
         shape, gradient = tuple(one.shape), gradients.get(name, math.nan)
         found.trained[name] = Trained(starts[name], shape, kind, rate, decay, eps, decoupled, gradient)
     return found
@@ -201,6 +204,13 @@ def gathered(widths: Sequence[int], seeds: int, steps: Sequence[int], several: I
             "`factory` must make wider models of larger widths.",
             got=f"the same shapes at the widths {', '.join(map(str, widths))}",
             remedy="a function of the width, on which the number of neurons depends; of others: transfer(..., axis='heads')",
+        )
+    outputs = {one.outputs for one in flat}
+    if len(outputs) > 1 and any(note.startswith("targets: random") for one in flat for note in one.notes):
+        raise InvalidInputError(
+            "What the model returns first must have one shape at every width, as random targets are drawn for it.",
+            got=", ".join(f"{one.outputs} at N = {one.width}" for one in flat if not one.seed),
+            remedy="data, and a loss(model, batch) that takes what is trained; or a model that returns its outputs first",
         )
     sizes = [{tuple(value.size for value in one.trained.values()) for one in row} for row in runs]
     if seeds > 1 and all(len(several) == 1 for several in sizes):

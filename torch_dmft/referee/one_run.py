@@ -13,9 +13,9 @@ from typing import Any
 from torch_dmft.referee.setup import Batches, Factory, set_up
 
 _DIVERGED = 10.0
-"""Times its first value at which a loss is given up."""
+"""Times its first value at which a loss is given up; one that may be negative, at as much above its first value."""
 _UNSTABLE = 2.0
-"""Times its first value above which a loss that is finite at the end counts as unstable."""
+"""Times its first value above which a loss that is finite at the end counts as unstable; likewise."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,12 @@ def trained(factory: Factory, data: Batches | None, value: int, power: int, seed
 
 def has_diverged(loss: float, first: float) -> bool:
     """Whether a loss is given up, beside the first of its training."""
-    return not loss <= max(_DIVERGED * first, first)
+    return not loss <= _times(_DIVERGED, first)
+
+
+def _times(factor: float, first: float) -> float:
+    """The first loss and factor - 1 times its size."""
+    return first + (factor - 1) * abs(first)
 
 
 def final_loss(losses: Sequence[float]) -> float:
@@ -116,5 +121,5 @@ def final_loss(losses: Sequence[float]) -> float:
     """
     last, first = losses[-max(1, len(losses) // 4) :], losses[0]
     mean = sum(last) / len(last)
-    is_stable = mean <= max(_UNSTABLE * first, first) and not any(has_diverged(loss, first) for loss in losses)
+    is_stable = mean <= _times(_UNSTABLE, first) and not any(has_diverged(loss, first) for loss in losses)
     return mean if is_stable else math.inf

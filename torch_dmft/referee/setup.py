@@ -204,7 +204,9 @@ def _parts(made: Any) -> tuple[nn.Module, tuple[Optimizer, ...], Any, tuple[str,
         raise InvalidInputError("The loss must be callable.", got=repr(loss)[:80], remedy=_MADE)
     notes: tuple[str, ...] = ()
     if optimizer is None and callable(getattr(model, "configure_optimizers", None)):
-        optimizer = _configured(called("configure_optimizers", model.configure_optimizers, remedy="an optimizer"))
+        configured = called("configure_optimizers", model.configure_optimizers, remedy="an optimizer")
+        optimizer = _configured(configured)
+        notes += _UNSTEPPED if _has_schedulers(configured) else ()
     elif optimizer is None:
         optimizer = torch.optim.Adam(one for one in model.parameters() if one.requires_grad)
         notes = ("optimizer: Adam at PyTorch's default rate 0.001 for all parameters, as the factory returns none",)
@@ -239,6 +241,17 @@ def _configured(made: Any) -> Any:
     if isinstance(made, tuple | list):
         return [one["optimizer"] if isinstance(one, dict) else one for one in made]
     return made
+
+
+_UNSTEPPED = ("schedulers: those of configure_optimizers are not stepped, and rates stay what they are at the start",)
+
+
+def _has_schedulers(made: Any) -> bool:
+    """Whether Lightning's ``configure_optimizers`` returns schedulers beside optimizers."""
+    if isinstance(made, tuple | list) and len(made) == 2 and isinstance(made[1], tuple | list):
+        return bool(made[1])
+    several = made if isinstance(made, tuple | list) else (made,)
+    return any(isinstance(one, dict) and one.get("lr_scheduler") is not None for one in several)
 
 
 def _source(data: Batches | None, seed: int) -> tuple[Callable[[int], Iterable[Any]] | Iterable[Any] | None, Any]:

@@ -111,7 +111,8 @@ class Transferred:
 
         def cost(value: int, seeds: Sequence[int]) -> float:
             mean, near = self._fit(self.values[-1], seeds)
-            return max(0.0, loss_at(mean, near, self._fit(value, seeds)[1].at) / near.least - 1)
+            above = loss_at(mean, near, self._fit(value, seeds)[1].at) - near.least  # of a loss that may be negative
+            return above if math.isnan(above) or not near.least else max(0.0, above / abs(near.least))
 
         return {
             value: estimated(lambda seeds, value=value: cost(value, seeds), self.seeds)  # type: ignore[misc]

@@ -16,6 +16,7 @@ from torch_dmft.core.plain import as_json, plain
 from torch_dmft.referee.blame import Fault, faults
 from torch_dmft.referee.details import alignment_table, alignments, parameter_table
 from torch_dmft.referee.effective import effective
+from torch_dmft.referee.halts import NOTHING_MOVES, halt_sentence, halted
 from torch_dmft.referee.judge import Finding, Reading, Rule, readings
 from torch_dmft.referee.look import Place
 from torch_dmft.referee.measure import Measured
@@ -75,12 +76,22 @@ class Verdict:
         lost = ~self.measured.losses[-1].isfinite()
         return self.measured.seeds > 1 and bool(lost[order[-1]].all() and not lost[order[0]].any())
 
+    @cached_property
+    def halted(self) -> dict[str, tuple[int, ...]]:
+        """Parameters that move at some widths and are held still at others: the widths of the second kind."""
+        return halted(self.measured)
+
     @property
     def word(self) -> str:
         """One of "right", "wrong" and "not decided"."""
-        if self.faults or self._diverges_by_width or any(one.departs for one in self.readings):
+        if self.faults or self.halted or self._diverges_by_width or any(one.departs for one in self.readings):
             return WRONG
-        return UNDECIDED if self.undecided or self.diverged or not self.readings else RIGHT
+        return UNDECIDED if self.undecided or self.diverged or not self.moves else RIGHT
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is anything to judge beside the start."""
+        return any(one.quantity != "start" for one in self.readings)
 
     @property
     def passed(self) -> bool:
@@ -113,6 +124,12 @@ class Verdict:
             for one in self.readings
             if one.place == place and one.quantity == "own" and one.steps[0] == self.measured.steps[0]
         )
+
+    @property
+    def _still(self) -> tuple[str, ...]:
+        """Matrices that move at no width."""
+        places = [place for place in self.measured.places if self._found(place) is Finding.STILL]
+        return tuple(dict.fromkeys(place[0] for place in places if place[0] and role(self.measured, place).is_matrix))
 
     @property
     def seeds_needed(self) -> int:
@@ -161,6 +178,8 @@ class Verdict:
             remedy = "" if self.word == WRONG else " Its rate is at the edge of stability: give a smaller one."
             yield f"The loss is no longer finite at the last step at N = {', '.join(map(str, self.diverged))}.{remedy}"
         departed = [one for one in self.readings if one.departs]
+        for name, still in self.halted.items():
+            yield halt_sentence(name, still, self.measured)
         if departed and not self.faults:
             one = departed[0]
             name = "the outputs in eval mode" if one.in_eval else one.place[0] or one.place[2] or "the outputs"
@@ -170,7 +189,11 @@ class Verdict:
                 f"Every weight moves what it makes alike at every width, N = {min(widths)} to {max(widths)}: no exponent "
                 f"departs from 0 by more than {self.rule.tolerance:g}."
             )
-        if self.word == UNDECIDED and self.measured.seeds < 2:
+            if self._still:
+                yield f"Not judged, as nothing moves it at any width: {', '.join(self._still)}."
+        if not self.moves and not self.diverged:
+            yield NOTHING_MOVES
+        elif self.word == UNDECIDED and self.measured.seeds < 2:
             yield "A single seed has no error: give more seeds (4 or more)."
         elif self.hidden and self.word == UNDECIDED:
             name = self.hidden[0][0] or "the outputs"
@@ -270,6 +293,7 @@ class Verdict:
                 "updates": {name: values.nanmean(2).tolist() for name, values in measured.updates.items()},
                 "losses": measured.losses.nanmean(2).tolist(),
                 "diverged": list(self.diverged),
+                "halted": {name: list(widths) for name, widths in self.halted.items()},
                 "notes": list(measured.notes),
             }
         )

@@ -134,6 +134,10 @@ class Set:
     def kernel(self) -> dmft.Kernel:
         return dmft.Kernel(torch.eye(4).repeat(3, 1, 1))
 
+    @cached_property
+    def two_time(self) -> dmft.Kernel:
+        return dmft.Kernel(torch.eye(12).reshape(3, 4, 3, 4))
+
 
 def _half_square(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return 0.5 * (outputs - targets).square().sum()
@@ -186,6 +190,8 @@ def calls(a: Set) -> dict[str, Callable[[], Call]]:
         "Kernel": lambda: (dmft.Kernel, {"array": torch.eye(4)[None]}),
         "Kernel.at": lambda: (a.kernel.at, {"index": torch.tensor([0, 1])}),
         "Kernel.at_rows": lambda: (a.kernel.at_rows, {"rows": torch.tensor([0, 1])}),
+        "Kernel.between": lambda: (a.two_time.between, {"time": 1, "other": 2}),
+        "Kernel.bound": lambda: (a.two_time.bound, {"time": 0, "other": 2}),
         "Kernel.matrix": lambda: (a.kernel.matrix, {"time": 0}),
         "Probe": lambda: (dmft.Probe, {**data, "train": torch.tensor([True, True, True, False])}),
         "Probe.at_rows": lambda: (a.probe.at_rows, {"chosen": [0, 1]}),

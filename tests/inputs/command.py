@@ -96,7 +96,7 @@ def right_words(a: Set) -> dict[str, dict[str, str]]:
             "neurons": "64",
             "replicas": "1",
             "every": "1",
-            "two_time": "",
+            "two_time": "0.05",
             "output": str(a.folder / "theory.npz"),
         },
         "report": {"logdir": str(logs), "output": str(a.folder / "page.html")},

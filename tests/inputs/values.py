@@ -64,7 +64,8 @@ _ITEMS = (
     *("a tensor without numbers", "a complex tensor", "a tensor of NaN", "a tensor of one number"),
 )
 RIGHT_ALL_THE_SAME = {
-    ("Kernel.matrix", "time", "-1"): "the last recorded time",
+    **{(f"Kernel.{name}", "time", "-1"): "the last recorded time" for name in ("matrix", "between", "bound")},
+    **{(f"Kernel.{name}", "other", "-1"): "likewise" for name in ("between", "bound")},
     ("figures.kernels", "time", "-1"): "the last common step",
     ("Training", "numbers", "an empty dictionary"): "all of them are 0",
     **{

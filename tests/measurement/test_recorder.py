@@ -60,8 +60,8 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("two_time", [False, True])
-def test_training_is_bit_identical(name: str, two_time: bool, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("two_time", [False, True, 0.01])
+def test_training_is_bit_identical(name: str, two_time: bool | float, generator: torch.Generator) -> None:
     data = images(generator)
     plain = noisy_model().train()
     plain[1].momentum = None  # cumulative statistics count every training batch
@@ -139,8 +139,8 @@ def test_second_attach_continues_the_count(generator: torch.Generator) -> None:
     assert recorder.trajectory().steps.tolist() == list(range(7))
 
 
-@pytest.mark.parametrize("two_time", [False, True])
-def test_checkpoint_resumes(two_time: bool, generator: torch.Generator, tmp_path: Path) -> None:
+@pytest.mark.parametrize("two_time", [False, True, 0.01])
+def test_checkpoint_resumes(two_time: bool | float, generator: torch.Generator, tmp_path: Path) -> None:
     data = vectors(generator)
     model = mlp().double()
     optimizer = SGD(model.parameters(), lr=0.1)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -34,7 +35,7 @@ SMALLEST = 1e-5
 """Smallest tolerance: beyond it float32 does not tell directions from rounding."""
 
 
-def tolerance_of(two_time: bool | float) -> float | None:
+def tolerance_of(two_time: object) -> float | None:
     """The tolerance that ``two_time=`` asks for; None where it is True or False.
 
     Raises:
@@ -45,7 +46,7 @@ def tolerance_of(two_time: bool | float) -> float | None:
     require_number(
         "two_time", two_time, at_least=SMALLEST, below=1, remedy="True, False, or a tolerance such as two_time=0.01"
     )
-    return float(two_time)
+    return float(cast(float, two_time))
 
 
 @by_value

@@ -147,8 +147,12 @@ class Kernel:
         Args:
             time: t, a position along the time axis; -1 is the last.
             other: s, likewise.
+
+        Raises:
+            NotRecordedError: if only equal times were recorded.
         """
         t, s = self._place("time", time), self._place("other", other)
+        self._require_lags()
         return 0.0 if t == s or self.factors is None else self.factors.bound(t, s)
 
     @property

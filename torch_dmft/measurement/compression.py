@@ -6,7 +6,8 @@ largest first, until no more is left than is allowed. Coordinates along these, X
 
 What is lost at t might be needed at any later time, so that little may be: epsilon(t) of three quarters of the tolerance. What
 is dropped when the run is over is known of all times, and counts by its square: coordinates along the principal axes of all
-records may be dropped, the smallest axes first, up to delta(t)^2 of the last quarter, which leaves a few directions of many. ``torch_dmft.core.factors`` says what both make of kernels.
+records may be dropped, the smallest axes first, up to delta(t)^2 of the last quarter, which leaves a few directions of many.
+``torch_dmft.core.factors`` says what both make of kernels.
 """
 
 from __future__ import annotations

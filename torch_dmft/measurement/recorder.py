@@ -297,9 +297,9 @@ class Recorder:
         like = self.records[0] if self.records else None
         record = record_of(self.subject, self.probe, taken, self.step, self._loss.number(taken.outputs), like=like)
         record = self._conditions.seen(taken, record, like or record)
-        self.records.append(record)
         if self._fields is not None:
             self._fields.add(self.step, [layer.stream for layer in taken.layers])
+        self.records.append(record)
         for memory, layer in memories:
             memory.add(layer.stream)
         return record

@@ -160,7 +160,7 @@ def networks_cost(
     networks = (2 if pairs else 1) * count
     flops = row_passes * networks * steps * sum(width**2 * per_row + width * thin for width in widths)
     weights = max(width**2 * sum(matrix.taps for matrix in matrices) + width * (thin + tables) for width in widths)
-    lags = _lags(problem, max(widths), max(widths) * count, recorded, smooth=smooth, two_time=two_time)
+    lags = lags_of(problem, max(widths), max(widths) * count, recorded, smooth=smooth, two_time=two_time)
     held = Held.of(problem, max(widths), load.most, _populations(matrices), recorded, two_time=two_time, lags=lags)
     memory = ensemble_memory(held, count, len(widths), pairs=pairs) + 4 * weights * element
     gram = _gram_flops(problem, load, matrices, recorded, two_time=two_time) + lags.flops * recorded
@@ -228,7 +228,7 @@ def twin_cost(
     backward_passes = 1 + (outputs - 1) * share if problem.chain else 1 + outputs * share
     rank, full = 0, False
     load = _Load.of(problem, recorded)
-    lags = _lags(problem, neurons, neurons * replicas, recorded, smooth=smooth, two_time=two_time, whole=whole)
+    lags = lags_of(problem, neurons, neurons * replicas, recorded, smooth=smooth, two_time=two_time, whole=whole)
     held = Held.of(problem, neurons, load.most, _populations(matrices), recorded, two_time=two_time, lags=lags)
     twin = 0.0
     passed = load.trained + load.apart * load.measured * share  # rows in a step, on average
@@ -285,7 +285,7 @@ def _gram_flops(
     return 2.0 * pairs * rows * (1 + problem.outputs**2)
 
 
-def _lags(
+def lags_of(
     problem: Problem,
     neurons: int,
     draws: int,
@@ -295,9 +295,18 @@ def _lags(
     two_time: bool | float,
     whole: bool = False,
 ) -> Lags:
-    """What two-time kernels to a tolerance hold of one network: directions like those of a twin's bases, as many as a percent needs.
+    """What two-time kernels to a tolerance hold of one network: for 1% about as many directions as a twin's bases have.
 
     A tenth of the tolerance needs half as many more.
+
+    Args:
+        problem: the problem.
+        neurons: N of the widest population.
+        draws: neurons times networks.
+        recorded: number of recorded steps.
+        smooth: whether no activation has a kink.
+        two_time: whether kernels are kept at pairs of times.
+        whole: see ``directions_per_row``.
     """
     tolerance = tolerance_of(two_time)
     if tolerance is None:

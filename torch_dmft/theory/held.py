@@ -28,7 +28,7 @@ def on_the_process(problem: Problem, held: int | float) -> int:
 
 
 def answer_memory(problem: Problem, recorded: int, *, two_time: bool | float, rows: int | None = None) -> int:
-    """Bytes of the arrays of a trajectory: for L + 1 weights n^2 numbers forward, (n C)^2 backward and in the NTK, at every record.
+    """Bytes of a trajectory's arrays: for L + 1 weights n^2 numbers forward, (n C)^2 backward and in the NTK, at every record.
 
     Args:
         problem: the problem.
@@ -48,8 +48,8 @@ class Lags:
 
     Attributes:
         kept: by the kernels of a finished run, in the directions that they need: about half of those met.
-        running: while a network is recorded, all directions met and the records in them, and those of one kernel twice more when
-            the run is over.
+        running: while a network is recorded, all directions met and the records in them, and those of one kernel twice more
+            when the run is over.
         flops: of finding directions, per record and neuron.
     """
 

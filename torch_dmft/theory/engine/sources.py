@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.core.undisturbed import undisturbed
-from torch_dmft.theory.cost import Cost, ensemble_memory, networks_cost
+from torch_dmft.theory.cost import Cost, ensemble_memory, lags_of, networks_cost
 from torch_dmft.theory.engine.built import Built, Factory, built, wrapped_model
 from torch_dmft.theory.engine.networks import Networks, Widened
 from torch_dmft.theory.engine.posed import rotated
@@ -154,7 +154,9 @@ def cost_of_networks(
         seconds += networks * calls.count * _CALL * (3 * problem.steps + looks * recorded)
         seconds += networks * (of_steps + of_looks) / _SPEED
         fields = calls.count * measured * int(math.sqrt(per_row)) * (1 + problem.outputs)
-        numbers = max(numbers, 6 * parameters + fields * (recorded if two_time else 2))
-    held = Held.of(problem, 0, measured, [], recorded, two_time=two_time)
+        numbers = max(numbers, 6 * parameters + fields * (recorded if two_time is True else 2))
+    size = int(math.sqrt(per_row))
+    lags = lags_of(problem, size, size * count, recorded, smooth=True, two_time=two_time)
+    held = Held.of(problem, 0, measured, [], recorded, two_time=two_time, lags=lags)
     memory = ensemble_memory(held, count, len(widths), pairs=pairs) + numbers * element
     return Cost(on_the_process(problem, memory), flops, seconds, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -144,6 +145,8 @@ def test_wrong_settings_are_refused() -> None:
         "neurons": 4,
         "replicas": 0,
         "dtype": "float16",
+        "momentum": 1.0,
+        "weight_decay": -1.0,
         "depth": 0,
     }.items():
         with pytest.raises((InvalidInputError, ValueError), match=rf"{name}"):
@@ -164,3 +167,24 @@ def test_without_scikit_learn_everything_else_is_there() -> None:
         "else: raise SystemExit('it came')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_noise_of_the_start_is_said_where_it_is_of_the_size_of_the_targets() -> None:
+    X, y = waves(0)
+    further, _ = waves(1)
+    still = {"lr": 1e-9, "epochs": 1, "validation_fraction": 0.0, "neurons": 256, "replicas": 1, "random_state": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet = dmft.InfiniteWidthRegressor(**still).fit(X, y)
+    with pytest.warns(UserWarning, match=r"0 at infinite width.*gamma0=0.001, neurons=256"):
+        noisy = dmft.InfiniteWidthRegressor(gamma0=1e-3, **still).fit(X, y)
+    assert noisy.start_ == pytest.approx(1e3 * quiet.start_, rel=1e-2)
+    found = np.sqrt(np.square(noisy.predict(further) - y.mean()).mean()) / y.std()  # where the limit says 0
+    assert 1 / 3 < found / noisy.start_ < 3
+    with pytest.warns(UserWarning, match=r"start"):
+        dmft.InfiniteWidthClassifier(gamma0=1e-3, **still).fit(X, y > 0)
+
+
+def test_rows_that_are_all_the_same_teach_nothing() -> None:
+    with pytest.raises(InvalidInputError, match=r"Rows must differ.*6 equal rows"):
+        dmft.InfiniteWidthRegressor().fit(np.ones((6, 3)), np.arange(6.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -38,6 +39,8 @@ _FRACTION = 0.1
 """Of the rate at which full batches are unstable at the start: batches are smaller, and kernels grow with what is learned."""
 _LOWER, _ATTEMPTS = 0.25, 6
 """By what the rate is multiplied where training diverges even so, and how often."""
+_NOISY = 0.2
+"""Outputs at the start, 0 at infinite width, above which a fit warns: of regressors in units of the targets' deviation."""
 _PROBE_WIDTH, _PROBE_ROWS = 512, 256
 """Of the finite network that a learning rate is suggested for, and most rows that it is suggested on."""
 
@@ -107,6 +110,14 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
             else:
                 break
         self.n_steps_, self.lr_ = self._fitted.steps, float(problem.training.number("lr"))
+        self.start_ = self._fitted.start
+        if not self.start_ <= _NOISY:
+            warnings.warn(
+                f"Outputs start at {self.start_:.2g}, where they are 0 at infinite width: predictions have as much noise of "
+                f"the sample of neurons, which falls like 1 / (gamma0 sqrt(neurons)). Got: gamma0={self.gamma0:g}, neurons="
+                f"{self.neurons}. Remedy: more neurons, four times as many as rows in a batch at least, or a larger gamma0.",
+                stacklevel=3,
+            )
         self.validation_losses_ = [] if held_out is None else held_out.losses
 
     def _trained(self, problem: Problem, held_out: HeldOut | None, seed: int) -> Fitted:
@@ -130,6 +141,8 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
         require_whole("patience", self.patience, at_least=1)
         require_whole("neurons", self.neurons, at_least=16)
         require_whole("replicas", self.replicas, at_least=1)
+        require_number("momentum", self.momentum, at_least=0, below=1)
+        require_number("weight_decay", self.weight_decay, at_least=0)
         require_number("validation_fraction", self.validation_fraction, at_least=0, below=1)
         require_choice("dtype", self.dtype, ("float32", "float64"))
         if self.lr is not None:
@@ -144,6 +157,9 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
         targets = self._encoded(y)
         self._center = np.asarray(X, dtype=float).mean(axis=0)
         self._size = float(np.sqrt(np.square(X - self._center).mean())) or 1.0
+        if (X[:1] == X).all():
+            what = "Rows must differ, as inputs are centred and nothing would be left of them."
+            raise InvalidInputError(what, got=f"{len(X)} equal rows", remedy="features that vary")
         rows, held = self._split(np.arange(len(X)), targets, generator)
         inputs, targets = self._inputs(X), targets.to(self.device)
         size = min(self.batch_size, len(rows))
@@ -270,6 +286,8 @@ class InfiniteWidthClassifier(ClassifierMixin, _InfiniteWidth):  # type: ignore[
         n_steps_: steps that they were trained.
         lr_: eta.
         validation_losses_: of the first twin after every epoch at ``lr_``, if rows were held out.
+        start_: root mean square of outputs before training, of rows not yet met: 0 at infinite width, noise in a sample of
+            neurons, in proportion to 1 / (gamma0 sqrt(neurons)). Above 0.2 ``fit`` warns.
 
     Source: Bordelon & Pehlevan 2022, eqs. 9 and 10; rows alone: ``torch_dmft.theory.engine.closed``.
 
@@ -342,6 +360,7 @@ class InfiniteWidthRegressor(RegressorMixin, _InfiniteWidth):  # type: ignore[mi
         n_steps_: steps that they were trained.
         lr_: eta.
         validation_losses_: of the first twin after every epoch at ``lr_``, in units of the targets' variance.
+        start_: outputs before training, in units of the targets' deviation; see ``InfiniteWidthClassifier``.
 
     Example:
         >>> InfiniteWidthRegressor(gamma0=1.0).fit(X, y).predict(X, return_std=True)  # doctest: +SKIP

@@ -23,6 +23,8 @@ from torch_dmft.theory.stepping import track
 
 _BLOCK = 1024
 """Rows that are passed at once."""
+_TRIED = 256
+"""Rows at most that the start is looked at on."""
 
 
 @dataclass
@@ -73,10 +75,13 @@ class Fitted:
     Attributes:
         models: one per replica.
         steps: that they were trained.
+        start: root mean square of f, before training, of rows that the first step did not meet: 0 at infinite width, noise of
+            the sample of neurons, in proportion to 1 / (gamma0 sqrt(S)), in a twin.
     """
 
     models: tuple[nn.Module, ...]
     steps: int
+    start: float
 
     def outputs(self, inputs: Float[Tensor, "row dim"]) -> Float[Tensor, "replica row output"]:
         """F of any rows."""
@@ -104,18 +109,20 @@ def fit_twins(
         held_out: what to stop by; None for all steps.
         progress: whether to show it.
     """
-    steps, models = problem.steps, []
+    steps, models, starts = problem.steps, [], []
+    further = problem.tensor[:0] if held_out is None else held_out.inputs
     for replica, own in enumerate(replica_generators(generator, replicas)):
         plan = twin_of(problem, neurons, tolerance=tolerance, generator=own, law="limit", responses=True)
         run = track(range(steps), f"replica {replica + 1} of {replicas}", progress=progress)
         watch = held_out if replica == 0 else None
-        train(
-            problem, plan, _Batches(problem, plan), watch.watched(run, plan.model) if watch else run, last=problem.steps
-        )
+        view = _Batches(problem, plan, further)
+        train(problem, plan, view, watch.watched(run, plan.model) if watch else run, last=problem.steps)
         models.append(plan.model)
+        starts.append(view.start)
         if watch is not None and watch.best is not None:
             steps, models = watch.best_at, [watch.best]
-    return Fitted(tuple(model.requires_grad_(requires_grad=False).eval() for model in models), steps)
+    start = float(torch.tensor(starts, dtype=torch.float64, device="cpu").square().mean().sqrt())
+    return Fitted(tuple(model.requires_grad_(requires_grad=False).eval() for model in models), steps, start)
 
 
 @torch.no_grad()
@@ -126,13 +133,31 @@ def outputs_of(model: nn.Module, inputs: Float[Tensor, "row dim"]) -> Float[Tens
 
 
 class _Batches:
-    """A twin passed by the rows of each batch; nothing is measured."""
+    """A twin passed by the rows of each batch; nothing is measured but its outputs of other rows at the start.
 
-    def __init__(self, problem: Problem, plan: Plan) -> None:
+    Args:
+        problem: a chain and its training.
+        plan: the twin.
+        further: rows that are held out.
+    """
+
+    def __init__(self, problem: Problem, plan: Plan, further: Float[Tensor, "row dim"]) -> None:
         self._problem, self._passes = problem, Passes(subject_of(plan, problem.tensor[:2]))
+        self._model, self._further, self.start = plan.model, further, 0.0
 
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
         """Pass the batch of a step."""
         problem, rows = self._problem, self._problem.rows_of(step)
         one = self._passes(problem.tensor[rows], measured=measured)
+        if step == 0:
+            self.start = self._size(problem.tensor, rows)
         return Moment(one.outputs, lambda: one.backward(problem.error_on(one.outputs, rows)))
+
+    def _size(self, inputs: Float[Tensor, "row dim"], met: Tensor) -> float:
+        """Root mean square of f of rows that were not met; where all were, of means of neighbours, at their size."""
+        is_met = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
+        is_met[met] = True
+        others = torch.cat([self._further, inputs[~is_met]])
+        if not len(others):
+            others = (inputs + inputs.roll(1, 0)) / 2**0.5
+        return float(outputs_of(copy.deepcopy(self._model), others[:_TRIED]).double().square().mean().sqrt())

@@ -1,4 +1,4 @@
-"""A small transformer encoder with a fixed number of heads, in the scaling that has an infinite-width limit."""
+"""A small transformer encoder, in the scaling that has an infinite-width limit: heads fixed in number, or in size."""
 
 from __future__ import annotations
 
@@ -12,23 +12,34 @@ TOKENS, FEATURES, HEADS = 4, 5, 2
 
 
 class Attention(nn.Module):
-    """Multi-head attention with scores divided by ``size ** power`` of a head: 1 has a limit, 1/2 has none.
+    """Multi-head attention with scores divided by ``d ** power``, d the size of a head.
 
-    ``by_hand`` writes the products out.
+    If the number of heads is fixed, power 1 has a limit and 1/2 has none; heads of a fixed ``size`` grow in number, and the
+    power does not matter. ``by_hand`` writes the products out; ``causal`` tokens see themselves and those before.
     """
 
-    def __init__(self, width: int, *, power: float = 1.0, scale: float = 1.0, by_hand: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        power: float = 1.0,
+        scale: float = 1.0,
+        by_hand: bool = False,
+        size: int | None = None,
+        causal: bool = False,
+    ) -> None:
         super().__init__()
         self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.power, self.scale, self.by_hand = power, scale, by_hand
+        self.power, self.scale, self.by_hand, self.causal = power, scale, by_hand, causal
+        self.layout = (HEADS, -1) if size is None else (-1, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(x).unflatten(-1, self.layout).transpose(1, 2) for layer in (self.q, self.k, self.v))
         scale = self.scale / q.shape[-1] ** self.power
         if self.by_hand:
             mixed = torch.softmax(q @ k.transpose(-2, -1) * scale, -1) @ v
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, scale=scale)
+            mixed = F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=self.causal)
         result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return result
 

@@ -112,6 +112,64 @@ def test_axes_that_were_cut_in_other_ways_are_derived(model: nn.Module) -> None:
     assert found.layers[-2].out_axis is not None
 
 
+SIZE = 4
+
+
+def growing(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    return tuple(layer(x).unflatten(-1, (-1, SIZE)).transpose(1, 2) for layer in (model.q, model.k, model.v))
+
+
+def of_fixed_size(model: nn.Module, x: Tensor) -> Tensor:
+    return merge(F.scaled_dot_product_attention(*growing(model, x), is_causal=True))
+
+
+def of_fixed_size_by_hand(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = growing(model, x)
+    return merge((q @ k.mT / SIZE**0.5).softmax(-1) @ v)
+
+
+def of_fixed_size_by_view(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).view(len(x), TOKENS, -1, SIZE) for layer in (model.q, model.k, model.v))
+    weights = torch.einsum("bqhd,bkhd->bhqk", 0.3 * q, k).softmax(-1)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v).reshape(len(x), TOKENS, -1)
+
+
+@pytest.mark.parametrize("attend", [of_fixed_size, of_fixed_size_by_hand, of_fixed_size_by_view])
+def test_heads_of_a_fixed_size_grow_in_number(attend: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    """Scores are sums over a fixed number of neurons, whatever their factor; heads side by side are the width again."""
+    found = describe(Attends(attend), torch.randn(3, TOKENS, FEATURES))
+    assert not found.dot_products
+    assert set(found.parts) == {WIDTH // SIZE}
+    q, k, v, out = (layer for layer in found.layers if layer.role is Role.HIDDEN)
+    assert {q.out_axis, k.out_axis, v.out_axis} == {out.in_axis}  # the neurons of one head
+    assert out.in_axis != out.out_axis
+
+
+def test_a_packed_projection_of_heads_of_a_fixed_size() -> None:
+    class Packed(Attends):
+        def __init__(self) -> None:
+            super().__init__(lambda model, x: model.mix(model.qkv(x)))
+            self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+            del self.q, self.k, self.v
+
+        def mix(self, packed: Tensor) -> Tensor:
+            q, k, v = packed.view(*packed.shape[:2], 3, -1, SIZE).permute(2, 0, 3, 1, 4)
+            return merge(F.scaled_dot_product_attention(q, k, v))
+
+    found = describe(Packed(), torch.randn(3, TOKENS, FEATURES))
+    assert {layer.path: layer.role for layer in found.layers}["qkv"] is Role.HIDDEN
+    assert not found.dot_products
+
+
+def test_a_factor_of_the_width_is_no_factor_of_the_size() -> None:
+    def attend(model: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = growing(model, x)
+        return merge((q @ k.mT / model.q.out_features**0.5).softmax(-1) @ v)
+
+    with pytest.raises(UnsupportedModelError, match=r"multiplied by 0\.25, but at another width 0\.125"):
+        describe(Attends(attend), torch.randn(3, TOKENS, FEATURES))
+
+
 def test_norms_of_queries_and_keys_act_on_the_width_of_a_head() -> None:
     class Normed(Attends):
         def __init__(self) -> None:
@@ -173,9 +231,16 @@ def explicit_sizes(model: nn.Module, x: Tensor) -> Tensor:
     return merge(F.scaled_dot_product_attention(q, k, v, scale=1 / HEAD))
 
 
-def growing_heads(model: nn.Module, x: Tensor) -> Tensor:
-    q, k, v = (layer(x).unflatten(-1, (-1, HEAD)).transpose(1, 2) for layer in (model.q, model.k, model.v))
+def sizes_of_both(model: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).unflatten(-1, (HEADS, HEAD)).transpose(1, 2) for layer in (model.q, model.k, model.v))
     return merge(F.scaled_dot_product_attention(q, k, v, scale=1 / HEAD))
+
+
+def grouped_and_growing(model: nn.Module, x: Tensor) -> Tensor:
+    q = model.q(x).unflatten(-1, (-1, 2, 4))
+    k, v = (layer(x).unflatten(-1, (-1, 4)) for layer in (model.k, model.v))
+    weights = torch.einsum("bighd,bjgd->bghij", q, k).softmax(-1)
+    return torch.einsum("bghij,bjgd->bighd", weights, v).flatten(2)
 
 
 def across_samples(model: nn.Module, x: Tensor) -> Tensor:
@@ -212,7 +277,12 @@ def one_key_for_all_heads(model: nn.Module, x: Tensor) -> Tensor:
         (half_ahead, (), "square root"),
         (mask_before_scale, (), "is not divided by it"),
         (explicit_sizes, (), r"`view` splits a width.*view\(batch, tokens, heads, -1\)"),
-        (growing_heads, (), r"`unflatten` splits a width.*unflatten\(-1, \(heads, -1\)\)"),
+        (
+            sizes_of_both,
+            (),
+            r"`unflatten` splits a width.*unflatten\(-1, \(heads, -1\)\).*unflatten\(-1, \(-1, size\)\)",
+        ),
+        (grouped_and_growing, (WIDTH, HEAD, HEAD), r"q, k, v: its neurons meet those of one part"),
         (across_samples, (), r"cannot be followed.*within a sample"),
         (outer, (), "`matmul` on features cannot be followed"),
         (grouped, (WIDTH, HEAD, HEAD), r"k: its neurons meet those of one part"),

@@ -101,20 +101,34 @@ def test_derived_of_data_is_data() -> None:
 def test_parts_side_by_side_are_the_whole_again() -> None:
     axes = Axes()
     whole = axes.new()
-    heads, entries = axes.split(whole, (2,))
-    assert axes.split(whole, (2,)) == (heads, entries)
+    heads, entries = axes.split(whole, (2, None))
+    assert axes.split(whole, (2, None)) == (heads, entries)
     assert axes.joined((heads, entries)) == whole
     assert axes.joined((entries, heads)) != whole  # another order of the neurons
     axes.settle()
     assert axes.is_width(entries)
     assert not axes.is_width(heads)
-    assert axes.has_splits
+    assert [split.sizes for split in axes.splits] == [(2, None)]
+
+
+def test_parts_may_grow_in_number_instead_of_in_size() -> None:
+    axes = Axes()
+    whole, other = axes.new(), axes.new()
+    three, heads, entries = axes.split(whole, (3, None, 8))
+    assert axes.joined((three, heads, entries)) == whole
+    assert axes.joined((heads, entries)) != whole  # one of the three
+    axes.unify(heads, axes.split(other, (3, None, 8))[1])
+    assert axes.root(whole) == axes.root(other)
+    assert not axes.meets_parts_of_others(whole)
+    axes.settle()
+    assert [axes.is_width(part) for part in (three, heads, entries)] == [False, True, False]
+    assert {split.sizes_of_parts for split in axes.splits} == {(8,)}
 
 
 def test_wholes_whose_parts_meet_are_one_width() -> None:
     axes = Axes()
     wholes = [axes.new() for _ in range(4)]
-    parts = [axes.split(whole, (count,)) for whole, count in zip(wholes, (2, 2, 4, 2), strict=True)]
+    parts = [axes.split(whole, (count, None)) for whole, count in zip(wholes, (2, 2, 4, 2), strict=True)]
     axes.unify(parts[0][1], parts[1][1])
     assert axes.root(wholes[0]) == axes.root(wholes[1])
     assert not axes.meets_parts_of_others(wholes[0])
@@ -128,9 +142,9 @@ def test_wholes_whose_parts_meet_are_one_width() -> None:
 def test_what_fixes_a_width_fixes_its_parts_and_conversely(which: str) -> None:
     axes = Axes()
     whole = axes.new()
-    _, entries = axes.split(whole, (3,))
+    _, entries = axes.split(whole, (3, None))
     axes.unify({"whole": whole, "entries": entries}[which], None)
     axes.settle()
     assert not axes.is_width(whole)
     assert not axes.is_width(entries)
-    assert not axes.has_splits
+    assert not axes.splits

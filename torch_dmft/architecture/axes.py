@@ -5,8 +5,8 @@ tokens). A weight makes a new axis, numbered by an integer. Adding two tensors u
 flattening and slicing derive a new axis from others. In the end an axis is a *width* unless it was unified with
 the data or reaches the model's output.
 
-A width may be split into consecutive parts, such as the heads of attention. Their number is fixed; the entries of each
-part are a width. Side by side the parts are the whole again.
+A width may be split into consecutive parts, such as the heads of attention. Either their number is fixed, and the entries of
+each part are a width; or their size is fixed, and their number is a width. Side by side the parts are the whole again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,23 @@ class Split:
 
     Attributes:
         whole: the width.
-        counts: how many parts there are, outermost axis first.
-        parts: the new axes: one for each count, and last the entries of one part.
+        sizes: of the new axes, outermost first; None for the one that grows with the width.
+        parts: the new axes.
     """
 
     whole: int
-    counts: tuple[int, ...]
+    sizes: tuple[int | None, ...]
     parts: tuple[int, ...]
+
+    @property
+    def grown(self) -> int:
+        """The axis that grows with the width."""
+        return self.parts[self.sizes.index(None)]
+
+    @property
+    def sizes_of_parts(self) -> tuple[int, ...]:
+        """The fixed size of one part; () if their number is fixed instead."""
+        return tuple(size for size in self.sizes[self.sizes.index(None) + 1 :] if size is not None)
 
 
 class Axes:
@@ -49,7 +59,7 @@ class Axes:
         self._by_output: set[int] = set()
         self._derived: list[tuple[int, tuple[int, ...]]] = []
         self._by_whole: dict[int, list[Split]] = {}
-        self._by_entries: dict[int, list[Split]] = {}
+        self._by_grown: dict[int, list[Split]] = {}
 
     def new(self) -> int:
         """A new axis, a width until something fixes it."""
@@ -65,41 +75,41 @@ class Axes:
         self._derived.append((whole, labels))
         return whole
 
-    def split(self, whole: int, counts: tuple[int, ...]) -> tuple[int, ...]:
-        """The axes of a width laid out in this many parts: one for each count, and the entries of one part."""
+    def split(self, whole: int, sizes: tuple[int | None, ...]) -> tuple[int, ...]:
+        """The axes of a width laid out on axes of these sizes, of which one, None, grows with it."""
         for known in self._by_whole.get(self.root(whole), ()):
-            if known.counts == counts:
+            if known.sizes == sizes:
                 return known.parts
-        parts = tuple(self.new() for _ in (*counts, whole))
-        for number in parts[:-1]:
-            self.fix(number)
-        self._derived.append((parts[-1], (whole,)))
-        split = Split(whole, counts, parts)
+        split = Split(whole, sizes, tuple(self.new() for _ in sizes))
+        for part in split.parts:
+            if part != split.grown:
+                self.fix(part)
+        self._derived.append((split.grown, (whole,)))
         self._by_whole.setdefault(self.root(whole), []).append(split)
-        self._by_entries[parts[-1]] = [split]
-        return parts
+        self._by_grown[split.grown] = [split]
+        return split.parts
 
     def joined(self, parts: tuple[Label, ...]) -> Label:
         """One axis in place of these: the whole that was split into them, else an axis derived from them."""
         if None not in parts:
             roots = [self.root(part) for part in parts if part]
-            for known in self._by_entries.get(roots[-1], ()) if roots else ():
+            for known in (split for root in roots for split in self._by_grown.get(root, ())):
                 if roots == [self.root(part) for part in known.parts]:
                     return known.whole
         return self.derived(part for part in parts if part is None or not self.is_fixed(part))
 
     @property
-    def has_splits(self) -> bool:
-        """Whether a width is laid out in parts (after ``settle``)."""
-        return any(self.is_width(whole) for whole in self._by_whole)
+    def splits(self) -> list[Split]:
+        """How widths are laid out in parts (after ``settle``)."""
+        return [split for whole, splits in self._by_whole.items() if self.is_width(whole) for split in splits]
 
     def meets_parts_of_others(self, label: int) -> bool:
         """Whether entries of this width were combined one by one with parts of a width that is not laid out alike."""
         root = self.root(label)
-        return root in self._by_entries or any(
-            split.counts != other.counts
+        return root in self._by_grown or any(
+            split.sizes != other.sizes
             for split in self._by_whole.get(root, ())
-            for other in self._by_entries[self.root(split.parts[-1])]
+            for other in self._by_grown[self.root(split.grown)]
         )
 
     def root(self, label: int) -> int:
@@ -126,13 +136,13 @@ class Axes:
                 fixed.add(low)
         if high in self._by_whole:
             self._by_whole.setdefault(low, []).extend(self._by_whole.pop(high))
-        if high in self._by_entries:
-            moved, here = self._by_entries.pop(high), self._by_entries.setdefault(low, [])
-            alike = {split.counts: split.whole for split in here}
+        if high in self._by_grown:
+            moved, here = self._by_grown.pop(high), self._by_grown.setdefault(low, [])
+            alike = {split.sizes: split.whole for split in here}
             here.extend(moved)
             for split in moved:  # parts whose entries are combined make wholes that are
-                if split.counts in alike:
-                    self.unify(alike[split.counts], split.whole)
+                if split.sizes in alike:
+                    self.unify(alike[split.sizes], split.whole)
         return self.root(low)
 
     def unified(self, labels: Iterable[Label]) -> Label:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from torch_dmft.architecture.roles import Architecture, Constant
 from torch_dmft.core.errors import Place
@@ -57,12 +57,17 @@ def _alike(one: Constant, other: Constant) -> bool:
     return math.isclose(one.number, other.number, rel_tol=1e-6) or math.isnan(one.number)
 
 
-def suspicious(constants: tuple[Constant, ...], architecture: Architecture, data_sizes: set[int]) -> list[Place]:
+def suspicious(
+    constants: tuple[Constant, ...],
+    architecture: Architecture,
+    data_sizes: set[int],
+    part_sizes: Collection[int] = (),
+) -> list[Place]:
     """Numbers that follow a law of a width here, and might do so at every width.
 
     A number that was stored when the model was built does not change in a copy at another width, so this is the only sign of
     it. Powers of the sizes of the data (to average over tokens, for example) are accepted if these sizes are not widths too,
-    and so are those of the number of residual branches with this factor.
+    and so are those of the fixed sizes of parts (heads), and of the number of residual branches with this factor.
     """
     widths = {
         size
@@ -78,7 +83,7 @@ def suspicious(constants: tuple[Constant, ...], architecture: Architecture, data
     branches = Counter(constant.number for constant in constants if constant.kind == "branch")
     places = []
     for constant in constants:
-        sizes = data_sizes if constant.on_data else data_sizes - widths
+        sizes = data_sizes if constant.on_data else (data_sizes | set(part_sizes)) - widths
         is_depth = constant.kind == "branch" and _is_of_depth(constant.number, branches[constant.number])
         places += [] if is_depth else _suspicious(constant, widths, sizes)
     return list(dict.fromkeys(places))

@@ -115,7 +115,7 @@ def describe(
         is_chain=is_plain and not train_differs,
         row_independent=not (batch_norms or couples_rows or trace.mixes_rows),
         dot_products=products,
-        has_parts=trace.axes.has_splits,
+        parts=_parts(trace),
         constants=constants,
         outputs=trace.outputs,
         train_differs=train_differs,
@@ -137,6 +137,11 @@ def _products(trace: Trace) -> tuple[DotProduct, ...]:
     return tuple(product for label, product in trace.sums if trace.axes.is_width(label))
 
 
+def _parts(trace: Trace) -> tuple[int, ...]:
+    """The sizes of the axes that grow where a width is laid out in parts."""
+    return tuple(size for label, size in trace.parts.items() if trace.axes.is_width(label))
+
+
 def _constants(trace: Trace) -> tuple[Constant, ...]:
     """The numbers that act on features, including those of sums that do not run over a width."""
     others = [product for label, product in trace.sums if not trace.axes.is_width(label) and product.factor != 1.0]
@@ -154,7 +159,8 @@ def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, examp
     changed = compared(found.constants, _constants(copy))
     if copy.letters != trace.letters:
         changed.append(Place("(model)", "its steps differ at another width", "let the width change sizes only"))
-    return places + (changed or suspicious(found.constants, found, sizes))
+    heads = {size for split in trace.axes.splits for size in split.sizes_of_parts}
+    return places + (changed or suspicious(found.constants, found, sizes, heads))
 
 
 def _wide_copy(model: nn.Module, found: Architecture, example_input: Example) -> Trace | None:

@@ -246,7 +246,8 @@ class Architecture:
         row_independent: whether each output row depends on its own input row alone (False with BatchNorm in train
             mode).
         dot_products: sums of products over a width, in the order of the forward pass.
-        has_parts: whether a width is laid out in parts (heads), so that neurons of one width can meet each other.
+        parts: of every width that is laid out on several axes, the size of the one that grows: the size of a head where their
+            number is fixed, their number where their size is.
         constants: numbers that act on features, in the order of the forward pass.
         outputs: how many numbers the model returns per sample; fewer than the readout's out_features if the model returns only
             some of them.
@@ -268,7 +269,7 @@ class Architecture:
     is_chain: bool
     row_independent: bool
     dot_products: tuple[DotProduct, ...] = ()
-    has_parts: bool = False
+    parts: tuple[int, ...] = ()
     constants: tuple[Constant, ...] = ()
     outputs: int = 0
     train_differs: tuple[Place, ...] = ()
@@ -278,6 +279,11 @@ class Architecture:
     streams: tuple[Stream, ...] = ()
     is_traced: bool = True
     averages_out: bool = False
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether a width is laid out in parts (heads), so that neurons of one width can meet each other."""
+        return bool(self.parts)
 
     @property
     def factors(self) -> dict[str, float]:

@@ -105,6 +105,7 @@ class Trace:
         used: identities of the parameters reached.
         places: what could not be followed.
         trained: identities of the parameters that are trained.
+        parts: of widths that are laid out in parts, the axis that grows and its size.
         sums: sums of products, each with the axis it runs over.
         numbers: what acted on features along with them, by what makes it one; a factor counts when its product is complete.
         has_numbers: whether any number acted on features, even one that changes nothing here, such as a factor of 1.
@@ -127,6 +128,7 @@ class Trace:
         self.heads: set[str] = set()
         self.used: set[int] = set()
         self.places: dict[Place, None] = {}
+        self.parts: dict[int, int] = {}
         self.sums: dict[tuple[Label, DotProduct], None] = {}
         self.numbers: dict[tuple[object, ...], Constant] = {}
         self.has_numbers = False

@@ -36,7 +36,7 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
     ratio = neurons / architecture.width
     if has_composite_axes(architecture) or architecture.has_parts:
         sizes = [layer.in_features for layer in architecture.layers if layer.in_axis is not None]
-        unit = math.gcd(*sizes, *(product.size for product in architecture.dot_products))
+        unit = math.gcd(*sizes, *architecture.parts, *(product.size for product in architecture.dot_products))
         ratio = max(1, round(ratio * unit)) / unit
 
     def wide(features: int, axis: int | None) -> int:

@@ -2,10 +2,11 @@
 
     e = W0 x / sqrt(D)                                               (token by token)
     q, k, v = Wq n, Wk n, Wv n  with  n = norm(e), all divided by sqrt(N), and split into H heads of d = N/H neurons
-    a = softmax(scale q.k / d) v for each head,   e2 = e + Wo a / sqrt(N)
+    a = softmax(scale q.k / d) v for each head,   e2 = e + Wo a / sqrt(N)       (or H = N/d heads of a fixed size d)
     e3 = e2 + Wd tanh(Wu norm(e2) / sqrt(N)) / sqrt(N),   f = w . <norm(e3)> / (gamma0 N)
 
-with a mean over tokens and with norm = LayerNorm without gain and shift, or nothing. Independent of the package.
+with a mean over tokens and with norm = LayerNorm without gain and shift, or nothing; if ``causal``, a token's softmax runs over
+itself and those before. Independent of the package.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def train(
     gamma0: float,
     generator: torch.Generator,
     record: tuple[int, ...],
+    size: int | None = None,
+    causal: bool = False,
 ) -> dict[str, Tensor]:
     """Observables of many networks before each recorded step, with a leading network axis; the second half has -w."""
     half, (samples, tokens, features) = networks // 2, inputs.shape
@@ -44,6 +47,8 @@ def train(
     theta = {name: torch.randn(half, *shape, generator=generator, dtype=inputs.dtype) for name, shape in draw.items()}
     theta = {name: torch.cat([p, -p if name == "readout" else p]).requires_grad_() for name, p in theta.items()}
     rate = gamma0**2 * width
+    layout = (HEADS, -1) if size is None else (-1, size)
+    hidden = torch.ones(tokens, tokens).triu(1).bool() if causal else torch.zeros(tokens, tokens).bool()
     found: dict[str, list[Tensor]] = {}
 
     def normed(rows: Tensor) -> Tensor:
@@ -60,9 +65,9 @@ def train(
 
         stream = apply("embed", inputs.expand(networks, -1, -1, -1))
         known = normed(stream)
-        q, k, v = (apply(name, known).unflatten(-1, (HEADS, -1)) for name in "qkv")
+        q, k, v = (apply(name, known).unflatten(-1, layout) for name in "qkv")
         scores = scale * torch.einsum("npthd,npshd->nphts", q, k) / q.shape[-1]
-        mixed = torch.einsum("nphts,npshd->npthd", scores.softmax(-1), v).flatten(-2)
+        mixed = torch.einsum("nphts,npshd->npthd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v).flatten(-2)
         stream = stream + apply("out", mixed)
         stream = stream + apply("down", torch.tanh(apply("up", normed(stream))))
         last = normed(stream).mean(2)

@@ -32,10 +32,12 @@ def _reshape(trace: Trace, call: Call) -> Outcome | None:
             labels[new[0]] = before[0]
         elif len(new) == 1:
             labels[new[0]] = trace.axes.joined(tuple(before))
-        elif len(old) == 1 and _inferred(call) == new[-1]:
-            counts = tuple(call.results[0].shape[axis] for axis in new[:-1])
-            for axis, label in zip(new, trace.axes.split(widths[0], counts), strict=True):
+        elif len(old) == 1 and (grown := _inferred(call)) in new:
+            sizes = tuple(None if axis == grown else call.results[0].shape[axis] for axis in new)
+            for axis, label in zip(new, trace.axes.split(widths[0], sizes), strict=True):
                 labels[axis] = label
+                if axis == grown:
+                    trace.parts[label] = call.results[0].shape[axis]
         else:
             whole = trace.axes.derived(before)
             for axis in new:
@@ -59,7 +61,7 @@ def _inferred(call: Call) -> int | None:
 
 _SPLIT = (
     "fix the number of parts (heads) and leave their size to torch: unflatten(-1, (heads, -1)) or "
-    "view(batch, tokens, heads, -1)"
+    "view(batch, tokens, heads, -1); or fix their size: unflatten(-1, (-1, size))"
 )
 
 

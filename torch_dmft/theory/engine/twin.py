@@ -129,9 +129,8 @@ def infinite_width(
         rules = parameter_rules(architecture, narrow, gamma0=gamma0, gain=common)
         biases = {}
     if not isinstance(model_or_factory, nn.Module | Plan):
-        unit = math.lcm(
-            *(_TEMPLATE_WIDTH // math.gcd(_TEMPLATE_WIDTH, each.size) for each in architecture.dot_products)
-        )
+        sizes = (*architecture.parts, *(product.size for product in architecture.dot_products))
+        unit = math.lcm(*(_TEMPLATE_WIDTH // math.gcd(_TEMPLATE_WIDTH, size) for size in sizes))
         if neurons % unit:
             raise InvalidInputError(
                 "The neurons must be divisible into heads.",

@@ -158,9 +158,12 @@ def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, examp
         return places + suspicious(found.constants, found, sizes)
     changed = compared(found.constants, _constants(copy))
     if copy.letters != trace.letters:
-        changed.append(Place("(model)", "its steps differ at another width", "let the width change sizes only"))
+        changed.append(Place("(model)", "its steps differ at another width", _SIZES_ONLY))
     heads = {size for split in trace.axes.splits for size in split.sizes_of_parts}
     return places + (changed or suspicious(found.constants, found, sizes, heads))
+
+
+_SIZES_ONLY = "let the width change sizes only, and let nothing that grows with it (heads, groups) be a single one here"
 
 
 def _wide_copy(model: nn.Module, found: Architecture, example_input: Example) -> Trace | None:

@@ -145,6 +145,35 @@ def test_heads_of_a_fixed_size_grow_in_number(attend: Callable[[nn.Module, Tenso
     assert out.in_axis != out.out_axis
 
 
+def of_a_stored_number(model: nn.Module, x: Tensor) -> Tensor:
+    samples, tokens, width = x.shape
+    q, k, v = (
+        layer(x).view(samples, tokens, HEADS, width // HEADS).transpose(1, 2) for layer in (model.q, model.k, model.v)
+    )
+    mixed = ((q @ k.mT) / q.shape[-1]).softmax(-1) @ v
+    return mixed.transpose(1, 2).contiguous().view(samples, tokens, width)
+
+
+def of_a_stored_size(model: nn.Module, x: Tensor) -> Tensor:
+    samples, tokens, width = x.shape
+    q, k, v = (
+        layer(x).reshape(-1, tokens, width // SIZE, SIZE).transpose(1, 2) for layer in (model.q, model.k, model.v)
+    )
+    return merge(((q @ k.mT) / SIZE**0.5).softmax(-1) @ v)
+
+
+@pytest.mark.parametrize(("attend", "scores", "part"), [(of_a_stored_number, 1, 8), (of_a_stored_size, 0, 4)])
+def test_a_copy_at_another_width_tells_which_axis_grows(attend, scores: int, part: int) -> None:
+    """Both numbers are given to a reshape, and one of them is computed in forward."""
+    found = describe(Attends(attend), torch.randn(3, TOKENS, FEATURES))
+    assert len(found.dot_products) == scores
+    assert set(found.parts) == {part}
+    q, k, v, out = (layer for layer in found.layers if layer.role is Role.HIDDEN)
+    assert q.out_axis == k.out_axis
+    assert v.out_axis == out.in_axis
+    assert (q.out_axis == v.out_axis) is (scores == 0)
+
+
 def test_a_packed_projection_of_heads_of_a_fixed_size() -> None:
     class Packed(Attends):
         def __init__(self) -> None:

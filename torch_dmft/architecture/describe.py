@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -74,6 +74,9 @@ def describe(
     ]
     steps = Steps(model)
     trace = watch(model, example_input, refused, steps, gradients=like is None)
+    if trace.laid_out:
+        growing, steps = _growing(model, trace, example_input), Steps(model)
+        trace = watch(model, example_input, refused, steps, gradients=like is None, growing=growing)
     places += followed(trace, model, refused)
     products, constants = _products(trace), _constants(trace)
     suspects = scaled(products, None if like is None else like.dot_products)
@@ -83,11 +86,7 @@ def describe(
 
     given = _given(trace, roles or {})
     layers = tuple(_layer(trace, path, use, given.get(path), places) for path, use in trace.uses.items())
-    vectors = tuple(
-        Vector(path, f"{path}.{name}" if path else name, parameter.numel(), _axis(trace, label))
-        for path, label in trace.norms.items()
-        for name, parameter in own_parameters(trace.modules[path]).items()
-    )
+    vectors = _vectors(trace)
     places += _norms_without_width(vectors)
     if not any(layer.role is Role.READOUT for layer in layers) and not places:
         places.append(
@@ -151,7 +150,7 @@ def _constants(trace: Trace) -> tuple[Constant, ...]:
 
 def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, example_input: Example) -> list[Place]:
     """Numbers in the forward pass that depend on the width, by comparison with a wider copy of the model."""
-    copy = _wide_copy(model, found, example_input)
+    copy = _wide_copy(model, found, example_input, trace.growing)
     sizes = {size for leaf in tree_leaves(example_input) if isinstance(leaf, Tensor) for size in leaf.shape[1:]}
     places = scaled_in_copy(found.dot_products, None if copy is None else _products(copy))
     if copy is None:
@@ -166,7 +165,24 @@ def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, examp
 _SIZES_ONLY = "let the width change sizes only, and let nothing that grows with it (heads, groups) be a single one here"
 
 
-def _wide_copy(model: nn.Module, found: Architecture, example_input: Example) -> Trace | None:
+def _growing(model: nn.Module, trace: Trace, example_input: Example) -> list[int | None]:
+    """Which axis grows wherever a width is laid out without leaving one to torch: the one that does in a copy at another width."""
+    places: list[Place] = []
+    layers = tuple(_layer(trace, path, use, None, places) for path, use in trace.uses.items())
+    found = Architecture(layers, _vectors(trace), is_chain=False, row_independent=True, parts=_parts(trace))
+    copy = _wide_copy(model, found, example_input) if any(layer.role is Role.READOUT for layer in layers) else None
+    if copy is None or [len(sizes) for sizes in copy.laid_out] != [len(sizes) for sizes in trace.laid_out]:
+        return [None] * len(trace.laid_out)
+    differ = [
+        [place for place, (size, other) in enumerate(zip(sizes, others, strict=True)) if size != other]
+        for sizes, others in zip(trace.laid_out, copy.laid_out, strict=True)
+    ]
+    return [one[0] if len(one) == 1 else None for one in differ]
+
+
+def _wide_copy(
+    model: nn.Module, found: Architecture, example_input: Example, growing: Sequence[int | None] | None = None
+) -> Trace | None:
     """The trace of a copy of the model at another width; None if the copy cannot be built."""
     owners = [module for _, module in modules_of(model) if own_parameters(module)]
     if not all(isinstance(module, WIDENED) for module in owners):
@@ -176,7 +192,7 @@ def _wide_copy(model: nn.Module, found: Architecture, example_input: Example) ->
         materialise(wide, next(model.parameters()))
         for name, parameter in wide.named_parameters():  # what a front that is frozen may detach, a trained one may not
             parameter.requires_grad_(model.get_parameter(name).requires_grad)
-        trace = watch(wide, example_input, set(), gradients=False)
+        trace = watch(wide, example_input, set(), gradients=False, growing=growing)
     except (UnsupportedModelError, InvalidInputError):
         return None
     return None if trace.places else trace
@@ -242,6 +258,14 @@ def _layer(trace: Trace, path: str, use: Use, given: Role | None, places: list[P
         activation=next(iter(named)) if len(named) == 1 else None,
         in_axis=_axis(trace, use.in_axis),
         out_axis=_axis(trace, use.out_axis),
+    )
+
+
+def _vectors(trace: Trace) -> tuple[Vector, ...]:
+    return tuple(
+        Vector(path, f"{path}.{name}" if path else name, parameter.numel(), _axis(trace, label))
+        for path, label in trace.norms.items()
+        for name, parameter in own_parameters(trace.modules[path]).items()
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,9 @@ class Trace:
         used: identities of the parameters reached.
         places: what could not be followed.
         trained: identities of the parameters that are trained.
+        laid_out: the sizes of the axes that widths were laid out on without leaving one to torch, in order.
+        growing: for each of these layouts, the place of the axis that grows, or None if nothing tells; None at first, when the
+            last one is taken for it.
         parts: of widths that are laid out in parts, the axis that grows and its size.
         sums: sums of products, each with the axis it runs over.
         numbers: what acted on features along with them, by what makes it one; a factor counts when its product is complete.
@@ -120,7 +123,7 @@ class Trace:
         masked: of every call of dropout, the axes for each entry of which it draws anew in train mode.
     """
 
-    def __init__(self, model: nn.Module, refused: set[str]) -> None:
+    def __init__(self, model: nn.Module, refused: set[str], growing: Sequence[int | None] | None = None) -> None:
         self.model = model
         self.axes = Axes()
         self.uses: dict[str, Use] = {}
@@ -128,6 +131,8 @@ class Trace:
         self.heads: set[str] = set()
         self.used: set[int] = set()
         self.places: dict[Place, None] = {}
+        self.laid_out: list[tuple[int, ...]] = []
+        self.growing = growing
         self.parts: dict[int, int] = {}
         self.sums: dict[tuple[Label, DotProduct], None] = {}
         self.numbers: dict[tuple[object, ...], Constant] = {}
@@ -230,6 +235,16 @@ class Trace:
         """Note that the outputs of these weights met an activation."""
         for path in weights:
             self.uses[path].activations.add(name)
+
+    # Parts of widths
+
+    def grows(self, sizes: tuple[int, ...]) -> int | None:
+        """The place of the axis that grows in the next layout of a width on axes of these sizes; None if nothing tells."""
+        number = len(self.laid_out)
+        self.laid_out.append(sizes)
+        if self.growing is None:
+            return len(sizes) - 1
+        return self.growing[number] if number < len(self.growing) else None
 
     # Numbers
 

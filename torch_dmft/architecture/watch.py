@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -118,7 +118,13 @@ def _copied(example: Example) -> tuple[tuple[Any, ...], dict[str, Any], list[Ten
 
 
 def watch(
-    model: nn.Module, example: Example, refused: set[str], steps: Steps | None = None, *, gradients: bool = True
+    model: nn.Module,
+    example: Example,
+    refused: set[str],
+    steps: Steps | None = None,
+    *,
+    gradients: bool = True,
+    growing: Sequence[int | None] | None = None,
 ) -> Trace:
     """Run the model once, in evaluation mode, and take notes.
 
@@ -128,6 +134,7 @@ def watch(
         refused: paths of modules that are refused already and need no complaint about what they do inside.
         steps: where to note its steps, too.
         gradients: whether to run the model backward too, to see that every trained parameter has a gradient.
+        growing: which axes grow where a width is laid out in parts, see ``Trace``.
 
     Returns:
         What is known of its tensors; complaints about what could not be followed are in ``places``.
@@ -136,7 +143,7 @@ def watch(
         InvalidInputError: if the model fails on the example, or the example is not a batch.
     """
     args, kwargs, inputs = _copied(example)
-    trace = Trace(model, refused)
+    trace = Trace(model, refused, growing)
     if steps is not None:
         steps.begin(inputs)
     with undisturbed(model):

@@ -18,7 +18,7 @@ from torch_dmft.core.errors import InvalidInputError
 STEPS, RECORD = 15, (0, 5, 10, 15)
 NORMED = {"norm": True, "gamma0": 1.0, "lr": 0.1, "size": 2, "scale": 2.5, "causal": True}
 RICH = {"norm": False, "gamma0": 2.0, "lr": 0.05, "size": 2, "scale": 2.5, "causal": True}
-FEW, MANY = {32: 256, 64: 128, 128: 64}, {64: 3072, 128: 2048, 256: 768}
+FEW, MANY = {32: 256, 64: 128, 128: 64}, {64: 1024, 128: 512, 256: 192}
 
 
 def pose(
@@ -42,8 +42,8 @@ def pose(
     params=[
         pytest.param((NORMED, FEW, 0.2), id="norm"),
         pytest.param((RICH, FEW, 0.2), id="rich"),
-        pytest.param(({**NORMED, "size": 4, "scale": 3.0}, MANY, 0.06), id="norm, sharp", marks=pytest.mark.long),
-        pytest.param((RICH, MANY, 0.06), id="rich, sharp", marks=pytest.mark.long),
+        pytest.param(({**NORMED, "size": 4, "scale": 3.0}, MANY, 0.1), id="norm, sharp", marks=pytest.mark.long),
+        pytest.param((RICH, MANY, 0.1), id="rich, sharp", marks=pytest.mark.long),
     ],
 )
 def case(request: pytest.FixtureRequest) -> tuple[dmft.Problem, Limit, float]:

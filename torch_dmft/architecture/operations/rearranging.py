@@ -32,7 +32,7 @@ def _reshape(trace: Trace, call: Call) -> Outcome | None:
             labels[new[0]] = before[0]
         elif len(new) == 1:
             labels[new[0]] = trace.axes.joined(tuple(before))
-        elif len(old) == 1 and (grown := _inferred(call)) in new:
+        elif len(old) == 1 and (grown := _grown(trace, call, new)) is not None:
             sizes = tuple(None if axis == grown else call.results[0].shape[axis] for axis in new)
             for axis, label in zip(new, trace.axes.split(widths[0], sizes), strict=True):
                 labels[axis] = label
@@ -50,6 +50,15 @@ def _reshape(trace: Trace, call: Call) -> Outcome | None:
     return Outcome([tuple(labels)], "r", value.weights, factor=1.0)
 
 
+def _grown(trace: Trace, call: Call, new: tuple[int, ...]) -> int | None:
+    """Which of the axes that a width is laid out on grows with it: the one left to torch, else what the model at another width tells."""
+    inferred = _inferred(call)
+    if inferred in new:
+        return inferred
+    place = trace.grows(tuple(call.results[0].shape[axis] for axis in new))
+    return None if place is None else new[place]
+
+
 def _inferred(call: Call) -> int | None:
     """The axis of a reshape's result whose size was given as -1, so that it is what grows with a width."""
     first = 2 if call.name == "unflatten" else 1
@@ -61,7 +70,8 @@ def _inferred(call: Call) -> int | None:
 
 _SPLIT = (
     "fix the number of parts (heads) and leave their size to torch: unflatten(-1, (heads, -1)) or "
-    "view(batch, tokens, heads, -1); or fix their size: unflatten(-1, (-1, size))"
+    "view(batch, tokens, heads, -1); or fix their size: unflatten(-1, (-1, size)); or compute one of the two from the other "
+    "and the size of the tensor, in forward"
 )
 
 

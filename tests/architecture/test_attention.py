@@ -155,7 +155,7 @@ def of_a_stored_number(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def of_a_stored_size(model: nn.Module, x: Tensor) -> Tensor:
-    samples, tokens, width = x.shape
+    _, tokens, width = x.shape
     q, k, v = (
         layer(x).reshape(-1, tokens, width // SIZE, SIZE).transpose(1, 2) for layer in (model.q, model.k, model.v)
     )

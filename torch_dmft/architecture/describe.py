@@ -166,7 +166,7 @@ _SIZES_ONLY = "let the width change sizes only, and let nothing that grows with 
 
 
 def _growing(model: nn.Module, trace: Trace, example_input: Example) -> list[int | None]:
-    """Which axis grows wherever a width is laid out without leaving one to torch: the one that does in a copy at another width."""
+    """Which axis grows wherever a width is laid out without leaving one to torch: the one that does in a wider copy."""
     places: list[Place] = []
     layers = tuple(_layer(trace, path, use, None, places) for path, use in trace.uses.items())
     found = Architecture(layers, _vectors(trace), is_chain=False, row_independent=True, parts=_parts(trace))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -100,9 +101,10 @@ def _described(
         return found
     try:
         alone = describe_one(model, example_input, roles=roles)
+        wide = describe_one(other, example_input, roles=roles, like=alone) if alone.has_parts else alone
     except (UnsupportedModelError, InvalidInputError):
         return found
-    return alone if _roles(alone) == _roles(found) else found
+    return alone if _roles(alone) == _roles(found) and _grows_alike(alone, wide) else found
 
 
 def _by_one(model: nn.Module, example_input: Example, roles: Roles | None, like: Architecture | None) -> Architecture:
@@ -130,6 +132,16 @@ _BY_ONE = (
 
 _NARROW = 8
 """A width this many times narrower than the widest may be a fixed size: a rank, a code, a gate."""
+
+
+def _grows_alike(one: Architecture, other: Architecture) -> bool:
+    """Whether the parts of widths (heads) differ in what one instance by itself takes for what grows."""
+    if not one.has_parts:
+        return True
+    ratio = other.width / one.width
+    return len(one.parts) == len(other.parts) and all(
+        math.isclose(wide, ratio * size) for size, wide in zip(one.parts, other.parts, strict=True)
+    )
 
 
 def _roles(architecture: Architecture) -> dict[str, Role]:

@@ -125,3 +125,54 @@ def test_networks_of_other_widths_keep_the_size_of_heads(generator: torch.Genera
     for solver in (dmft.solvers.WideEnsemble((16, 32), 4), dmft.solvers.FiniteWidth(30, 4)):
         answer = dmft.solve(problem, solver)
         assert torch.isfinite(answer.outputs).all()
+
+
+class Viewed(transformer.Attention):
+    """Both numbers are given to the reshape, one of them computed in forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples, tokens, width = x.shape
+        number, size = self.layout
+        layout = (number, width // number) if number > 0 else (width // size, size)
+        q, k, v = (layer(x).view(samples, tokens, *layout).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        scores = q @ k.mT * (self.scale / layout[1])
+        mixed = scores.softmax(-1) @ v
+        result: Tensor = self.out(mixed.transpose(1, 2).reshape(samples, tokens, width))
+        return result
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_the_way_heads_are_laid_out_is_no_matter(size: int | None, generator: torch.Generator) -> None:
+    """exact: the same latents, and the same numbers made of them."""
+    inputs, targets = transformer.data(4, generator)
+    options = {"norm": False, "gamma0": 1.0, "lr": 0.1, "size": size, "by_hand": True}
+    answers = [
+        dmft.solve(
+            pose(inputs, targets, attention=attention, **options), dmft.solvers.InfiniteWidth(128, 2), record=[0, 5]
+        )
+        for attention in (transformer.Attention, Viewed)
+    ]
+    torch.testing.assert_close(answers[0].outputs, answers[1].outputs, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(answers[0].outputs[0], answers[0].outputs[1])
+
+
+class Counted(nn.Module):
+    """An encoder whose heads are counted when it is built: of one instance their number looks fixed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed, self.attention = nn.Linear(transformer.FEATURES, width), transformer.Attention(width, by_hand=True)
+        self.attention.layout = (width // 4, -1)
+        self.readout = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.readout(self.attention(self.embed(x)).mean(1))
+        return result
+
+
+def test_heads_that_are_counted_when_a_model_is_built_are_not_taken_for_a_fixed_number(generator) -> None:
+    inputs, _ = transformer.data(4, generator)
+    assert dmft.describe(Counted(16), inputs).is_traced  # a copy of this instance has four heads at any width
+    assert not dmft.describe(Counted(16), inputs, wider=Counted).is_traced
+    assert dmft.describe(encoder(16), inputs, wider=encoder).is_traced
+    assert dmft.describe(encoder(16, size=4), inputs, wider=lambda width: encoder(width, size=4)).is_traced

@@ -51,7 +51,7 @@ def _reshape(trace: Trace, call: Call) -> Outcome | None:
 
 
 def _grown(trace: Trace, call: Call, new: tuple[int, ...]) -> int | None:
-    """Which of the axes that a width is laid out on grows with it: the one left to torch, else what the model at another width tells."""
+    """Which of a width's new axes grows with it: the one left to torch, else the one that does in a wider copy."""
     inferred = _inferred(call)
     if inferred in new:
         return inferred

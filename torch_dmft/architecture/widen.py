@@ -14,7 +14,7 @@ from torch_dmft.architecture.roles import Architecture
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.torch_private import ConvBase, NormBase, modules_of, own_buffers, own_parameters, parameters_of
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, NormBase)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, NormBase)
 WIDENED = (nn.Linear, nn.Embedding, ConvBase, *NORMS)
 """What can be built at another width."""
 _ANY_WIDTH = -1
@@ -30,13 +30,15 @@ def has_composite_axes(architecture: Architecture) -> bool:
 def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Module:
     """A copy of a model with every width scaled so that the readout reads ``neurons`` neurons; parameters on "meta".
 
-    Where an axis is made from others (a flattened feature map holds every channel at every position) or laid out in heads,
-    all widths scale by one ratio that keeps them integers, so the width is the nearest possible.
+    Where an axis is made from others (a flattened feature map holds every channel at every position), laid out in heads or
+    normalised in groups, of which there are as many at every width, all widths scale by one ratio that keeps sizes integers, so
+    the width is the nearest possible.
     """
     ratio = neurons / architecture.width
-    if has_composite_axes(architecture) or architecture.has_parts:
+    groups = [one.num_channels // one.num_groups for _, one in modules_of(model) if isinstance(one, nn.GroupNorm)]
+    if has_composite_axes(architecture) or architecture.has_parts or groups:
         sizes = [layer.in_features for layer in architecture.layers if layer.in_axis is not None]
-        unit = math.gcd(*sizes, *architecture.parts, *(product.size for product in architecture.dot_products))
+        unit = math.gcd(*sizes, *architecture.parts, *groups, *(product.size for product in architecture.dot_products))
         ratio = max(1, round(ratio * unit)) / unit
 
     def wide(features: int, axis: int | None) -> int:
@@ -82,6 +84,8 @@ def _wide_norm(module: nn.Module, wide: Callable[[int], int]) -> nn.Module:
     if isinstance(module, NormBase):
         settings = module.eps, module.momentum, module.affine, module.track_running_stats
         return type(module)(wide(module.num_features), *settings, device="meta")
+    if isinstance(module, nn.GroupNorm):
+        return nn.GroupNorm(module.num_groups, wide(module.num_channels), module.eps, module.affine, device="meta")
     assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
     *positions, features = module.normalized_shape
     shape = [*positions, wide(features)]

@@ -21,6 +21,7 @@ from torch_dmft.uses.outputs import Example
 
 UNKNOWN = "how to build it at another width is not known"
 _FIXED = "fixed inner sizes are not covered by the theory yet, and this layer has the role {}"
+_FEWER = "fewer groups, of which there are as many at every width; or nn.InstanceNorm for a group per channel"
 STAND_IN = "solvers.WideEnsemble(factory=...), where factory(width) builds the model, is a reference from wide networks"
 
 
@@ -78,11 +79,30 @@ def refuse_unsupported(
         elif has_positions and len(getattr(module, "normalized_shape", ())) > 1:
             reason = "a norm over channels and positions together is not covered by the theory yet"
             places.append(Place(path, reason, "normalise the channels of each position, or leave it out"))
-        elif isinstance(module, nn.GroupNorm):
-            places.append(Place(path, "GroupNorm is not covered by the theory yet", "replace it by nn.LayerNorm"))
+        elif isinstance(module, nn.GroupNorm) and (place := _unlike_groups(path, module, architecture)):
+            places.append(place)
     places += architecture.random
     if places:
         raise UnsupportedModelError("The theory cannot predict this model:", places)
+
+
+def grows(norm: nn.GroupNorm) -> bool:
+    """Whether the number of a norm's groups may grow with the width: one group for each channel."""
+    return 1 < norm.num_groups == norm.num_channels
+
+
+def _unlike_groups(path: str, norm: nn.GroupNorm, architecture: Architecture) -> Place | None:
+    """What is beyond the theory in a GroupNorm, whose groups have to grow with the width and to be alike."""
+    if grows(norm):
+        return Place(path, f"GroupNorm of {norm.num_groups} groups of one channel each", _FEWER)
+    written = {layer.out_axis for layer in architecture.layers}
+    axes = {vector.axis for vector in architecture.vectors if vector.path == path}
+    if norm.num_groups > 1 and not (axes and axes <= written):
+        reason = "GroupNorm whose groups may be unlike: of an axis made from others, or without gain and shift"
+        return Place(path, reason, "one group, or normalise what one layer puts out, with affine=True")
+    if norm.num_groups > 1 and architecture.has_parts:
+        return Place(path, "GroupNorm beside heads is not covered by the theory yet", "replace it by nn.LayerNorm")
+    return None
 
 
 def beyond_theory(plan: Plan, example: Example | None, *, selects: bool) -> Iterator[Place]:
@@ -135,6 +155,8 @@ def refuse_unwidenable(
         groups = getattr(module, "groups", 1)
         if isinstance(module, ConvBase) and groups not in (1, module.in_channels):
             places.append(Place(path, f"{groups} groups of channels cannot be scaled with the width", STAND_IN))
+        elif isinstance(module, nn.GroupNorm) and grows(module):
+            places.append(Place(path, f"GroupNorm of {module.num_groups} groups of one channel each", _FEWER))
         elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, WIDENED):
             reason = f"a {type(module).__name__} cannot be built at another width yet"
             places.append(Place(path or "(model)", reason, STAND_IN))

@@ -17,11 +17,11 @@ from torch_dmft.architecture.steps import Steps
 from torch_dmft.architecture.trace import Trace, Use
 from torch_dmft.architecture.train_mode import differences, is_dropout_alone
 from torch_dmft.architecture.watch import Example, watch, watch_training
-from torch_dmft.architecture.widen import WIDENED, materialise, widened
+from torch_dmft.architecture.widen import WIDENED, materialise, owners_beside_scales, widened
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.collection import collection_paused
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
-from torch_dmft.core.torch_private import BatchNormBase, modules_of, own_parameters
+from torch_dmft.core.torch_private import BatchNormBase, modules_of, own_parameters, parameters_of
 
 Roles = Mapping[str, Role | str]
 
@@ -88,6 +88,7 @@ def describe(
         for path, label in trace.norms.items()
         for name, parameter in own_parameters(trace.modules[path]).items()
     )
+    vectors += tuple(_scale(trace, name, label) for name, label in trace.scales.items())
     places += _norms_without_width(vectors)
     if not any(layer.role is Role.READOUT for layer in layers) and not places:
         places.append(
@@ -165,8 +166,7 @@ def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, examp
 
 def _wide_copy(model: nn.Module, found: Architecture, example_input: Example) -> Trace | None:
     """The trace of a copy of the model at another width; None if the copy cannot be built."""
-    owners = [module for _, module in modules_of(model) if own_parameters(module)]
-    if not all(isinstance(module, WIDENED) for module in owners):
+    if not all(isinstance(module, WIDENED) for _, module in owners_beside_scales(model, found)):
         return None
     try:
         wide = widened(model, found, _ratio_of_the_copy(found) * found.width)
@@ -209,6 +209,14 @@ def _given(trace: Trace, roles: Roles) -> dict[str, Role]:
             )
         given[path] = Role(role)
     return given
+
+
+def _scale(trace: Trace, name: str, label: Label) -> Vector:
+    """A layer scale."""
+    path, value = name.rpartition(".")[0], parameters_of(trace.model)[name].detach()
+    first = float(value.flatten()[0])
+    start = first if bool((value == first).all()) else None
+    return Vector(path, name, value.numel(), _axis(trace, label), is_scale=True, start=start)
 
 
 def _axis(trace: Trace, label: Label) -> int | None:

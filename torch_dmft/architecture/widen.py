@@ -30,9 +30,9 @@ def has_composite_axes(architecture: Architecture) -> bool:
 def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Module:
     """A copy of a model with every width scaled so that the readout reads ``neurons`` neurons; parameters on "meta".
 
-    Where an axis is made from others (a flattened feature map holds every channel at every position), laid out in heads or
-    normalised in groups, of which there are as many at every width, all widths scale by one ratio that keeps sizes integers, so
-    the width is the nearest possible.
+    Layer scales have their start. Where an axis is made from others (a flattened feature map holds every channel at every
+    position), laid out in heads or normalised in groups, of which there are as many at every width, all widths scale by one
+    ratio that keeps sizes integers, so the width is the nearest possible.
     """
     ratio = neurons / architecture.width
     groups = [one.num_channels // one.num_groups for _, one in modules_of(model) if isinstance(one, nn.GroupNorm)]
@@ -56,7 +56,27 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
         if isinstance(module, NORMS):
             replaced[id(module)] = _wide_norm(module, partial(wide, axis=axes.get(path, _ANY_WIDTH)))
     kept = {id(parameter): parameter for parameter in parameters_of(model).values()}
+    for vector in architecture.vectors:
+        if vector.is_scale:
+            parameter = parameters_of(model)[vector.name]
+            kept[id(parameter)] = _wide_scale(parameter, wide(vector.size, vector.axis), vector.start)
     return copy.deepcopy(model, memo={**kept, **replaced})
+
+
+def _wide_scale(parameter: nn.Parameter, size: int, start: float | None) -> nn.Parameter:
+    """A layer scale of another size, where all of it start at one number; at one if they differ."""
+    shape = [size if entries > 1 else 1 for entries in parameter.shape]
+    return nn.Parameter(parameter.detach().new_full(shape, 1.0 if start is None else start), parameter.requires_grad)
+
+
+def owners_beside_scales(model: nn.Module, architecture: Architecture) -> list[tuple[str, nn.Module]]:
+    """The modules with parameters of their own other than layer scales."""
+    scales = {vector.name for vector in architecture.vectors if vector.is_scale}
+    return [
+        (path, module)
+        for path, module in modules_of(model)
+        if any((f"{path}.{name}" if path else name) not in scales for name in own_parameters(module))
+    ]
 
 
 def _wide_layer(module: nn.Module, inputs: int, outputs: int) -> nn.Module:

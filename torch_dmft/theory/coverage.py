@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Layer, Role, describe
-from torch_dmft.architecture.widen import WIDENED
+from torch_dmft.architecture.widen import WIDENED, owners_beside_scales
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.threads import of_this_thread
 from torch_dmft.core.torch_private import BatchNormBase, ConvBase
@@ -81,9 +81,18 @@ def refuse_unsupported(
             places.append(Place(path, reason, "normalise the channels of each position, or leave it out"))
         elif isinstance(module, nn.GroupNorm) and (place := _unlike_groups(path, module, architecture)):
             places.append(place)
-    places += architecture.random
+    places += _unequal_scales(architecture) + list(architecture.random)
     if places:
         raise UnsupportedModelError("The theory cannot predict this model:", places)
+
+
+def _unequal_scales(architecture: Architecture) -> list[Place]:
+    """Layer scales that start at several numbers, of which other widths are not known."""
+    remedy = "start all of it at one number"
+    scales = [vector for vector in architecture.vectors if vector.is_scale and vector.start is None]
+    return [
+        Place(vector.path or "(model)", f"{vector.name} starts at numbers that differ", remedy) for vector in scales
+    ]
 
 
 def grows(norm: nn.GroupNorm) -> bool:
@@ -151,20 +160,21 @@ def refuse_unwidenable(
     if not is_plain or not architecture.is_traced:
         places.append(Place("(model)", UNKNOWN, STAND_IN))
         raise UnsupportedModelError("This model cannot be widened:", [*places, *architecture.random])
+    others = dict(owners_beside_scales(model, architecture))
     for path, module in model.named_modules():
         groups = getattr(module, "groups", 1)
         if isinstance(module, ConvBase) and groups not in (1, module.in_channels):
             places.append(Place(path, f"{groups} groups of channels cannot be scaled with the width", STAND_IN))
         elif isinstance(module, nn.GroupNorm) and grows(module):
             places.append(Place(path, f"GroupNorm of {module.num_groups} groups of one channel each", _FEWER))
-        elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, WIDENED):
+        elif path in others and not isinstance(module, WIDENED):
             reason = f"a {type(module).__name__} cannot be built at another width yet"
             places.append(Place(path or "(model)", reason, STAND_IN))
     for layer in architecture.layers:
         table = model.get_submodule(layer.path)
         if isinstance(table, nn.Embedding):
             places += tables.refused(layer, table, starts)
-    places += architecture.random
+    places += _unequal_scales(architecture) + list(architecture.random)
     if places:
         raise UnsupportedModelError("This model cannot be widened:", places)
 

@@ -148,7 +148,8 @@ def infinite_width(
     else:
         doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
         _refuse_more_groups(narrow, doubled)
-    describe(doubled, example_input, like=architecture)
+    other = describe(doubled, example_input, like=architecture)
+    _refuse_other_scales(architecture, other)
     positions = rows_per_sample(narrow, architecture, example_input)
     matrices = [rule for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)]
     tables = {rule.path: rule for rule in rules if rule.role is Role.EMBEDDING}
@@ -168,6 +169,7 @@ def infinite_width(
     else:
         with torch.device("meta"):
             wide = built(model_or_factory, neurons)
+        _fill_scales(wide, architecture, like)
     if law == "limit":
         _join_groups(wide)
     architecture = _resized(architecture, wide)
@@ -231,10 +233,39 @@ def _refuse_other_starts(architecture: Architecture, rules: tuple[ParameterRule,
             "start norm layers at gain 1 and shift 0",
         )
         for vector in architecture.vectors
-        if not math.isclose(started[vector.name], float(vector.name.endswith("weight")), abs_tol=1e-6)
+        if not vector.is_scale
+        and not math.isclose(started[vector.name], float(vector.name.endswith("weight")), abs_tol=1e-6)
     ]
     if places:
         raise UnsupportedModelError("The theory cannot predict this model:", places)
+
+
+def _refuse_other_scales(architecture: Architecture, other: Architecture) -> None:
+    """Refuse layer scales whose start depends on the width."""
+    places = [
+        Place(
+            one.path or "(model)",
+            f"{one.name} starts at {one.start:.6g}, but at another width at {two.start:.6g}",
+            _ALIKE,
+        )
+        for one, two in zip(architecture.vectors, other.vectors, strict=True)
+        if one.start is not None and two.start is not None and not math.isclose(one.start, two.start, rel_tol=1e-6)
+    ]
+    if places:
+        raise UnsupportedModelError("The theory cannot predict this model:", places)
+
+
+_ALIKE = "one number at every width"
+
+
+def _fill_scales(wide: nn.Module, architecture: Architecture, like: Tensor) -> None:
+    """Let the layer scales of a factory's model, which are on "meta", start."""
+    for vector in architecture.vectors:
+        if vector.start is not None:
+            owner, name = wide.get_submodule(vector.path), vector.name.rpartition(".")[2]
+            old = owner.get_parameter(name)
+            value = torch.full(old.shape, vector.start, dtype=like.dtype, device=like.device)
+            setattr(owner, name, nn.Parameter(value, old.requires_grad))
 
 
 def _join_groups(wide: nn.Module) -> None:

@@ -45,7 +45,8 @@ def describe(
     output are widths. The model is left exactly as it was.
 
     Args:
-        model: any module of linear, convolution, embedding and norm layers whose data flow torch functions carry.
+        model: any module of linear, convolution, embedding and norm layers whose data flow torch functions carry; parameters of
+            its own may multiply features, one number per neuron (layer scales).
         example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         roles: for module paths or names of weights, roles that overrule what is found.
         like: the architecture of this model at another width. A dot product over a width (the scores of attention) must then

@@ -60,7 +60,7 @@ class InfiniteWidth:
     their own), ``torch.optim.Muon`` of hidden matrices (``torch_dmft.theory.engine.muon``) beside SGD, Adam or AdamW of
     everything else, Adam and AdamW of all weights, frozen parameters, weights that start at zero, biases, gains, unequal
     widths, embeddings, residual sums, LayerNorm, RMSNorm, GroupNorm, layer scales, dropout of neurons and attention with a
-    number of heads that is fixed or grows.
+    fixed number of heads.
 
     Cost O(S P k T) per hidden matrix, where the rank k, of order P C, grows like log T for smooth activations; memory O(S k),
     and O(P^2 T) for the answer. (The paper's Algorithm 1: O(P^3 T^3) and O(P^2 T^2), Table 1.) The error falls like

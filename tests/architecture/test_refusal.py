@@ -19,7 +19,7 @@ class Everything(nn.Module):
         super().__init__()
         self.stem = nn.Linear(4, 8)
         self.query, self.key = nn.Linear(8, 8), nn.Linear(8, 8)
-        self.scale = nn.Parameter(torch.ones(8))
+        self.shift = nn.Parameter(torch.ones(8))
         self.unused = nn.Linear(3, 3)
         self.gru = nn.GRU(8, 8, batch_first=True)
         self.tied = nn.Linear(8, 8)
@@ -30,7 +30,7 @@ class Everything(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.stem(x)
         h = (self.query(h) @ self.key(h).mT).softmax(-1) @ h
-        h, _ = self.gru(h * self.scale)
+        h, _ = self.gru(h + self.shift)
         h = self.tied(self.spectral(h))
         return self.head(h / h.sum(-1, keepdim=True)).sum(1)
 
@@ -44,7 +44,7 @@ def test_all_places_are_listed_at_once() -> None:
         ("spectral", "its"),
         ("query.weight, tied.weight", "share"),
         ("(model)", "`matmul`"),
-        ("scale", "is"),
+        ("shift", "is"),
         ("unused.weight", "is"),
         ("unused.bias", "is"),
         ("(model)", "`sum`"),

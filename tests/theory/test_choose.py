@@ -143,8 +143,8 @@ def _network(*layers, **options):
     ("layers", "places"),
     [
         (
-            [nn.GroupNorm(2, 16)],
-            {"1": "GroupNorm is not covered by the theory yet, and a GroupNorm cannot be built at another width yet"},
+            [nn.GroupNorm(16, 16)],
+            {"1": "GroupNorm of 16 groups of one channel each"},
         ),
     ],
     ids=["GroupNorm"],

@@ -236,9 +236,9 @@ def test_state_dict_continues_training(pose: Pose, make_generator: MakeGenerator
             nn.Sequential(nn.Dropout(0.1), nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)),
             "0: `dropout` draws random numbers",
         ),
-        (nn.Sequential(nn.Linear(5, 8), nn.GroupNorm(2, 8), nn.Tanh(), nn.Linear(8, 1)), "1: .*GroupNorm"),
+        (nn.Sequential(nn.Linear(5, 8), nn.GroupNorm(8, 8), nn.Tanh(), nn.Linear(8, 1)), "1: .*GroupNorm"),
     ],
-    ids=["batch norm", "dropout of the data", "group norm"],
+    ids=["batch norm", "dropout of the data", "one neuron per group"],
 )
 def test_refuses_models_without_a_known_limit(module: nn.Module, message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):

@@ -17,11 +17,11 @@ from torch_dmft.architecture.steps import Steps
 from torch_dmft.architecture.trace import Trace, Use
 from torch_dmft.architecture.train_mode import differences, is_dropout_alone
 from torch_dmft.architecture.watch import Example, watch, watch_training
-from torch_dmft.architecture.widen import WIDENED, materialise, widened
+from torch_dmft.architecture.widen import WIDENED, materialise, owners_beside_scales, widened
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.collection import collection_paused
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
-from torch_dmft.core.torch_private import BatchNormBase, modules_of, own_parameters
+from torch_dmft.core.torch_private import BatchNormBase, modules_of, own_parameters, parameters_of
 
 Roles = Mapping[str, Role | str]
 
@@ -45,7 +45,8 @@ def describe(
     output are widths. The model is left exactly as it was.
 
     Args:
-        model: any module of linear, convolution, embedding and norm layers whose data flow torch functions carry.
+        model: any module of linear, convolution, embedding and norm layers whose data flow torch functions carry; parameters of
+            its own may multiply features, one number per neuron (layer scales).
         example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         roles: for module paths or names of weights, roles that overrule what is found.
         like: the architecture of this model at another width. A dot product over a width (the scores of attention) must then
@@ -184,8 +185,7 @@ def _wide_copy(
     model: nn.Module, found: Architecture, example_input: Example, growing: Sequence[int | None] | None = None
 ) -> Trace | None:
     """The trace of a copy of the model at another width; None if the copy cannot be built."""
-    owners = [module for _, module in modules_of(model) if own_parameters(module)]
-    if not all(isinstance(module, WIDENED) for module in owners):
+    if not all(isinstance(module, WIDENED) for _, module in owners_beside_scales(model, found)):
         return None
     try:
         wide = widened(model, found, _ratio_of_the_copy(found) * found.width)
@@ -230,6 +230,14 @@ def _given(trace: Trace, roles: Roles) -> dict[str, Role]:
     return given
 
 
+def _scale(trace: Trace, name: str, label: Label) -> Vector:
+    """A layer scale."""
+    path, value = name.rpartition(".")[0], parameters_of(trace.model)[name].detach()
+    first = float(value.flatten()[0])
+    start = first if bool((value == first).all()) else None
+    return Vector(path, name, value.numel(), _axis(trace, label), is_scale=True, start=start)
+
+
 def _axis(trace: Trace, label: Label) -> int | None:
     return trace.axes.root(label) if label is not None and trace.axes.is_width(label) else None
 
@@ -262,11 +270,12 @@ def _layer(trace: Trace, path: str, use: Use, given: Role | None, places: list[P
 
 
 def _vectors(trace: Trace) -> tuple[Vector, ...]:
-    return tuple(
+    vectors = tuple(
         Vector(path, f"{path}.{name}" if path else name, parameter.numel(), _axis(trace, label))
         for path, label in trace.norms.items()
         for name, parameter in own_parameters(trace.modules[path]).items()
     )
+    return (*vectors, *(_scale(trace, name, label) for name, label in trace.scales.items()))
 
 
 def _role(trace: Trace, path: str, use: Use, facts: Weight) -> Role | None:

@@ -127,7 +127,7 @@ class Layer:
 @typed
 @dataclass(frozen=True)
 class Vector:
-    """A parameter with one number per neuron that belongs to no layer's bias: gain and shift of norm layers.
+    """A parameter with one number per neuron that belongs to no layer's bias: gain and shift of norm layers, layer scales.
 
     Attributes:
         path: module path of the owner.
@@ -136,6 +136,8 @@ class Vector:
         axis: id of the width axis; None if it has none, or it is not known.
         role: its role.
         fan_in: inputs per neuron, if it is the matrix of a product that has no kernels (experts in one operator).
+        is_scale: whether it is a layer scale, which the code of its module multiplies features by.
+        start: of a layer scale, the one number that all of it start at; None if they differ.
     """
 
     path: str
@@ -144,6 +146,8 @@ class Vector:
     axis: int | None
     role: Role = Role.VECTOR
     fan_in: int = 1
+    is_scale: bool = False
+    start: float | None = None
 
 
 @typed

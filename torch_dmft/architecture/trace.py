@@ -101,6 +101,7 @@ class Trace:
         axes: the labels of all axes.
         uses: the weights in the order of their first use, by module path.
         norms: the axis that each norm layer reached normalises, by module path.
+        scales: the axis that each layer scale reached runs along, by parameter name.
         heads: paths of the weights that reach the model's output without another weight in between.
         used: identities of the parameters reached.
         places: what could not be followed.
@@ -128,6 +129,7 @@ class Trace:
         self.axes = Axes()
         self.uses: dict[str, Use] = {}
         self.norms: dict[str, Label] = {}
+        self.scales: dict[str, Label] = {}
         self.heads: set[str] = set()
         self.used: set[int] = set()
         self.places: dict[Place, None] = {}
@@ -206,6 +208,12 @@ class Trace:
         owned = self.path in self._owners.get(id(parameter), {})
         facts = facts_of(self.modules[self.path]) if owned else None
         return None if facts is None else (self.path, facts)
+
+    def scale_of(self, parameter: Tensor) -> str | None:
+        """Name of a parameter with entries along one axis, of a module that is no layer."""
+        path, name = next(iter(self._owners[id(parameter)].items()))
+        is_vector = max(parameter.shape, default=1) == parameter.numel() > 1
+        return name if is_vector and facts_of(self.modules[path]) is None else None
 
     def misused(self, call: Call, parameter: Tensor) -> None:
         """Complain of a parameter used otherwise than its layer's type says."""

@@ -14,7 +14,7 @@ from torch_dmft.architecture.roles import Architecture
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.torch_private import ConvBase, NormBase, modules_of, own_buffers, own_parameters, parameters_of
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, NormBase)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, NormBase)
 WIDENED = (nn.Linear, nn.Embedding, ConvBase, *NORMS)
 """What can be built at another width."""
 _ANY_WIDTH = -1
@@ -30,13 +30,15 @@ def has_composite_axes(architecture: Architecture) -> bool:
 def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Module:
     """A copy of a model with every width scaled so that the readout reads ``neurons`` neurons; parameters on "meta".
 
-    Where an axis is made from others (a flattened feature map holds every channel at every position) or laid out in heads,
-    all widths scale by one ratio that keeps them integers, so the width is the nearest possible.
+    Layer scales have their start. Where an axis is made from others (a flattened feature map holds every channel at every
+    position), laid out in heads or normalised in groups, of which there are as many at every width, all widths scale by one
+    ratio that keeps sizes integers, so the width is the nearest possible.
     """
     ratio = neurons / architecture.width
-    if has_composite_axes(architecture) or architecture.has_parts:
+    groups = [one.num_channels // one.num_groups for _, one in modules_of(model) if isinstance(one, nn.GroupNorm)]
+    if has_composite_axes(architecture) or architecture.has_parts or groups:
         sizes = [layer.in_features for layer in architecture.layers if layer.in_axis is not None]
-        unit = math.gcd(*sizes, *architecture.parts, *(product.size for product in architecture.dot_products))
+        unit = math.gcd(*sizes, *architecture.parts, *groups, *(product.size for product in architecture.dot_products))
         ratio = max(1, round(ratio * unit)) / unit
 
     def wide(features: int, axis: int | None) -> int:
@@ -54,7 +56,27 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
         if isinstance(module, NORMS):
             replaced[id(module)] = _wide_norm(module, partial(wide, axis=axes.get(path, _ANY_WIDTH)))
     kept = {id(parameter): parameter for parameter in parameters_of(model).values()}
+    for vector in architecture.vectors:
+        if vector.is_scale:
+            parameter = parameters_of(model)[vector.name]
+            kept[id(parameter)] = _wide_scale(parameter, wide(vector.size, vector.axis), vector.start)
     return copy.deepcopy(model, memo={**kept, **replaced})
+
+
+def _wide_scale(parameter: nn.Parameter, size: int, start: float | None) -> nn.Parameter:
+    """A layer scale of another size, where all of it start at one number; at one if they differ."""
+    shape = [size if entries > 1 else 1 for entries in parameter.shape]
+    return nn.Parameter(parameter.detach().new_full(shape, 1.0 if start is None else start), parameter.requires_grad)
+
+
+def owners_beside_scales(model: nn.Module, architecture: Architecture) -> list[tuple[str, nn.Module]]:
+    """The modules with parameters of their own other than layer scales."""
+    scales = {vector.name for vector in architecture.vectors if vector.is_scale}
+    return [
+        (path, module)
+        for path, module in modules_of(model)
+        if any((f"{path}.{name}" if path else name) not in scales for name in own_parameters(module))
+    ]
 
 
 def _wide_layer(module: nn.Module, inputs: int, outputs: int) -> nn.Module:
@@ -82,6 +104,8 @@ def _wide_norm(module: nn.Module, wide: Callable[[int], int]) -> nn.Module:
     if isinstance(module, NormBase):
         settings = module.eps, module.momentum, module.affine, module.track_running_stats
         return type(module)(wide(module.num_features), *settings, device="meta")
+    if isinstance(module, nn.GroupNorm):
+        return nn.GroupNorm(module.num_groups, wide(module.num_channels), module.eps, module.affine, device="meta")
     assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
     *positions, features = module.normalized_shape
     shape = [*positions, wide(features)]

@@ -159,8 +159,10 @@ def _part(taps: Taps, layouts: Layouts, outputs: Float[Tensor, "sample output"],
         )
     if not subject.wanted.ntk:
         return tuple(layers), None
-    owners = dict.fromkeys(vector.path for vector in subject.architecture.vectors)
+    vectors = subject.architecture.vectors
+    owners = dict.fromkeys(vector.path for vector in vectors if not vector.is_scale)
     ntks += [_owner_ntk(subject, path, uses[path]) for path in owners]
+    ntks += [_scale_ntk(subject, vector.name, uses[vector.name]) for vector in vectors if vector.is_scale]
     return tuple(layers), squeeze_outputs(reduce(torch.add, ntks))
 
 
@@ -229,6 +231,19 @@ def _owner_ntk(
         for name in jacobians[0]
     ]
     return torch.stack(grams).sum(0)
+
+
+def _scale_ntk(
+    subject: Subject, name: str, uses: list[UseWithGradient]
+) -> Float[Tensor, "sample output sample output"]:
+    """What a layer scale adds to the NTK: df/dscale is df/dproduct times what it multiplies, summed over positions."""
+    shape = subject.model.get_parameter(name).shape
+    jacobians = []
+    for one in uses:
+        terms = one.gradient * per_sample(one.use.inputs, one.layout, one.samples)[:, None]
+        along = next(back for back in range(1, len(shape) + 1) if shape[-back] > 1)
+        jacobians.append(terms.movedim(-along, 2).flatten(3).sum(3))
+    return subject.rate(name) * gram(torch.stack(jacobians).sum(0))
 
 
 def _require_memory(taps: Taps, layouts: Layouts, outputs: Tensor) -> None:

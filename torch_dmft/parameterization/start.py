@@ -66,12 +66,13 @@ def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -
         return f"numbers of size {size:.3g} instead of zero" if size and untrained else None
     if rule.role is not Role.VECTOR:
         return None
-    usual = float(rule.name.rpartition(".")[2] == "weight") * rule.start
+    scale = next((one.start for one in plan.architecture.vectors if one.name == rule.name and one.is_scale), None)
+    usual = (float(rule.name.rpartition(".")[2] == "weight") if scale is None else scale) * rule.start
     is_norm = all(rule.name != layer.bias for layer in plan.architecture.layers)
     if not math.isclose(size, rule.std, rel_tol=_KEPT, abs_tol=1e-12):
         if untrained:
             return f"numbers of size {size:.3g}, which were {rule.std:.3g} when the plan was made"
-        return f"{rule.std:.3g} instead of {usual:g}" if is_norm and abs(rule.std - usual) > _KEPT else None
+        return f"{rule.std:.3g} instead of {usual:g}" if is_norm and abs(rule.std - abs(usual)) > _KEPT else None
     if is_norm:
         off = bool((value - usual).abs().max() > _KEPT)
         return f"numbers up to {float(value.max()):.3g} instead of {usual:g}" if off else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Layer, Role, describe
-from torch_dmft.architecture.widen import WIDENED
+from torch_dmft.architecture.widen import WIDENED, owners_beside_scales
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.threads import of_this_thread
 from torch_dmft.core.torch_private import BatchNormBase, ConvBase
@@ -21,6 +21,7 @@ from torch_dmft.uses.outputs import Example
 
 UNKNOWN = "how to build it at another width is not known"
 _FIXED = "fixed inner sizes are not covered by the theory yet, and this layer has the role {}"
+_FEWER = "fewer groups, of which there are as many at every width; or nn.InstanceNorm for a group per channel"
 STAND_IN = "solvers.WideEnsemble(factory=...), where factory(width) builds the model, is a reference from wide networks"
 
 
@@ -78,11 +79,39 @@ def refuse_unsupported(
         elif has_positions and len(getattr(module, "normalized_shape", ())) > 1:
             reason = "a norm over channels and positions together is not covered by the theory yet"
             places.append(Place(path, reason, "normalise the channels of each position, or leave it out"))
-        elif isinstance(module, nn.GroupNorm):
-            places.append(Place(path, "GroupNorm is not covered by the theory yet", "replace it by nn.LayerNorm"))
-    places += architecture.random
+        elif isinstance(module, nn.GroupNorm) and (place := _unlike_groups(path, module, architecture)):
+            places.append(place)
+    places += _unequal_scales(architecture) + list(architecture.random)
     if places:
         raise UnsupportedModelError("The theory cannot predict this model:", places)
+
+
+def _unequal_scales(architecture: Architecture) -> list[Place]:
+    """Layer scales that start at several numbers, of which other widths are not known."""
+    remedy = "start all of it at one number"
+    scales = [vector for vector in architecture.vectors if vector.is_scale and vector.start is None]
+    return [
+        Place(vector.path or "(model)", f"{vector.name} starts at numbers that differ", remedy) for vector in scales
+    ]
+
+
+def grows(norm: nn.GroupNorm) -> bool:
+    """Whether the number of a norm's groups may grow with the width: one group for each channel."""
+    return 1 < norm.num_groups == norm.num_channels
+
+
+def _unlike_groups(path: str, norm: nn.GroupNorm, architecture: Architecture) -> Place | None:
+    """What is beyond the theory in a GroupNorm, whose groups have to grow with the width and to be alike."""
+    if grows(norm):
+        return Place(path, f"GroupNorm of {norm.num_groups} groups of one channel each", _FEWER)
+    written = {layer.out_axis for layer in architecture.layers}
+    axes = {vector.axis for vector in architecture.vectors if vector.path == path}
+    if norm.num_groups > 1 and not (axes and axes <= written):
+        reason = "GroupNorm whose groups may be unlike: of an axis made from others, or without gain and shift"
+        return Place(path, reason, "one group, or normalise what one layer puts out, with affine=True")
+    if norm.num_groups > 1 and architecture.has_parts:
+        return Place(path, "GroupNorm beside heads is not covered by the theory yet", "replace it by nn.LayerNorm")
+    return None
 
 
 def beyond_theory(plan: Plan, example: Example | None, *, selects: bool) -> Iterator[Place]:
@@ -131,18 +160,21 @@ def refuse_unwidenable(
     if not is_plain or not architecture.is_traced:
         places.append(Place("(model)", UNKNOWN, STAND_IN))
         raise UnsupportedModelError("This model cannot be widened:", [*places, *architecture.random])
+    others = dict(owners_beside_scales(model, architecture))
     for path, module in model.named_modules():
         groups = getattr(module, "groups", 1)
         if isinstance(module, ConvBase) and groups not in (1, module.in_channels):
             places.append(Place(path, f"{groups} groups of channels cannot be scaled with the width", STAND_IN))
-        elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, WIDENED):
+        elif isinstance(module, nn.GroupNorm) and grows(module):
+            places.append(Place(path, f"GroupNorm of {module.num_groups} groups of one channel each", _FEWER))
+        elif path in others and not isinstance(module, WIDENED):
             reason = f"a {type(module).__name__} cannot be built at another width yet"
             places.append(Place(path or "(model)", reason, STAND_IN))
     for layer in architecture.layers:
         table = model.get_submodule(layer.path)
         if isinstance(table, nn.Embedding):
             places += tables.refused(layer, table, starts)
-    places += architecture.random
+    places += _unequal_scales(architecture) + list(architecture.random)
     if places:
         raise UnsupportedModelError("This model cannot be widened:", places)
 

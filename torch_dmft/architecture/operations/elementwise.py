@@ -115,7 +115,23 @@ def product(trace: Trace, call: Call) -> Outcome:
         trace.note_numbers(call)
     else:
         trace.has_numbers = True
-    return Outcome([_broadcast(trace, call)], weights=_through(trace, call), factor=factor)
+    claimed = (scale,) if (scale := _layer_scale(trace, call)) is not None else ()
+    return Outcome([_broadcast(trace, call)], weights=_through(trace, call), factor=factor, claimed=claimed)
+
+
+def _layer_scale(trace: Trace, call: Call) -> Tensor | None:
+    """The parameter of one number per neuron that features are multiplied by, if it is one."""
+    parameters, features = trace.parameters(call), trace.features(call)
+    if call.name not in ("mul", "multiply") or len(parameters) != 1 or len(features) != 1 or len(call.tensors) != 2:
+        return None
+    (parameter,), ((tensor, value),) = parameters, features
+    name = trace.scale_of(parameter)
+    back = next((n for n in range(1, parameter.ndim + 1) if parameter.shape[-n] > 1), 0)
+    if name is None or back > tensor.ndim or tensor.shape[-back] != parameter.numel() or not value.past_weights:
+        return None
+    label = value.dims[-back]
+    trace.scales[name] = trace.axes.unify(trace.scales[name], label) if name in trace.scales else label
+    return parameter
 
 
 def _constant_factor(trace: Trace, call: Call) -> float | None:

@@ -156,10 +156,13 @@ def initialise(plan: Plan, generator: torch.Generator, starts: Mapping[str, str]
     for module in plan.model.modules():
         if isinstance(module, NORMS):
             module.reset_parameters()
-    norms = {vector.name for vector in plan.architecture.vectors}
+    vectors = {vector.name: vector for vector in plan.architecture.vectors}
     for rule in plan.rules:
         parameter = plan.model.get_parameter(rule.name)
-        if rule.name in norms:
+        if rule.name in vectors:
+            scale = vectors[rule.name].start
+            if scale is not None:
+                parameter.fill_(scale)
             parameter.mul_(rule.start)
             continue
         drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device=generator.device)

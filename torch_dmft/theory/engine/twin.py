@@ -66,8 +66,8 @@ def infinite_width(
     """The infinite-width twin of a model: the same module with ``neurons`` neurons per width and lazily sampled weights.
 
     Hidden ``nn.Linear`` layers become ``InfiniteLinear``, hidden convolutions ``InfiniteConv``, the readout
-    ``InfiniteReadout``; embeddings have rows of S neurons. Everything else (activations, pooling, residual sums, LayerNorm,
-    RMSNorm, attention) is the model's own code, whose averages over neurons run over the sample; factors of scores have to
+    ``InfiniteReadout``; embeddings have rows of S neurons. Everything else (activations, pooling, residual sums, norms,
+    dropout, attention) is the model's own code, whose averages over neurons run over the sample; factors of scores have to
     fall like 1/width between the model and one of twice its width. Train ``plan.model`` with ``plan.param_groups(lr)`` and
     ``torch.optim.SGD``; measure it with ``Recorder(plan, probe)``.
 
@@ -147,7 +147,9 @@ def infinite_width(
         materialise(doubled, like)
     else:
         doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
-    describe(doubled, example_input, like=architecture)
+        _refuse_more_groups(narrow, doubled)
+    other = describe(doubled, example_input, like=architecture)
+    _refuse_other_scales(architecture, other)
     positions = rows_per_sample(narrow, architecture, example_input)
     matrices = [rule for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)]
     tables = {rule.path: rule for rule in rules if rule.role is Role.EMBEDDING}
@@ -167,6 +169,9 @@ def infinite_width(
     else:
         with torch.device("meta"):
             wide = built(model_or_factory, neurons)
+        _fill_scales(wide, architecture, like)
+    if law == "limit":
+        _join_groups(wide)
     architecture = _resized(architecture, wide)
     # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
     matched = "network" if has_composite_axes(architecture) else law
@@ -228,10 +233,64 @@ def _refuse_other_starts(architecture: Architecture, rules: tuple[ParameterRule,
             "start norm layers at gain 1 and shift 0",
         )
         for vector in architecture.vectors
-        if not math.isclose(started[vector.name], float(vector.name.endswith("weight")), abs_tol=1e-6)
+        if not vector.is_scale
+        and not math.isclose(started[vector.name], float(vector.name.endswith("weight")), abs_tol=1e-6)
     ]
     if places:
         raise UnsupportedModelError("The theory cannot predict this model:", places)
+
+
+def _refuse_other_scales(architecture: Architecture, other: Architecture) -> None:
+    """Refuse layer scales whose start depends on the width."""
+    places = [
+        Place(
+            one.path or "(model)",
+            f"{one.name} starts at {one.start:.6g}, but at another width at {two.start:.6g}",
+            _ALIKE,
+        )
+        for one, two in zip(architecture.vectors, other.vectors, strict=True)
+        if one.start is not None and two.start is not None and not math.isclose(one.start, two.start, rel_tol=1e-6)
+    ]
+    if places:
+        raise UnsupportedModelError("The theory cannot predict this model:", places)
+
+
+_ALIKE = "one number at every width"
+
+
+def _fill_scales(wide: nn.Module, architecture: Architecture, like: Tensor) -> None:
+    """Let the layer scales of a factory's model, which are on "meta", start."""
+    for vector in architecture.vectors:
+        if vector.start is not None:
+            owner, name = wide.get_submodule(vector.path), vector.name.rpartition(".")[2]
+            old = owner.get_parameter(name)
+            value = torch.full(old.shape, vector.start, dtype=like.dtype, device=like.device)
+            setattr(owner, name, nn.Parameter(value, old.requires_grad))
+
+
+def _join_groups(wide: nn.Module) -> None:
+    """Let every GroupNorm normalise all channels at once.
+
+    A fixed number of groups have the same law, and each has infinitely many neurons, so all have the mean and variance of the
+    whole. Of a sample the whole tells them best.
+    """
+    for path, module in list(wide.named_modules()):
+        if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
+            wide.set_submodule(path, nn.GroupNorm(1, module.num_channels, module.eps, module.affine, device="meta"))
+
+
+def _refuse_more_groups(narrow: nn.Module, doubled: nn.Module) -> None:
+    """Refuse norms of a factory whose number of groups depends on the width."""
+    places = [
+        Place(path, f"GroupNorm of {one.num_groups} groups, and of {other.num_groups} at twice the width", _AS_MANY)
+        for (path, one), (_, other) in zip(narrow.named_modules(), doubled.named_modules(), strict=False)
+        if isinstance(one, nn.GroupNorm) and isinstance(other, nn.GroupNorm) and one.num_groups != other.num_groups
+    ]
+    if places:
+        raise UnsupportedModelError("The theory cannot predict this model:", places)
+
+
+_AS_MANY = "as many groups at every width"
 
 
 class _Draw:

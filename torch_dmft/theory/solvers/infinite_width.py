@@ -59,9 +59,12 @@ class InfiniteWidth:
     ``torch.optim.SGD`` does (schedules of every number, momentum, Nesterov, dampening, weight decay, groups with numbers of
     their own), ``torch.optim.Muon`` of hidden matrices (``torch_dmft.theory.engine.muon``) beside SGD, Adam or AdamW of
     everything else, Adam and AdamW of all weights, frozen parameters, weights that start at zero, biases, gains, unequal
-    widths, embeddings, residual sums, LayerNorm, RMSNorm and attention with a fixed number of heads. Cost O(S P k T) per
-    hidden matrix, where the rank k, of order P C, grows like log T for smooth activations; memory O(S k), and O(P^2 T) for
-    the answer. (The paper's Algorithm 1: O(P^3 T^3) and O(P^2 T^2), Table 1.) The error falls like 1/sqrt(S R).
+    widths, embeddings, residual sums, LayerNorm, RMSNorm, GroupNorm, layer scales, dropout of neurons and attention with a
+    fixed number of heads.
+
+    Cost O(S P k T) per hidden matrix, where the rank k, of order P C, grows like log T for smooth activations; memory O(S k),
+    and O(P^2 T) for the answer. (The paper's Algorithm 1: O(P^3 T^3) and O(P^2 T^2), Table 1.) The error falls like
+    1/sqrt(S R).
 
     What Adam teaches a hidden matrix has the rank S, and is kept entry by entry (``torch_dmft.theory.engine.lazy_layer``): then
     the cost is that of networks of width S, O(S^2 P T) and O(S^2), so that many replicas of few neurons, 1024 or 2048, cost

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ def network() -> tuple[Trajectory, Trajectory]:
     """Minibatches of two rows, which move features in more directions than full batches do."""
     inputs, targets, generator = data()
     sizes = [20, *[WIDTH] * DEPTH, 1]
-    linear = [nn.Linear(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True)]
+    linear = [nn.Linear(*pair) for pair in pairwise(sizes)]
     model = nn.Sequential(*(part for layer in linear[:-1] for part in (layer, nn.Tanh())), linear[-1])
     plan = parameterize(model, inputs, gamma0=2.0, generator=generator)
     optimizer, probe = SGD(plan.param_groups(0.05)), Probe(inputs, targets)

@@ -38,7 +38,7 @@ SOLVERS: dict[str, Solver] = {
 BATCHES = [torch.arange(step, step + 2) % 5 for step in range(STEPS)]
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in SOLVERS),
-    ("InfiniteWidth", {"gamma0": 4.0}),
+    ("InfiniteWidth", {"gamma0": 4.0, "lr": 0.1}),
     ("InfiniteWidth", {"batches": BATCHES}),
     ("InfiniteWidth", {"optimizer": "adam", "lr": 0.02}),
     ("FiniteWidth", {"batches": BATCHES, "optimizer": "adam", "lr": 0.02}),
@@ -76,7 +76,7 @@ def test_all_pairs_are_within_the_tolerance(name: str, options: dict[str, Any]) 
 
 
 def test_a_mean_needs_the_factors_of_all_replicas() -> None:
-    posed, solver = problem(gamma0=4.0), SOLVERS["FiniteWidth"]
+    posed, solver = problem(gamma0=4.0, lr=0.1), SOLVERS["FiniteWidth"]
     exact, few = solve(posed, solver, two_time=True), solve(posed, solver, two_time=TOLERANCE)
     kernel = few.layers[1].backward
     assert len(kernel.factors.parts) == 4

@@ -196,7 +196,7 @@ def put(tree: Any, place: tuple[Any, ...], value: Any) -> None:
         (lambda fields: fields.update(origin=3), "`trajectory.origin` must not be of type int"),
         (lambda fields: fields.update(outputs=None), "`trajectory.outputs` must not be of type NoneType"),
         (
-            lambda fields: fields.update(outputs={"type": "Kernel", "fields": {"array": 1}}),
+            lambda fields: fields.update(outputs={"type": "Kernel", "fields": {"array": 1, "factors": None}}),
             "`trajectory.outputs.array` must not be of type int",
         ),
         (

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +19,7 @@ from torch_dmft.theory import solvers
 from torch_dmft.theory.held import answer_memory
 from torch_dmft.theory.solver import Solver
 
-STEPS, TOLERANCE = 24, 0.02
+STEPS, TOLERANCE = 20, 0.02
 
 
 def problem(**options: Any) -> Problem:
@@ -28,13 +32,13 @@ SOLVERS: dict[str, Solver] = {
     "InfiniteWidth": solvers.InfiniteWidth(neurons=256, replicas=2),
     "in strides": solvers.InfiniteWidth(neurons=256, replicas=2, strides=True),
     "GradientIndependence": solvers.GradientIndependence(neurons=256, replicas=2),
-    "FiniteWidth": solvers.FiniteWidth(64, replicas=3),
-    "WideEnsemble": solvers.WideEnsemble(widths=(32, 64), pairs=4),
+    "FiniteWidth": solvers.FiniteWidth(64, replicas=4),
+    "WideEnsemble": solvers.WideEnsemble(widths=(16, 32), pairs=4),
 }
 BATCHES = [torch.arange(step, step + 2) % 5 for step in range(STEPS)]
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in SOLVERS),
-    ("InfiniteWidth", {"gamma0": 4.0}),
+    ("InfiniteWidth", {"gamma0": 4.0, "lr": 0.1}),
     ("InfiniteWidth", {"batches": BATCHES}),
     ("InfiniteWidth", {"optimizer": "adam", "lr": 0.02}),
     ("FiniteWidth", {"batches": BATCHES, "optimizer": "adam", "lr": 0.02}),
@@ -62,19 +66,20 @@ def test_all_pairs_are_within_the_tolerance(name: str, options: dict[str, Any]) 
     assert torch.equal(exact.outputs, few.outputs)
     assert worst(exact, few) < 1
     for known, other in zip(kernels(exact), kernels(few), strict=True):
-        assert torch.allclose(known.equal_time, other.array, rtol=1e-5, atol=1e-5)
+        off = 1e-2 if name == "in strides" else 1e-5  # there equal times are interpolated by themselves
+        assert torch.allclose(known.equal_time, other.array, rtol=off, atol=off)
     assert few.stderr is not None
     with pytest.raises(NotRecordedError, match="equal times only"):
         few.stderr.layers[1].forward.between(0, 1)
-    equal = solve(posed, solver)
-    assert torch.equal(equal.layers[1].forward.array, few.layers[1].forward.array)
+    if not options and name in ("InfiniteWidth", "in strides"):
+        assert torch.equal(solve(posed, solver).layers[1].forward.array, few.layers[1].forward.array)
 
 
 def test_a_mean_needs_the_factors_of_all_replicas() -> None:
-    posed, solver = problem(gamma0=4.0), SOLVERS["FiniteWidth"]
+    posed, solver = problem(gamma0=4.0, lr=0.1), SOLVERS["FiniteWidth"]
     exact, few = solve(posed, solver, two_time=True), solve(posed, solver, two_time=TOLERANCE)
     kernel = few.layers[1].backward
-    assert len(kernel.factors.parts) == 3
+    assert len(kernel.factors.parts) == 4
     every = torch.arange(STEPS + 1)
     one = sum(part.flatten(0, 1) @ part.flatten(0, 1).T for part in kernel.factors.parts[:2]) / 2
     error, size = errors(exact.layers[1].backward, one.reshape(kernel.values.shape))
@@ -111,3 +116,15 @@ def test_costs_of_long_runs_are_those_of_directions() -> None:
     assert solver.estimate(posed, two_time=1e-4).memory > few.memory
     assert equal.seconds < few.seconds < every.seconds
     assert answer_memory(posed, 5001, two_time=0.01) == answer_memory(posed, 5001, two_time=False)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells the peak memory")
+@pytest.mark.parametrize("name", ["network", "theory"])
+def test_every_pair_of_5000_steps_is_known_to_a_percent_in_two_gibibytes(name: str) -> None:
+    command = [sys.executable, "-m", "tests.theory.long_two_time", name]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["peak"] < 2 * 2**30 < 4 * found["one array of all pairs"]
+    assert found["worst"] < 1
+    assert found["moved"] > 0.3

@@ -235,7 +235,7 @@ def write_records(
         more: further settings.
     """
     rows = Rows.of(run.train, comparison.targets)
-    two_time = run.layers[0].forward.is_two_time
+    two_time = run.layers[0].forward.has_lags
     kept = torch.linspace(0, len(run.steps) - 1, min(len(run.steps), _TIMES), dtype=torch.float64).round().long()
     about = prediction_about(run, comparison.measured.origin)
     if run is comparison.measured:
@@ -307,7 +307,7 @@ def _two_time(run: Trajectory, rows: Rows, kept: Tensor, about: About) -> Iterat
     upper = np.triu_indices(len(rows.shown))
     for kind in ("forward", "backward"):
         for layer in run.layers:
-            kernel = getattr(layer, kind).at(kept).per_sample().array
+            kernel = getattr(layer, kind).at(kept).per_sample().values
             mean = kernel.diagonal(dim1=1, dim2=3).mean(-1).detach().cpu().float().numpy()
             if about.pairs:
                 shown = kernel[:, rows.shown][:, :, :, rows.shown].permute(1, 3, 0, 2).detach().cpu().float().numpy()

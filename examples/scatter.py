@@ -46,6 +46,12 @@ class Scatter:
         """Their standard deviations, as the theory has them."""
         return self.theory.spread(width)[-2:]
 
+    def sigma_root(self, at: int) -> tuple[float, float]:
+        """The root of Sigma of one of them, and its standard error."""
+        assert self.theory.stderr is not None
+        root, error = (float(each.diagonal()[at - 2]) for each in (self.theory.sigma, self.theory.stderr))
+        return root**0.5, error / (2 * root**0.5)
+
 
 def numbers(run: Trajectory) -> Tensor:
     """The output for the last row at all times, and the mean square of the last features at the end: ``(time + 1,)``."""
@@ -59,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> Scatter:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--networks", type=int, default=100, help="of every width")
     parser.add_argument("--gamma0", type=float, default=1.0)
-    parser.add_argument("--lr", type=float, default=0.3, help="base learning rate")
+    parser.add_argument("--lr", type=float, default=0.1, help="base learning rate")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--neurons", type=int, default=1000, help="sample that stands for infinite width")
@@ -118,13 +124,16 @@ def figure(found: Scatter, width: int, chance: float) -> Figure:
     left.legend(frameon=False, fontsize=8)
     widths = torch.tensor(list(found.spreads))
     for at, name in enumerate(NAMES):
-        dots = torch.stack([each[at] for each in found.spreads.values()])
+        dots = torch.stack([width**0.5 * each[at] for width, each in found.spreads.items()])
         right.errorbar(widths, dots, chance * dots, fmt="o", color=f"C{at}", markersize=4)
-        right.plot(widths, [found.predicted(int(n))[at] for n in widths], color=f"C{at}", label=name)
-    right.set(xscale="log", yscale="log", xlabel="N", ylabel="standard deviation over networks")
+        level, error = found.sigma_root(at)
+        right.axhline(level, color=f"C{at}", label=name)
+        right.axhspan(level - error, level + error, color=f"C{at}", alpha=0.2, linewidth=0)
+    right.set(xscale="log", xlabel="N", ylabel="√N × standard deviation over networks")
+    right.set_ylim(0, None)
     right.set_xticks(widths.tolist(), [str(int(n)) for n in widths])
     right.set_xticks([], minor=True)
-    right.legend(frameon=False, fontsize=8, title="lines: √(Σ/N) from one run", title_fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="lower left", title="lines: √Σ from one run", title_fontsize=8)
     return drawn
 
 

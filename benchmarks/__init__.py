@@ -24,6 +24,7 @@ NAMES = (
     "agreement",
     "coverage",
     "limits",
+    "scatter",
     "referee",
 )
 """The benchmarks, in the order of the report."""

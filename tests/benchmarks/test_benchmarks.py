@@ -26,6 +26,7 @@ FIELDS = {
     "agreement": set(PROBLEMS),
     "coverage": {"tanh", "cross entropy"},
     "limits": set(LIMITS),
+    "scatter": {"influences", "networks"},
     "costs": {"static NTK, two-time"},
     "referee": {"right", "wrong", "named", "kinds"},
 }

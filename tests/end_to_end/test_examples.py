@@ -141,6 +141,18 @@ def test_learning_rules(tmp_path):
     assert (tmp_path / "learning_rules.png").read_bytes().startswith(PNG)
 
 
+def test_scatter(tmp_path):
+    """The spread of networks is what their width makes of one run at infinite width."""
+    found = example("scatter")(
+        f"--widths 64 128 --networks 60 --samples 4 --steps 8 --neurons 300 --logdir {tmp_path}".split()
+    )
+    for width, spreads in found.spreads.items():
+        for wide, agrees in ((width, True), (4 * width, False)):
+            z = torch.log(spreads / found.predicted(wide)) * (2 * 59) ** 0.5
+            assert (float(z.abs().max()) < 5) == agrees, (width, z)
+    assert (tmp_path / "scatter.png").read_bytes().startswith(PNG)
+
+
 def test_real_run(tmp_path, capsys):
     """Momentum, decay, warmup, cosine and the very batches: every kernel is within what the width explains."""
     comparison = example("real_run")(f"--width 256 --steps 90 --pairs 4 --logdir {tmp_path}".split())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -12,54 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_dmft as dmft
+from tests.parameterization.streams import ALPHA, SAMPLES, Block, D, N, NormedBlock, Residual, gpt2
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.parameterization import CoordinateCheck, Plan, depth_check, rules
-from torch_dmft.parameterization.scheme import at_depth
-
-D, N, SAMPLES = 5, 24, 7
-ALPHA = {"1/sqrt(L)": 0.5, "1/L": 1.0}
-
-
-class Block(nn.Module):
-    """Norm, weight, activation, weight: x -> multiplier b(x)."""
-
-    multiplier = 1.0
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.multiplier * self.down(torch.tanh(self.up(self.norm(h))))
-
-
-class NormedBlock(nn.Module):
-    """A branch that ends with a norm layer, as those of ResNets do."""
-
-    multiplier = 1.0
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.up, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.multiplier * self.norm(self.up(torch.tanh(h)))
-
-
-class Residual(nn.Module):
-    """Data, L blocks on a stream, a norm and a readout."""
-
-    def __init__(self, blocks: int, width: int = N, block: type[nn.Module] = Block, *, post: bool = False) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Linear(D, width), nn.Linear(width, 2)
-        self.blocks = nn.ModuleList(block(width) for _ in range(blocks))
-        self.posts = nn.ModuleList(nn.LayerNorm(width) if post else nn.Identity() for _ in range(blocks))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.stem(x)
-        for block, post in zip(self.blocks, self.posts, strict=True):
-            h = post(h + block(h))
-        return self.head(h)
+from torch_dmft.parameterization import Plan
 
 
 def unfolded(plan: Plan, depth: str, ends: tuple[str, ...]) -> tuple[nn.Module, dict[str, tuple[float, float, float]]]:
@@ -172,14 +125,6 @@ def test_theory_of_a_folded_plan_is_that_of_multipliers_in_the_forward_pass(solv
     assert (answers["folded"].outputs[-1] - answers["folded"].outputs[0]).abs().max() > 0.05
 
 
-def gpt2(width: int, blocks: int = 3) -> nn.Module:
-    sizes = {"n_embd": width, "n_layer": blocks, "n_head": width // 8, "vocab_size": 50, "n_positions": 16}
-    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    import transformers
-
-    return transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**sizes, **ids, num_labels=3))
-
-
 def vit(width: int) -> nn.Module:
     import torchvision
 
@@ -286,106 +231,6 @@ def test_every_part_of_a_stream_has_the_same_share_in_a_step_at_every_depth(dept
     at_start = (0.5 - ALPHA[depth]) * (1 if adam else 2)
     expected = {"": 0.0, "in a branch": 0.0, "ends a branch": 0.0, "between branches": 0.0, "shared": at_start}
     assert slopes == pytest.approx(expected, abs=0.2)
-
-
-def check(depth: str | None, optimizer: str, generator: torch.Generator, **settings) -> CoordinateCheck:
-    x = torch.randn(16, D, generator=generator)
-    settings = {
-        "generator": generator,
-        "lr": {"sgd": 0.1, "adamw": 0.03}[optimizer],
-        "depths": (4, 8, 16),
-        "seeds": 2,
-    } | settings
-    return depth_check(
-        lambda blocks: Residual(blocks, 48), x, torch.sin(x[:, :2]), depth=depth, optimizer=optimizer, **settings
-    )
-
-
-@pytest.mark.parametrize(
-    ("depth", "optimizer", "gamma0", "depths"),
-    [
-        ("1/sqrt(L)", "sgd", 1.0, (4, 16, 64)),
-        ("1/L", "adamw", 0.3, (4, 16, 64)),
-        *(
-            pytest.param(depth, optimizer, gamma0, (4, 8, 16, 32, 64), marks=pytest.mark.long)
-            for depth in ALPHA
-            for optimizer in ("sgd", "adamw")
-            for gamma0 in (1.0, 0.3)
-        ),
-    ],
-)
-def test_features_move_alike_at_every_depth(depth, optimizer, gamma0, depths, generator) -> None:
-    found = check(depth, optimizer, generator, gamma0=gamma0, depths=depths)
-    assert found.passed, str(found)
-    assert "blocks.*.down, last third" in found.layers
-    assert f"L={depths[-1]}" in str(found)
-
-
-def deep_gpt2(blocks: int, width: int = 64, embeddings: float = 1.0) -> nn.Module:
-    model = gpt2(width, blocks).eval()
-    for table in (model.transformer.wte, model.transformer.wpe):
-        nn.init.normal_(table.weight, std=embeddings)
-    return model
-
-
-def deep_resnet(blocks: int, width: int = 32) -> nn.Module:
-    from torchvision.models.resnet import BasicBlock as block  # noqa: N813
-
-    stem = (nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
-    readout = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
-    return nn.Sequential(*stem, *(block(width, width) for _ in range(blocks)), *readout)
-
-
-def along_depth(
-    name: str, depth: str, optimizer: str, generator: torch.Generator, **settings: float
-) -> CoordinateCheck:
-    targets = torch.randint(0, 3, (6,), generator=generator)
-    run = {"depths": (4, 8, 16, 32), "depth": depth, "optimizer": optimizer, "loss": F.cross_entropy, "seeds": 4}
-    if name == "ResNet":
-        images = torch.randn(6, 3, 8, 8, generator=generator)
-        return depth_check(deep_resnet, images, targets, lr=0.1, generator=generator, **run)
-    tokens = {"input_ids": torch.randint(1, 50, (6, 8), generator=generator)}
-    make, wider = partial(deep_gpt2, **settings), partial(deep_gpt2, width=128, **settings)
-    lr = 0.1 if optimizer == "sgd" else 0.05
-    return depth_check(make, tokens, targets, lr=lr, wider=wider, outputs="logits", generator=generator, **run)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("depth", ALPHA)
-@pytest.mark.parametrize(("name", "optimizer"), [("GPT-2", "sgd"), ("GPT-2", "adamw"), ("ResNet", "sgd")])
-def test_features_of_libraries_move_alike_at_every_depth(name, optimizer, depth, generator) -> None:
-    found = along_depth(name, depth, optimizer, generator)
-    for layer, exponent in found.exponents.items():
-        assert abs(exponent) <= 0.15 + found.exponent_errors[layer], (layer, exponent)
-
-
-@pytest.mark.long
-def test_a_stream_that_starts_small_is_dominated_by_its_first_branches(generator) -> None:
-    """With the embeddings of 0.02 that GPT-2 draws, the share of the first branches in the stream depends on L."""
-    found = along_depth("GPT-2", "1/L", "adamw", generator, embeddings=0.02)
-    assert max(abs(exponent) for exponent in found.exponents.values()) > 0.3
-
-
-@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.002), ("adamw", 0.01)])
-def test_without_the_multiplier_the_stream_moves_more_at_every_depth(optimizer, lr, generator) -> None:
-    found = check(None, optimizer, generator, lr=lr, seeds=1)
-    assert found.exponents["blocks.*.down, last third"] > 0.4
-    assert found.verdicts["blocks.*.down, last third"] == "grows with depth"
-
-
-def test_the_check_sees_a_wrong_rate(generator, monkeypatch) -> None:
-    def without_rate(scaling, part, *, branches, alpha, shared=1):
-        right = at_depth(scaling, part, branches=branches, alpha=alpha, shared=shared)
-        return replace(right, adam_lr=right.adam_lr * branches**0.5)
-
-    monkeypatch.setattr(rules, "at_depth", without_rate)
-    found = check("1/sqrt(L)", "adamw", generator, lr=0.01, seeds=1)
-    assert found.exponents["blocks.*.down, last third"] > 0.2
-
-
-def test_what_the_depth_check_refuses(generator) -> None:
-    with pytest.raises(InvalidInputError, match=r"`depths` must hold at least two depths of 3 or more"):
-        check("1/L", "sgd", generator, depths=(2, 8))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import torch_dmft as dmft
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.theory import infinite_depth
 
 SOLVER = dmft.solvers.InfiniteWidth(256, replicas=4)
@@ -122,3 +122,8 @@ def test_it_is_printed_and_has_the_shallowest_networks_weights():
 def test_what_is_no_limit_is_refused(depths, posed, told):
     with pytest.raises(InvalidInputError, match=told):
         infinite_depth(posed, depths, SOLVER)
+
+
+def test_learning_rules_are_those_of_chains():
+    with pytest.raises(UnsupportedProblemError, match=r"Hebb's rule, and a network that is no chain"):
+        infinite_depth(lambda blocks: problem(blocks).trained(rule="hebb"), (1, 2, 4), SOLVER)

@@ -10,6 +10,13 @@ are linear in the learned part,
 
 with a and w of ``descent.propagators``, where K(t, s) pairs the gradients at a(t) W(0) with those at a(s) W(0), the ones
 that the update of step s followed.
+
+Where weights learn by another rule than the gradient (``parameterization.learning_rule``), the outputs follow
+
+    K = sum_{l<=L} rho^{L-l} G^{l+1} Phi^l,
+
+as a pseudo-gradient of weight l is sent back through L - l matrices, each of which has the correlation rho with the one that
+the gradient is sent back through; rho is zero but for feedback alignment (Bordelon & Pehlevan 2022, arXiv:2210.02157, Table 2).
 """
 
 from __future__ import annotations
@@ -22,8 +29,10 @@ from torch import Tensor
 
 from torch_dmft.core.errors import ConvergenceError
 from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import assemble, require_chain
 from torch_dmft.theory.chains.descent import Descent, propagators, weighted_sum_of_tensors
+from torch_dmft.theory.chains.initial_kernels import ChainKernels, tangent_kernel
 from torch_dmft.theory.chains.squared_error import error_scale, lazy_outputs
 from torch_dmft.theory.chains.uniform_start import kernels_of
 from torch_dmft.theory.problem import Problem
@@ -57,7 +66,7 @@ def lazy_limit(
         outputs, forward, backward = _decaying(problem, input_kernel, record, order, two_time, progress)
     else:
         kernels = kernels_of(problem, chain, order=order).at()
-        outputs = _outputs(problem, kernels.ntk, record, flow=flow)
+        outputs = _outputs(problem, _moving(problem, chain, kernels), record, flow=flow)
         forward = [_constant(kernel, len(record), two_time) for kernel in kernels.forward]
         backward = [_constant(kernel, len(record), two_time) for kernel in kernels.backward]
     identity = torch.eye(chain.outputs, dtype=input_kernel.dtype, device=input_kernel.device)
@@ -73,9 +82,19 @@ def lazy_limit(
     )
 
 
+def _moving(problem: Problem, chain: Chain, kernels: ChainKernels) -> Tensor:
+    """The kernel that the outputs follow, ``(sample, sample)``: the NTK, or that of a learning rule."""
+    if problem.training.rule == "gradient":
+        return kernels.ntk
+    shares = [problem.training.rho ** (chain.depth - layer) for layer in range(chain.depth)]
+    return tangent_kernel(
+        chain, kernels.forward, [share * g for share, g in zip(shares, kernels.backward, strict=True)]
+    )
+
+
 def _outputs(problem: Problem, ntk: Tensor, record: Tensor, *, flow: bool) -> Tensor:
     """Outputs at the recorded steps: in closed form for squared error, else step by step or integrated."""
-    plain = not problem.training.traits.keys() - {"momentum", "uniform starts"}
+    plain = not problem.training.traits.keys() - {"momentum", "uniform starts", "rule"}
     scale = error_scale(problem) if plain else None
     if scale is None:
         return (_flow if flow else _descend)(problem, ntk, record)

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.chains.assembly import require_chain
 from torch_dmft.theory.chains.descent import Descent, weighted_sum_of_tensors
@@ -39,10 +40,16 @@ def feature_movement(problem: Problem) -> float:
     far. Costs what stepping ``StaticNTK`` without weight decay does, at most.
 
     Raises:
-        UnsupportedProblemError: if the network is not a dense chain.
+        UnsupportedProblemError: if the network is not a dense chain, or learns by another rule than the gradient.
         ConvergenceError: if lazy training diverges.
     """
     chain = require_chain(problem, "feature_movement")
+    if problem.training.rule != "gradient":
+        raise UnsupportedProblemError(
+            "How far features move is known of learning by the gradient.",
+            got=problem.training.traits["rule"],
+            remedy="solvers.InfiniteWidth(), whose kernels show it",
+        )
     lazy = InitialKernels(chain, problem.input_kernel.double()).at()
     moved = 0.0
     for left, drive in _drives(problem, lazy.ntk):

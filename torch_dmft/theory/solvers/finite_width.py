@@ -34,7 +34,7 @@ from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
 from torch_dmft.theory.solver import method, require_training
-from torch_dmft.theory.solvers.infinite_width import COVERS
+from torch_dmft.theory.solvers.infinite_width import COVERS, require_rule
 from torch_dmft.theory.stepping import track
 
 _DENSE_FROM = 0.4
@@ -52,14 +52,15 @@ class FiniteWidth:
     5.2). The mean and Sigma are estimated from ``replicas`` independent networks, each sampled lazily: exactly i.i.d.
     networks of width N (``torch_dmft.theory.gaussian.latents``, law "network"), for O(N k) time and memory per matrix
     instead of O(N^2). Where that saves nothing (small widths, or training that explores so many directions that the rank
-    k exceeds 0.4 N), for Langevin noise, and for architectures that the engine does not cover (BatchNorm), ordinary
-    dense networks of the same law are trained.
+    k exceeds 0.4 N), for Langevin noise, for learning rules, and for architectures that the engine does not cover
+    (BatchNorm), ordinary dense networks of the same law are trained.
 
     The answer's ``stderr`` is that of the mean, its ``spread`` the standard deviation of one network, and its
     ``replicas`` hold every network; ``theory.covariance`` is that of any two of their numbers.
     ``compare(measured, answer)`` judges by them whether a measured network behaves as its width explains.
 
-    Any loss, setting of SGD, Adam, Langevin noise, and network that can be built at width N. Cost: ``replicas`` runs of
+    Any loss, setting of SGD, Adam, Langevin noise, learning rule (each network with backward weights of its own; chains and SGD
+    alone), and network that can be built at width N. Cost: ``replicas`` runs of
     O(P N^2 T) if dense (the paper's Table 1), O(P N k T) if sampled; all replicas are kept, O(R P^2 T). Refuses dropout, and
     what cannot be built at another width.
 
@@ -91,7 +92,8 @@ class FiniteWidth:
         """Refuse unknown optimizers, and networks that cannot be built at another width."""
         covers = COVERS | ({"noise"} if "groups" not in problem.training.traits else set())
         require_networks(problem, self.factory, (self.width,))
-        require_training(problem, "FiniteWidth", covers | covered_starts(problem, self.factory))
+        require_training(problem, "FiniteWidth", covers | {"rule"} | covered_starts(problem, self.factory))
+        require_rule(problem, "FiniteWidth")
 
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
@@ -116,7 +118,8 @@ class FiniteWidth:
             plan = next(networks)
             noise = langevin_noise(posed, plan, networks.generator)
             steps = range(problem.steps + 1)
-            own = replica_generators(networks.generator, 1)[0] if plan.architecture.train_differs else None
+            draws = plan.architecture.train_differs or posed.training.rule != "gradient"
+            own = replica_generators(networks.generator, 1)[0] if draws else None
             run = train_and_record(
                 posed, plan, record, two_time=two_time, steps=steps, noise=noise, view=view, generator=own
             )
@@ -180,7 +183,8 @@ def _is_covered(problem: Problem) -> bool:
     is_rounded = "muon" in problem.training.traits and not problem.training.number("exact")
     starts = problem.training.starts
     is_other = any(starts.get(name) == UNIFORM for name in problem.network.hidden)  # in law, but at infinite width
-    if problem.temperature or is_rounded or is_other or not is_closed(problem):
+    is_taught = problem.training.rule != "gradient"
+    if problem.temperature or is_rounded or is_other or is_taught or not is_closed(problem):
         return False
     try:
         problem.network.require_law()

@@ -29,18 +29,19 @@ class StaticNTK:
     """The infinite-width network in the lazy limit gamma0 -> 0: NNGP and tangent kernel, df/dt = K Delta.
 
     Covers dense chains with any loss, several outputs, gains, biases, unequal widths, minibatches and all that SGD does to
-    all parameters alike (schedules, momentum, weight decay); ``problem.gamma0`` plays no role. Kernels are in closed form
-    for piecewise linear activations and erf and by Hermite series for smooth ones; biases that start uniform, as torch's do,
-    are averaged over by quadrature. Fields that are exactly zero have the slope that torch gives them (0 of ReLU). Computes
-    in float64; exact, so ``stderr`` is None.
+    all parameters alike (schedules, momentum, weight decay), and learning rules: outputs then follow a kernel of the rule's
+    (``chains.lazy_limit``), and the NTK is that of true gradients, as ever. ``problem.gamma0`` plays no role. Kernels are in
+    closed form for piecewise linear activations and erf and by Hermite series for smooth ones; biases that start uniform, as
+    torch's do, are averaged over by quadrature. Fields that are exactly zero have the slope that torch gives them (0 of ReLU).
+    Computes in float64; exact, so ``stderr`` is None.
 
     With n rows the cost is O(L n^2) for the kernels. Outputs are in closed form for squared error with full batches, O(n^3)
     whatever the number of steps; else they are stepped, O(T n^2), or integrated. With weight decay the kernels change in
     time, and it is O(L T^2 n^2). Memory is O(n^2) beside the answer (the paper's Table 1). Refuses networks that are no dense
-    chain, uniform input weights, rows of zeros that a trained bias moves off a kink, Langevin noise and Adam; gradient flow
-    also momentum, weight decay and minibatches.
+    chain, uniform input weights, rows of zeros that a trained bias moves off a kink, Langevin noise, Adam, and weight decay
+    beside a learning rule; gradient flow also momentum, weight decay and minibatches.
 
-    What it leaves out is of order gamma0^2: ``theory.movement`` predicts how much.
+    What it leaves out is of order gamma0^2; of Hebb's rule, whose updates are not independent of the features, of order gamma0.
 
     Attributes:
         time: "discrete" for the steps of gradient descent, "continuous" for gradient flow at the times eta * step.
@@ -67,12 +68,15 @@ class StaticNTK:
             UnsupportedProblemError: naming what is in the way.
         """
         require_chain(problem, "StaticNTK")
-        require_training(problem, "StaticNTK", SEES | {"uniform starts"})
+        covers = SEES | {"uniform starts", "rule"}
+        if "rule" in problem.training.traits:  # backward weights do not decay beside the others
+            covers -= {"decay"}
+        require_training(problem, "StaticNTK", covers)
         require_gaussian_fields(problem, "StaticNTK")
         require_no_start_on_a_kink(problem, "StaticNTK")
         if self.time == "continuous":
             remedy = 'StaticNTK(time="discrete"); gradient flow is plain full-batch descent in the limit of small steps'
-            require_training(problem, "Gradient flow", frozenset({"schedule", "uniform starts"}), remedy=remedy)
+            require_training(problem, "Gradient flow", frozenset({"schedule", "uniform starts", "rule"}), remedy=remedy)
 
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False

@@ -83,6 +83,22 @@ def test_averaged_weights_that_are_swapped_in_and_out_are_nobodys_business() -> 
     run.recorder.problem()
 
 
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_loss_with_a_factor_is_told_where_to_say_it(noted: bool) -> None:
+    run = Run()
+    with run.recorder.attach(run.optimizer):
+        for _ in range(4):
+            if noted:
+                run.recorder.batch(range(16))
+            run.optimizer.zero_grad()
+            (3 * nn.functional.mse_loss(run.model(INPUTS), TARGETS)).backward()
+            run.optimizer.step()
+    with pytest.raises(
+        (UnsupportedProblemError, InvalidInputError), match=r"Recorder\(..., loss=\) with the whole of it"
+    ):
+        run.recorder.problem()
+
+
 def test_a_hook_on_the_gradients_of_noted_rows() -> None:
     run = Run()
     with run.recorder.attach(run.optimizer):

@@ -257,3 +257,19 @@ def test_a_loss_sees_targets_as_precise_as_outputs() -> None:
         problem.loss_on(outputs, torch.arange(5)).backward()
         problem.kept_loss(outputs).backward()
         assert seen == 3 * [(torch.float64, torch.float64)]
+
+
+def test_a_loss_with_weights_of_classes_is_predicted() -> None:
+    """Its weights are single precision, as the data are; error bars ask for the loss in double precision."""
+    weights = torch.tensor([1.0, 4.0, 0.25])
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    losses = (
+        nn.CrossEntropyLoss(weight=weights),
+        lambda outputs, targets: nn.functional.cross_entropy(outputs, targets, weight=weights.to(outputs.dtype)),
+    )
+    problems = [dmft.Problem.mlp(INPUTS.float(), labels, depth=1, steps=3, lr=0.5, loss=loss) for loss in losses]
+    one, other = (dmft.solve(problem, dmft.solvers.InfiniteWidth(128, 2)) for problem in problems)
+    assert one.losses[-1] < one.losses[0]
+    torch.testing.assert_close(one.losses, other.losses, rtol=1e-5, atol=0.0)
+    outputs = torch.ones(5, 3, dtype=torch.float64)
+    assert problems[0].training_loss(outputs).dtype == torch.float64

@@ -64,6 +64,24 @@ def loss_value(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     return value
 
 
+def loss_in(dtype: torch.dtype, loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss in the precision of the outputs; of one whose own tensors (weights of classes) do not take that, in ``dtype``.
+
+    Args:
+        dtype: of the data that the loss was made for.
+        loss: the loss.
+        outputs: in any precision.
+        targets: of these.
+    """
+    try:
+        return loss(outputs, targets)
+    except RuntimeError:
+        if outputs.dtype == dtype:
+            raise
+        floats = targets.is_floating_point()
+        return loss(outputs.to(dtype), targets.to(dtype) if floats else targets).to(outputs.dtype)
+
+
 def aside(loss: Loss) -> Loss:
     """A loss to be called beside the training: a copy, as it may count its calls; those of torch count nothing."""
     if not isinstance(loss, nn.Module) or type(loss).__module__ == "torch.nn.modules.loss":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_dmft.core.arguments import require_places
 from torch_dmft.core.errors import InvalidInputError
-from torch_dmft.core.loss import Loss
+from torch_dmft.core.loss import Loss, loss_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +22,14 @@ class Objective:
         targets: those of all training rows, as the loss takes them.
         outputs: C.
         device: where the loss is evaluated.
+        dtype: of the problem, which a loss with tensors of its own (weights of classes) takes if it takes no other.
     """
 
     loss: Loss
     targets: Tensor
     outputs: int
     device: torch.device
+    dtype: torch.dtype
 
     def on(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """The loss of the outputs ``(row, output)`` of some training rows."""
@@ -49,7 +51,7 @@ class Objective:
         if targets.is_floating_point():
             common = torch.promote_types(targets.dtype, outputs.dtype)
             outputs, targets = outputs.to(common), targets.to(common)
-        return self.loss(outputs.to(self.device), targets)
+        return loss_in(self.dtype, self.loss, outputs.to(self.device), targets)
 
     def _require_rows(self, rows: Tensor) -> None:
         if rows.device.type == "cpu":  # elsewhere looking at them takes time, and torch refuses them

@@ -112,7 +112,7 @@ def problem_of_run(
         raise UnsupportedProblemError(
             "This run did what no theory takes into account.",
             got="; ".join(training.notes),
-            remedy="record a run without it; measuring goes on with anything",
+            remedy=f"record a run without it{_of_loss(*training.notes)}; measuring goes on with anything",
         )
     recorded = subject.kernel_rows
     if data is None:
@@ -222,7 +222,17 @@ def _with_batches(
         f"Which rows the steps saw is not known{why}.",
         got=f"a run of {training.steps} steps",
         remedy="train on recorder.batches(loader), or call recorder.batch(rows) before every step; or predict for other "
-        f"batches of that size: recorder.problem({needs}batches=64)",
+        f"batches of that size: recorder.problem({needs}batches=64){_of_loss(training.doubt)}",
+    )
+
+
+def _of_loss(*said: str) -> str:
+    """What else helps where gradients are not those of the loss that the recorder knows."""
+    if not any("gradients were not those of" in one for one in said):
+        return ""
+    return (
+        ". If the loss was another (a factor, a penalty, weights), Recorder(..., loss=) with the whole of it; clipped or "
+        "otherwise changed gradients are in no prediction"
     )
 
 

@@ -234,7 +234,7 @@ class Problem:
     @property
     def _objective(self) -> Objective:
         """The loss on the training rows, and its gradient."""
-        return Objective(self.loss, self.targets, self.outputs, self.device)
+        return Objective(self.loss, self.targets, self.outputs, self.device, self.dtype)
 
     def loss_on(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """The loss of the outputs ``(row, output)`` of some training rows."""

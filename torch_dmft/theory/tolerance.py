@@ -46,10 +46,9 @@ def balanced_tolerance(problem: Problem, draws: int) -> float:
 
 def has_kinks(problem: Problem) -> bool:
     """Whether an activation of a problem's network has no second derivative somewhere."""
-    if problem.chain is not None:
-        names: list[str | None] = [layer.activation for layer in problem.chain.hidden]
-    else:
-        names = [layer.activation for layer in problem.network.plan.architecture.layers]
+    plan = problem.network.plan
+    hidden = problem.chain.hidden if problem.chain is not None else () if plan is None else plan.architecture.layers
+    names = [layer.activation for layer in hidden]
     return any(name is not None and not activation(name).smooth for name in names)
 
 

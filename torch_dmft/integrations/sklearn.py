@@ -31,9 +31,9 @@ from torch_dmft.parameterization import parameterize
 from torch_dmft.parameterization.rules import usual_gain
 from torch_dmft.theory.cost import Cost, twin_cost
 from torch_dmft.theory.engine.fitted import Fitted, HeldOut, fit_twins
-from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.error_bars import error_of_mean
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.tolerance import default_tolerance
 
 _FRACTION = 0.1
 """Of the rate at which full batches are unstable at the start: batches are smaller, and kernels grow with what is learned."""

@@ -238,6 +238,8 @@ def twin_cost(
     for matrix in matrices:
         seen, sent = load.met * matrix.read, load.met * matrix.written
         gradients = min(neurons, math.ceil(sent * outputs * per_row.gradients))
+        if not smooth:  # the fuller a basis is, the less of a vector is outside of it
+            gradients = math.ceil(neurons * -math.expm1(-sent * outputs * per_row.gradients / neurons))
         features = min(neurons, math.ceil(seen * per_row.features))
         rank = max(rank, gradients, features)
         full = full or rank >= neurons // 2

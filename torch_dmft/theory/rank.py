@@ -7,10 +7,10 @@ tangent kernel, and in one step the fields turn by about
           \sqrt{\frac{\mathrm{tr}[\Phi (G \circ \Delta \Delta^T) \Phi]}{\mathrm{tr}\, \Phi}},
           \qquad \Delta(t) = \sum_i u_i e^{-\eta \lambda_i h t} (u_i \cdot \Delta(0)),
 
-with h the curvature of the loss. A gradient through a kink leaves its basis by the root of the angle, so a step brings a new
-direction if it turns by more than an angle of the order of the tolerance squared, and else the share v / angle of one. The
-directions of smooth curves grow like the logarithm of that number. What stands in front of these laws was measured in some
-thirty trainings (``python -m benchmarks costs`` compares).
+with h the curvature of the loss. A step brings a new direction if it turns by more than an angle that grows with the tolerance,
+and else a share of one: v / angle of smooth curves, whose directions grow like the logarithm of that number, and its root at
+kinks, through which a gradient leaves its basis by the root of the angle. What stands in front of these laws was measured in
+some thirty trainings (``python -m benchmarks costs`` compares).
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torch_dmft.core.errors import DMFTError
 from torch_dmft.theory.chains.initial_kernels import ChainKernels, InitialKernels
 from torch_dmft.theory.problem import Problem
+from torch_dmft.theory.tolerance import balanced_tolerance
 
 _ROWS = 48
 """Rows of the data, evenly taken, whose kernels are looked at."""
 _TERMS = 256
 """Hermite terms of those kernels at most: few rows have broad fields."""
-_ANGLE = 60.0
-"""The angle in units of the squared tolerance at which a step through a kink brings one direction."""
+_ANGLE, _ANGLE_OF_KINKS = 60.0, 0.35
+"""The angle at which a step brings one direction, in units of the squared tolerance, and, through a kink, of the tolerance."""
 _EDGE, _EDGE_OF_KINKS = 2.0, 1.3
 """Rate times curvature beyond which training is not lazy at all: fields turn in every step, until kernels have shrunk. Without
 saturation curvature grows while features are learned, about 1 + gamma0 L (L - 1) / 2 times, and oscillations begin earlier."""
@@ -105,15 +106,15 @@ def _turning_steps(problem: Problem, draws: int, *, smooth: bool) -> tuple[float
     if seen == 1.0 and grown * lr * curvature * share * float(rates[-1]) > (_EDGE if smooth else _EDGE_OF_KINKS):
         return float(steps), 2 * crowded
     along, phi, g = modes.T @ start, kernels.forward[-2], kernels.backward[-1]
-    tolerance = min(1e-2, draws**-0.5) * min(1.0, problem.gamma0)
-    angle = _ANGLE * tolerance**2 / (chain.depth / 2) ** 2
+    tolerance = balanced_tolerance(problem, draws)
+    angle = (_ANGLE * tolerance**2 if smooth else _ANGLE_OF_KINKS * tolerance) / (chain.depth / 2) ** 2
     times = torch.logspace(0, math.log10(steps + 1), _TIMES, dtype=torch.float64, device="cpu") - 1
     turned = []
     for time in times.tolist():
-        error = modes @ ((-decay * time).exp()[:, None] * along)
+        error = modes @ ((-decay * grown * time).exp()[:, None] * along)
         square = torch.einsum("ma,ab,mb->", phi, g * (error @ error.T), phi) * share
-        v = problem.gamma0 * lr * seen * float((square.clamp(min=0) / phi.diagonal().sum()).sqrt())
-        turned.append(v / (v + angle))
+        v = problem.gamma0 * lr * seen * grown * float((square.clamp(min=0) / phi.diagonal().sum()).sqrt())
+        turned.append((v / (v + angle)) ** (1.0 if smooth else 0.5))
     turning = float(torch.trapezoid(torch.tensor(turned, dtype=times.dtype, device="cpu"), times))
     return turning, crowded
 

@@ -30,20 +30,12 @@ from torch_dmft.theory.engine.layers import InfiniteLinear, InfiniteReadout
 from torch_dmft.theory.engine.lazy_layer import LazySettings
 from torch_dmft.theory.gaussian.latents import Population
 from torch_dmft.theory.tables import without_padding
+from torch_dmft.theory.tolerance import default_tolerance
 
 MOST_NEURONS = 2**20
 """Of a sample: a hundred times as many as any error bar asks for."""
 _TEMPLATE_WIDTH = 240
 """Width at which the model of a factory is described: small, and a multiple of most numbers of heads."""
-
-
-def default_tolerance(gamma0: float, draws: int = 1) -> float:
-    """Largest relative part of a feature or gradient vector that the engine ignores.
-
-    1e-2, or less where it would show: lazy features move by O(gamma0) only, and more draws of neurons sample more precisely
-    (1e-2 changes kernels by less than half of what sampling 4096 neurons does, and the change falls at least in proportion).
-    """
-    return min(1e-2, draws**-0.5 if draws > 1 else 1.0) * min(1.0, gamma0)
 
 
 @checked

@@ -21,7 +21,6 @@ from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.own_arithmetic import own_arithmetic
 from torch_dmft.theory.chain import Chain
 from torch_dmft.theory.engine.posed import rotated, twin_of
-from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.error_bars import standard_error
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import replica_generators
@@ -32,6 +31,7 @@ from torch_dmft.theory.solvers.alternating_monte_carlo import AlternatingMonteCa
 from torch_dmft.theory.solvers.deep_linear import DeepLinear
 from torch_dmft.theory.solvers.gradient_independence import GradientIndependence
 from torch_dmft.theory.solvers.infinite_width import InfiniteWidth
+from torch_dmft.theory.tolerance import default_tolerance
 
 Pairs = list[tuple[Tensor, Tensor]]
 """(A^l, B^l) of the hidden weights l = 1..L-1, as matrices between rows (t, mu) and (t, mu, c)."""

@@ -30,12 +30,12 @@ from torch_dmft.theory.engine.sources import (
     require_networks,
 )
 from torch_dmft.theory.engine.training import View, rows_at_once, train_and_record
-from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
 from torch_dmft.theory.solver import method, require_training
 from torch_dmft.theory.solvers.infinite_width import COVERS, require_rule
 from torch_dmft.theory.stepping import track
+from torch_dmft.theory.tolerance import default_tolerance
 
 _DENSE_FROM = 0.4
 """Rank per width from which a dense matrix is cheaper: a step takes about 14 N k flops per row, a dense one 6 N^2."""

@@ -22,12 +22,12 @@ from torch_dmft.theory.cost import Cost, twin_cost
 from torch_dmft.theory.engine.posed import enough_neurons, is_closed, renamed, rotated, twin_of
 from torch_dmft.theory.engine.strides import check_strides, train_in_strides
 from torch_dmft.theory.engine.training import lazy_layers, rows_at_once, train_and_record
-from torch_dmft.theory.engine.twin import default_tolerance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
 from torch_dmft.theory.sharing import Sharing
 from torch_dmft.theory.solver import SEES, method, require_training
 from torch_dmft.theory.stepping import track
+from torch_dmft.theory.tolerance import balanced_tolerance, default_tolerance
 
 COVERS = SEES | {"groups", "frozen", "starts", "uniform starts", "muon", "adam"}
 """What a twin is trained by: SGD itself, Muon and Adam."""
@@ -81,8 +81,10 @@ class InfiniteWidth:
             half a 95% interval of Student's t (``torch_dmft.theory.error_bars``). It does not contain the bias of order 1/S
             that they share, 0.8 bars of the loss of 4 x 512 neurons at most; it falls like 1/sqrt(S) beside the bar.
         tolerance: relative part of a feature or gradient vector that may be ignored; None for
-            min(1e-2, 1/sqrt(S R)) * min(1, gamma0), and 1e-5 for linear chains. These sampling leaves exact: their standard
-            error is the difference to one more run, by single steps at twice the tolerance.
+            min(1e-2, 1/sqrt(S R)) * min(1, gamma0), for 0.4 (S R)^(-1/4) in place of the minimum where SGD trains activations
+            with kinks and 0.25 (S R)^(-1/4) where it sees minibatches (``torch_dmft.theory.tolerance``), and 1e-5 for linear
+            chains. These sampling leaves exact: their standard error is the difference to one more run, by single steps at
+            twice the tolerance.
         generator: source of randomness; None for a fresh one with seed 0.
         strides: take several steps at once while the tangent kernel moves along a straight line, as it does at the end of
             training; see ``torch_dmft.theory.engine.strides``. The answer then costs as many passes as features need to
@@ -159,6 +161,8 @@ class InfiniteWidth:
             # The tolerance falls with gamma0 like the movement of features. Lazy kernels move by gamma0^2, but jitter by what
             # the tolerance leaves out; outputs move as far as ever.
             tolerance, lazy = self.tolerance_for(problem), min(1.0, problem.gamma0)
+            if self.tolerance is None:  # where directions may be few, strides are not longer for it
+                tolerance = min(tolerance, default_tolerance(problem.gamma0, self.neurons * self.replicas))
             allowed = max(1.0, _STRIDE * lazy) * tolerance, _STRIDE * tolerance / lazy
             train = partial(train_in_strides, tolerances=allowed)
         answer = train_replicas(self, problem, record, **shown, origin="theory (N=inf)", train=train, sharing=sharing)
@@ -174,7 +178,7 @@ class InfiniteWidth:
             return self.tolerance
         if _is_linear(problem):
             return _LINEAR
-        return default_tolerance(problem.gamma0, self.neurons * self.replicas)
+        return balanced_tolerance(problem, self.neurons * self.replicas)
 
 
 def require_rule(problem: Problem, solver: str) -> None:

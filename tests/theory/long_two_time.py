@@ -8,22 +8,27 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from benchmarks.costs import peak
 from tests.measurement.test_two_time import errors, kernels
 from torch_dmft import Probe, Problem, Recorder, parameterize, solve, solvers
+from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.measurement.compression import CompressedMemory
+from torch_dmft.measurement.normal_form import Stream
 
 P, DEPTH, WIDTH, STEPS, TOLERANCE = 10, 3, 512, 5000, 0.01
+REPLICAS = 2
 CHECKED = [0, 1, 3, 10, 30, 100, 250, 500, 1000, 1999, 3000, 4500, 4999, 5000]
 
 
-def data() -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+def data() -> tuple[Tensor, Tensor, torch.Generator]:
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(P, 20, generator=generator), torch.randn(P, 1, generator=generator)
     return inputs, targets, generator
@@ -54,12 +59,30 @@ def network() -> tuple[Trajectory, Trajectory]:
 
 
 def theory() -> tuple[Trajectory, Trajectory]:
+    """Of the same twins' vectors, as twins that are recorded at other steps are rounded otherwise."""
     inputs, targets, _ = data()
     problem = Problem.mlp(
         inputs, targets, depth=DEPTH, activation="tanh", gamma0=2.0, loss=nn.MSELoss(), lr=0.05, steps=STEPS
     )
-    solver = solvers.InfiniteWidth(neurons=512, replicas=2)
-    return solve(problem, solver, record=CHECKED, two_time=True), solve(problem, solver, two_time=TOLERANCE)
+    kept: dict[CompressedMemory, list[tuple[Tensor, Tensor]]] = {}  # of every weight of every replica
+    add = CompressedMemory.add
+
+    def keeping(memory: CompressedMemory, stream: Stream) -> None:
+        if len(memory._forward._rows) in CHECKED:
+            kept.setdefault(memory, []).append(memory._vectors(stream))
+        add(memory, stream)
+
+    CompressedMemory.add = keeping  # type: ignore[method-assign]
+    few = solve(problem, solvers.InfiniteWidth(neurons=512, replicas=REPLICAS), two_time=TOLERANCE)
+    some, layers, memories = few.at_steps(torch.tensor(CHECKED)), [], list(kept.values())
+    for at, layer in enumerate(some.layers):
+        pairs = []
+        for which in (0, 1):
+            vectors = [torch.stack([one[which] for one in each]).double() for each in memories[at :: len(some.layers)]]
+            flat = torch.cat([x.flatten(0, 1) for x in vectors], 1) / REPLICAS**0.5
+            pairs.append(Kernel((flat @ flat.T).reshape(*vectors[0].shape[:2], *vectors[0].shape[:2])))
+        layers.append(replace(layer, forward=pairs[0], backward=pairs[1]))
+    return replace(some, layers=tuple(layers)), few
 
 
 RUNS: dict[str, Callable[[], tuple[Trajectory, Trajectory]]] = {"network": network, "theory": theory}

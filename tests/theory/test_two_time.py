@@ -104,6 +104,8 @@ def test_who_does_not_sample_neurons_refuses() -> None:
     for solver in (solvers.StaticNTK(), solvers.AlternatingMonteCarlo(), solvers.Perturbation()):
         with pytest.raises(UnsupportedProblemError, match=r"sampled neurons.*InfiniteWidth"):
             solve(problem(gamma0=0.1), solver, two_time=TOLERANCE)
+        with pytest.raises(UnsupportedProblemError, match=r"sampled neurons.*InfiniteWidth"):
+            solver.run(problem(gamma0=0.1), torch.tensor([0, 1]), two_time=TOLERANCE, progress=False)
     with pytest.raises(InvalidInputError, match=r"two_time=0\.01"):
         solve(problem(), solvers.InfiniteWidth(), two_time=1.5)
 

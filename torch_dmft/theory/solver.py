@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.core.factors import tolerance_of
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.theory.cost import Cost
 from torch_dmft.theory.coverage import STAND_IN
@@ -68,6 +69,9 @@ def _asking_first(answer: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(answer)
     def refusing(self: Solver, problem: Problem, record: Any = None, **settings: Any) -> Any:
         self.check(problem)
+        two_time = settings.get("two_time", False)
+        if answer.__name__ != "estimate" and tolerance_of(two_time) is not None:
+            self.estimate(problem, record, two_time=two_time)  # which refuses it where no neurons are sampled
         return answer(self, problem, problem.recorded(record), **settings)
 
     return refusing

@@ -5,7 +5,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+import torch_dmft as dmft
 from torch_dmft.comparison import ntk_spectrum
 from torch_dmft.report.choice import by_target
 from torch_dmft.report.recorded import EDGE
@@ -195,3 +197,21 @@ def test_neurons_and_the_edge_of_stability_are_there_while_the_network_trains(tr
                 numbers(density["heights"]).cumsum(), expected.cumsum(), atol=2.1 * expected.max()
             )
             assert np.abs(numbers(density["heights"]) - expected).mean() < 0.02 * expected.mean()
+
+
+def test_two_time_kernels_to_a_tolerance_are_shown_like_exact_ones(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    problem = dmft.Problem.mlp(torch.randn(4, 3, generator=generator), torch.ones(4), lr=0.2, steps=5)
+    solver = dmft.solvers.InfiniteWidth(64, 2)
+    shown = {}
+    for two_time in (True, 0.01):
+        run = dmft.solve(problem, solver, two_time=two_time)
+        dmft.compare(run, run).write_tensorboard(tmp_path / str(two_time))
+        library = Library({"": tmp_path / str(two_time)})
+        name = answers.runs(library)["runs"][0]["name"]
+        shown[two_time] = [
+            numbers(answers.pair(library, name, "G/1", which)["kernels"][0]) for which in ("trace", "1,2")
+        ]
+    for exact, few in zip(shown[True], shown[0.01], strict=True):
+        np.testing.assert_allclose(few, exact, rtol=0.02, atol=0.02 * np.abs(exact).max())
+        assert exact.shape == (6, 6)

@@ -28,7 +28,7 @@ class Case:
     outputs: int = 1
     steps: int = 100
     every: int = 1
-    two_time: bool = False
+    two_time: bool | float = False
     batch: int | None = None
     white: bool = False
     mean: bool = False

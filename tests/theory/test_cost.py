@@ -80,6 +80,7 @@ MEASURED = {
     "StaticNTK": Case("StaticNTK", samples=150, inputs=200, steps=100, options={"lr": 0.005}),
     "InfiniteWidth": Case("InfiniteWidth", {"neurons": 2048, "replicas": 2}, samples=60, inputs=80, steps=10),
     "Adam": Case("InfiniteWidth", {"neurons": 2048, "replicas": 2}, samples=12, steps=4, options={"optimizer": "adam"}),
+    "all lags": Case("InfiniteWidth", {"neurons": 1024, "replicas": 2}, steps=200, two_time=0.01),
     "FiniteWidth": Case("FiniteWidth", {"width": 128, "replicas": 16}, samples=60, steps=20, options={"lr": 0.01}),
     "WideEnsemble": Case("WideEnsemble", {"widths": (64, 128), "pairs": 8}, samples=60, steps=20, options={"lr": 0.01}),
 }

@@ -26,7 +26,7 @@ _CALL = 4e-5
 """Least number of seconds that a call of torch takes."""
 _FIRST_USE = 2.0
 """Seconds that PyTorch needs to load what it loads the first time that something is trained."""
-_STEP, _RECORD, _PAIR, _LAGS = 14, 16, 4, 60
+_STEP, _RECORD, _PAIR, _LAGS = 14, 16, 4, 20
 """Calls of torch per weight: of a step of training, of a record, of one pair of records for kernels at two times, and of a
 record for those to a tolerance."""
 _TWIN_ERROR, _NETWORK_ERROR = 1.5, 2.2

@@ -133,10 +133,10 @@ def test_features_move_in_proportion_to_gamma0_and_outputs_do_not(generator) -> 
 class Unit(nn.Module):
     """``Language`` in unit form: numbers of size one, multipliers in the forward pass."""
 
-    def __init__(self, model: Language, gamma0: float) -> None:
+    def __init__(self, model: Language, gamma0: float, size: float) -> None:
         super().__init__()
         width = model.mix.in_features
-        self.gain = float(model.embed.weight.detach().square().mean().sqrt())
+        self.gain = size
         self.gamma0, self.width = gamma0, width
         self.omega = nn.Parameter(model.embed.weight.detach() / self.gain)
         self.w = nn.Parameter(model.mix.weight.detach() * math.sqrt(width))
@@ -155,7 +155,7 @@ def test_it_is_the_unit_form_with_one_rate(optimizer, size, gamma0, generator) -
     targets = torch.randn(len(x), TOKENS, generator=generator, dtype=torch.float64)
     model = Language(width, size).double()
     plan = dmft.parameterize(model, x, gamma0=gamma0, wider=lambda n: Language(n, size), generator=generator)
-    unit = Unit(model, gamma0).double()
+    unit = Unit(model, gamma0, plan.rule("embed.weight").std).double()
     one = lr * gamma0**2 * width
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
     rates = {"sgd": (one, one, lr), "adam": (lr * gamma0, lr * gamma0 / math.sqrt(width), lr)}[optimizer]

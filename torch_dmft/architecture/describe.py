@@ -87,7 +87,7 @@ def describe(
 
     given = _given(trace, roles or {})
     layers = tuple(_layer(trace, path, use, given.get(path), places) for path, use in trace.uses.items())
-    vectors = _vectors(trace)
+    vectors = _vectors(trace, places)
     places += _norms_without_width(vectors)
     if not any(layer.role is Role.READOUT for layer in layers) and not places:
         places.append(
@@ -170,7 +170,7 @@ def _growing(model: nn.Module, trace: Trace, example_input: Example) -> list[int
     """Which axis grows wherever a width is laid out without leaving one to torch: the one that does in a wider copy."""
     places: list[Place] = []
     layers = tuple(_layer(trace, path, use, None, places) for path, use in trace.uses.items())
-    found = Architecture(layers, _vectors(trace), is_chain=False, row_independent=True, parts=_parts(trace))
+    found = Architecture(layers, _vectors(trace, places), is_chain=False, row_independent=True, parts=_parts(trace))
     copy = _wide_copy(model, found, example_input) if any(layer.role is Role.READOUT for layer in layers) else None
     if copy is None or [len(sizes) for sizes in copy.laid_out] != [len(sizes) for sizes in trace.laid_out]:
         return [None] * len(trace.laid_out)
@@ -189,7 +189,7 @@ def _wide_copy(
         return None
     try:
         wide = widened(model, found, _ratio_of_the_copy(found) * found.width)
-        materialise(wide, next(model.parameters()))
+        materialise(wide, next(model.parameters()), found.bare)
         for name, parameter in wide.named_parameters():  # what a front that is frozen may detach, a trained one may not
             parameter.requires_grad_(model.get_parameter(name).requires_grad)
         trace = watch(wide, example_input, set(), gradients=False, growing=growing)
@@ -269,13 +269,14 @@ def _layer(trace: Trace, path: str, use: Use, given: Role | None, places: list[P
     )
 
 
-def _vectors(trace: Trace) -> tuple[Vector, ...]:
+def _vectors(trace: Trace, places: list[Place]) -> tuple[Vector, ...]:
     vectors = tuple(
         Vector(path, f"{path}.{name}" if path else name, parameter.numel(), _axis(trace, label))
         for path, label in trace.norms.items()
         for name, parameter in own_parameters(trace.modules[path]).items()
     )
-    return (*vectors, *(_scale(trace, name, label) for name, label in trace.scales.items()))
+    scales = [_scale(trace, name, label) for name, label in trace.scales.items()]
+    return (*vectors, *scales, *_bare(trace, places))
 
 
 def _role(trace: Trace, path: str, use: Use, facts: Weight) -> Role | None:
@@ -302,6 +303,24 @@ def _without_role(trace: Trace, path: str, use: Use) -> tuple[str, str]:
     if path in trace.heads:
         return "it is input and readout layer in one, without a width on either side", "put a hidden layer before it"
     return "neither its input nor its output is a width", f"not yet; {name_it}"
+
+
+def _bare(trace: Trace, places: list[Place]) -> tuple[Vector, ...]:
+    """The parameters that belong to no layer; a place is added for each that has not exactly one width."""
+    written = {trace.axes.root(use.out_axis) for use in trace.uses.values()}
+    found = []
+    for name, dims in trace.bare.items():
+        widths = [place for place, label in enumerate(dims) if label is not None and trace.axes.is_width(label)]
+        axes = [_axis(trace, dims[place]) for place in widths]
+        if len(widths) != 1 or axes[0] not in written or name in trace.scales:
+            reason = f"has {len(widths)} axes that are widths" if len(widths) != 1 else "meets no features of a layer"
+            reason = "multiplies features, too" if name in trace.scales else reason
+            fix = "add it to features, or put it beside them as a token, so that one axis runs over their neurons"
+            places.append(Place(name, f"is a parameter outside of layers and {reason}", fix))
+            continue
+        size = trace.model.get_parameter(name).numel()
+        found.append(Vector(name.rpartition(".")[0], name, size, axes[0], place=widths[0]))
+    return tuple(found)
 
 
 def _norms_without_width(vectors: tuple[Vector, ...]) -> list[Place]:

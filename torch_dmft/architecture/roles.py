@@ -127,7 +127,9 @@ class Layer:
 @typed
 @dataclass(frozen=True)
 class Vector:
-    """A parameter with one number per neuron that belongs to no layer's bias: gain and shift of norm layers, layer scales.
+    """A parameter with numbers for each neuron that belongs to no layer's bias.
+
+    Gain and shift of norm layers, layer scales, positions, class tokens.
 
     Attributes:
         path: module path of the owner.
@@ -138,6 +140,8 @@ class Vector:
         fan_in: inputs per neuron, if it is the matrix of a product that has no kernels (experts in one operator).
         is_scale: whether it is a layer scale, which the code of its module multiplies features by.
         start: of a layer scale, the one number that all of it start at; None if they differ.
+        place: of a tensor with several numbers per neuron that is added to features or put beside them (positions, class
+            tokens), which of its axes is the width; None for any other.
     """
 
     path: str
@@ -148,6 +152,12 @@ class Vector:
     fan_in: int = 1
     is_scale: bool = False
     start: float | None = None
+    place: int | None = None
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether it belongs to a norm layer, as far as one instance tells."""
+        return not self.is_scale and self.place is None
 
 
 @typed
@@ -298,6 +308,11 @@ class Architecture:
     def random(self) -> tuple[Place, ...]:
         """The places of ``train_differs`` that no limit of wide networks averages out."""
         return () if self.averages_out else self.train_differs
+
+    @property
+    def bare(self) -> dict[str, Vector]:
+        """The parameters that are added to features or put beside them, by name."""
+        return {vector.name: vector for vector in self.vectors if vector.place is not None}
 
     @property
     def readout(self) -> Layer:

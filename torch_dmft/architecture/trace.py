@@ -106,6 +106,7 @@ class Trace:
         used: identities of the parameters reached.
         places: what could not be followed.
         trained: identities of the parameters that are trained.
+        bare: the axes of parameters that belong to no layer and are added to features, or put beside them, by name.
         laid_out: the sizes of the axes that widths were laid out on without leaving one to torch, in order.
         growing: for each of these layouts, the place of the axis that grows, or None if nothing tells; None at first, when the
             last one is taken for it.
@@ -133,6 +134,7 @@ class Trace:
         self.heads: set[str] = set()
         self.used: set[int] = set()
         self.places: dict[Place, None] = {}
+        self.bare: dict[str, tuple[Label, ...]] = {}
         self.laid_out: list[tuple[int, ...]] = []
         self.growing = growing
         self.parts: dict[int, int] = {}
@@ -214,6 +216,12 @@ class Trace:
         path, name = next(iter(self._owners[id(parameter)].items()))
         is_vector = max(parameter.shape, default=1) == parameter.numel() > 1
         return name if is_vector and facts_of(self.modules[path]) is None else None
+
+    def bare_name(self, parameter: Tensor) -> str | None:
+        """The name of a parameter that a module of the user's own holds, which is no layer; None of any other."""
+        path, name = next(iter(self._owners[id(parameter)].items()))
+        module = self.modules[path]
+        return None if facts_of(module) is not None or type(module).__module__.startswith("torch.") else name
 
     def misused(self, call: Call, parameter: Tensor) -> None:
         """Complain of a parameter used otherwise than its layer's type says."""

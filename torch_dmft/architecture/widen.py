@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import torch
@@ -51,7 +51,7 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
         size = wide(layer.in_features, layer.in_axis), wide(layer.out_features, layer.out_axis)
         module = modules[layer.path]
         replaced[id(module)] = _wide_layer(module, *size)
-    axes = {vector.path: vector.axis for vector in architecture.vectors}
+    axes = {vector.path: vector.axis for vector in architecture.vectors if vector.is_norm}
     for path, module in modules.items():
         if isinstance(module, NORMS):
             replaced[id(module)] = _wide_norm(module, partial(wide, axis=axes.get(path, _ANY_WIDTH)))
@@ -60,6 +60,10 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
         if vector.is_scale:
             parameter = parameters_of(model)[vector.name]
             kept[id(parameter)] = _wide_scale(parameter, wide(vector.size, vector.axis), vector.start)
+    for name, vector in architecture.bare.items():
+        parameter = model.get_parameter(name)
+        shape = [wide(size, vector.axis if axis == vector.place else None) for axis, size in enumerate(parameter.shape)]
+        kept[id(parameter)] = nn.Parameter(torch.empty(shape, device="meta"), parameter.requires_grad)
     return copy.deepcopy(model, memo={**kept, **replaced})
 
 
@@ -70,8 +74,8 @@ def _wide_scale(parameter: nn.Parameter, size: int, start: float | None) -> nn.P
 
 
 def owners_beside_scales(model: nn.Module, architecture: Architecture) -> list[tuple[str, nn.Module]]:
-    """The modules with parameters of their own other than layer scales."""
-    scales = {vector.name for vector in architecture.vectors if vector.is_scale}
+    """The modules with parameters of their own other than layer scales, positions and class tokens."""
+    scales = {vector.name for vector in architecture.vectors if not vector.is_norm}
     return [
         (path, module)
         for path, module in modules_of(model)
@@ -115,17 +119,25 @@ def _wide_norm(module: nn.Module, wide: Callable[[int], int]) -> nn.Module:
     return nn.LayerNorm(shape, module.eps, module.elementwise_affine, bias=has_shift, device="meta")
 
 
-def materialise(model: nn.Module, like: Tensor, kinds: tuple[type[nn.Module], ...] = WIDENED) -> None:
+def materialise(model: nn.Module, like: Tensor, bare: Collection[str] = ()) -> None:
     """Give every module that is still on "meta" memory: norm layers with their own initial values, weights with zeros.
+
+    Args:
+        model: the model.
+        like: a tensor of the type and on the device that its numbers get.
+        bare: names of parameters outside of layers, which are given zeros too.
 
     Raises:
         UnsupportedModelError: for modules that cannot initialise themselves, naming all of them.
     """
     places = []
     for path, module in modules_of(model):
-        if not any(tensor.is_meta for tensor in (*own_parameters(module).values(), *own_buffers(module).values())):
+        own = own_parameters(module)
+        lacking = {f"{path}.{name}" if path else name for name, one in own.items() if one.is_meta}
+        if not lacking and not any(tensor.is_meta for tensor in own_buffers(module).values()):
             continue
-        if not isinstance(module, kinds):
+        is_bare = bool(lacking) and lacking <= {*bare} and not any(b.is_meta for b in own_buffers(module).values())
+        if not isinstance(module, WIDENED) and not is_bare:
             reason = f"{type(module).__name__} holds tensors of its own"
             remedy = "build them in forward, or pass a model rather than a factory"
             places.append(Place(path or "(model)", reason, remedy))
@@ -135,8 +147,9 @@ def materialise(model: nn.Module, like: Tensor, kinds: tuple[type[nn.Module], ..
             module.to(like.dtype)
             module.reset_parameters()
             continue
-        for name, parameter in own_parameters(module).items():
-            zeros = torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
-            setattr(module, name, nn.Parameter(zeros, parameter.requires_grad))
+        for name, parameter in own.items():
+            if parameter.is_meta:
+                zeros = torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
+                setattr(module, name, nn.Parameter(zeros, parameter.requires_grad))
     if places:
         raise UnsupportedModelError("The wide model cannot be built:", places)

@@ -66,7 +66,7 @@ def capture(subject: Subject) -> Iterator[Taps]:
     """
     layers = [layer.path for layer in subject.architecture.layers]
     vectors = subject.architecture.vectors
-    owners = [vector.path for vector in vectors if not vector.is_scale]
+    owners = [vector.path for vector in vectors if vector.is_norm]
     scales = {vector.name: subject.model.get_parameter(vector.name) for vector in vectors if vector.is_scale}
     taps = Taps(subject, {path: [] for path in dict.fromkeys([*layers, *owners, *scales])})
     handles = [

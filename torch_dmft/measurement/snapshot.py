@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -138,7 +139,9 @@ def measure(
 def _part(taps: Taps, layouts: Layouts, outputs: Float[Tensor, "sample output"], *, retain_graph: bool) -> Part:
     """The layers and the NTK of some functions of the network."""
     subject = taps.subject
-    found = gradients(taps, layouts, outputs, retain_graph=retain_graph)
+    bare = {name: subject.model.get_parameter(name) for name in subject.architecture.bare if subject.rate(name)}
+    bare = bare if subject.wanted.ntk else {}
+    found = gradients(taps, layouts, outputs, retain_graph=retain_graph or bool(bare))
     uses = {
         path: [UseWithGradient(*parts) for parts in zip(taps.uses[path], layouts[path], found[path], strict=True)]
         for path in taps.uses
@@ -159,8 +162,11 @@ def _part(taps: Taps, layouts: Layouts, outputs: Float[Tensor, "sample output"],
         )
     if not subject.wanted.ntk:
         return tuple(layers), None
+    if bare:
+        jacobians = _shared_jacobians(bare, outputs, retain_graph=retain_graph)
+        ntks += [subject.rate(name) * gram(jacobian) for name, jacobian in jacobians.items()]
     vectors = subject.architecture.vectors
-    owners = dict.fromkeys(vector.path for vector in vectors if not vector.is_scale)
+    owners = dict.fromkeys(vector.path for vector in vectors if vector.is_norm)
     ntks += [_owner_ntk(subject, path, uses[path]) for path in owners]
     ntks += [_scale_ntk(subject, vector.name, uses[vector.name]) for vector in vectors if vector.is_scale]
     return tuple(layers), squeeze_outputs(reduce(torch.add, ntks))
@@ -215,6 +221,26 @@ def _layer_ntk(
     rows = max(len(part) for part in x)
     total = subject.rate(layer.weight) * weight_ntk(torch.cat([part.expand(rows, -1, -1, -1) for part in x], dim=1), g)
     return total if layer.bias is None else total + subject.rate(layer.bias) * bias_ntk(g)
+
+
+def _shared_jacobians(
+    parameters: Mapping[str, Tensor], outputs: Float[Tensor, "sample output"], *, retain_graph: bool
+) -> dict[str, Float[Tensor, "sample output entry"]]:
+    """df_c(mu) by parameters that are one tensor for all samples; one backward pass per sample and output."""
+    found = [
+        torch.autograd.grad(
+            f,
+            list(parameters.values()),
+            retain_graph=retain_graph or number < outputs.numel() - 1,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for number, f in enumerate(outputs.flatten())
+    ]
+    return {
+        name: torch.stack([each[index].flatten() for each in found]).unflatten(0, outputs.shape)
+        for index, name in enumerate(parameters)
+    }
 
 
 def _owner_ntk(

@@ -57,8 +57,8 @@ def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -
         if shape in (None, UNIFORM) and untrained:
             return _size(value, rule) or _changed(plan.drawn.get(rule.name), parameter) or shape
         return shape
-    if rule.role is Role.EMBEDDING:
-        return _table(value, rule, untrained=untrained)
+    if rule.role is Role.EMBEDDING or rule.name in plan.architecture.bare:
+        return _rows(value if rule.role is Role.EMBEDDING else value.reshape(-1, 1), rule, untrained=untrained)
     own = next((own_bound(layer.fan_in) for layer in plan.architecture.layers if layer.bias == rule.name), None)
     own = None if own is None else own * rule.start
     size = root_mean_square(value) if own is None else size_of(value, own=own)
@@ -79,8 +79,8 @@ def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -
     return UNIFORM if bound_of(value, own=own) is not None else _bias(value, root_mean_square(value))
 
 
-def _table(value: Tensor, rule: ParameterRule, *, untrained: bool) -> str | None:
-    """What the rows of an embedding are, if they were changed since the model was wrapped, or are uniform."""
+def _rows(value: Tensor, rule: ParameterRule, *, untrained: bool) -> str | None:
+    """What rows of neurons are, those of an embedding, if they were changed since the model was wrapped, or are uniform."""
     value = value[value.any(1)] / rule.start
     size = size_of_rows(value) * rule.start
     if not math.isclose(size, rule.std, rel_tol=_KEPT, abs_tol=1e-12):

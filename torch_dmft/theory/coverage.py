@@ -81,9 +81,16 @@ def refuse_unsupported(
             places.append(Place(path, reason, "normalise the channels of each position, or leave it out"))
         elif isinstance(module, nn.GroupNorm) and (place := _unlike_groups(path, module, architecture)):
             places.append(place)
+    places += _rows_unlike(model, architecture, starts)
     places += _unequal_scales(architecture) + list(architecture.random)
     if places:
         raise UnsupportedModelError("The theory cannot predict this model:", places)
+
+
+def _rows_unlike(model: nn.Module, architecture: Architecture, starts: Mapping[str, Tensor]) -> Iterator[Place]:
+    """Parameters outside of layers whose rows are not those that theory draws."""
+    for name, vector in architecture.bare.items():
+        yield from tables.refused_rows(vector, starts.get(name, model.get_parameter(name)))
 
 
 def _unequal_scales(architecture: Architecture) -> list[Place]:
@@ -174,6 +181,7 @@ def refuse_unwidenable(
         table = model.get_submodule(layer.path)
         if isinstance(table, nn.Embedding):
             places += tables.refused(layer, table, starts)
+    places += _rows_unlike(model, architecture, starts)
     places += _unequal_scales(architecture) + list(architecture.random)
     if places:
         raise UnsupportedModelError("This model cannot be widened:", places)

@@ -84,7 +84,7 @@ class ChainNetwork:
             path: layer.bias_std or 0.0 for path, layer in zip(built_paths(self.chain), self.chain.hidden, strict=False)
         }
 
-    table_stds: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    row_stds: ClassVar[Mapping[str, float]] = MappingProxyType({})
     """Chains have no embeddings."""
 
     @property
@@ -176,9 +176,10 @@ class ModelNetwork:
         return {rule.path: rule.std for rule in self.plan.rules if rule.role is Role.VECTOR}
 
     @property
-    def table_stds(self) -> dict[str, float]:
-        """The standard deviation of the initial rows of embeddings, likewise; 0 of those that start at zero."""
-        return {rule.path: rule.std for rule in self.plan.rules if rule.role is Role.EMBEDDING}
+    def row_stds(self) -> dict[str, float]:
+        """The standard deviation of initial rows, of embeddings and of parameters outside of layers, by name."""
+        bare = self.plan.architecture.bare
+        return {rule.name: rule.std for rule in self.plan.rules if rule.role is Role.EMBEDDING or rule.name in bare}
 
     @property
     def hidden(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torch_dmft.architecture.axes import SAMPLE
 from torch_dmft.architecture.call import Call
-from torch_dmft.architecture.operations import elementwise, layers, products, rearranging, reducing
+from torch_dmft.architecture.operations import bare, elementwise, layers, products, rearranging, reducing
 from torch_dmft.architecture.operations.gradients import cut, is_cut, refuse_out_of_sight, refuse_unseen_writing
 from torch_dmft.architecture.operations.outcome import Dims, Followers, Outcome
 from torch_dmft.architecture.trace import CONSTANT, Sum, Trace, Value
@@ -23,7 +23,10 @@ _OTHER_PRODUCTS = {"mv", "dot", "inner", "outer", "kron", "tensordot", "addmm", 
 
 def follow(trace: Trace, call: Call) -> None:
     """Give the results of a call their values, and complain of functions that cannot be followed."""
-    features, parameters = trace.features(call), trace.parameters(call)
+    parameters = trace.parameters(call)
+    if parameters:
+        bare.adopt(trace, call)
+    features = trace.features(call)
     lost = call.attached and any(map(trace.is_lost, call.tensors))
     if not (features or parameters or lost):
         return
@@ -50,7 +53,8 @@ def follow(trace: Trace, call: Call) -> None:
         trace.note_numbers(call, _acting(call, outcome))
     trace.used.update(map(id, parameters))
     for parameter in parameters:
-        if not outcome.constant and not any(parameter is claimed for claimed in outcome.claimed):
+        is_claimed = any(parameter is claimed for claimed in outcome.claimed) or bare.is_taken(trace, call, parameter)
+        if not outcome.constant and not is_claimed:
             trace.misused(call, parameter)
 
     cuts = not outcome.constant and is_cut(call)

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch_dmft.architecture.axes import SAMPLE, Label
 from torch_dmft.architecture.call import Call, tensors_in
+from torch_dmft.architecture.operations.bare import beside_positions
 from torch_dmft.architecture.operations.outcome import Dims, Followers, Outcome, follows
 from torch_dmft.architecture.operations.regroup import regroup
 from torch_dmft.architecture.trace import CONSTANT, Trace, Value
@@ -149,8 +150,13 @@ def _cat(trace: Trace, call: Call) -> Outcome:
     values = [trace.value(tensor) for tensor in tensors]
     followed = [value for value in values if value.serial != CONSTANT]
     met = list(zip(*(value.dims for value in followed), strict=True))
-    labels = [trace.axes.derived(one) if axis == dim else trace.axes.unified(one) for axis, one in enumerate(met)]
+    labels = [_joined(trace, one) if axis == dim else trace.axes.unified(one) for axis, one in enumerate(met)]
     return Outcome([tuple(labels)], weights=frozenset().union(*(value.weights for value in followed)))
+
+
+def _joined(trace: Trace, labels: tuple[Label, ...]) -> Label:
+    """The axis made of these, one behind the other."""
+    return None if beside_positions(trace, labels) else trace.axes.derived(labels)
 
 
 @follows(FOLLOWERS, "stack")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_dmft.architecture import Role
+from torch_dmft.architecture import Role, Vector
 from torch_dmft.parameterization import ParameterRule, Plan
 from torch_dmft.theory.gaussian.rows import orthonormal_
+from torch_dmft.theory.tables import as_it_is, by_neuron
 
 _SHARE = 1 / 4
 """Largest number of columns per neuron whose moments are matched; the last moments stay free."""
@@ -24,16 +25,21 @@ class _Columns:
         parameter: the parameter.
         rule: its rule.
         rows: ``(column, neuron)``, its entries in units of their standard deviation; rows of zeros (padding) left out.
+        vector: what it is if it belongs to no layer.
     """
 
     parameter: Tensor
     rule: ParameterRule
     rows: Tensor
+    vector: Vector | None = None
 
     def put(self, rows: Tensor) -> None:
         """Write these rows into the parameter."""
         if self.rule.role is Role.EMBEDDING:
             self.parameter[self.parameter.any(1)] = rows * self.rule.std
+            return
+        if self.vector is not None:
+            self.parameter.copy_(as_it_is(self.vector, rows, self.parameter) * self.rule.std)
             return
         entries = rows if self.rule.role is Role.READOUT else rows.T
         self.parameter.copy_(entries.reshape(self.parameter.shape) * self.rule.std)
@@ -89,4 +95,9 @@ def _populations(plan: Plan) -> list[tuple[int, list[_Columns]]]:
             add(layer.weight, layer.in_axis)
         if layer.bias is not None and rules[layer.bias].role is Role.VECTOR:
             add(layer.bias, layer.out_axis)
+    for name, vector in plan.architecture.bare.items():
+        parameter, rule = plan.model.get_parameter(name), rules[name]
+        if rule.std:
+            rows = by_neuron(vector, parameter) / rule.std
+            columns_of.setdefault((vector.axis, rows.shape[1]), []).append(_Columns(parameter, rule, rows, vector))
     return [(size, parts) for (_, size), parts in columns_of.items()]

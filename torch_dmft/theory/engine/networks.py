@@ -90,14 +90,14 @@ def network_of(problem: Problem, width: int) -> Plan:
     network = problem.network
     network.require_widenable()
     model = network.build(width)
-    gains, biases, tables = network.gains, network.bias_stds, network.table_stds
-    materialise(model, problem.zeros(0))
+    gains, biases, own = network.gains, network.bias_stds, network.row_stds
+    materialise(model, problem.zeros(0), own)
     model.train()
     architecture = describe(model, problem.tensor[:2], like=network.shown)
     if network.shown is not None:
         architecture = replace(architecture, streams=network.shown.streams)
     unscaled = parameter_rules(architecture, model, gamma0=problem.gamma0, depth=network.depth)
-    norms = {vector.name for vector in architecture.vectors}
+    vectors = {vector.name for vector in architecture.vectors}
 
     def scaled(rule: ParameterRule) -> ParameterRule:
         if rule.role in _MATRICES:
@@ -113,8 +113,10 @@ def network_of(problem: Problem, width: int) -> Plan:
             scaling = mean_field(rule.role, fan_in=1, width=architecture.width, gamma0=problem.gamma0, gain=gain)
             scaling = in_streams(scaling, rule.name, architecture, network.depth)
             rates = lives * scaling.lr, lives * scaling.adam_lr
-            return replace(rule, gain=gain, std=tables[rule.path], lr=rates[0], adam_lr=rates[1])
-        if rule.role is Role.VECTOR and rule.name not in norms:
+            return replace(rule, gain=gain, std=own[rule.name], lr=rates[0], adam_lr=rates[1])
+        if rule.name in own:
+            return replace(rule, std=own[rule.name])
+        if rule.role is Role.VECTOR and rule.name not in vectors:
             return replace(rule, std=biases[rule.path])
         return rule
 
@@ -156,7 +158,7 @@ def initialise(plan: Plan, generator: torch.Generator, starts: Mapping[str, str]
     for module in plan.model.modules():
         if isinstance(module, NORMS):
             module.reset_parameters()
-    vectors = {vector.name: vector for vector in plan.architecture.vectors}
+    vectors = {vector.name: vector for vector in plan.architecture.vectors if vector.place is None}
     for rule in plan.rules:
         parameter = plan.model.get_parameter(rule.name)
         if rule.name in vectors:

@@ -57,6 +57,7 @@ def uniform_in(problem: Problem) -> frozenset[str]:
     names = {
         f"{built}.{kind}": f"{path}.{kind}" for built, path in network.names.items() for kind in ("weight", "bias")
     }
+    names |= {name: name for name in network.row_stds}
     hidden = set(network.hidden)
     return frozenset(built for built, name in names.items() if starts.get(name) == UNIFORM and name not in hidden)
 

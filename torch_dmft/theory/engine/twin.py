@@ -29,7 +29,7 @@ from torch_dmft.theory.engine.conv import InfiniteConv
 from torch_dmft.theory.engine.layers import InfiniteLinear, InfiniteReadout
 from torch_dmft.theory.engine.lazy_layer import LazySettings
 from torch_dmft.theory.gaussian.latents import Population
-from torch_dmft.theory.tables import without_padding
+from torch_dmft.theory.tables import as_it_is, without_padding
 from torch_dmft.theory.tolerance import default_tolerance
 
 MOST_NEURONS = 2**20
@@ -136,7 +136,7 @@ def infinite_width(
     # One width cannot tell how numbers depend on it, and a factor of 1 is not even seen.
     if isinstance(model_or_factory, nn.Module | Plan):
         doubled = widened(narrow, architecture, 2 * architecture.width)
-        materialise(doubled, like)
+        materialise(doubled, like, architecture.bare)
     else:
         doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
         _refuse_more_groups(narrow, doubled)
@@ -170,6 +170,7 @@ def infinite_width(
     multiplied = {rule.path: gains[rule.path] * rule.start for rule in matrices}
     multiplied |= {path: rule.std for path, rule in tables.items()}
     names = {name for layer in architecture.layers for name in (layer.weight, layer.bias) if name is not None}
+    names |= architecture.bare.keys()
     for name in uniform or ():
         require_choice("a name of uniform", name, sorted(names))
     quasi = not architecture.has_parts
@@ -179,10 +180,16 @@ def infinite_width(
         settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path]), "whole": whole}
         module = wide.get_submodule(layer.path)
         wide.set_submodule(layer.path, draw.layer(layer, module, architecture.width, gamma0, settings))
+    stds = {rule.name: rule.std for rule in rules}
+    for name, vector in architecture.bare.items():
+        owner, _, own = name.rpartition(".")
+        rows = draw.rows(vector, wide.get_parameter(name), stds[name])
+        wide.get_submodule(owner).register_parameter(own, nn.Parameter(rows))
     materialise(wide, like)
     with torch.no_grad():
         for vector in architecture.vectors:
-            wide.get_parameter(vector.name).mul_(starts.get(vector.name, 1.0))
+            if vector.place is None:
+                wide.get_parameter(vector.name).mul_(starts.get(vector.name, 1.0))
     architecture = replace(architecture, layers=tuple(_renamed(layer) for layer in architecture.layers))
     depth = model_or_factory.depth if isinstance(model_or_factory, Plan) else None
     twin_rules = _rules(wide, architecture, gamma0, gains, depth)
@@ -225,7 +232,7 @@ def _refuse_other_starts(architecture: Architecture, rules: tuple[ParameterRule,
             "start norm layers at gain 1 and shift 0",
         )
         for vector in architecture.vectors
-        if not vector.is_scale
+        if vector.is_norm
         and not math.isclose(started[vector.name], float(vector.name.endswith("weight")), abs_tol=1e-6)
     ]
     if places:
@@ -344,6 +351,14 @@ class _Draw:
         bias = self.bias(layer, outputs)
         module.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         return module
+
+    def rows(self, vector: Vector, parameter: Tensor, std: float) -> Tensor:
+        """What a parameter outside of layers starts at, in its own shape: latents of the population that it writes to."""
+        assert vector.place is not None
+        size = parameter.shape[vector.place]
+        outputs = self.population(vector.axis, size)
+        drawn = outputs.draw(parameter.numel() // size, uniform=vector.name in self.uniform)
+        return as_it_is(vector, std * drawn, parameter).contiguous()
 
     def bias(self, layer: Layer, outputs: Population) -> Tensor | None:
         """The initial bias: latents of the population."""

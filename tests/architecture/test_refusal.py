@@ -30,7 +30,7 @@ class Everything(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.stem(x)
         h = (self.query(h) @ self.key(h).mT).softmax(-1) @ h
-        h, _ = self.gru(h + self.shift)
+        h, _ = self.gru(h + self.shift.exp())
         h = self.tied(self.spectral(h))
         return self.head(h / h.sum(-1, keepdim=True)).sum(1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,14 @@ class Gpt(nn.Module):
         h = h + self.down(torch.tanh(self.up(self.norms[1](h))))
         result: Tensor = self.head(self.norms[2](h).mean(1))
         return result
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Torch's own initial numbers are the same in every run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def posed(run: dict[str, float], **options: bool) -> dmft.Problem:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -46,6 +46,14 @@ class Classified(nn.Module):
         h = torch.tanh(self.mix(torch.tanh(h)))
         result: Tensor = self.head(h.mean(1) + h[:, 0])
         return result
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Torch's own initial numbers are the same in every run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def posed(model: nn.Module, **settings: Any) -> dmft.Problem:

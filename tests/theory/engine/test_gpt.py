@@ -78,7 +78,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Limit, dict[str, float], float
 def test_limit_is_that_of_wide_networks(case: tuple[Limit, dict[str, float], float]) -> None:
     limit, run, sharpness = case
     assert_agrees(limit, dmft.solve(posed(run), dmft.solvers.InfiniteWidth(1024, 4), record=RECORD), sharpness)
-    assert moved(limit, "forward.5") > 0.2  # what attention hands on
+    assert moved(limit, "forward.5") > 0.15  # what attention hands on
     assert (limit.mean["losses"].diff() < 0).all()
 
 

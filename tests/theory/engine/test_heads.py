@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -143,7 +145,7 @@ class Viewed(transformer.Attention):
 
 @pytest.mark.parametrize("size", [None, 4])
 def test_the_way_heads_are_laid_out_is_no_matter(size: int | None, generator: torch.Generator) -> None:
-    """exact: the same latents, and the same numbers made of them."""
+    """Exact: the same latents, and the same numbers made of them."""
     inputs, targets = transformer.data(4, generator)
     options = {"norm": False, "gamma0": 1.0, "lr": 0.1, "size": size, "by_hand": True}
     answers = [
@@ -176,3 +178,47 @@ def test_heads_that_are_counted_when_a_model_is_built_are_not_taken_for_a_fixed_
     assert not dmft.describe(Counted(16), inputs, wider=Counted).is_traced
     assert dmft.describe(encoder(16), inputs, wider=encoder).is_traced
     assert dmft.describe(encoder(16, size=4), inputs, wider=lambda width: encoder(width, size=4)).is_traced
+
+
+def moved_scores(width: int, networks: int, *, power: float, trained: bool, size: int | None = None) -> float:
+    """Root mean square of what six steps of gradient descent change in the scores of small attentive networks."""
+    inputs, targets = transformer.data(6, torch.Generator().manual_seed(0))
+    squares = []
+    for seed in range(networks):
+        model = encoder(width, norm=False, by_hand=True, size=size)
+        plan = dmft.parameterize(model, inputs, generator=torch.Generator().manual_seed(seed))
+        attention = model.blocks[0].attention
+        attention.power = power
+        for layer in (attention.q, attention.k):
+            layer.weight.requires_grad_(trained)
+
+        def scores(model: nn.Module = model, attention: transformer.Attention = attention) -> Tensor:
+            with torch.no_grad():
+                stream = model.embed(inputs)
+                q, k = (
+                    layer(stream).unflatten(-1, attention.layout).transpose(1, 2)
+                    for layer in (attention.q, attention.k)
+                )
+                return q @ k.mT / q.shape[-1] ** power
+
+        start, optimizer = scores(), torch.optim.SGD(plan.param_groups(0.05))
+        for _ in range(6):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(inputs), targets).backward()
+            optimizer.step()
+        squares.append((scores() - start).square().mean())
+    return float(torch.stack(squares).mean().sqrt())
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+def test_scores_over_a_root_have_no_limit_at_any_rate_of_queries_and_keys(trained: bool) -> None:
+    """A slope: they move by sqrt(N) even if queries and keys are frozen, as what is read moves along the scores' gradient.
+
+    Its size is N d f/d x ~ N (df/ds) W_q^T k / sqrt(d N) ~ sqrt(N) df/ds, and df/ds is of order one once values have learned.
+    """
+    few, many = (moved_scores(width, networks, power=0.5, trained=trained) for width, networks in ((64, 10), (512, 2)))
+    assert math.log(many / few) / math.log(8) == pytest.approx(0.5, abs=0.2)
+    few, many = (
+        moved_scores(width, networks, power=0.5, trained=trained, size=4) for width, networks in ((64, 10), (512, 2))
+    )
+    assert math.log(many / few) / math.log(8) == pytest.approx(0.0, abs=0.2)  # heads of a fixed size

@@ -15,7 +15,7 @@ from tests.theory.engine import attentive
 from tests.theory.engine.test_attention import encoder
 from tests.theory.validation.agreement import assert_agrees, moved
 from tests.theory.validation.wrong import WithoutResponses
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 
 STEPS, RECORD = 15, (0, 5, 10, 15)
 NORMED = {"norm": True, "gamma0": 1.0, "lr": 0.1, "size": 2, "scale": 2.5, "causal": True}
@@ -222,3 +222,30 @@ def test_scores_over_a_root_have_no_limit_at_any_rate_of_queries_and_keys(traine
         moved_scores(width, networks, power=0.5, trained=trained, size=4) for width, networks in ((64, 10), (512, 2))
     )
     assert math.log(many / few) / math.log(8) == pytest.approx(0.0, abs=0.2)  # heads of a fixed size
+
+
+def test_scores_over_a_root_that_queries_make_up_for_are_predicted_with_the_factor_in_forward(generator) -> None:
+    """Exact: both are trained alike, so that the prediction of the second is one of the first."""
+    inputs, targets = transformer.data(4, generator)
+    problems, outputs = [], []
+    for power in (0.5, 1.0):
+
+        def build(width: int, power: float = power) -> nn.Module:
+            return encoder(width, norm=False, power=power, by_hand=True).double()
+
+        wider = build if power == 0.5 else None
+        plan = dmft.parameterize(build(16), inputs.double(), wider=wider, generator=torch.Generator().manual_seed(0))
+        problems.append(dmft.Problem.like(plan, dmft.Probe(inputs.double(), targets.double()), lr=0.1, steps=5))
+        optimizer = torch.optim.SGD(plan.param_groups(0.1))
+        for _ in range(5):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(plan.model(inputs.double()), targets.double()).backward()
+            optimizer.step()
+        outputs.append(plan.model(inputs.double()).detach())
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
+    solver = dmft.solvers.InfiniteWidth(64, 2)
+    with pytest.raises(
+        UnsupportedModelError, match=r"hold the 1/sqrt\(d\).*scale=1 / q\.shape\[-1\]: it is trained alike"
+    ):
+        dmft.solve(problems[0], solver)
+    assert torch.isfinite(dmft.solve(problems[1], solver).outputs).all()

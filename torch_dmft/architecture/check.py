@@ -163,5 +163,5 @@ def _over(product: DotProduct) -> str:
 
 _DIVIDE = (
     "divide by the width d of a head instead: scaled_dot_product_attention(q, k, v, scale=1 / q.shape[-1]) or "
-    "q @ k.mT / q.shape[-1], times any constant"
+    "q @ k.mT / q.shape[-1], times any constant; or fix the size of heads and let their number grow: unflatten(-1, (-1, size))"
 )

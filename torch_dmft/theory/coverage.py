@@ -143,6 +143,13 @@ def beyond_theory(plan: Plan, example: Example | None, *, selects: bool) -> Iter
             pass
     for place in found:
         yield Place(place.path, place.reason, STAND_IN)
+    if any(fold.of_scores for fold in plan.architecture.folds):
+        reason = (
+            "parameters hold the 1/sqrt(d) that its scores lack, which the theory does not follow from layer to layer"
+        )
+        yield Place(
+            "(model)", reason, "divide by d in forward, scale=1 / q.shape[-1]: it is trained alike, and predicted"
+        )
 
 
 def refuse_unwidenable(

@@ -135,7 +135,7 @@ _NARROW = 8
 
 
 def _grows_alike(one: Architecture, other: Architecture) -> bool:
-    """Whether the parts of widths (heads) differ in what one instance by itself takes for what grows."""
+    """Whether what one instance by itself takes for the growing part of a width (heads) grows in the other one, too."""
     if not one.has_parts:
         return True
     ratio = other.width / one.width

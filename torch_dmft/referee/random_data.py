@@ -144,13 +144,16 @@ def require_same_targets(notes: Iterable[tuple[int, Sequence[str]]], axis: str =
     Raises:
         InvalidInputError: if they differ.
     """
-    said = {width: note for width, several in notes for note in several if note.startswith(_TARGETS)}
+    said = {
+        width: note.removeprefix("targets: ").split(", as no")[0].split(", with ")[0]
+        for width, several in notes
+        for note in several
+        if note.startswith(_TARGETS)
+    }
     if len(set(said.values())) > 1:
         raise InvalidInputError(
             f"What the model returns first must have one shape at every {axis}, as random targets are drawn for it.",
-            got="; ".join(
-                f"{note.removeprefix('targets: ').split(', ')[0]} at {width}" for width, note in said.items()
-            ),
+            got="; ".join(f"{what} at {width}" for width, what in said.items()),
             remedy="data, and a loss(model, batch) that takes what is trained; or a model that returns its outputs first",
         )
 

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("torch-dmft: interrupted; what was logged so far is readable", file=sys.stderr)
         return 130
-    except Exception:  # nobody's mistake but ours; the status of Python's own ending would say that a set-up is wrong
+    except (Exception, SystemExit):  # the status of Python's own ending, or of a user's, would be taken for a verdict
         traceback.print_exc()
         _flushed()
         return 2

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import torch_dmft as dmft
 from torch_dmft.core.errors import InvalidInputError
@@ -125,6 +126,53 @@ def test_the_margin_of_other_optimizers_is_that_of_their_first_step() -> None:
     # SGD: f = 1 is lr k / P sum = lr * 2 * 5 away, at lr = 1/10; 2 / lr over the curvature is 2 there, as the first step is.
     sgd = dmft.richness(model, torch.optim.SGD(model.parameters(), lr=0.02), probe, steps=1)
     assert sgd.margin == pytest.approx(2 / (0.02 * 10), rel=1e-3)
+
+
+def test_rates_of_their_own_have_no_edge_but_a_first_step() -> None:
+    """A head that learns 500 times faster than what is before it: one base rate and K said 270 times as large."""
+    probe = task(0)
+    torch.manual_seed(0)
+    model = mlp(64)
+
+    def groups(factor: float = 1.0) -> list[dict[str, Any]]:
+        return [
+            {"params": model[:4].parameters(), "lr": 1e-4 * factor},
+            {"params": model[4].parameters(), "lr": 0.05 * factor},
+        ]
+
+    found = dmft.richness(model, torch.optim.SGD(groups()), probe, steps=2)
+    assert "the optimizer's first step" in found.margin_by
+    one = dmft.richness(model, torch.optim.SGD(groups(0.99 * found.margin)), probe, steps=1)
+    other = dmft.richness(model, torch.optim.SGD(groups(1.2 * found.margin)), probe, steps=1)
+    assert one.losses[1] < one.losses[0]
+    assert other.losses[1] > other.losses[0]
+
+    recorder = dmft.Recorder(model, probe, schedule=[0, 1, 2])
+    optimizer = torch.optim.SGD([{"params": model[:4].parameters(), "weight_decay": 1.0}, *groups()[1:]], lr=0.05)
+    with recorder.attach(optimizer):
+        for step in range(3):
+            if step == 2:
+                optimizer.param_groups[1]["lr"] *= 2
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(probe.inputs), probe.targets).backward()
+            optimizer.step()
+    edge = recorder.trajectory().edge
+    assert edge is not None
+    assert edge.isnan().tolist() == [False, False, True]  # decay moves no edge
+
+
+def test_of_a_negative_loss_nobody_knows_how_much_is_learned() -> None:
+    """Its first step is below a tenth of a negative number at once: that was called lazy."""
+    probe = task(0)
+    torch.manual_seed(0)
+    model = mlp(64)
+
+    def shifted(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs, targets) - 5
+
+    found = dmft.richness(model, torch.optim.SGD(model.parameters(), lr=0.01), probe, loss=shifted, steps=20)
+    assert (found.verdict, found.steps) == ("not decided", 20)
+    assert "a loss that is negative" in str(found)
 
 
 def test_a_recorded_run_is_judged_alike() -> None:

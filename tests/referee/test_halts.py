@@ -117,8 +117,15 @@ def test_random_targets_of_features_are_refused() -> None:
         model = Pair(width)
         return model, torch.optim.SGD(model.groups)
 
-    with pytest.raises(InvalidInputError, match=r"one shape at every width.*\(16, 32\) at N = 32"):
+    with pytest.raises(
+        InvalidInputError, match=r"one shape at every width.*classes of 32 at 32; random classes of 64 at 64"
+    ):
         check(factory)
+    squares = nn.MSELoss()
+    with pytest.raises(InvalidInputError, match=r"random numbers of shape \(32,\) for each row"):
+        check(lambda width: (*factory(width), squares))
+    with pytest.raises(InvalidInputError, match=r"one shape at every width"):
+        dmft.transfer(factory, WIDTHS, lrs=(1.0,), steps=2)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         return nn.functional.cross_entropy(model(batch[0])[1], batch[1])

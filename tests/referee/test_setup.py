@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import torch_dmft as dmft
+from torch_dmft import cli
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.referee import load, set_up
-from torch_dmft.referee.setup import is_reproducible
+from torch_dmft.referee.setup import is_reproducible, named
 
 
 def mlp(width: int) -> nn.Sequential:
@@ -261,3 +263,19 @@ def test_a_function_is_loaded_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     }.items():
         with pytest.raises(InvalidInputError, match=said):
             load(name)
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_a_program_that_ends_is_no_verdict(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own status, 0 after a training that went well, was that of the command: right."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / f"ends{status}.py").write_text(f"import sys\ndef make(width): ...\nsys.exit({status})\n")
+    (tmp_path / f"quits{status}.py").write_text(f"import sys\ndef make(width): sys.exit({status})\n")
+    settings = ["--widths", "4,8", "--steps", "1", "--processes", "1"]
+    with pytest.raises(InvalidInputError, match=rf"ends the program when it is imported.*sys.exit\({status}\)"):
+        named(f"ends{status}:make", "factory")
+    with pytest.raises(InvalidInputError, match=rf"`factory` fails where it is called.*SystemExit: {status}"):
+        set_up(named(f"quits{status}:make", "factory"), 4, 0)
+    for module in (f"ends{status}", f"quits{status}"):
+        assert cli.main(["check", f"{module}:make", *settings]) == 2

@@ -59,19 +59,39 @@ def curvatures(outputs: Tensor, ntk: Kernel, train: Tensor, loss: Callable[[Tens
 def edge(training: Training, steps: Tensor, curvature: Tensor) -> Tensor:
     """Eta lambda_max(K H) / 2 divided by its value at the edge of stability of the optimizer: ``(time,)``.
 
-    NaN for optimizers that divide gradients by their size, and for other rules than the gradient, whose edge lies elsewhere.
+    NaN for optimizers that divide gradients by their size, and for other rules than the gradient, whose edge lies elsewhere;
+    and in steps at which parameters have rates or momenta of their own, which K, per unit of one base rate, does not know.
     """
-    if training.optimizer != "SGD" or training.rule != "gradient" or not training.steps:
+    if training.optimizers != "SGD" or training.rule != "gradient" or not training.steps:
         return torch.full_like(curvature, math.nan)
     values = []
     for step, value in zip(steps.tolist(), curvature.tolist(), strict=True):
         at = min(step, training.steps - 1)
+        if _is_apart(training, at):
+            values.append(math.nan)
+            continue
         beta, damping = training.at("momentum", at), training.at("dampening", at)
         room = (
             (1 + beta) / (1 + 2 * beta) if training.at("nesterov", at) else (1 + beta) / (1 - damping if beta else 1.0)
         )
         values.append(training.at("lr", at) * value / 2 / room)
     return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+
+_MOVES = ("lr", "momentum", "dampening", "nesterov")
+"""What decides how far a step goes; decay does not."""
+_ALIKE = 0.01
+"""Relative difference of rates that count as one."""
+
+
+def _is_apart(training: Training, step: int) -> bool:
+    """Whether a parameter that is trained moves by other numbers than the rest in a step."""
+    own = [name for name in training.exceptions if name not in training.frozen]
+    return any(
+        not math.isclose(training.at(what, step, name), training.at(what, step), rel_tol=_ALIKE)
+        for name in own
+        for what in _MOVES
+    )
 
 
 def _bending(loss: Callable[[Tensor], Tensor], outputs: Float[Tensor, "time row output"]) -> _Bend | None:

@@ -184,7 +184,8 @@ class Trajectory:
         """The learning rate in units of the largest stable one, eta lambda_max(K H) / 2: ``(time,)``, 1 at the edge.
 
         H is the curvature of the loss by the outputs; momentum moves the edge (``torch_dmft.core.stability``). Beyond about
-        0.8 small differences between runs grow. None without targets, NaN for Adam.
+        0.8 small differences between runs grow. None without targets, NaN for Adam, and where parameters have rates of their
+        own beside the plan's.
         """
         return None if self.curvature is None else edge(self.training, self.steps, self.curvature)
 

@@ -18,13 +18,13 @@ def called(name: str, function: Callable[..., Any], *args: Any, remedy: str) -> 
         remedy: the form that it must have.
 
     Raises:
-        InvalidInputError: if it fails; what it raised is the cause.
+        InvalidInputError: if it fails, or ends the program; what it raised is the cause.
     """
     try:
         return function(*args)
     except DMFTError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # whose status would be taken for an answer
         raise InvalidInputError(
             f"`{name}` fails where it is called.", got=f"{type(error).__name__}: {error}".rstrip(".\n"), remedy=remedy
         ) from error

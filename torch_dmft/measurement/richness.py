@@ -85,12 +85,15 @@ class Richness:
 
     @property
     def verdict(self) -> str:
-        """One of "lazy", "between", "rich", "diverged", and "not decided" if too little was learned to call a kernel lazy."""
+        """One of "lazy", "between", "rich", "diverged", and "not decided" if too little was learned to call a kernel lazy.
+
+        Of a loss that is negative nobody knows how much was learned: then it is "rich" or "not decided".
+        """
         if not all(map(math.isfinite, (*self.losses, self.moved))):
             return "diverged"
         if self.moved >= RICH:
             return "rich"
-        if self.losses[1] > _ENOUGH * self.losses[0]:
+        if min(self.losses) < 0 or self.losses[1] > _ENOUGH * self.losses[0]:
             return "not decided"
         return "lazy" if self.moved < LAZY else "between"
 
@@ -105,12 +108,19 @@ class Richness:
             "between": f"{said}: neither {LAZY:g}, lazy, nor {RICH:g}",
             "rich": f"{said}: features are learned, and no fixed kernel describes the network",
             "diverged": fell,
-            "not decided": f"{said}; learn more before judging: more steps=, or a larger learning rate",
+            "not decided": f"{said}; {self._open}",
         }[self.verdict]
         parts = [f"last features moved by {last[0]:.2g}"] if last and self.ntk is not None else []
         parts += [] if self.gamma0 is None else [f"gamma0 = {self.gamma0:.3g}"]
         parts += [f"steps could be {self.margin:.2g} times as large ({self.margin_by})"] if self.margin_by else []
         return f"{self.verdict}: {meaning}. {'; '.join(parts)}".rstrip(". ") + "."
+
+    @property
+    def _open(self) -> str:
+        """Why nothing is decided."""
+        if min(self.losses) < 0:
+            return "a loss that is negative does not say how much of the task is learned: give one that is 0 at the end, loss="
+        return "learn more before judging: more steps=, or a larger learning rate"
 
     def __str__(self) -> str:
         return self.sentence
@@ -227,7 +237,7 @@ def _trained(
         optimizer.state = memory
     with recorder.attach(*optimizers):
         start = now = step()
-        while LEARNED * start < now < math.inf and recorder.step < steps:
+        while not 0 <= now <= LEARNED * start and now < math.inf and recorder.step < steps:
             now = step()
     if recorder.step != int(recorder.records[-1].steps):
         recorder.record()

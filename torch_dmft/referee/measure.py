@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.referee.look import Look, Place, differences, look
+from torch_dmft.referee.random_data import require_same_targets
 from torch_dmft.referee.setup import Batches, Factory, Setup, is_reproducible, set_up
 
 QUANTITIES = ("start", "own", "carried", "change", "taken", "moved", "weight", "step", "read", "scale", "unrelated")
@@ -105,7 +106,6 @@ class _Run:
     losses: list[float] = field(default_factory=list)
     trained: dict[str, Trained] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    outputs: tuple[int, ...] = ()
 
 
 _DRAWS = (
@@ -132,7 +132,6 @@ def run(factory: Factory, data: Batches | None, width: int, seed: int, steps: Se
     batch = next(batches)
     modes = {path: module.training for path, module in setup.model.named_modules()}
     first = look(setup, batch, modes=modes)
-    found.outputs = tuple(first.outputs.shape) if first.outputs is not None else ()
     apart = look(setup, batch, trains=False)
     differs = not _are_one(first, apart)
     if not math.isfinite(first.loss):
@@ -205,13 +204,7 @@ def gathered(widths: Sequence[int], seeds: int, steps: Sequence[int], several: I
             got=f"the same shapes at the widths {', '.join(map(str, widths))}",
             remedy="a function of the width, on which the number of neurons depends; of others: transfer(..., axis='heads')",
         )
-    outputs = {one.outputs for one in flat}
-    if len(outputs) > 1 and any(note.startswith("targets: random") for one in flat for note in one.notes):
-        raise InvalidInputError(
-            "What the model returns first must have one shape at every width, as random targets are drawn for it.",
-            got=", ".join(f"{one.outputs} at N = {one.width}" for one in flat if not one.seed),
-            remedy="data, and a loss(model, batch) that takes what is trained; or a model that returns its outputs first",
-        )
+    require_same_targets((one.width, one.notes) for one in flat)
     sizes = [{tuple(value.size for value in one.trained.values()) for one in row} for row in runs]
     if seeds > 1 and all(len(several) == 1 for several in sizes):
         raise InvalidInputError(

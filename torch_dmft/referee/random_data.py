@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ _SIDES = (8, 28, 32, 16, 64, 224)
 _EXAMPLES = ("example_input", "example_input_array", "dummy_inputs")
 """Where models keep an example of what they are called with: this package's name, Lightning's and transformers'."""
 
+_TARGETS = "targets: random"
+"""How what is said of random targets begins."""
 _REMEDY = "data=, a function seed -> batches (--data module:function), or a method example_input() of the model"
 
 
@@ -132,6 +134,30 @@ def _are_classes(outputs: Tensor) -> bool:
     return outputs.ndim in (2, 3) and outputs.shape[-1] > 1
 
 
+def require_same_targets(notes: Iterable[tuple[int, Sequence[str]]], axis: str = "width") -> None:
+    """Refuse random targets that are others at another width, as they were drawn for something else than the outputs.
+
+    Args:
+        notes: widths and what was said of their set-ups.
+        axis: what a width is called.
+
+    Raises:
+        InvalidInputError: if they differ.
+    """
+    said = {
+        width: note.removeprefix("targets: ").split(", as no")[0].split(", with ")[0]
+        for width, several in notes
+        for note in several
+        if note.startswith(_TARGETS)
+    }
+    if len(set(said.values())) > 1:
+        raise InvalidInputError(
+            f"What the model returns first must have one shape at every {axis}, as random targets are drawn for it.",
+            got="; ".join(f"{what} at {width}" for width, what in said.items()),
+            remedy="data, and a loss(model, batch) that takes what is trained; or a model that returns its outputs first",
+        )
+
+
 def _classes(outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, str]:
     classes = max(outputs.shape[-1], 1)
     targets = torch.randint(classes, outputs.shape[:-1], generator=generator, device="cpu")
@@ -140,4 +166,4 @@ def _classes(outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, str]:
 
 def _numbers(outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, str]:
     targets = torch.randn(outputs.shape, generator=generator, device="cpu")
-    return targets.to(outputs.device, outputs.dtype), "random numbers"
+    return targets.to(outputs.device, outputs.dtype), f"random numbers of shape {tuple(outputs.shape[1:])} for each row"

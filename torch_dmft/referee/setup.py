@@ -161,6 +161,12 @@ def named(name: str, argument: str) -> Callable[..., Any]:
         module_name = module_name.removesuffix(".py").strip("./").replace("/", ".")
     try:
         found: Any = importlib.import_module(module_name)
+    except SystemExit as error:  # its status, often 0, would be taken for an answer
+        raise InvalidInputError(
+            f"The module of `{argument}`, {module_name!r}, ends the program when it is imported.",
+            got=f"sys.exit({error.code!r})",
+            remedy='arguments parsed, and networks trained, below `if __name__ == "__main__":`',
+        ) from error
     except Exception as error:
         raise InvalidInputError(
             f"The module of `{argument}`, {module_name!r}, cannot be imported from {here}.",

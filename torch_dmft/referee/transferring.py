@@ -20,6 +20,7 @@ from torch_dmft.core.users_functions import called
 from torch_dmft.referee.ledger import Ledger
 from torch_dmft.referee.one_run import final_loss, of_value, takes_rate, trained
 from torch_dmft.referee.optimum import AROUND
+from torch_dmft.referee.random_data import require_same_targets
 from torch_dmft.referee.setup import Batches, Factory, set_up
 from torch_dmft.referee.sweep import Sweep
 from torch_dmft.referee.transferred import Transferred
@@ -94,7 +95,9 @@ def transfer(
     base = min(rates)
     coarse = sorted({round(math.log2(rate / base)) for rate in rates})
     made = (lambda value: factory(value, lr=base)) if by_rate else factory  # type: ignore[call-arg]
-    notes = set_up(made, values[0], 0, of_value(data, values[0])).notes
+    ends = {value: set_up(made, value, 0, of_value(data, value)).notes for value in (values[0], values[-1])}
+    require_same_targets(ends.items(), axis)
+    notes = ends[values[0]]
     if not by_rate:
         notes = (*notes, "rates are factors of those that the optimizers have, as the factory has no argument lr")
     about = {"axis": axis, "steps": steps, "base": base, "factory": _name(factory), "data": _name(data)}

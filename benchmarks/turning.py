@@ -26,7 +26,7 @@ class Settings:
     steps: int = 60
     many: int = 64
     batch: int = 8
-    batches: int = 40
+    batches: int = 30
 
 
 FULL = Settings()

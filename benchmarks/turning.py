@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -63,21 +64,28 @@ def _compared(name: str, problem: dmft.Problem, settings: Settings, say: Say) ->
             cpu[way] += spent.cpu
             rank[way] = max(rank[way], int(answer.metadata["rank"] or 0))
             say(f"{name}, tolerance {tolerance:.2g}: {spent.cpu:.1f} s of CPU, rank {rank[way]}")
-    apart = {quantity: _apart(quantity, sizes, settings.replicas) for quantity in sizes["finer"][0]}
+    gaps = {quantity: _apart(quantity, sizes) for quantity in sizes["finer"][0]}
+    apart, chance = (_root_mean_square([gap[part] for gap in gaps.values()]) for part in range(2))
     ways = {way: {"tolerance": tolerances[way], "cpu": cpu[way], "rank": rank[way]} for way in tolerances}
-    return {"ways": ways, "apart": apart, "worst": max(apart.values()), "ratio": cpu["default"] / cpu["finer"]}
+    ratio = cpu["default"] / cpu["finer"]
+    return {"ways": ways, "gaps": gaps, "apart": apart, "chance": chance, "ratio": ratio}
 
 
 def _logarithms(kernels: Kernels) -> dict[str, float]:
     return {name: float(kernel.norm().log()) for name, kernel in kernels.items()}
 
 
-def _apart(quantity: str, sizes: Mapping[str, list[dict[str, float]]], replicas: int) -> float:
-    """By how much the means over replicas differ, in standard errors of one of them."""
+def _apart(quantity: str, sizes: Mapping[str, list[dict[str, float]]]) -> tuple[float, float]:
+    """The difference of the means over replicas in standard errors of one of them, and by how much pairs scatter about it."""
     fine, usual = (
         torch.tensor([run[quantity] for run in sizes[way]], dtype=torch.float64) for way in ("finer", "default")
     )
-    return float((usual - fine).mean().abs() / fine.std() * replicas**0.5)
+    gaps = usual - fine
+    return float(gaps.mean() / fine.std() * len(gaps) ** 0.5), float(gaps.std() / fine.std())
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(sum(value**2 for value in values) / len(values))
 
 
 def report(settings: Settings, result: dict[str, Any]) -> str:
@@ -88,7 +96,8 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
             figures["rank"],
             f"{figures['cpu']:.1f}",
             f"{case['ratio']:.2f}" if way == "default" else "",
-            f"{case['worst']:.2f}" if way == "default" else "",
+            f"{case['apart']:.2f}" if way == "default" else "",
+            f"{case['chance']:.2f}" if way == "default" else "",
         ]
         for name, case in result.items()
         for way, figures in case["ways"].items()
@@ -98,6 +107,7 @@ Depth 3, gamma0 = 1, {settings.replicas} replicas of {settings.neurons} neurons,
 {settings.samples}, {settings.steps} full-batch steps. "Minibatches": tanh, {settings.batch} of {settings.many} rows in each
 of {settings.batches} steps. The finer tolerance is that of smooth fields in full batches, 1/sqrt(S R); both take turns, in
 pairs of the same seeds. "Apart" is by how much the mean sizes (Frobenius norms over all times) of outputs, Phi and G differ,
-the worst of them, in standard errors.
+in standard errors of the answer, root mean square over these; "by chance" is what the scatter of the pairs would make of it
+alone.
 
-{table(["case, tolerance", "tolerance", "rank", "CPU s", "ratio", "apart"], rows)}"""
+{table(["case, tolerance", "tolerance", "rank", "CPU s", "ratio", "apart", "by chance"], rows)}"""

@@ -14,6 +14,7 @@ stand beside them.
 NAMES = (
     "neurons",
     "steps",
+    "turning",
     "ensemble",
     "algorithm1",
     "large",

@@ -17,6 +17,7 @@ from benchmarks.page import page
 FIELDS = {
     "neurons": {"reference_stderr", "points", "exponent", "exponents"},
     "steps": {"tanh, longer", "tanh, finer", "relu, longer"},
+    "turning": {"ReLU", "minibatches"},
     "ensemble": {"theory", "ensemble", "reduced_ensemble", "ratio", "reduced_ratio", "reference_check", "costs"},
     "algorithm1": {"algorithm1", "engine", "ratio", "algorithm1_times", "engine_times"},
     "large": {"estimate", "stderr", "peak", "cpu", "wall", "rank"},

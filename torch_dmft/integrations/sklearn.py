@@ -33,7 +33,7 @@ from torch_dmft.theory.cost import Cost, twin_cost
 from torch_dmft.theory.engine.fitted import Fitted, HeldOut, fit_twins
 from torch_dmft.theory.error_bars import error_of_mean
 from torch_dmft.theory.problem import Problem
-from torch_dmft.theory.tolerance import default_tolerance
+from torch_dmft.theory.tolerance import balanced_tolerance
 
 _FRACTION = 0.1
 """Of the rate at which full batches are unstable at the start: batches are smaller, and kernels grow with what is learned."""
@@ -121,7 +121,7 @@ class _InfiniteWidth(BaseEstimator):  # type: ignore[misc]
         self.validation_losses_ = [] if held_out is None else held_out.losses
 
     def _trained(self, problem: Problem, held_out: HeldOut | None, seed: int) -> Fitted:
-        usual = default_tolerance(self.gamma0, self.neurons * self.replicas)
+        usual = balanced_tolerance(problem, self.neurons * self.replicas)
         return fit_twins(
             problem,
             self.neurons,

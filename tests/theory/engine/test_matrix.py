@@ -159,3 +159,18 @@ def test_without_responses_the_law_is_another_one() -> None:
     a, b = (torch.stack(found) for found in values.values())
     z = (a.mean(0) - b.mean(0)) / ((a.var(0) + b.var(0)) / 500).sqrt()
     assert float(z.abs().max()) > 5
+
+
+def test_what_gradients_have_in_common_is_covered_though_it_is_little_of_each() -> None:
+    """Jointly; each by itself it is left out."""
+    size, rows, part = 200, 20, 0.2
+    generator = torch.Generator().manual_seed(0)
+    first = torch.linalg.qr(torch.randn(size, rows + 1, generator=generator, dtype=torch.float64)).Q.T
+    for jointly in (False, True):
+        matrix = _matrix(size, size, 0, tolerance=0.1)  # of gradients 0.3
+        matrix.jointly = jointly
+        matrix.meet_gradients(first[:rows])
+        matrix.meet_gradients((1 - part**2) ** 0.5 * first[:rows] + part * first[rows])
+        covered = matrix.backward_side.basis.rows @ first[rows]
+        assert matrix.backward_side.basis.count == rows + jointly
+        assert float(covered.norm()) == pytest.approx(float(jointly), abs=1e-9)

@@ -12,6 +12,7 @@ from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.uniform import UNIFORM
 from torch_dmft.theory.engine.layers import InfiniteReadout
+from torch_dmft.theory.engine.lazy_layer import LazyLayer
 from torch_dmft.theory.engine.networks import frozen_as, zero_starts
 from torch_dmft.theory.engine.training import rows_at_once
 from torch_dmft.theory.engine.twin import infinite_width
@@ -42,6 +43,9 @@ def twin_of(
     if network.chain is not None:
         settings |= {"gamma0": problem.gamma0, "gain": network.gains, "bias_std": network.bias_stds}
     twin = infinite_width(network.source, example, neurons=neurons, **settings)
+    for module in twin.model.modules():
+        if isinstance(module, LazyLayer):
+            module.matrix.jointly = problem.batches is not None
     start_at_zero(problem, twin)
     if twin.architecture.train_differs:  # the model that it is made of may be in eval mode by now
         twin.model.train()

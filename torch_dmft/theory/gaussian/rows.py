@@ -78,6 +78,7 @@ def new_directions(
     tolerance: float,
     *,
     aligned: bool = False,
+    jointly: bool = False,
 ) -> Float[Tensor, "new size"]:
     """Orthonormal directions, orthogonal to ``basis``, that leave at most ``tolerance`` of any vector uncovered.
 
@@ -91,9 +92,10 @@ def new_directions(
         basis: orthonormal rows.
         tolerance: largest part of a vector that may stay uncovered.
         aligned: if every uncovered vector brings a direction, turn them so that each is as close as can be to its residual.
+        jointly: leave at most ``tolerance`` of any combination of the vectors, too, in units of their lengths and its own.
     """
     products = (residual @ residual.T).double()
-    uncovered = (products.diagonal() > tolerance**2 * squares).nonzero().flatten()
+    uncovered = (products.diagonal() > (0.0 if jointly else tolerance**2) * squares).nonzero().flatten()
     if not len(uncovered):
         return residual[:0]
     units = squares[uncovered].double().rsqrt()

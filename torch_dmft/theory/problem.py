@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.core.arguments import checked, checks_itself
+from torch_dmft.core.classes import one_hot_rows
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss
@@ -202,7 +203,7 @@ class Problem:
         """Targets as floats ``(train, output)``, one-hot for integer classes."""
         if self.targets.is_floating_point():
             return self.targets.reshape(self.train_samples, -1)
-        return nn.functional.one_hot(self.targets, self.outputs).to(self.dtype)
+        return one_hot_rows(self.targets, self.outputs).to(self.dtype)
 
     def batch(self, step: int) -> Tensor | None:
         """Rows that the update of this step sees, or None for all training rows."""

@@ -22,6 +22,11 @@ def places_in(targets: Tensor | None) -> int:
     return targets.shape[1] if targets is not None and are_classes(targets) and targets.ndim == 2 else 0
 
 
+def is_column(targets: Tensor) -> bool:
+    """Whether classes, one for each sample, stand in a column, which most losses take for something else."""
+    return are_classes(targets) and targets.ndim == 2 and targets.shape[1] == 1
+
+
 def one_hot_rows(targets: Tensor, outputs: int | None) -> Tensor:
     """One for the class that is right and zero for all others: ``(sample, output)`` integers.
 
@@ -49,8 +54,7 @@ class PlacesCrossEntropy(nn.Module):
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean over samples and places of classes ``(sample, place)``."""
-        scores = outputs.unflatten(1, (targets.shape[1], -1))
-        return F.cross_entropy(scores.flatten(0, 1), targets.flatten())
+        return F.cross_entropy(outputs.reshape(targets.numel(), -1), targets.flatten())
 
 
 def some_classes(rows: int, outputs: int, places: int) -> Tensor:

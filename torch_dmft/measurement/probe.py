@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.arguments import checked
-from torch_dmft.core.classes import one_hot_rows
+from torch_dmft.core.classes import is_column, one_hot_rows
 from torch_dmft.core.devices import usable
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_whole
@@ -210,11 +210,17 @@ def _check_targets(targets: Tensor, samples: int, leaves: int) -> None:
                 remedy="targets.flatten(1)",
             )
         _require_finite("targets", targets)
-    elif targets.ndim > 2 or targets.dtype == torch.bool or targets.is_complex() or int(targets.min()) < 0:
+    elif (
+        targets.ndim > 2
+        or is_column(targets)
+        or targets.dtype == torch.bool
+        or targets.is_complex()
+        or int(targets.min()) < 0
+    ):
         raise InvalidInputError(
             "Targets that are not floats are classes: integers >= 0 of shape (sample,), or (sample, place).",
             got=f"shape {tuple(targets.shape)}, {targets.dtype}",
-            remedy="class numbers of these shapes (targets.flatten(1)), or floats of shape (sample, output)",
+            remedy="class numbers of these shapes (targets.flatten(), targets.flatten(1)), or floats of shape (sample, output)",
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.arguments import require_dense, require_finite
-from torch_dmft.core.classes import places_in
+from torch_dmft.core.classes import is_column, places_in
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import require_loss
 from torch_dmft.core.numbers import LARGEST, SMALLEST, require_number, require_whole
@@ -185,11 +185,11 @@ def check_targets(targets: Tensor) -> None:
         InvalidInputError: for the first mistake, with its remedy.
     """
     _require_tensor("targets", targets)
-    if targets.ndim not in (1, 2) or targets.numel() == 0:
+    if targets.ndim not in (1, 2) or is_column(targets) or targets.numel() == 0:
         raise InvalidInputError(
             "Targets must be (train, output) or (train,) floats, or (train,) or (train, place) integer classes.",
             got=f"shape {tuple(targets.shape)}, {targets.dtype}",
-            remedy="one row for each training row: targets.flatten(1)",
+            remedy="one row for each training row: targets.flatten() of a class for each, targets.flatten(1) of all else",
         )
     require_finite("targets", targets)
     if not targets.is_floating_point() and targets.dtype != torch.int64:

@@ -41,8 +41,8 @@ class Problem:
     Attributes:
         inputs: ``(sample, ...)``, training rows first, then other rows; of a wrapped model whatever its ``forward`` takes, as
             in ``Probe``.
-        targets: targets of the training rows as the loss takes them, ``(train, output)`` or ``(train,)`` floats or ``(train,)``
-            classes.
+        targets: targets of the training rows as the loss takes them, ``(train, output)`` or ``(train,)`` floats, ``(train,)``
+            classes, or ``(train, place)`` of them.
         loss: ``loss(outputs, targets) -> scalar`` with its own reduction; outputs are ``(train, output)``.
         training: optimizer, rates, steps, batches (rows of the training rows), gamma0, and all else that decides a step.
         network: what is trained.

@@ -22,6 +22,9 @@ def test_forms_of_targets() -> None:
     assert torch.equal(classes.target_values(), one_hot)
     assert torch.equal(classes.target_values(4)[:, :3], one_hot)
     assert classes.target_values(4).shape == (3, 4)
+    places = Probe(inputs, torch.tensor([[0, 2], [1, 1], [2, 0]])).target_values(6)
+    assert torch.equal(places[0], torch.tensor([1, 0, 0, 0, 0, 1], dtype=torch.float64))
+    assert torch.equal(places.view(3, 2, 3).argmax(2), torch.tensor([[0, 2], [1, 1], [2, 0]]))
 
 
 def test_train_mask() -> None:
@@ -46,7 +49,7 @@ def test_token_ids_are_inputs_too() -> None:
         ((torch.zeros(3, 2), torch.zeros(2)), "one target per sample"),
         ((torch.zeros(3, 2), torch.zeros(3, 1, 1)), "Float targets"),
         ((torch.zeros(3, 2), torch.tensor([0, -1, 1])), "classes"),
-        ((torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.int64)), "classes"),
+        ((torch.zeros(3, 2), torch.zeros(3, 2, 1, dtype=torch.int64)), "classes"),
         ((torch.zeros(3, 2), torch.zeros(3, dtype=torch.bool)), "classes"),
         ((torch.zeros(3, 2), None, torch.zeros(3, dtype=torch.bool)), "at least one of them True"),
         ((torch.zeros(3, 2), None, torch.ones(2, dtype=torch.bool)), "one entry per sample"),

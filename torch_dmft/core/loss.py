@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torch_dmft.core.classes import PlacesCrossEntropy, are_classes, places_in, some_classes
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.core.threads import own_turn
@@ -25,9 +26,10 @@ _ROWS = 6
 
 
 def default_loss(targets: Tensor | None) -> Loss:
-    """``nn.CrossEntropyLoss()`` for integer classes, ``nn.MSELoss()`` for floats and without targets."""
-    classes = targets is not None and not targets.is_floating_point()
-    return nn.CrossEntropyLoss() if classes else nn.MSELoss()
+    """``nn.CrossEntropyLoss()`` for integer classes, over places if these have their own; ``nn.MSELoss()`` for all else."""
+    if places_in(targets):
+        return PlacesCrossEntropy()
+    return nn.CrossEntropyLoss() if are_classes(targets) else nn.MSELoss()
 
 
 _ENTRY_BY_ENTRY = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
@@ -94,7 +96,7 @@ def loss_name(loss: Loss) -> str:
     return repr(loss) if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", type(loss).__name__)
 
 
-def loss_print(loss: Loss, outputs: int, *, classes: bool, rows: int = 0) -> tuple[float, ...]:
+def loss_print(loss: Loss, outputs: int, targets: Tensor | None, *, rows: int = 0) -> tuple[float, ...]:
     """What a loss makes of a fixed set of outputs and targets: its value and the first two moments of its gradient.
 
     Two losses with one print are the same, whatever they are called; no print, ``()``, tells nothing.
@@ -102,27 +104,26 @@ def loss_print(loss: Loss, outputs: int, *, classes: bool, rows: int = 0) -> tup
     Args:
         loss: the loss.
         outputs: C.
-        classes: whether targets are class numbers.
+        targets: of the training, which tell whether there are classes, and at how many places.
         rows: of the training set: a loss that takes no other number of rows (weights of its own) is printed on so many.
     """
     own = aside(loss)
-    return _printed(own, outputs, _ROWS, classes=classes) or _printed(own, outputs, rows, classes=classes)
+    return _printed(own, outputs, _ROWS, targets) or _printed(own, outputs, rows, targets)
 
 
-def _printed(loss: Loss, outputs: int, rows: int, *, classes: bool) -> tuple[float, ...]:
+def _printed(loss: Loss, outputs: int, rows: int, like: Tensor | None) -> tuple[float, ...]:
     """The print of a loss on so many rows, () if it cannot be called."""
     row = torch.arange(rows, dtype=torch.float64, device="cpu")[:, None]
     column = torch.arange(outputs, dtype=torch.float64, device="cpu")
     f = (torch.sin(1.3 * row + 0.7 * column) * 0.9).requires_grad_()
-    y = torch.arange(rows, device="cpu") % outputs if classes else 0.5 + 0.4 * torch.cos(0.9 * row + 0.4 * column)
+    floats = 0.5 + 0.4 * torch.cos(0.9 * row + 0.4 * column)
+    y = some_classes(rows, outputs, places_in(like)) if are_classes(like) else floats.squeeze(1)
     for dtype in (torch.float64, torch.float32):  # a loss with tensors of its own takes their dtype
         with suppress(Exception), own_turn(), warnings.catch_warnings(), random_state_kept(), torch.enable_grad():
             warnings.simplefilter("ignore")
             g = f.detach().to(dtype).requires_grad_()
-            targets = y if classes else y.to(dtype)
-            value = loss(
-                g, as_the_loss_takes_them(loss, g.detach(), targets.squeeze(1) if targets.ndim == 2 else targets)
-            )
+            targets = y.to(dtype) if y.is_floating_point() else y
+            value = loss(g, as_the_loss_takes_them(loss, g.detach(), targets))
             (slope,) = torch.autograd.grad(value, g)
             numbers = float(value), float(slope.square().sum()), float((slope * g).sum())
             if all(map(math.isfinite, numbers)):

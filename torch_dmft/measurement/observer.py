@@ -250,9 +250,8 @@ class Observer:
 
     def _look_again(self, data: TrainingSet) -> None:
         """Note a loss or a training set that is no longer what it was."""
-        classes = self._probe.targets is not None and not self._probe.targets.is_floating_point()
         for what, now in (
-            ("a loss", loss_print(self._loss, self.subject.architecture.outputs, classes=classes, rows=len(data))),
+            ("a loss", loss_print(self._loss, self.subject.architecture.outputs, self._probe.targets, rows=len(data))),
             ("a training set", data.glance()),
         ):
             if not prints_agree(self._glances.setdefault(what, now), now):
@@ -317,14 +316,13 @@ class Observer:
         elif not is_checked and (knows_data or not noted):
             random = bool(self.subject.architecture.train_differs)
             doubt = "gradients of random masks cannot be checked" if random else "no gradients could be checked"
-        classes = targets is not None and not targets.is_floating_point()
         return Training.seen(
             self._sight,
             gamma0=self.subject.gamma0,
             scheme=self.subject.plan.scheme,
             starts=self._starts,
             loss=loss_name(self._loss) if targets is not None else "",
-            loss_print=loss_print(self._loss, outputs, classes=classes, rows=0 if data is None else len(data))
+            loss_print=loss_print(self._loss, outputs, targets, rows=0 if data is None else len(data))
             if targets is not None
             else (),
             data_print=data.print if data is not None and knows_data and not (is_probe and doubt) else (),

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torch_dmft.core.arguments import checked
+from torch_dmft.core.classes import is_column, one_hot_rows
 from torch_dmft.core.devices import usable
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_whole
@@ -28,8 +29,9 @@ class Probe:
         inputs: whatever ``forward`` takes, samples first. A tensor ``(sample, ...)`` is its one argument (vectors, images,
             token ids), a tuple holds its arguments by position, a mapping (a tokenizer's ``BatchEncoding`` too) by name. The
             first tensor has one row per sample; others with as many rows are cut with it, all else is the same for all.
-        targets: ``(sample, output)`` or ``(sample,)`` floats, ``(sample,)`` integer classes, or None. Floats are kept in their
-            shape, classes as int64; ``target_values`` has both as floats ``(sample, output)``.
+        targets: ``(sample, output)`` or ``(sample,)`` floats, ``(sample,)`` integer classes, ``(sample, place)`` of them (next
+            tokens, of outputs ``(sample, place * class)``), or None. Floats are kept in their shape, classes as int64;
+            ``target_values`` has all as floats ``(sample, output)``.
         train: ``(sample,)`` bool, the rows that the model is trained on; the loss is recorded on these. Default: all.
 
     Raises:
@@ -164,14 +166,8 @@ class Probe:
             require_whole("outputs", outputs, at_least=1)
         if self.targets is None or self.targets.is_floating_point():
             return None if self.targets is None else self.targets.reshape(len(self), -1)
-        if outputs is not None and int(self.targets.max()) >= outputs:
-            raise InvalidInputError(
-                "Every class needs an output.",
-                got=f"class {int(self.targets.max())} of a model with {outputs} outputs",
-                remedy="classes 0, 1, ..., outputs - 1; or outputs= that selects all of them",
-            )
         dtype = next((x.dtype for x in tensors(self.inputs) if x.is_floating_point()), torch.get_default_dtype())
-        return nn.functional.one_hot(self.targets, -1 if outputs is None else outputs).to(dtype)
+        return one_hot_rows(self.targets, outputs).to(dtype)
 
 
 def _samples(inputs: Example) -> int:
@@ -214,11 +210,17 @@ def _check_targets(targets: Tensor, samples: int, leaves: int) -> None:
                 remedy="targets.flatten(1)",
             )
         _require_finite("targets", targets)
-    elif targets.ndim != 1 or targets.dtype == torch.bool or targets.is_complex() or int(targets.min()) < 0:
+    elif (
+        targets.ndim > 2
+        or is_column(targets)
+        or targets.dtype == torch.bool
+        or targets.is_complex()
+        or int(targets.min()) < 0
+    ):
         raise InvalidInputError(
-            "Targets that are not floats are classes: integers >= 0 of shape (sample,).",
+            "Targets that are not floats are classes: integers >= 0 of shape (sample,), or (sample, place).",
             got=f"shape {tuple(targets.shape)}, {targets.dtype}",
-            remedy="class numbers of shape (sample,), or floats of shape (sample, output)",
+            remedy="class numbers of these shapes (targets.flatten(), targets.flatten(1)), or floats of shape (sample, output)",
         )
 
 

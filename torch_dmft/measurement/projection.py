@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.arguments import checked
+from torch_dmft.core.classes import are_classes
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import require_seed, require_whole
 from torch_dmft.uses.outputs import Selection, output_rows, select
@@ -64,7 +65,7 @@ def refuse_classes_of(outputs: Selection | None, targets: Tensor | None) -> None
     Raises:
         InvalidInputError: if both are there.
     """
-    if isinstance(outputs, Projection) and targets is not None and not targets.is_floating_point():
+    if isinstance(outputs, Projection) and are_classes(targets):
         raise InvalidInputError(
             "Class targets are of all outputs, and a projection has only a few combinations of them.",
             got=f"{outputs.count} projected outputs and class targets",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.arguments import require_dense, require_finite
+from torch_dmft.core.classes import is_column, places_in
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import require_loss
 from torch_dmft.core.numbers import LARGEST, SMALLEST, require_number, require_whole
@@ -184,11 +185,11 @@ def check_targets(targets: Tensor) -> None:
         InvalidInputError: for the first mistake, with its remedy.
     """
     _require_tensor("targets", targets)
-    if targets.ndim not in (1, 2) or (not targets.is_floating_point() and targets.ndim != 1) or targets.numel() == 0:
+    if targets.ndim not in (1, 2) or is_column(targets) or targets.numel() == 0:
         raise InvalidInputError(
-            "Targets must be (train, output) or (train,) floats, or (train,) integer classes.",
+            "Targets must be (train, output) or (train,) floats, or (train,) or (train, place) integer classes.",
             got=f"shape {tuple(targets.shape)}, {targets.dtype}",
-            remedy="one row for each training row: targets.flatten() of classes, targets.flatten(1) of floats",
+            remedy="one row for each training row: targets.flatten() of a class for each, targets.flatten(1) of all else",
         )
     require_finite("targets", targets)
     if not targets.is_floating_point() and targets.dtype != torch.int64:
@@ -196,10 +197,10 @@ def check_targets(targets: Tensor) -> None:
 
 
 def count_outputs(targets: Tensor) -> int:
-    """C: columns of floats, or the largest class + 1."""
+    """C: columns of floats, or the largest class + 1, at every place."""
     if targets.is_floating_point():
         return 1 if targets.ndim == 1 else targets.shape[1]
-    return int(targets.max()) + 1
+    return (places_in(targets) or 1) * (int(targets.max()) + 1)
 
 
 def require_generator(generator: object) -> None:
@@ -247,15 +248,19 @@ def _check_fit(targets: Tensor, outputs: int) -> None:
                 got=f"shape {tuple(targets.shape)} for {outputs} outputs",
                 remedy="targets of shape (sample, output), or a model with as many outputs",
             )
-    elif int(targets.min()) < 0 or int(targets.max()) >= outputs or outputs > _MOST_CLASSES:
-        raise _not_classes(targets, f"0..{min(outputs, _MOST_CLASSES) - 1}")
+        return
+    places = places_in(targets) or 1
+    classes = min(outputs // places, _MOST_CLASSES)
+    if int(targets.min()) < 0 or int(targets.max()) >= classes or outputs % places or outputs > _MOST_CLASSES:
+        of = f" at each of {places} places of {outputs} outputs" if places > 1 else ""
+        raise _not_classes(targets, f"0..{classes - 1}{of}")
 
 
 def _not_classes(targets: Tensor, numbers: str) -> InvalidInputError:
     return InvalidInputError(
         f"Targets that are not floats must be class numbers {numbers} of type torch.int64.",
         got=f"{targets.tolist()[:8]} of {targets.dtype}",
-        remedy="targets.long() for classes, targets.float() for numbers",
+        remedy="targets.long() for classes, targets.float() for numbers and for one-hot rows",
     )
 
 
@@ -304,7 +309,10 @@ def check_loss(problem: Problem) -> None:
     Raises:
         InvalidInputError: if it fails, or its value or its gradient is not finite.
     """
-    form = "loss(outputs, targets) -> scalar, with outputs (train, output) and targets alike, or (train,) classes"
+    form = (
+        "loss(outputs, targets) -> scalar, with outputs (train, output) and targets alike, or (train,) classes, or "
+        "(train, place) classes of outputs (train, place * class)"
+    )
     outputs = problem.zeros(problem.samples).requires_grad_()
     with torch.enable_grad():
         try:

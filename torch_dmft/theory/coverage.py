@@ -121,16 +121,13 @@ def _unlike_groups(path: str, norm: nn.GroupNorm, architecture: Architecture) ->
     return None
 
 
-def beyond_theory(plan: Plan, example: Example | None, *, selects: bool) -> Iterator[Place]:
-    """What of a wrapped model is beyond networks of layers in sight, that map one tensor of numbers to all of f.
+def beyond_theory(plan: Plan, example: Example | None) -> Iterator[Place]:
+    """What of a wrapped model is beyond networks of layers in sight, that map one tensor of numbers or tokens to f.
 
     Args:
         plan: the model and its scaling.
         example: two rows that it runs on; None if they are one tensor of numbers.
-        selects: whether f is a part of what it returns.
     """
-    if selects:
-        yield Place("(model)", "f is a part of what it returns (outputs=)", STAND_IN)
     if example is not None and not isinstance(example, Tensor):
         yield Place("(model)", f"its inputs are a {type(example).__name__} and not one tensor", STAND_IN)
     found: tuple[Place, ...] = ()

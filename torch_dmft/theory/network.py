@@ -206,7 +206,7 @@ class ModelNetwork:
         Raises:
             UnsupportedModelError: naming every place.
         """
-        beyond = tuple(beyond_theory(self.plan, self.example, selects=self.selection is not None))
+        beyond = tuple(beyond_theory(self.plan, self.example))
         refuse_unsupported(self.plan.model, self.plan.architecture, beyond, self.plan.initial)
 
     def require_widenable(self) -> None:
@@ -215,7 +215,7 @@ class ModelNetwork:
         Raises:
             UnsupportedModelError: naming every place.
         """
-        is_plain = isinstance(self.example, Tensor | None) and self.selection is None
+        is_plain = isinstance(self.example, Tensor | None)
         refuse_unwidenable(self.plan.model, self.plan.architecture, is_plain=is_plain, starts=self.plan.initial)
 
 

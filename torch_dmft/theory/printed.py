@@ -29,6 +29,5 @@ def with_prints(training: Training, inputs: Example, targets: Tensor, loss: Loss
         training = replace(training, batches=tuple(ordinary(batch) for batch in training.batches))
     if training.loss_print:
         return training
-    classes = not targets.is_floating_point()
-    print_of_loss = loss_print(loss, outputs, classes=classes, rows=len(targets))
+    print_of_loss = loss_print(loss, outputs, targets, rows=len(targets))
     return replace(training, loss=loss_name(loss), loss_print=print_of_loss)

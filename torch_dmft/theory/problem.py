@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_dmft.core.arguments import checked, checks_itself
+from torch_dmft.core.classes import one_hot_rows
 from torch_dmft.core.equality import by_value
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import Loss, as_the_loss_takes_them, default_loss
@@ -40,8 +41,8 @@ class Problem:
     Attributes:
         inputs: ``(sample, ...)``, training rows first, then other rows; of a wrapped model whatever its ``forward`` takes, as
             in ``Probe``.
-        targets: targets of the training rows as the loss takes them, ``(train, output)`` or ``(train,)`` floats or ``(train,)``
-            classes.
+        targets: targets of the training rows as the loss takes them, ``(train, output)`` or ``(train,)`` floats, ``(train,)``
+            classes, or ``(train, place)`` of them.
         loss: ``loss(outputs, targets) -> scalar`` with its own reduction; outputs are ``(train, output)``.
         training: optimizer, rates, steps, batches (rows of the training rows), gamma0, and all else that decides a step.
         network: what is trained.
@@ -202,7 +203,7 @@ class Problem:
         """Targets as floats ``(train, output)``, one-hot for integer classes."""
         if self.targets.is_floating_point():
             return self.targets.reshape(self.train_samples, -1)
-        return nn.functional.one_hot(self.targets, self.outputs).to(self.dtype)
+        return one_hot_rows(self.targets, self.outputs).to(self.dtype)
 
     def batch(self, step: int) -> Tensor | None:
         """Rows that the update of this step sees, or None for all training rows."""

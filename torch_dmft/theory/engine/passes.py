@@ -53,7 +53,7 @@ class Passes:
         ]
         self.rates = {name: subject.rate(name) for name, _ in subject.model.named_parameters()}
         linear = all(isinstance(module, nn.Linear | InfiniteLinear) for _, module, _ in self.weights)
-        self.written_out = subject.architecture.is_chain and linear and not by_autograd
+        self.written_out = subject.is_chain and linear and not by_autograd
 
     def __call__(self, inputs: Tensor, *, measured: bool) -> Pass:
         """Run the model; ``measured`` tells whether ``measure`` will be called."""

@@ -93,7 +93,7 @@ def networks(which: str) -> Limit:
     return stacks.limit(wiring(convolves=convolves), rows, targets[:, 0], widths, **settings)
 
 
-def agrees(which: str, problem: dmft.Problem, sharpness: float = 0.07) -> None:
+def agrees(which: str, problem: dmft.Problem, sharpness: float = 0.1) -> None:
     neurons = 512 if CASES[which][0] else 2048
     assert_agrees(
         networks(which), dmft.solve(problem, dmft.solvers.InfiniteWidth(neurons, 4), record=RECORD), sharpness

@@ -20,6 +20,7 @@ NAMES = (
     "large",
     "ranks",
     "costs",
+    "versions",
     "recorder",
     "record",
     "agreement",

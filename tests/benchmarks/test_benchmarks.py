@@ -28,6 +28,7 @@ FIELDS = {
     "coverage": {"tanh", "cross entropy"},
     "limits": set(LIMITS),
     "scatter": {"influences", "networks"},
+    "versions": {"cpu", "ratio", "first_ratio", "errors", "error_ratios"},
     "costs": {"static NTK, two-time"},
     "referee": {"right", "wrong", "named", "kinds"},
 }

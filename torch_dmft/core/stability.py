@@ -31,6 +31,8 @@ NEAR_THE_EDGE = 0.8
 """Share of the largest stable learning rate beyond which two runs that differ only in rounding may diverge from each other."""
 _ROUNDS = 60
 _ENOUGH = 1e-3
+_FEW = 256
+"""Number of times at which derivatives are taken one by one to see whether they are the same at all."""
 
 
 def curvatures(outputs: Tensor, ntk: Kernel, train: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
@@ -111,14 +113,29 @@ def _bending(loss: Callable[[Tensor], Tensor], outputs: Float[Tensor, "time row 
 
     with suppress(Exception):
         loss(outputs[0])  # what a loss keeps of its first call must not be tensors of a transform, which end with it
+    probe = torch.linspace(0.5, 1.5, outputs.numel(), dtype=outputs.dtype, device="cpu").reshape(outputs.shape)
+
+    def number(way: _Bend) -> Tensor | None:
+        bent = way(probe)
+        factor = bent.flatten()[0] / probe.flatten()[0]
+        return factor if torch.allclose(bent, factor * probe, rtol=1e-5, atol=0.0) else None
+
+    def multiplied(factor: Tensor) -> _Bend:
+        return lambda v: factor * v
+
+    def reshaped(way: _Bend) -> _Bend:
+        return lambda v: way(v.reshape(outputs.shape)).flatten(1)
+
+    # Of a squared error H is a number, which a few derivatives tell before torch.func takes a second to load its transforms.
+    if len(outputs) <= _FEW:
+        with suppress(Exception):
+            factor = number(one_by_one)
+            if factor is not None:
+                return multiplied(factor)
     for way in (bend, one_by_one):  # losses that branch on values cannot be batched
         with suppress(Exception):
-            probe = torch.linspace(0.5, 1.5, outputs.numel(), dtype=outputs.dtype, device="cpu").reshape(outputs.shape)
-            bent = way(probe)
-            factor = bent.flatten()[0] / probe.flatten()[0]
-            if torch.allclose(bent, factor * probe, rtol=1e-5, atol=0.0):  # a squared error: H is a number
-                return lambda v: factor * v
-            return lambda v: way(v.reshape(outputs.shape)).flatten(1)
+            factor = number(way)
+            return reshaped(way) if factor is None else multiplied(factor)
     return None
 
 

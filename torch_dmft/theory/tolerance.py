@@ -28,7 +28,7 @@ def default_tolerance(gamma0: float, draws: int = 1) -> float:
     1e-2, or less where it would show: lazy features move by O(gamma0) only, and more draws of neurons sample more precisely
     (1e-2 changes kernels by less than half of what sampling 4096 neurons does, and the change falls at least in proportion).
     """
-    return min(1e-2, draws**-0.5 if draws > 1 else 1.0) * min(1.0, gamma0)
+    return min(1e-2, 1.5 * draws**-0.5 if draws > 1 else 1.0) * min(1.0, gamma0)
 
 
 def balanced_tolerance(problem: Problem, draws: int) -> float:

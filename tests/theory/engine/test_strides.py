@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from statistics import linear_regression
@@ -20,7 +22,7 @@ from torch_dmft.measurement.fields import handful
 from torch_dmft.theory.engine.passes import Passes
 from torch_dmft.theory.engine.posed import twin_of
 from torch_dmft.theory.engine.strides import _Forecast, _Strider, interpolated
-from torch_dmft.theory.engine.training import probe_of
+from torch_dmft.theory.engine.training import make_room, probe_of
 from torch_dmft.theory.solvers import GradientIndependence, InfiniteWidth, StaticNTK
 
 STEPS = 100
@@ -111,8 +113,9 @@ def test_is_the_limit_of_networks_of_which_frozen_errors_are_not(
     forecast = _Strider.forecast
 
     def constant(self: _Strider, here: Any, steps: int) -> _Forecast:
-        one = forecast(self, here, 1)
-        return replace(forecast(self, here, steps), total=steps * one.total, later=0 * one.later)
+        told = forecast(self, here, steps)
+        count = torch.arange(1, steps + 1, device="cpu")[:, None, None]
+        return replace(told, ways=count * told.ways[0], later=0 * told.later)
 
     monkeypatch.setattr(_Strider, "forecast", constant)
     monkeypatch.setattr(_Forecast, "misses", lambda *_: (0.0, 0.0))
@@ -157,10 +160,10 @@ def test_a_forecast_misses_by_the_square_of_the_length() -> None:
     walker = strider(pose(dtype=torch.float64, activation="linear", lr=1e-3))
     walker.length, here = 1.0, walker.look(0)
     for _ in range(3):
-        before = here
-        walker.move(here, walker.forecast(here, 1))
+        before, told = here, walker.forecast(here, 1)
+        walker.move(here, told)
         here = walker.look(here.step + 1)
-        walker.before = before
+        walker.before, walker.way = before, told.ways[-1]
     lengths, misses = [4, 8, 16], []
     for steps in lengths:
         forecast = walker.forecast(here, steps)
@@ -248,11 +251,56 @@ def test_straight_lines() -> None:
     run = solve(pose(steps=4), InfiniteWidth(256, 1), record=[0, 1, 4])
     steps = torch.tensor([0, 2, 3, 4])
     outputs = torch.zeros(4, ROWS, 1)
-    found = interpolated(run, steps, outputs)
+    found = interpolated(run, steps, outputs, torch.tensor([1.0, 1 / 3, 2 / 3, 1.0]))
     old, new = run.ntk.array, found.ntk.array
     expected = torch.stack([old[0], (2 * old[1] + old[2]) / 3, (old[1] + 2 * old[2]) / 3, old[2]])
     torch.testing.assert_close(new, expected)
     torch.testing.assert_close(found.layers[1].forward.array[0], run.layers[1].forward.array[0])
+
+
+def test_the_line_is_one_in_the_sum_of_error_signals() -> None:
+    """While errors decay, a line in time runs on, where the kernel comes to rest."""
+    walker = strider(pose(dtype=torch.float64, activation="linear", lr=0.05))
+    here = walker.look(0)
+    for _ in range(10):
+        before, told = here, walker.forecast(here, 1)
+        walker.move(here, told)
+        here = walker.look(here.step + 1)
+        walker.before, walker.way = before, told.ways[-1]
+    told = walker.forecast(here, 10)
+    walker.move(here, told)
+    there = walker.look(here.step + 10)
+    in_time = replace(told, progress=torch.arange(1.0, 11.0, dtype=torch.float64, device="cpu"))
+    assert told.misses(there)[0] < in_time.misses(there)[0] / 2, (told.misses(there), in_time.misses(there))
+    assert float(told.progress[-1]) < 10
+
+
+def test_plain_descent_is_that_of_torch() -> None:
+    ours, theirs = (strider(pose(bias_std=0.5)) for _ in range(2))
+    for walker in (ours, theirs):
+        here = walker.look(0)
+        make_room(walker.lazy, [], 100)
+        here.one.backward(walker.forecast(here, 1).ways[-1].to(here.one.outputs))
+    ours.descend()
+    groups = [
+        {"params": [parameter], "lr": rate}
+        for parameter, rate in zip(theirs.parameters(), theirs.rates.values(), strict=True)
+    ]
+    torch.optim.SGD(groups).step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_loads_nothing_that_compiles() -> None:
+    code = (
+        "import sys, torch, torch_dmft as dmft\n"
+        "loss = lambda f, y: 0.5 * (f - y).square().sum()\n"
+        "problem = dmft.Problem.mlp(torch.eye(2), torch.tensor([1.0, -1.0]), depth=2, loss=loss, lr=0.1, steps=4)\n"
+        "dmft.solve(problem, dmft.solvers.InfiniteWidth(64, 2, strides=True))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
 
 
 def test_outputs_that_stay_zero() -> None:

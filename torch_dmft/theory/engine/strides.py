@@ -1,12 +1,17 @@
 r"""Strides: several steps of gradient descent at once, while the tangent kernel moves along a straight line.
 
 Late in training features hardly move, while errors decay slowly under a kernel that is nearly constant. Over a stride
-of m steps from step a the kernel is continued along the line through its last two measurements, and the outputs follow it
-step by step, in P C numbers instead of P S:
+from step a the kernel is continued along the line through its last two measurements, and the outputs follow it step by
+step, in P C numbers instead of P S. What the kernel moves with are the weights, and these with the sum of the error signals
+:math:`\Delta`, so the line is one in the sum and not in time: as errors decay, the kernel comes to rest. With D the sum of
+:math:`\eta \Delta` over the stride before, from a - m' to a,
 
-.. math:: f(t + 1) = f(t) + \eta K(t) \Delta(t), \quad K(a + j) = K(a) + \tfrac{j}{m'} [K(a) - K(a - m')] .
+.. math::
+    f(t + 1) = f(t) + \eta K\big(s(t) + \tfrac14 [s(t + 1) - s(t)]\big) \Delta(t), \qquad
+    K(s) = K_a + s\, [K_a - K_{a - m'}], \qquad s(t) = \frac{D \cdot \sum_{a \le j < t} \eta \Delta(j)}{D \cdot D} .
 
-The weights then take the sum of the m updates, whose error signals are those of this recursion and whose features and
+(A step of its own moves outputs by J(middle of the step) J(t)^T, which is a quarter of the way to the next kernel.)
+The weights then take the sum of the updates, whose error signals are those of this recursion and whose features and
 gradients are continued along their line likewise (two-step Adams-Bashforth in the features, exact in the error signals).
 A stride of one step is a step of gradient descent. The next pass through the network measures the error of the forecast.
 """
@@ -20,7 +25,6 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.optim import SGD, Optimizer
 
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.core.kernel import Kernel
@@ -39,12 +43,16 @@ _TAKEN_BACK = 4.0
 """A stride that misses by more than this many tolerances is taken back."""
 _CAUTION = 32
 """Largest number of strides that must succeed before longer ones are tried again."""
-_SAFETY = 0.9
-"""Share of the length that would just meet the tolerance."""
+_SAFETY = 0.7
+"""Share of the tolerance that a stride is meant to miss by."""
+_GROWTH = 2
+"""How many times longer than the last a stride may be."""
+_MIDDLE = 0.25
+"""Where between two kernels the one is that moves outputs by a step."""
 _STRETCH = 1.3
 """Factor by which a stride may be longer if it then ends at a step where one must end."""
 _TINY = 1e-30
-"""Smallest miss, so that it can be divided by."""
+"""Smallest miss and length, so that they can be divided by."""
 
 
 def check_strides(problem: Problem) -> None:
@@ -94,15 +102,34 @@ class _Forecast:
 
     Attributes:
         outputs: f after 1..m steps, ``(m, sample, output)``.
-        ntk: K after m steps.
-        total: sum of the error signals times the rates of their steps, ``(sample, output)``.
-        later: the same sum, each times how far its step lies beyond the start in units of the stride before.
+        ways: D after 1..m steps, the sum of the error signals times the rates, ``(m, sample, output)``.
+        later: the same sums, each term times s at its step, ``(m, sample, output)``.
+        progress: s after 1..m steps, ``(m,)``.
+        start: K before the first step.
+        slope: dK/ds.
     """
 
     outputs: Tensor
-    ntk: Tensor
-    total: Tensor
+    ways: Tensor
     later: Tensor
+    progress: Tensor
+    start: Tensor
+    slope: Tensor
+
+    def first(self, steps: int) -> _Forecast:
+        """The part of so many steps."""
+        cut = {name: getattr(self, name)[:steps] for name in ("outputs", "ways", "later", "progress")}
+        return replace(self, **cut)
+
+    @property
+    def ntk(self) -> Float[Tensor, "row row"]:
+        """K after all steps."""
+        return self.start + self.progress[-1] * self.slope
+
+    @property
+    def shares(self) -> Float[Tensor, " m"]:
+        """Which share of the stride is done after 1..m steps, from 0 to 1."""
+        return _along(self.ways, self.ways[-1]).clamp(0, 1)
 
     def misses(self, there: _State) -> tuple[float, float]:
         """Relative errors of the forecast of the kernel and of the outputs."""
@@ -163,7 +190,7 @@ def train_in_strides(
                 keep(there)
             here = there
     f = torch.cat(outputs).cpu()[record.cpu()]
-    trajectory = finished(problem, interpolated(recorder.trajectory(), record, f))
+    trajectory = finished(problem, interpolated(recorder.trajectory(), record, f, strider.shares[record.cpu()]))
     return replace(trajectory, metadata={**trajectory.metadata, "passes": strider.passed})
 
 
@@ -173,9 +200,16 @@ class _Strider:
     def __init__(self, problem: Problem, plan: Plan, passes: Passes, tolerances: tuple[float, float]) -> None:
         self.problem, self.passes, self.tolerances = problem, passes, tolerances
         self.lazy: list[LazyLayer] = lazy_layers(plan)
-        # At a base rate of one: that of every step is in the sums of error signals.
-        self.optimizer: Optimizer = SGD(plan.param_groups(1.0), lr=1.0)
+        # At a base rate of one: that of every step is in the sums of error signals. Making an optimizer of torch.optim takes
+        # longer than a prediction, as it loads what compiles it.
+        rates = {parameter: group["lr"] for group in plan.param_groups(1.0) for parameter in group["params"]}
+        named = plan.model.named_parameters()
+        self.model = plan.model
+        self.rates: dict[str, float] = {name: rates[parameter] for name, parameter in named if parameter in rates}
         self.before: _State | None = None
+        self.way: Tensor | None = None  # D of the stride before
+        self.bend = 0.0  # miss, in tolerances, by ``curve``
+        self.shares = torch.ones(problem.steps + 1, dtype=torch.double, device="cpu")
         self.length, self.passed = 1.0, 0
         self.caution, self.wait = 1, 0  # strides that must go well after one that was taken back; how many are left
 
@@ -194,8 +228,11 @@ class _Strider:
         """
         while True:
             left = end - here.step
-            steps = left if left <= _STRETCH * self.length else int(self.length)
-            forecast = self.forecast(here, steps)
+            forecast = self.forecast(here, min(left, int(_STRETCH * self.length)))
+            steps = self.within(forecast)
+            if left <= _STRETCH * steps:
+                steps = left
+            forecast = forecast.first(steps)
             if forecast.finite or steps == 1:
                 self.move(here, forecast)
                 there = self.look(here.step + steps)
@@ -205,65 +242,87 @@ class _Strider:
                 self.take_back()
             self.length = max(1.0, steps / 2)
             self.caution = self.wait = min(2 * self.caution, _CAUTION)
-        # What a straight line misses grows with the square of the length.
-        longest = self.length if self.wait else 2 * self.length
-        self.length = max(1.0, min(_SAFETY * steps / math.sqrt(max(miss, _TINY)), longest))
+        self.bend = miss / max(float(self.curve(forecast)[-1]), _TINY)
+        self.length = self.length if self.wait else float(_GROWTH * steps)
         self.caution = self.caution if self.wait else max(1, self.caution // 2)
         self.wait = max(0, self.wait - 1)
-        self.before = here
+        self.before, self.way = here, forecast.ways[-1]
         gap = there.one.outputs.double() - forecast.outputs[-1]
-        share = torch.arange(1, steps + 1, dtype=gap.dtype, device=gap.device)[:, None, None] / steps
-        return there, (forecast.outputs + share * gap).to(there.one.outputs.dtype)
+        shares = forecast.shares
+        outputs = forecast.outputs + shares[:, None, None] * gap
+        self.shares[here.step + 1 : there.step + 1] = shares.cpu()
+        return there, outputs.to(there.one.outputs.dtype)
+
+    def within(self, forecast: _Forecast) -> int:
+        """How many of the steps of a forecast the tolerance allows, one at least."""
+        steps = int((self.bend * self.curve(forecast) <= _SAFETY).int().cumprod(0).sum())
+        return max(1, min(steps, int(self.length)))
+
+    def curve(self, forecast: _Forecast) -> Float[Tensor, " m"]:
+        """What a line through two points misses, up to a factor: d (d + d'), d from the last of them, d' between them."""
+        d = torch.linalg.vector_norm(forecast.ways, dim=(1, 2))
+        return d * d if self.way is None else d * (d + torch.linalg.vector_norm(self.way))
 
     def forecast(self, here: _State, steps: int) -> _Forecast:
         """Let the outputs follow the tangent kernel."""
         f, ntk = here.one.outputs.double(), here.ntk
-        slope, unit = torch.zeros_like(ntk), 1
-        if self.before is not None:
-            unit = here.step - self.before.step
-            slope = (ntk - self.before.ntk) / unit
-        total, later, outputs = torch.zeros_like(f), torch.zeros_like(f), []
-        for ahead in range(steps):
-            at = here.step + ahead
+        slope = torch.zeros_like(ntk) if self.before is None else ntk - self.before.ntk
+        way, later, s = torch.zeros_like(f), torch.zeros_like(f), f.new_zeros(())
+        told = []
+        for at in range(here.step, here.step + steps):
             error = self.problem.training.at("lr", at) * error_signal(self.problem, f, at)
-            total += error
-            later += ahead / unit * error
-            f = f + ((ntk + ahead * slope) @ error.flatten()).reshape(f.shape)
-            outputs.append(f)
-        return _Forecast(torch.stack(outputs), ntk + steps * slope, total, later)
+            ahead = torch.zeros_like(s) if self.way is None else _along(error, self.way)
+            f = f + ((ntk + (s + _MIDDLE * ahead) * slope) @ error.flatten()).reshape(f.shape)
+            way, later, s = way + error, later + s * error, s + ahead
+            told.append((f, way, later, s))
+        outputs, ways, laters, progress = (torch.stack(part) for part in zip(*told, strict=True))
+        return _Forecast(outputs, ways, laters, progress, ntk, slope)
 
     def move(self, here: _State, forecast: _Forecast) -> None:
         """Give the weights the sum of the stride's updates."""
-        make_room(self.lazy, [self.optimizer], self.problem.samples * (2 + self.problem.outputs))
+        make_room(self.lazy, [], self.problem.samples * (2 + self.problem.outputs))
         parameters = self.parameters()
         dtype = here.one.outputs.dtype
-        if self.before is None or not bool(forecast.later.any()):
-            here.one.backward(forecast.total.to(dtype))
+        if self.before is None or not bool(forecast.later[-1].any()):
+            here.one.backward(forecast.ways[-1].to(dtype))
         else:
-            self.before.one.backward(forecast.later.to(dtype))
+            self.before.one.backward(forecast.later[-1].to(dtype))
             earlier = [parameter.grad for parameter in parameters]
-            here.one.backward((forecast.total + forecast.later).to(dtype))
+            here.one.backward((forecast.ways[-1] + forecast.later[-1]).to(dtype))
             for parameter, gradient in zip(parameters, earlier, strict=True):
                 if parameter.grad is not None and gradient is not None:
                     parameter.grad -= gradient
-        self.optimizer.step()
+        self.descend()
 
     def take_back(self) -> None:
         """Undo the last ``move``."""
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.neg_()
-        self.optimizer.step()
+        self.descend()
+
+    @torch.no_grad()
+    def descend(self) -> None:
+        """A step of plain gradient descent, as that of ``torch.optim.SGD``."""
+        for parameter, rate in zip(self.parameters(), self.rates.values(), strict=True):
+            if parameter.grad is not None:
+                parameter.add_(parameter.grad, alpha=-rate)
 
     def parameters(self) -> list[Tensor]:
         """What is trained."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return [self.model.get_parameter(name) for name in self.rates]
+
+
+def _along(ways: Float[Tensor, "*m sample output"], direction: Float[Tensor, "sample output"]) -> Float[Tensor, "*m"]:
+    """How far ways lead in a direction, in units of its length."""
+    return (ways * direction).sum((-2, -1)) / direction.square().sum().clamp(min=_TINY)
 
 
 def interpolated(
     trajectory: Trajectory,
     steps: Int[Tensor, " time"],
     outputs: Float[Tensor, "time sample output"],
+    shares: Float[Tensor, " time"],
 ) -> Trajectory:
     """A run at other steps: its kernels along straight lines between those recorded, outputs as given.
 
@@ -274,12 +333,13 @@ def interpolated(
         trajectory: a run.
         steps: recorded steps, and others between two recorded ones.
         outputs: f at these steps.
+        shares: how far each step lies between the recorded ones before and after it, from 0 to 1.
     """
     known, wanted = trajectory.steps.double(), steps.to(trajectory.steps.device).double()
     mix = torch.ones(len(wanted), 1, dtype=known.dtype, device=known.device)
     if len(known) > 1:
-        lower = (torch.searchsorted(known, wanted, right=True) - 1).clamp(max=len(known) - 2)
-        share = (wanted - known[lower]) / (known[lower + 1] - known[lower])
+        lower = (torch.searchsorted(known, wanted) - 1).clamp(min=0)
+        share = torch.where(wanted == known[lower], 0.0, shares.to(known))
         one_hot = torch.eye(len(known), dtype=known.dtype, device=known.device)
         mix = (1 - share)[:, None] * one_hot[lower] + share[:, None] * one_hot[lower + 1]
 

@@ -105,7 +105,7 @@ def report(settings: Settings, result: dict[str, Any]) -> str:
     return f"""\
 Depth 3, gamma0 = 1, {settings.replicas} replicas of {settings.neurons} neurons, every state recorded. "ReLU": P =
 {settings.samples}, {settings.steps} full-batch steps. "Minibatches": tanh, {settings.batch} of {settings.many} rows in each
-of {settings.batches} steps. The finer tolerance is that of smooth fields in full batches, 1/sqrt(S R); both take turns, in
+of {settings.batches} steps. The finer tolerance is that of smooth fields in full batches; both take turns, in
 pairs of the same seeds. "Apart" is by how much the mean sizes (Frobenius norms over all times) of outputs, Phi and G differ,
 in standard errors of the answer, root mean square over these; "by chance" is what the scatter of the pairs would make of it
 alone.

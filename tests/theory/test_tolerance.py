@@ -77,7 +77,7 @@ def test_it_keeps_its_ratio_to_the_sampling_error() -> None:
     ids=["smooth, full batches", "another rule", "Adam"],
 )
 def test_elsewhere_it_is_as_fine_as_ever(problem: Problem) -> None:
-    assert balanced_tolerance(problem, 2**15) == default_tolerance(1.0, 2**15) == 2**-7.5
+    assert balanced_tolerance(problem, 2**15) == default_tolerance(1.0, 2**15) == pytest.approx(1.5 * 2**-7.5)
 
 
 def test_solvers_take_it_unless_they_are_given_another() -> None:

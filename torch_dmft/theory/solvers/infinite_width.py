@@ -35,7 +35,7 @@ COVERS = SEES | {"groups", "frozen", "starts", "uniform starts", "muon", "adam"}
 Train = Callable[..., Trajectory]
 """Trains a model on a problem and records it, with the signature of ``train_and_record``."""
 
-_STRIDE = 1.3
+_STRIDE = 1.0
 """By how many tolerances a stride may miss. Kernels are then off by a tenth of what sampling makes of them, for cross entropy
 by a half, and at strong feature learning (gamma0 = 10) by two thirds."""
 

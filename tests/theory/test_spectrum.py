@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import torch_dmft as dmft
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError, UnsupportedProblemError
-from torch_dmft.theory import spectrum
+from torch_dmft.theory import Spectrum, spectrum
 from torch_dmft.theory.engine import outliers as module
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
 from torch_dmft.theory.engine.outliers import beyond_chance, bulk_edge, outliers
@@ -239,6 +239,38 @@ def test_what_is_known_more_closely_changes_nothing() -> None:
     assert one.stderr is not None
     assert other.stderr is not None
     error = math.hypot(float(one.stderr[1, 0]), float(other.stderr[1, 0]))
+    assert abs(float(one.values[1, 0] - other.values[1, 0])) < _SIGMAS * error
+
+
+class Twice(nn.Module):
+    """Twice the features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_f_may_be_a_function_of_what_a_model_returns() -> None:
+    """The spectrum is that of a model that returns this function."""
+
+    def found(*, selects: bool) -> Spectrum:
+        model, inputs, targets = network(32, 0, gamma0=2.0)[0], *data()
+        model = model if selects else model.append(Twice())
+        plan = dmft.parameterize(model, inputs, gamma0=2.0)
+        settings = {"outputs": lambda f: 2 * f} if selects else {}
+        recorder = dmft.Recorder(plan, dmft.Probe(inputs, targets), loss=half_squares, **settings)  # type: ignore[arg-type]
+        optimizer = torch.optim.SGD(plan.param_groups(0.02))
+        with recorder.attach(optimizer):
+            for _ in range(20):
+                optimizer.zero_grad()
+                half_squares((2 if selects else 1) * model(inputs), targets).backward()
+                optimizer.step()
+        return spectrum(recorder.problem(), "4", solver=dmft.solvers.InfiniteWidth(512, 8))
+
+    one, other = found(selects=True), found(selects=False)
+    assert one.stderr is not None
+    assert other.stderr is not None
+    error = math.hypot(float(one.stderr[1, 0]), float(other.stderr[1, 0]))
+    assert error < 0.02  # without the factor of two the value is 0.12 larger
     assert abs(float(one.values[1, 0] - other.values[1, 0])) < _SIGMAS * error
 
 

@@ -30,9 +30,9 @@ def has_composite_axes(architecture: Architecture) -> bool:
 def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Module:
     """A copy of a model with every width scaled so that the readout reads ``neurons`` neurons; parameters on "meta".
 
-    Layer scales have their start. Where an axis is made from others (a flattened feature map holds every channel at every
-    position), laid out in heads or normalised in groups, of which there are as many at every width, all widths scale by one
-    ratio that keeps sizes integers, so the width is the nearest possible.
+    None of them are frozen. Layer scales have their start. Where an axis is made from others (a flattened feature map holds
+    every channel at every position), laid out in heads or normalised in groups, of which there are as many at every width, all
+    widths scale by one ratio that keeps sizes integers, so the width is the nearest possible.
     """
     ratio = neurons / architecture.width
     groups = [one.num_channels // one.num_groups for _, one in modules_of(model) if isinstance(one, nn.GroupNorm)]
@@ -63,14 +63,14 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
     for name, vector in architecture.bare.items():
         parameter = model.get_parameter(name)
         shape = [wide(size, vector.axis if axis == vector.place else None) for axis, size in enumerate(parameter.shape)]
-        kept[id(parameter)] = nn.Parameter(torch.empty(shape, device="meta"), parameter.requires_grad)
+        kept[id(parameter)] = nn.Parameter(torch.empty(shape, device="meta"))
     return copy.deepcopy(model, memo={**kept, **replaced})
 
 
 def _wide_scale(parameter: nn.Parameter, size: int, start: float | None) -> nn.Parameter:
     """A layer scale of another size, where all of it start at one number; at one if they differ."""
     shape = [size if entries > 1 else 1 for entries in parameter.shape]
-    return nn.Parameter(parameter.detach().new_full(shape, 1.0 if start is None else start), parameter.requires_grad)
+    return nn.Parameter(parameter.detach().new_full(shape, 1.0 if start is None else start))
 
 
 def owners_beside_scales(model: nn.Module, architecture: Architecture) -> list[tuple[str, nn.Module]]:

@@ -243,13 +243,14 @@ def spectrum(
         weight = _hidden(problem, plan, layer)
         sizes = (weight.sizes[0], weight.sizes[1] * weight.matrix.copies)
         mine: list[Outliers] = []
+        recorder = Recorder(plan, probe_of(posed), schedule=wanted.tolist(), outputs=posed.selection)
         bar = track(
             range(problem.steps + 1), f"spectrum: replica {replica + 1} of {solver.replicas}", progress=progress
         )
         train(
             posed,
             plan,
-            own_view(posed, Recorder(plan, probe_of(posed), schedule=wanted.tolist())),
+            own_view(posed, recorder),
             bar,
             last=int(wanted[-1]),
             kept=wanted.tolist(),

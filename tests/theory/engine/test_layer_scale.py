@@ -99,6 +99,10 @@ def test_a_run_is_predicted_from_its_start() -> None:
     before = dmft.Problem.like(dmft.parameterize(model(), inputs, gain=1.0), recorder.probe, lr=0.2, steps=4)
     solver = dmft.solvers.InfiniteWidth(128, 1)
     assert torch.equal(dmft.solve(recorder.problem(), solver).outputs, dmft.solve(before, solver).outputs)
+    plan.model.requires_grad_(False)  # frozen since, to be evaluated
+    assert torch.equal(dmft.solve(recorder.problem(), solver).outputs, dmft.solve(before, solver).outputs)
+    wide = dmft.solvers.FiniteWidth(32, 4)
+    assert torch.equal(dmft.solve(recorder.problem(), wide).outputs, dmft.solve(before, wide).outputs)
 
 
 @pytest.mark.parametrize("given", ["model", "factory", "plan"])

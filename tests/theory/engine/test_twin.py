@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from torch_dmft import Probe, Recorder, infinite_width
+from torch_dmft import Probe, Recorder, infinite_width, parameterize
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 
 
@@ -49,3 +49,56 @@ def test_norm_layers_that_start_elsewhere_are_refused() -> None:
     nn.init.constant_(model[1].bias, 0.3)
     with pytest.raises(UnsupportedModelError, match=r"(?s)1\.weight.*1\.bias"):
         infinite_width(model, torch.zeros(2, 5), neurons=64)
+
+
+class Reader(nn.Module):
+    """Parameters of every kind that a twin has; ``also`` has another name for two of its modules."""
+
+    def __init__(self, width: int = 16, *, also: bool = False) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(7, width), nn.Parameter(torch.randn(3, width))
+        self.mix, self.norm = nn.Linear(width, width), nn.GroupNorm(4, width)
+        self.scale, self.head = nn.Parameter(torch.full((width,), 0.5)), nn.Linear(width, 1)
+        self.blocks = nn.ModuleList([self.mix, self.norm]) if also else None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mix, norm = self.blocks or (self.mix, self.norm)
+        h = self.tokens(ids) + self.positions
+        result: Tensor = self.head(norm((h + self.scale * torch.tanh(mix(h))).mean(1)))
+        return result
+
+
+NAMES = [name for name, _ in Reader().named_parameters()]
+IDS = torch.tensor([[4, 3, 0], [2, 1, 2], [6, 3, 4]])
+
+
+@pytest.mark.parametrize("given", ["model", "plan", "factory"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_frozen_stays_frozen(name: str, given: str) -> None:
+    def factory(width: int = 16) -> nn.Module:
+        model = Reader(width)
+        model.get_parameter(name).requires_grad_(False)
+        return model
+
+    made = {"model": factory, "plan": lambda: parameterize(factory(), IDS), "factory": lambda: factory}[given]()
+    twin = infinite_width(made, IDS, neurons=240).model
+    frozen = {path for path, parameter in twin.named_parameters() if not parameter.requires_grad}
+    assert frozen == ({"mix.core", "mix.initial_scale"} if name == "mix.weight" else {name})
+    before = {path: parameter.clone() for path, parameter in twin.named_parameters()}
+    twin(IDS).square().sum().backward()  # draws the readout
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(0.1 * parameter.grad)
+    assert all(torch.equal(before[path], twin.get_parameter(path)) for path in frozen - {"head.weight"})
+
+
+def test_modules_may_have_several_names() -> None:
+    def outputs(*, also: bool) -> Tensor:
+        torch.manual_seed(0)
+        twin = infinite_width(Reader(also=also), IDS, neurons=64).model
+        result: Tensor = twin(IDS)
+        return result
+
+    assert torch.equal(outputs(also=True), outputs(also=False))
+    assert float(outputs(also=True).abs().max()) > 0

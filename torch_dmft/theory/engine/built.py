@@ -95,8 +95,8 @@ class Built:
     def _wrapped(self, model: nn.Module, generator: torch.Generator) -> Plan:
         plan, problem = self._plan, self.problem
         for rule in plan.rules:
-            if rule.lr == 0:  # frozen when the plan was made, and so kept
-                model.get_parameter(rule.name).requires_grad_(False)
+            # What was frozen when the plan was made is kept, and nothing else, whatever the factory freezes.
+            model.get_parameter(rule.name).requires_grad_(rule.lr > 0)
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         with torch.no_grad():
             for name, value in self._shared.items():

@@ -128,8 +128,8 @@ def network_of(problem: Problem, width: int) -> Plan:
 def frozen_as(problem: Problem, plan: Plan) -> Plan:
     """A model of a problem's network, with the parameters frozen that the problem does not train."""
     frozen = {rule.name for rule, name in named_rules(problem.network, plan) if name in problem.training.frozen}
-    for name in frozen:
-        plan.model.get_parameter(name).requires_grad_(False)
+    for rule in plan.rules:  # the model that it is made of may have been frozen, or thawed, since it was trained
+        plan.model.get_parameter(rule.name).requires_grad_(rule.name not in frozen)
     plan.rules = tuple(replace(rule, lr=0.0, adam_lr=0.0) if rule.name in frozen else rule for rule in plan.rules)
     return plan
 

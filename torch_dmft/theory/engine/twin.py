@@ -88,7 +88,8 @@ def infinite_width(
         generator: source of randomness; default a fresh one with seed 0.
 
     Returns:
-        A ``Plan`` whose ``model`` is the twin. The model that was given is left as it was, so the plan cannot be undone.
+        A ``Plan`` whose ``model`` is the twin. What is frozen in the model is frozen in the twin. The model that was given is
+        left as it was, so the plan cannot be undone.
 
     Raises:
         UnsupportedModelError: for layers whose infinite-width law is not implemented, with every place named.
@@ -179,7 +180,7 @@ def infinite_width(
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
         settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path]), "whole": whole}
         module = wide.get_submodule(layer.path)
-        wide.set_submodule(layer.path, draw.layer(layer, module, architecture.width, gamma0, settings))
+        _put(wide, module, draw.layer(layer, module, architecture.width, gamma0, settings))
     stds = {rule.name: rule.std for rule in rules}
     for name, vector in architecture.bare.items():
         owner, _, own = name.rpartition(".")
@@ -191,6 +192,9 @@ def infinite_width(
             if vector.place is None:
                 wide.get_parameter(vector.name).mul_(starts.get(vector.name, 1.0))
     architecture = replace(architecture, layers=tuple(_renamed(layer) for layer in architecture.layers))
+    kept = {name for name, parameter in narrow.named_parameters() if not parameter.requires_grad}
+    kept |= {rule.name for rule in rules if not rule.lr}
+    _freeze(wide, architecture, kept)
     depth = model_or_factory.depth if isinstance(model_or_factory, Plan) else None
     twin_rules = _rules(wide, architecture, gamma0, gains, depth)
     origin = "theory (N=inf)" if law == "limit" else f"lazily sampled network (N={architecture.width})"
@@ -262,9 +266,8 @@ def _fill_scales(wide: nn.Module, architecture: Architecture, like: Tensor) -> N
     for vector in architecture.vectors:
         if vector.start is not None:
             owner, name = wide.get_submodule(vector.path), vector.name.rpartition(".")[2]
-            old = owner.get_parameter(name)
-            value = torch.full(old.shape, vector.start, dtype=like.dtype, device=like.device)
-            setattr(owner, name, nn.Parameter(value, old.requires_grad))
+            value = torch.full(owner.get_parameter(name).shape, vector.start, dtype=like.dtype, device=like.device)
+            setattr(owner, name, nn.Parameter(value))
 
 
 def _join_groups(wide: nn.Module) -> None:
@@ -273,9 +276,17 @@ def _join_groups(wide: nn.Module) -> None:
     A fixed number of groups have the same law, and each has infinitely many neurons, so all have the mean and variance of the
     whole. Of a sample the whole tells them best.
     """
-    for path, module in list(wide.named_modules()):
+    for module in list(wide.modules()):
         if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
-            wide.set_submodule(path, nn.GroupNorm(1, module.num_channels, module.eps, module.affine, device="meta"))
+            joined = nn.GroupNorm(1, module.num_channels, module.eps, module.affine, device="meta")
+            _put(wide, module, joined)
+
+
+def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another, under all names that it has."""
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            model.set_submodule(path, new)
 
 
 def _refuse_more_groups(narrow: nn.Module, doubled: nn.Module) -> None:
@@ -380,6 +391,15 @@ def _resized(architecture: Architecture, wide: nn.Module) -> Architecture:
         )
     vectors = tuple(replace(v, size=wide.get_parameter(v.name).numel()) for v in architecture.vectors)
     return replace(architecture, layers=tuple(layers), vectors=vectors)
+
+
+def _freeze(wide: nn.Module, architecture: Architecture, names: Collection[str]) -> None:
+    """Freeze what is frozen in the model, whose names these are: of a hidden layer all that its weight is made of."""
+    hidden = {f"{layer.path}.weight": layer for layer in architecture.layers if layer.role is Role.HIDDEN}
+    for name in names:
+        parts = (f"{hidden[name].path}.core", f"{hidden[name].path}.initial_scale") if name in hidden else (name,)
+        for part in parts:
+            wide.get_parameter(part).requires_grad_(False)
 
 
 def _renamed(layer: Layer) -> Layer:

@@ -208,6 +208,46 @@ def test_the_name_of_a_replica_knows_weights_that_start_as_they_are() -> None:
     assert one == same != other
 
 
+class Repeated(nn.Module):
+    """Applies a layer several times, which no parameter tells."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times, self.layers = times, nn.ModuleList([nn.Linear(3, 16), nn.Linear(16, 16), nn.Linear(16, 2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, mix, last = self.layers
+        h = first(x)
+        for _ in range(self.times):
+            h = h + torch.tanh(mix(h))
+        result: torch.Tensor = last(h)
+        return result
+
+
+def test_finished_replicas_are_those_of_the_same_model_and_f(tmp_path: Path) -> None:
+    def posed(column: int, times: int = 1) -> dmft.Problem:
+        torch.manual_seed(0)
+        inputs, targets = torch.eye(3), torch.ones(3, 1)
+        plan = dmft.parameterize(Repeated(times), inputs)
+
+        def f(out: torch.Tensor) -> torch.Tensor:
+            return out[:, [column]] - 0.5 * column
+
+        recorder = dmft.Recorder(plan, dmft.Probe(inputs, targets), outputs=f)
+        optimizer = torch.optim.SGD(plan.param_groups(0.1))
+        with recorder.attach(optimizer):
+            nn.functional.mse_loss(f(plan.model(inputs)), targets).backward()
+            optimizer.step()
+        return recorder.problem()
+
+    solver = dmft.solvers.InfiniteWidth(128, 2)
+    for problem in (posed(0), posed(1), posed(0, times=2)):
+        kept, alone = (dmft.solve(problem, solver, log=log) for log in (tmp_path, None))
+        assert torch.equal(kept.outputs, alone.outputs)
+    assert len([*tmp_path.iterdir()]) == 6
+    assert fingerprint(posed(0), ()) == fingerprint(posed(0), ())
+
+
 def test_a_single_process_agrees_with_itself() -> None:
     alone = Ranks()
     assert (alone.agree(lambda: 3), alone.gathered(3), alone.shared(3), alone.size) == (3, [3], 3, 1)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from torch_dmft.core.code import code_of
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.ranks import Ranks
 from torch_dmft.core.replacing import writing
@@ -108,13 +109,16 @@ class Sharing:
 def fingerprint(problem: Problem, facts: Sequence[Any]) -> str:
     """A name for all that decides a replica: two problems have one name only if they are the same, bit by bit.
 
+    Of a model, and of the function of what it returns that is f, this is the code as well, see ``code_of``.
+
     Args:
         problem: the problem.
         facts: settings of the method.
     """
     network = problem.network
     plan = network.plan  # what keeps its own start begins with the run's numbers
-    model = None if plan is None else (str(plan.model), plan.rules, plan.depth, plan.model.state_dict())
+    model = None if plan is None else (code_of(plan.model), plan.rules, plan.depth, plan.model.state_dict())
+    selection = None if network.selection is None else code_of(network.selection)
     parts: list[Any] = [
         __version__,
         torch.__version__,
@@ -123,7 +127,16 @@ def fingerprint(problem: Problem, facts: Sequence[Any]) -> str:
         problem.training,
         problem.probe,
     ]
-    parts += [str(problem.dtype), problem.device.type, network.chain, network.paths, model, *facts]
+    parts += [
+        str(problem.dtype),
+        problem.device.type,
+        network.chain,
+        network.paths,
+        model,
+        selection,
+        network.batch_norm,
+        *facts,
+    ]
     digest = hashlib.sha256()
     _add(digest, parts)
     return digest.hexdigest()[:_DIGITS]

@@ -15,14 +15,14 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 """What every module has: tensors and modules, which are looked at by themselves, and its mode."""
 
 
-def code_of(function: Callable[..., Any]) -> tuple[Any, ...]:
+def code_of(function: Callable[..., Any] | str | int) -> tuple[Any, ...]:
     """The code of a function or a module: instructions, constants, defaults, what it encloses, and functions of its own file.
 
     Functions that compute something else have other values, unless they differ in a function of another file, or in an object
     that is no plain value, tensor, function or module.
 
     Args:
-        function: any callable.
+        function: any callable; a plain value tells itself.
     """
     return _told(function, {})
 

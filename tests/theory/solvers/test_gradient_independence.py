@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import torch_dmft as dmft
 from tests.reference.ensembles import observables
@@ -121,3 +121,35 @@ def test_refuses_what_the_present_kernel_does_not_decide(pose: Pose, settings: d
         UnsupportedProblemError, match=r"(momentum|weight decay) 0\.\d\. Remedy: solvers\.InfiniteWidth\(\)"
     ):
         solved(pose(**settings))
+
+
+def test_dropout_is_refused() -> None:
+    """The tangent kernel of a step with masks is not that of evaluation mode."""
+    inputs, targets = torch.eye(3), torch.ones(3, 1)
+    model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Dropout(0.4), nn.Linear(16, 1))
+    problem = dmft.Problem.like(dmft.parameterize(model, inputs), dmft.Probe(inputs, targets), lr=0.1, steps=2)
+    with pytest.raises(UnsupportedProblemError, match=r"same in train mode"):
+        dmft.solve(problem, dmft.solvers.GradientIndependence(64, 1))
+
+
+def test_f_starts_at_what_is_made_of_outputs_of_zero() -> None:
+    """In the lazy limit f follows the tangent kernel, from 1 where f is the model's outputs plus one."""
+    inputs, targets = torch.eye(3, dtype=torch.float64), torch.ones(3, 1, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+
+    def solved(shift: float) -> Tensor:
+        plan = dmft.parameterize(model, inputs, gamma0=0.1)
+        recorder = dmft.Recorder(plan, dmft.Probe(inputs, targets + shift), outputs=lambda out: out + shift)
+        optimizer = torch.optim.SGD(plan.param_groups(0.1))
+        with recorder.attach(optimizer):
+            for _ in range(3):
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(inputs), targets).backward()
+                optimizer.step()
+        problem = recorder.problem()
+        plan.undo()
+        return dmft.solve(problem, dmft.solvers.GradientIndependence(256, 1)).outputs - shift
+
+    outputs = solved(0.0)
+    assert float(outputs[-1].mean()) > 0.05
+    torch.testing.assert_close(solved(1.0), outputs, rtol=1e-10, atol=1e-10)

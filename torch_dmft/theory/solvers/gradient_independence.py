@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import InvalidInputError, UnsupportedProblemError
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Recorder
 from torch_dmft.theory.chains.assembly import about_the_probe
@@ -30,7 +30,7 @@ class GradientIndependence(InfiniteWidth):
     W. The outputs are not those of the twins' forward pass, which would lose what lower layers learn, as networks with
     random feedback weights do. They follow the tangent kernel,
 
-    .. math:: f(t + 1) = f(t) + \eta K(t) \Delta(t), \quad f(0) = 0, \quad \Delta = -\partial L / \partial f ,
+    .. math:: f(t + 1) = f(t) + \eta K(t) \Delta(t), \quad \Delta = -\partial L / \partial f ,
 
     K(t) being measured on the twin in every step, and the twin learns by the error signal Delta of this f.
 
@@ -58,6 +58,12 @@ class GradientIndependence(InfiniteWidth):
         )
         covers = frozenset({"schedule", "batches", "frozen", "starts", "uniform starts"})
         require_training(problem, "GradientIndependence", covers, remedy=remedy)
+        if problem.network.shown is not None and problem.network.shown.train_differs:
+            raise UnsupportedProblemError(
+                "GradientIndependence needs a model that is the same in train mode.",
+                got="dropout, whose tangent kernel of one step is not that of evaluation mode",
+                remedy="solvers.InfiniteWidth()",
+            )
         super().check(problem)
 
     def estimate(
@@ -88,7 +94,7 @@ class GradientIndependence(InfiniteWidth):
 class FollowTheTangentKernel:
     """The view of a model whose outputs follow its tangent kernel, and which learns by their error signal.
 
-    The model's own outputs are used for their gradients alone.
+    The model's own outputs are used for their gradients alone, after the start: f(0) is what it makes of a readout of zero.
 
     Args:
         problem: data, loss and training.
@@ -97,11 +103,12 @@ class FollowTheTangentKernel:
 
     def __init__(self, problem: Problem, recorder: Recorder) -> None:
         self._problem, self._passes = problem, Passes(recorder.subject)
-        self._outputs = problem.zeros(problem.samples)
+        self._outputs: Tensor | None = None
 
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
         """Measure the tangent kernel, and have the outputs move by it."""
-        one, outputs = self._passes(self._problem.tensor, measured=True), self._outputs
+        one = self._passes(self._problem.tensor, measured=True)
+        outputs = one.outputs if self._outputs is None else self._outputs
         snapshot = one.measure()
 
         def update() -> None:

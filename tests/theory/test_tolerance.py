@@ -39,7 +39,7 @@ def _sizes(problem: Problem, tolerance: float, seed: int) -> tuple[Tensor, int]:
 
 @pytest.mark.parametrize(("activation", "batch"), [("relu", None), ("tanh", 4)], ids=["kinks", "minibatches"])
 def test_it_biases_an_answer_by_less_than_its_bar(activation: str, batch: int | None) -> None:
-    """In pairs of the same seed; outputs at three times the tolerance are too small. Half of the directions are saved."""
+    """In pairs of the same seed; outputs at three times the tolerance are too small. A third of the directions is saved."""
     problem = _problem(activation, batch)
     tolerance = balanced_tolerance(problem, NEURONS * REPLICAS)
     fine, usual, coarse = (
@@ -56,11 +56,11 @@ def test_it_biases_an_answer_by_less_than_its_bar(activation: str, batch: int | 
     assert bool((found.abs() <= 1 + 2 * noise).all()), (found, noise)
     assert float(found[0]) > -1
     assert float(bias(coarse)[0][0]) < -1.5
-    assert max(rank for _, rank in usual) < 0.6 * max(rank for _, rank in fine)
+    assert max(rank for _, rank in usual) < 0.67 * max(rank for _, rank in fine)
 
 
 def test_it_keeps_its_ratio_to_the_sampling_error() -> None:
-    for problem, constant in ((_problem("relu", None), 0.4), (_problem("tanh", 4), 0.2), (_problem("relu", 4), 0.2)):
+    for problem, constant in ((_problem("relu", None), 0.25), (_problem("tanh", 4), 0.2), (_problem("relu", 4), 0.2)):
         for draws in (256, 2**15, 2**20):
             assert balanced_tolerance(problem, draws) == pytest.approx(constant * draws**-0.25)
     lazy = _problem("relu", None, gamma0=0.1)

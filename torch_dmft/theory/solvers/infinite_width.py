@@ -81,10 +81,10 @@ class InfiniteWidth:
             half a 95% interval of Student's t (``torch_dmft.theory.error_bars``). It does not contain the bias of order 1/S
             that they share, 0.8 bars of the loss of 4 x 512 neurons at most; it falls like 1/sqrt(S) beside the bar.
         tolerance: relative part of a feature or gradient vector that may be ignored; None for
-            min(1e-2, 1.5/sqrt(S R)) * min(1, gamma0), for 0.25 (S R)^(-1/4) in place of the minimum where SGD trains activations
-            with kinks and 0.2 (S R)^(-1/4) where it sees minibatches (``torch_dmft.theory.tolerance``), and 1e-5 for linear
-            chains. These sampling leaves exact: their standard error is the difference to one more run, by single steps at
-            twice the tolerance.
+            min(1e-2, 1.5/sqrt(S R)) * min(1, gamma0), for 0.25 (S R)^(-1/4) in place of the minimum where SGD trains
+            activations with kinks and 0.2 (S R)^(-1/4) where it sees minibatches (``torch_dmft.theory.tolerance``), and 1e-5
+            for linear chains. These sampling leaves exact: their standard error is the difference to one more run, by single
+            steps at twice the tolerance.
         generator: source of randomness; None for a fresh one with seed 0.
         strides: take several steps at once while the tangent kernel moves along a straight line, as it does at the end of
             training; see ``torch_dmft.theory.engine.strides``. The answer then costs as many passes as features need to

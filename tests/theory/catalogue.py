@@ -158,11 +158,11 @@ REFUSED: dict[str, set[str]] = {
     "GradientIndependence": {"noise", "adam", "groups"} | MOMENTUM | RULES,
     "AlternatingMonteCarlo": {"adam", "relu"} | OF_THEIR_OWN | NETWORKS | RULES,
     "Perturbation": {"noise", "adam", "relu"} | MOMENTUM | OF_THEIR_OWN | NETWORKS | RULES,
-    "FiniteWidth": RULES,
+    "FiniteWidth": set(),
     "WideEnsemble": set(),
     "DeepLinear": set(PROBLEMS) - {"linear", "white"},
     "WhitenedLinear": set(PROBLEMS) - {"white"},
-    "StaticNTK": {"noise", "adam"} | OF_THEIR_OWN | NETWORKS | RULES,
+    "StaticNTK": {"noise", "adam"} | OF_THEIR_OWN | NETWORKS,
 }
 """Everything that a solver does not do; all the rest it does."""
 

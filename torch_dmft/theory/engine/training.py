@@ -24,6 +24,7 @@ from torch_dmft.parameterization import Plan, learning_rule
 from torch_dmft.theory.engine.course import Course
 from torch_dmft.theory.engine.lazy_layer import LazyLayer
 from torch_dmft.theory.engine.passes import Passes
+from torch_dmft.theory.engine.undecided import warn_of_chance
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.stepping import require_finite
 from torch_dmft.uses.outputs import moved, output_rows, rows
@@ -121,6 +122,9 @@ def _train(
             keep(step, moment.taken)
         if step < last:  # a progress bar ends at 100 %
             moment.update()
+            if step == 0 and plan.is_limit:
+                rows, f = problem.rows_of(0), moment.outputs
+                warn_of_chance(problem, plan, problem.error_on(f if len(f) == len(rows) else f[rows], rows))
             course.step(step)
             if noise is not None:
                 noise(step)

@@ -7,6 +7,7 @@ growing sizes; an exponent is the slope between the two largest. O(...) is a bou
 """
 
 import contextlib
+import ctypes
 import gc
 import multiprocessing
 import resource
@@ -138,6 +139,8 @@ def _peak() -> int:
 def _child(run: Callable[[Sizes], object], sizes: Sizes, to: Connection) -> None:
     torch.set_num_threads(1)
     gc.collect()  # what is given back while the method runs would hide what it takes
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # a fork has the peak of what it comes from
     before, started = _peak(), time.process_time()

@@ -55,7 +55,7 @@ def test_they_are_what_they_are_as_further_samples(activation: str, depth: int, 
     twins, further = fitted(activation, depth, gamma0, seed)
     posed, _ = problem(activation, depth, gamma0, seed, test=True)
     reference = dmft.solve(posed, dmft.solvers.InfiniteWidth(2048, 4), record=[STEPS])
-    assert off(twins.outputs(further), reference) < 2
+    assert off(twins.outputs(further), reference) < (2 if activation == "tanh" else 1.3)
     for model in twins.models:
         for module in model.modules():
             if isinstance(module, GaussianMatrix):

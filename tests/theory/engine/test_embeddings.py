@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch_dmft.parameterization import ParameterRule
 from torch_dmft.theory.engine import twin
 from torch_dmft.theory.engine.networks import initialise, network_of
 
+pytestmark = pytest.mark.usefixtures("seeded")
 VOCABULARY, LENGTH = 7, 3
 TOKENS = torch.tensor([[4, 3, 0], [2, 1, 2], [6, 3, 4], [5, 2, 0], [1, 5, 2]])
 TARGETS = torch.tensor([[1.0], [1.0], [-1.0], [1.0], [1.0]])
@@ -45,14 +46,6 @@ class Mlp(nn.Module):
         stream = self.tokens(x) + self.positions(places)
         result: Tensor = self.head(torch.tanh(self.mix(torch.tanh(stream))).mean(1))
         return result
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    """Torch's own initial numbers are the same in every run."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def posed(model: nn.Module, inputs: Tensor = TOKENS, *, gamma0: float = 1.0, **settings: Any) -> dmft.Problem:

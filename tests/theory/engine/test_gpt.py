@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from tests.theory.engine import sequences
 from tests.theory.validation.agreement import assert_agrees, moved
 from tests.theory.validation.wrong import WithoutResponses
 
+pytestmark = pytest.mark.usefixtures("seeded")
 VOCABULARY, LENGTH, SAMPLES, SCALE = 8, 4, 6, 2.0
 TOKENS = torch.randint(0, VOCABULARY, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(5), device="cpu")
 TARGETS = torch.sign(TOKENS[:, :1] - TOKENS[:, 1:2] + 0.5)
@@ -41,14 +40,6 @@ class Gpt(nn.Module):
         h = h + self.down(torch.tanh(self.up(self.norms[1](h))))
         result: Tensor = self.head(self.norms[2](h).mean(1))
         return result
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    """Torch's own initial numbers are the same in every run."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def posed(run: dict[str, float], **options: bool) -> dmft.Problem:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from torch_dmft.core.errors import UnsupportedModelError
 from torch_dmft.theory.engine.matched_start import match_moments, matchable
 from torch_dmft.theory.engine.networks import initialise, network_of
 
+pytestmark = pytest.mark.usefixtures("seeded")
 LENGTH = 4
 TOKENS = torch.tensor([[4, 3, 0], [2, 1, 2], [6, 3, 4], [5, 2, 0], [1, 5, 2]])
 TARGETS = torch.tensor([[1.0], [1.0], [-1.0], [1.0], [1.0]])
@@ -46,14 +47,6 @@ class Classified(nn.Module):
         h = torch.tanh(self.mix(torch.tanh(h)))
         result: Tensor = self.head(h.mean(1) + h[:, 0])
         return result
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    """Torch's own initial numbers are the same in every run."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def posed(model: nn.Module, **settings: Any) -> dmft.Problem:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from torch_dmft.architecture import Layer
 from torch_dmft.core.factors import Factors
+from torch_dmft.core.layer_kernels import LayerKernels
 from torch_dmft.core.memory import require_memory
-from torch_dmft.core.trajectory import LayerKernels
 from torch_dmft.measurement.normal_form import Stream, backward_vectors, forward_vectors
 
 _LOST = 0.75

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from torch_dmft.architecture import Role
 from torch_dmft.core.activation import activation
+from torch_dmft.core.layer_kernels import Fields
 from torch_dmft.core.memory import require_memory
-from torch_dmft.core.trajectory import Fields
 from torch_dmft.measurement.normal_form import Stream
 from torch_dmft.measurement.schedule import Schedule
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torch_dmft.architecture import Layer
 from torch_dmft.core.kernel import Kernel
+from torch_dmft.core.layer_kernels import LayerKernels
 from torch_dmft.core.memory import require_memory
-from torch_dmft.core.trajectory import LayerKernels
 from torch_dmft.measurement.normal_form import Stream, averaged_gram, backward_gram, forward_gram
 from torch_dmft.measurement.snapshot import squeeze_outputs
 

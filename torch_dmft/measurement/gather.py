@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from torch_dmft.uses.forms import Entrywise, Opaque, Part, Product, parts
+from torch_dmft.uses.forms import Entrywise, Opaque, Part, Product
 from torch_dmft.uses.ownership import Owners, Rows, Where, parted, split
+from torch_dmft.uses.parts import parts
 from torch_dmft.uses.watch import Pass, Slot, gradients_of
 
 

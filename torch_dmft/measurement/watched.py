@@ -25,9 +25,10 @@ from torch_dmft.measurement.subject import Subject
 from torch_dmft.measurement.wanted import Wanted, require_room
 from torch_dmft.uses.anatomy import Names
 from torch_dmft.uses.failures import outputs_on
-from torch_dmft.uses.forms import Product, parts
+from torch_dmft.uses.forms import Product
 from torch_dmft.uses.outputs import Example, copied, count, output_rows, rows
 from torch_dmft.uses.ownership import Owners, chosen, close, copies, find_owners
+from torch_dmft.uses.parts import parts
 from torch_dmft.uses.passes import prepared, watched_pass
 from torch_dmft.uses.products import gram
 from torch_dmft.uses.watch import Pass, gradients_of

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_dmft.core.torch_private import operator_name
-from torch_dmft.uses.forms import Product, parts
+from torch_dmft.uses.forms import Product
+from torch_dmft.uses.parts import parts
 from torch_dmft.uses.watch import Use, Watch
 
 

@@ -28,8 +28,9 @@ from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.core.undisturbed import all_graded
 from torch_dmft.referee.eyes import Eyes
 from torch_dmft.referee.setup import Setup
-from torch_dmft.uses.forms import Entrywise, Part, Product, parts
+from torch_dmft.uses.forms import Entrywise, Part, Product
 from torch_dmft.uses.outputs import select, tensors
+from torch_dmft.uses.parts import parts
 from torch_dmft.uses.passes import prepared
 from torch_dmft.uses.watch import Slot, Use, watching
 

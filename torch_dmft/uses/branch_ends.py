@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from torch.autograd.graph import Node
 
 from torch_dmft.core.errors import Place
-from torch_dmft.uses.forms import Entrywise, Opaque, parts
+from torch_dmft.uses.forms import Entrywise, Opaque
 from torch_dmft.uses.graph import PICKS, RESHAPES, kind
+from torch_dmft.uses.parts import parts
 from torch_dmft.uses.residual import Features, ResidualSum
 from torch_dmft.uses.watch import Use
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from torch_dmft.core.errors import Place, UnsupportedModelError
-from torch_dmft.uses.forms import Entrywise, Opaque, Product, parts
+from torch_dmft.uses.forms import Entrywise, Opaque, Product
+from torch_dmft.uses.parts import parts
 from torch_dmft.uses.watch import Pass, Slot, Use
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}

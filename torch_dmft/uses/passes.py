@@ -17,9 +17,10 @@ from torch_dmft.core.threads import of_this_thread
 from torch_dmft.core.undisturbed import all_graded, undisturbed
 from torch_dmft.uses.anatomy import Names, anatomy
 from torch_dmft.uses.failures import outputs_on
-from torch_dmft.uses.forms import Product, parts
+from torch_dmft.uses.forms import Product
 from torch_dmft.uses.outputs import Example, Runs, copied, count, output_rows, rows, tensors
 from torch_dmft.uses.ownership import are_alike, copies, mark_per_sample
+from torch_dmft.uses.parts import parts
 from torch_dmft.uses.watch import Pass, Watch, gradients_of, watching
 
 

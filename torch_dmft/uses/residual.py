@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from torch.autograd.graph import Node
 
-from torch_dmft.uses.forms import Entrywise, parts
+from torch_dmft.uses.forms import Entrywise
 from torch_dmft.uses.graph import PICKS, RESHAPES, followers, is_norm, kind
+from torch_dmft.uses.parts import parts
 from torch_dmft.uses.watch import Pass, Use
 
 

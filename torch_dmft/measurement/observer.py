@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 from torch_dmft.core.errors import InvalidInputError, NotRecordedError
 from torch_dmft.core.listed import listed
 from torch_dmft.core.loss import Loss, loss_name, loss_print
-from torch_dmft.core.prints import Print, prints_agree
+from torch_dmft.core.prints import prints_agree
 from torch_dmft.core.sight import NUMBERS, Sight
 from torch_dmft.core.spread import gathered, require_readable, reshard, several_processes, whole
 from torch_dmft.core.torch_private import backward_pass, parameters_of
 from torch_dmft.core.training import Training
-from torch_dmft.measurement.function_watch import FunctionWatch
+from torch_dmft.measurement.constancy import Constancy
 from torch_dmft.measurement.gradient_check import is_due
 from torch_dmft.measurement.gradient_watch import GradientWatch
 from torch_dmft.measurement.known_rows import KnownRows
@@ -31,7 +31,6 @@ from torch_dmft.measurement.subject import Subject
 from torch_dmft.measurement.untouched import Untouched
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.start import starts_of
-from torch_dmft.uses.outputs import moved
 
 _TRAINED = 30.0
 """Mean square of the outputs, in units of its expectation for random readout weights, that these have once in ten million."""
@@ -74,10 +73,7 @@ class Observer:
         self._slopes = GradientWatch()
         self._weights, self._gradients, self._states = Untouched(), Untouched(), Untouched()
         self._notes: dict[str, None] = {}
-        self._rule: tuple[str, float] | None = None  # that of the first step
-        self._dropout: list[dict[str, float]] | None = None  # the numbers of its modules in the first step
-        self._function: FunctionWatch | None = None
-        self._glances: dict[str, Print] = {}  # of the loss and of the training set, at the first check
+        self._constancy = Constancy(subject, probe, loss, self._note)
 
     @property
     def has_seen(self) -> bool:
@@ -131,8 +127,8 @@ class Observer:
             assert self._sight is not None  # they met
             step = self._sight.steps
             self._sight.look(named)
-            self._look_at_rule()
-            self._look_at_dropout()
+            self._constancy.look_at_rule()
+            self._constancy.look_at_dropout()
             if step and begins_anew(optimizers):
                 self._note("momentum that begins anew in the middle of the run")
             waiting = self.rows.waiting
@@ -142,7 +138,7 @@ class Observer:
             if self._slopes.within is None:
                 self._slopes.ends(step)
             if is_due(step, last=step, recorded=False):
-                self._check_function()
+                self._look_at_function()
             if len(optimizers) > 1 and self._slopes.within is None:
                 self._gradients.left(waiting_gradients(named, *optimizers))
 
@@ -164,7 +160,7 @@ class Observer:
         # Noise may go into the weights, and a lazily sampled network grows when it is looked at.
         is_steady = not self._temperature and not self._is_lazy
         arrives()
-        self._check_function()
+        self._look_at_function()
         if is_steady:
             self._weights.left(named)
         with step_hooks(
@@ -180,44 +176,16 @@ class Observer:
             yield
             if self._sight is not None and self._sight.steps == steps and is_steady:
                 self._look_for_unseen_steps(optimizers)
-            self._check_function()
-            if self.rows.training_set is not None and self._glances:
-                self._look_again(self.rows.training_set)
+            self._look_at_function()
+            if self.rows.training_set is not None and self._constancy.has_seen_data:
+                self._constancy.look_at_data(self.rows.training_set)
 
     def _note(self, text: str) -> None:
         self._notes[text] = None
 
-    def _check_function(self) -> None:
-        """Note a forward pass that is no longer what it was."""
-        if self._is_lazy:
-            return
-        model = self.subject.run
-        if self._function is None:
-            self._function = FunctionWatch(model)
-        changed = self._function.changed(model, moved(self._probe.inputs, next(model.parameters()).device))
-        if changed:
-            self._note(f"a forward pass that changes during the run ({listed(changed)})")
-
-    def _look_at_rule(self) -> None:
-        """Note by which rule a step is taken."""
-        now = self.subject.plan.learns_by
-        self._rule = now if self._rule is None else self._rule
-        if now != self._rule:
-            self._note(f"a learning rule that changes during the run ({self._rule[0]}, {now[0]})")
-
-    def _look_at_dropout(self) -> None:
-        """Note dropout that is off in a step, or draws otherwise than before."""
-        architecture = self.subject.architecture
-        if not architecture.averages_out:
-            return
-        modules = dict(self.subject.model.named_modules())
-        own = [modules["" if place.path == "(model)" else place.path] for place in architecture.train_differs]
-        if not all(module.training for module in own):
-            self._note("steps in evaluation mode, without dropout")
-        now = [{name: value for name, value in vars(module).items() if type(value) is float} for module in own]
-        self._dropout = now if self._dropout is None else self._dropout
-        if now != self._dropout:
-            self._note("dropout that changes during the run")
+    def _look_at_function(self) -> None:
+        if not self._is_lazy:
+            self._constancy.look_at_function()
 
     def _look_for_unseen_steps(self, optimizers: tuple[Optimizer, ...]) -> None:
         """Say that weights moved while none of the optimizers stepped."""
@@ -245,17 +213,8 @@ class Observer:
             inputs, given = data.rows(rows)
         except Exception:  # items that are no fixed pairs of numbers; training goes on
             return
-        self._look_again(data)
+        self._constancy.look_at_data(data)
         self._slopes.hold_against(step, self.subject, optimizers, self._loss, inputs, given)
-
-    def _look_again(self, data: TrainingSet) -> None:
-        """Note a loss or a training set that is no longer what it was."""
-        for what, now in (
-            ("a loss", loss_print(self._loss, self.subject.architecture.outputs, self._probe.targets, rows=len(data))),
-            ("a training set", data.glance()),
-        ):
-            if not prints_agree(self._glances.setdefault(what, now), now):
-                self._note(f"{what} that changes during the run")
 
     def check_start(self, outputs: Tensor, forward: float) -> None:
         """Note a network whose outputs at step 0 are not those of a random readout: it was trained before.
@@ -329,8 +288,8 @@ class Observer:
             batches=all_rows(batches, len(data)) if data is not None and knows_data else batches,
             batches_known=not doubt,
             doubt=doubt,
-            rule=(self._rule or self.subject.plan.learns_by)[0],
-            rho=(self._rule or self.subject.plan.learns_by)[1],
+            rule=(self._constancy.rule or self.subject.plan.learns_by)[0],
+            rho=(self._constancy.rule or self.subject.plan.learns_by)[1],
             temperature=self._temperature,
             notes=tuple(self._all_notes(doubt if off and noted and not is_probe else "")),
             assumptions=("data",) * self.rows.is_told + ("rows beside noise",) * (self._temperature > 0 and not noted),
@@ -369,11 +328,10 @@ class Observer:
             "gradients": self._gradients.state_dict(),
             "states": self._states.state_dict(),
             "notes": list(self._notes),
-            "rule": self._rule,
+            **self._constancy.state_dict(),
             "plan": [self.subject.gamma0, self.subject.plan.scheme, *self.subject.plan.functions],
             "fan_ins": self._fan_ins(),
             "probe_print": self._probe.print,
-            "loss_print": self._glances.get("a loss", ()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -397,10 +355,8 @@ class Observer:
                 remedy="build plan, probe and recorder as they were before loading",
             )
         self.rows.load_state_dict(state["rows"])
-        self._glances = {"a loss": tuple(state["loss_print"])} if state["loss_print"] else {}
-        rule = state.get("rule")
-        self._rule = None if rule is None else (str(rule[0]), float(rule[1]))
         self._starts, self._notes = dict(state["starts"]), dict.fromkeys(state["notes"])
+        self._constancy.load_state_dict(state)
         self._slopes.load_state_dict(state)
         self._weights.load_state_dict(state["weights"])
         self._gradients.load_state_dict(state["gradients"])

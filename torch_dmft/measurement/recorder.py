@@ -14,32 +14,27 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from torch_dmft.core.arguments import checked
-from torch_dmft.core.errors import InvalidInputError, NotRecordedError
-from torch_dmft.core.factors import tolerance_of
+from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.loss import Loss
 from torch_dmft.core.materialised import require_materialised
 from torch_dmft.core.numbers import require_number
 from torch_dmft.core.sight import require_whole_plan
 from torch_dmft.core.spread import whole
-from torch_dmft.core.stability import curvatures
 from torch_dmft.core.steppers import outermost
 from torch_dmft.core.training import Training
-from torch_dmft.core.trajectory import LayerKernels, Trajectory
-from torch_dmft.measurement.compression import CompressedMemory
-from torch_dmft.measurement.conditions import Conditions
+from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement.fields import FieldMemory
 from torch_dmft.measurement.gradients import Layouts
 from torch_dmft.measurement.observer import Observer
 from torch_dmft.measurement.probe import Probe
 from torch_dmft.measurement.probe_loss import ProbeLoss
 from torch_dmft.measurement.projection import refuse_classes_of
-from torch_dmft.measurement.record import joined, plain, record_of, restored
+from torch_dmft.measurement.records import Records
 from torch_dmft.measurement.rows import TrainingSet
 from torch_dmft.measurement.schedule import Asked, Schedule, at_steps
 from torch_dmft.measurement.schedule import every as every_steps
 from torch_dmft.measurement.snapshot import Snapshot, snapshot
 from torch_dmft.measurement.subject import subject_of
-from torch_dmft.measurement.two_time import TwoTimeMemory
 from torch_dmft.measurement.wanted import Wanted
 from torch_dmft.parameterization import Plan
 from torch_dmft.uses.outputs import Example, Selection, moved
@@ -141,7 +136,6 @@ class Recorder:
         self.schedule: Schedule = Asked(schedule) if callable(schedule) else at_steps(schedule)
         self.callbacks = tuple(callbacks)
         self.step = 0
-        self.records: list[Trajectory] = []
         refuse_classes_of(outputs, probe.targets)
         self.subject = subject_of(plan_or_model, probe.inputs, run=model, outputs=outputs, batch_norm=batch_norm)
         self.subject = replace(
@@ -152,24 +146,21 @@ class Recorder:
         )
         self._whole = probe
         self._loss = ProbeLoss(self.subject, self.probe, loss)
-        self._conditions = Conditions(self.subject)
         training_set = None if data is None else TrainingSet(data)
         self._observer = Observer(
             self.subject, probe, self._loss.loss, data=training_set, temperature=temperature, schedule=self.schedule
         )
-        self._seconds = 0.0
         self._attached = False
         self._layouts: Layouts | None = None
         chosen = None if isinstance(fields, bool) else fields if callable(fields) else at_steps(fields)
         is_chain = self.subject.architecture.is_chain
-        self._fields = FieldMemory(chosen, is_chain=is_chain) if fields is not False else None
-        layers = self.subject.architecture.layers
-        self._tolerance = tolerance_of(two_time)
-        self._two_time: list[TwoTimeMemory | CompressedMemory] = []
-        if self._tolerance is not None:
-            self._two_time = [CompressedMemory(self._tolerance, per_output=per_output) for _ in layers]
-        elif two_time:
-            self._two_time = [TwoTimeMemory(per_output=per_output) for _ in layers]
+        memory = FieldMemory(chosen, is_chain=is_chain) if fields is not False else None
+        self._records = Records(self.subject, self.probe, self._loss, two_time=two_time, fields=memory)
+
+    @property
+    def records(self) -> list[Trajectory]:
+        """What was recorded, one trajectory of one time for each record."""
+        return self._records.each
 
     @contextmanager
     def attach(self, *optimizers: Optimizer) -> Iterator[Recorder]:
@@ -218,8 +209,7 @@ class Recorder:
         self._attached = True
         with ExitStack() as stack:
             stack.callback(setattr, self, "_attached", False)
-            recorded = bool(self.records) and int(self.records[-1].steps) == self.step
-            if not recorded and (self.step == 0 or self.schedule(self.step)):
+            if not self._records.has(self.step) and (self.step == 0 or self.schedule(self.step)):
                 self.record()
             if self.step == 0 and self.records:
                 self._observer.check_start(self.records[0].outputs[0], self._readout_size(self.records[0]))
@@ -258,7 +248,7 @@ class Recorder:
         Raises:
             InvalidInputError: if this step was recorded already.
         """
-        if self.records and int(self.records[-1].steps) == self.step:
+        if self._records.has(self.step):
             raise InvalidInputError(
                 f"Step {self.step} was recorded already.",
                 got="a second record of it",
@@ -267,7 +257,7 @@ class Recorder:
         started = time.perf_counter()
         require_whole_plan(self.subject.plan)
         record = self.keep(self.look())
-        self._seconds += time.perf_counter() - started
+        self._records.seconds += time.perf_counter() - started
         for callback in self.callbacks:
             callback(self.step, record)
         return record
@@ -290,18 +280,8 @@ class Recorder:
 
     def keep(self, taken: Snapshot) -> Trajectory:
         """Keep a snapshot of the network on the probe, taken elsewhere, as the record of step ``recorder.step``."""
-        memories = list(zip(self._two_time, taken.layers, strict=False))
-        for memory, layer in memories:
-            memory.require_room(layer.stream)
+        record = self._records.add(taken, self.step)
         self._layouts = taken.layouts
-        like = self.records[0] if self.records else None
-        record = record_of(self.subject, self.probe, taken, self.step, self._loss.number(taken.outputs), like=like)
-        record = self._conditions.seen(taken, record, like or record)
-        if self._fields is not None:
-            self._fields.add(self.step, [layer.stream for layer in taken.layers])
-        self.records.append(record)
-        for memory, layer in memories:
-            memory.add(layer.stream)
         return record
 
     @property
@@ -366,14 +346,8 @@ class Recorder:
         Raises:
             NotRecordedError: if nothing was recorded.
         """
-        self._require_records()
-        run, plan = joined(self.records), self.subject.plan
-        return replace(
-            self._trained(run),
-            layers=tuple(self._with_memory(layer, index) for index, layer in enumerate(run.layers)),
-            origin=plan.origin if origin is None else origin,
-            metadata={"seconds": self._seconds, **self._conditions.facts},
-        )
+        run = self._records.trajectory(self._seen_training)
+        return replace(run, origin=self.subject.plan.origin if origin is None else origin)
 
     def latest(self) -> Trajectory:
         """The last record with what a whole trajectory has beside it: the fields of its neurons, its curvature, the training.
@@ -381,24 +355,14 @@ class Recorder:
         Raises:
             NotRecordedError: if nothing was recorded.
         """
-        self._require_records()
-        run = self._trained(self.records[-1])
-        if self._fields is None:
-            return run
-        layers = enumerate(run.layers)
-        return replace(run, layers=tuple(replace(layer, fields=self._fields.latest(index)) for index, layer in layers))
+        return self._records.latest(self._seen_training)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything recorded so far as plain containers of tensors, for a checkpoint beside the model's."""
         return {
             "step": self.step,
             "observer": self._observer.state_dict(),
-            "seconds": self._seconds,
-            "conditions": self._conditions.state_dict(),
-            "records": [plain(record) for record in self.records],
-            "fields": None if self._fields is None else self._fields.state_dict(),
-            "two_time": [memory.state_dict() for memory in self._two_time],
-            "recorded": self._recorded,
+            **self._records.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -414,59 +378,18 @@ class Recorder:
                 got=f"no {', '.join(sorted(missing))}",
                 remedy="what recorder.state_dict() made, by torch.load",
             )
-        paths = [layer.path for layer in self.subject.architecture.layers]
-        found = [layer["name"] for record in state["records"][:1] for layer in record["layers"]]
-        settings = state.get("recorded", self._recorded)
-        if (found and found != paths) or len(state["two_time"]) != len(self._two_time) or settings != self._recorded:
-            shown = ", ".join(f"{name}={value}" for name, value in settings.items())
-            raise InvalidInputError(
-                "The recorder's checkpoint does not fit this recorder.",
-                got=f"layers {found}, two_time={bool(state['two_time'])}, {shown}",
-                remedy="build the recorder for the same model with the same settings before loading",
-            )
+        self._records.refuse_other(state)
         self._observer.load_state_dict(state["observer"])
-        self.step, self._seconds = state["step"], state["seconds"]
-        self._conditions.load_state_dict(state["conditions"])
-        self.records = [restored(self.subject, self.probe, record) for record in state["records"]]
-        if self._fields is not None and state["fields"] is not None:
-            self._fields.load_state_dict(state["fields"])
-        for memory, layer, saved in zip(
-            self._two_time, self.subject.architecture.layers, state["two_time"], strict=False
-        ):
-            memory.load_state_dict(saved, layer, self.subject.gamma0)
+        self._records.load_state_dict(state)
+        self.step = state["step"]
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles have: they are attached to nothing."""
         return {**vars(self), "_attached": False}
 
     @property
-    def _recorded(self) -> dict[str, Any]:
-        """Which kernels, of which rows."""
-        wanted, rows = self.subject.wanted, self.subject.kernel_rows
-        settings = {"ntk": wanted.ntk, "per_output": wanted.per_output, "rows": None if rows is None else list(rows)}
-        return settings if self._tolerance is None else {**settings, "tolerance": self._tolerance}
-
-    def _require_records(self) -> None:
-        if not self.records:
-            raise NotRecordedError(
-                "Nothing was recorded yet.", got="no record", remedy="train inside `with recorder.attach(optimizer):`"
-            )
-
-    def _trained(self, run: Trajectory) -> Trajectory:
-        """Records with how the network was trained, and how much the loss bends along the NTK."""
-        curvature = None
-        if run.targets is not None and run.ntk is not None and run.is_per_output:
-            # brings the targets into their form, which must not be done inside transforms
-            self._loss.number(run.outputs[-1])
-            curvature = curvatures(run.outputs, run.ntk, self.probe.train_rows, self._loss)
-        unseen = Training.unseen(int(run.steps[-1]), self.subject.plan)
-        return replace(run, training=self.training if self._observer.has_seen else unseen, curvature=curvature)
-
-    def _with_memory(self, layer: LayerKernels, index: int) -> LayerKernels:
-        """The kernels of a weight with its fields and, if they are kept, between two times."""
-        if self._two_time:
-            layer = self._two_time[index].completed(layer)
-        return layer if self._fields is None else replace(layer, fields=self._fields.fields(index))
+    def _seen_training(self) -> Training | None:
+        return self.training if self._observer.has_seen else None
 
     def _readout_size(self, record: Trajectory) -> float:
         """The mean diagonal of the readout's Phi."""

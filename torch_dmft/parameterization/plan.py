@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torch_dmft.architecture import Architecture, Attribute, Role
+from torch_dmft.architecture import Architecture, Attribute
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.grid import Grid
 from torch_dmft.core.loss import Loss
 from torch_dmft.core.multiplied import multiplied, multiply
-from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
+from torch_dmft.core.numbers import require_choice, require_number
 from torch_dmft.core.sight import require_whole_plan
 from torch_dmft.core.spread import assign, reshard, whole
 from torch_dmft.parameterization.grouping import check_optimizers
@@ -25,6 +25,7 @@ from torch_dmft.parameterization.muon import MuonGroups, muon_groups
 from torch_dmft.parameterization.notes import notes_of
 from torch_dmft.parameterization.optimizer import NAMES, param_groups
 from torch_dmft.parameterization.rules import ParameterRule
+from torch_dmft.parameterization.saved import read, refuse_other, saved
 from torch_dmft.parameterization.scheme import DEPTHS, SCHEMES
 from torch_dmft.parameterization.table import as_table
 from torch_dmft.parameterization.wrapping import Wrapping
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from torch_dmft.measurement.probe import Probe
     from torch_dmft.measurement.suggested_rate import SuggestedRate
 
-_VERSION = 1
 _COLUMNS = 80
 
 
@@ -301,15 +301,7 @@ class Plan:
 
     def state_dict(self) -> dict[str, Any]:
         """The scaling as plain numbers and strings, to be saved beside the model's own state_dict."""
-        return {
-            "version": _VERSION,
-            "scheme": self.scheme,
-            "gamma0": self.gamma0,
-            "depth": self.depth,
-            "rules": [{**asdict(rule), "role": rule.role.value} for rule in self.rules],
-            "drawn": {name: entries.tolist() for name, entries in self.drawn.items()},
-            "multiplied": multipliers_of(self.architecture),
-        }
+        return {**saved(self), "multiplied": multipliers_of(self.architecture)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a scaling saved by ``state_dict``; weights come from the model's own checkpoint.
@@ -317,30 +309,8 @@ class Plan:
         Raises:
             InvalidInputError: if it was saved for other parameters, or by another version of the format.
         """
-        if state.get("version") != _VERSION:
-            raise InvalidInputError(
-                "The plan must be saved in the format of this version.",
-                got=f"version {state.get('version')}",
-                remedy="load it with the version of torch_dmft that saved it",
-            )
-        rules, drawn = _read(state)
-        if [rule.name for rule in rules] != [rule.name for rule in self.rules]:
-            raise InvalidInputError(
-                "The saved plan must have the parameters of this plan.",
-                got=", ".join(sorted({rule.name for rule in rules} ^ {rule.name for rule in self.rules})),
-                remedy="load it into a plan of the same model",
-            )
-        other = [
-            f"{new.name} (fan-in {new.fan_in}, here {old.fan_in})"
-            for new, old in zip(rules, self.rules, strict=True)
-            if new.fan_in != old.fan_in
-        ]
-        if other:
-            raise InvalidInputError(
-                "The saved plan must have the width of this plan.",
-                got=", ".join(other),
-                remedy="wrap the model of this width anew; gamma0 and the base learning rate carry over",
-            )
+        rules, drawn = read(state)
+        refuse_other(rules, self.rules)
         self.rules, self.scheme, self.gamma0 = rules, state["scheme"], float(state["gamma0"])
         numbers = state.get("multiplied", {})
         layers = tuple(
@@ -371,35 +341,6 @@ class Plan:
     def _repr_html_(self) -> str:
         """The table for a notebook."""
         return self.__rich__().html()
-
-
-def _read(state: Mapping[str, Any]) -> tuple[tuple[ParameterRule, ...], dict[str, Tensor]]:
-    """The rules of a saved plan, and the entries that it has seen.
-
-    Raises:
-        InvalidInputError: if it is not what ``state_dict`` makes.
-    """
-    try:
-        rules = tuple(ParameterRule(**{**rule, "role": Role(rule["role"])}) for rule in state["rules"])
-        drawn = {
-            name: torch.tensor(entries, dtype=torch.float64, device="cpu")
-            for name, entries in state.get("drawn", {}).items()
-        }
-        for rule in rules:
-            for name in ("std", "lr", "adam_lr", "gradient", "gain", "start"):
-                require_number(f"{name} of {rule.name}", getattr(rule, name), at_least=0)
-            require_whole(f"fan_in of {rule.name}", rule.fan_in, at_least=1)
-        require_number("gamma0", state["gamma0"], at_least=SMALLEST)
-        require_choice("scheme", state["scheme"], SCHEMES)
-        if state.get("depth") is not None:
-            require_choice("depth", state["depth"], DEPTHS)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InvalidInputError(
-            "This is not a saved plan, or it was changed since.",
-            got=f"{type(error).__name__}: {error}".rstrip("."),
-            remedy="plan.load_state_dict(...) of what plan.state_dict() made",
-        ) from error
-    return rules, drawn
 
 
 def _called(architecture: Architecture) -> str:

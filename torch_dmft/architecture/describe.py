@@ -46,7 +46,7 @@ def describe(
 
     Args:
         model: any module of linear, convolution, embedding and norm layers whose data flow torch functions carry; parameters of
-            its own may multiply features, one number per neuron (layer scales).
+            its own may multiply features, one number per neuron (layer scales) or one for all.
         example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         roles: for module paths or names of weights, roles that overrule what is found.
         like: the architecture of this model at another width. A dot product over a width (the scores of attention) must then
@@ -238,6 +238,23 @@ def _scale(trace: Trace, name: str, label: Label) -> Vector:
     return Vector(path, name, value.numel(), _axis(trace, label), is_scale=True, start=start)
 
 
+def _scalars(trace: Trace) -> list[Vector]:
+    """The parameters of one number, which a gradient of all neurons together moves."""
+    parameters = parameters_of(trace.model)
+    return [
+        Vector(
+            name.rpartition(".")[0],
+            name,
+            1,
+            None,
+            role=Role.INNER if name in trace.inside else Role.OUTER,
+            start=float(parameters[name].detach()),
+            is_scalar=True,
+        )
+        for name in trace.scalars
+    ]
+
+
 def _axis(trace: Trace, label: Label) -> int | None:
     return trace.axes.root(label) if label is not None and trace.axes.is_width(label) else None
 
@@ -276,7 +293,7 @@ def _vectors(trace: Trace, places: list[Place]) -> tuple[Vector, ...]:
         for name, parameter in own_parameters(trace.modules[path]).items()
     )
     scales = [_scale(trace, name, label) for name, label in trace.scales.items()]
-    return (*vectors, *scales, *_bare(trace, places))
+    return (*vectors, *scales, *_scalars(trace), *_bare(trace, places))
 
 
 def _role(trace: Trace, path: str, use: Use, facts: Weight) -> Role | None:
@@ -324,7 +341,7 @@ def _bare(trace: Trace, places: list[Place]) -> tuple[Vector, ...]:
 
 
 def _norms_without_width(vectors: tuple[Vector, ...]) -> list[Place]:
-    paths = dict.fromkeys(vector.path for vector in vectors if vector.axis is None)
+    paths = dict.fromkeys(vector.path for vector in vectors if vector.axis is None and not vector.is_scalar)
     fix = "not yet; build it with affine=False (elementwise_affine=False), or normalise the data beforehand"
     return [
         Place(path, "its gain and shift act on the data's or the output's features, not on a width", fix)

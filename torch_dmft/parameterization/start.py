@@ -64,9 +64,9 @@ def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -
     size = root_mean_square(value) if own is None else size_of(value, own=own)
     if rule.role is Role.OUTPUT_BIAS:
         return f"numbers of size {size:.3g} instead of zero" if size and untrained else None
-    if rule.role is not Role.VECTOR:
+    scale = next((one.start for one in plan.architecture.vectors if one.name == rule.name and not one.is_norm), None)
+    if rule.role is not Role.VECTOR and scale is None:
         return None
-    scale = next((one.start for one in plan.architecture.vectors if one.name == rule.name and one.is_scale), None)
     usual = (float(rule.name.rpartition(".")[2] == "weight") if scale is None else scale) * rule.start
     is_norm = all(rule.name != layer.bias for layer in plan.architecture.layers)
     if not math.isclose(size, rule.std, rel_tol=_KEPT, abs_tol=1e-12):

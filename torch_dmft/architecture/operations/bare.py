@@ -27,7 +27,7 @@ def adopt(trace: Trace, call: Call) -> None:
         return
     for parameter in trace.parameters(call):
         name = trace.bare_name(parameter)
-        if name is not None and name not in trace.bare:
+        if name is not None and name not in trace.bare and name not in trace.scalars:
             dims = tuple(trace.axes.new() if size > 1 else None for size in parameter.shape)
             trace.bare[name] = dims
             is_trained = id(parameter) in trace.trained

@@ -260,7 +260,7 @@ def _rules(
             known[f"{layer.path}.initial_scale"] = (layer, layer.role)
         if layer.bias is not None:
             known[layer.bias] = (layer, Role.OUTPUT_BIAS if layer.role is Role.READOUT else Role.VECTOR)
-    known |= {vector.name: (vector, Role.VECTOR) for vector in architecture.vectors}
+    known |= {vector.name: (vector, vector.role) for vector in architecture.vectors}
     rules = []
     for name, parameter in model.named_parameters():
         owner, role = known[name]

@@ -233,9 +233,15 @@ def _given(trace: Trace, roles: Roles) -> dict[str, Role]:
 def _scale(trace: Trace, name: str, label: Label) -> Vector:
     """A layer scale."""
     path, value = name.rpartition(".")[0], parameters_of(trace.model)[name].detach()
+    return Vector(path, name, value.numel(), _axis(trace, label), is_scale=True, start=_number(value))
+
+
+def _number(value: Tensor) -> float | None:
+    """The one number that all entries of a parameter are; None if they differ, or are not known."""
+    if value.is_meta:
+        return None
     first = float(value.flatten()[0])
-    start = first if bool((value == first).all()) else None
-    return Vector(path, name, value.numel(), _axis(trace, label), is_scale=True, start=start)
+    return first if bool((value == first).all()) else None
 
 
 def _scalars(trace: Trace) -> list[Vector]:
@@ -335,8 +341,9 @@ def _bare(trace: Trace, places: list[Place]) -> tuple[Vector, ...]:
             fix = "add it to features, or put it beside them as a token, so that one axis runs over their neurons"
             places.append(Place(name, f"is a parameter outside of layers and {reason}", fix))
             continue
-        size = trace.model.get_parameter(name).numel()
-        found.append(Vector(name.rpartition(".")[0], name, size, axes[0], place=widths[0]))
+        value = trace.model.get_parameter(name).detach()
+        start = _number(value) or None  # zeros are rows of size zero
+        found.append(Vector(name.rpartition(".")[0], name, value.numel(), axes[0], place=widths[0], start=start))
     return tuple(found)
 
 

@@ -139,9 +139,9 @@ class Vector:
         role: its role.
         fan_in: inputs per neuron, if it is the matrix of a product that has no kernels (experts in one operator).
         is_scale: whether it is a layer scale, which the code of its module multiplies features by.
-        start: of a layer scale, the one number that all of it start at, None if they differ; of a single number, that.
-        place: of a tensor with several numbers per neuron that is added to features or put beside them (positions, class
-            tokens), which of its axes is the width; None for any other.
+        start: of what is no norm layer's, the one number that all of it start at; None if they differ, or are drawn.
+        place: of a tensor that is added to features, put beside them or rearranged (positions, class tokens, layer scales
+            that are reshaped), which of its axes is the width; None for any other.
         is_scalar: whether it is a single number that the code of its module computes with: a factor of a branch, a temperature.
     """
 
@@ -313,7 +313,7 @@ class Architecture:
 
     @property
     def bare(self) -> dict[str, Vector]:
-        """The parameters that are added to features or put beside them, by name."""
+        """The parameters that are added to features, put beside them or rearranged, by name."""
         return {vector.name: vector for vector in self.vectors if vector.place is not None}
 
     @property

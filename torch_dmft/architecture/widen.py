@@ -63,7 +63,8 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
     for name, vector in architecture.bare.items():
         parameter = model.get_parameter(name)
         shape = [wide(size, vector.axis if axis == vector.place else None) for axis, size in enumerate(parameter.shape)]
-        kept[id(parameter)] = nn.Parameter(torch.empty(shape, device="meta"))
+        value = torch.empty(shape, device="meta")
+        kept[id(parameter)] = nn.Parameter(value if vector.start is None else parameter.new_full(shape, vector.start))
     return copy.deepcopy(model, memo={**kept, **replaced})
 
 

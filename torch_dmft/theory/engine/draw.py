@@ -80,8 +80,13 @@ class Draw:
         return module
 
     def rows(self, vector: Vector, parameter: Tensor, std: float) -> Tensor:
-        """What a parameter outside of layers starts at, in its own shape: latents of the population that it writes to."""
+        """What a parameter outside of layers starts at, in its own shape: latents of the population that it writes to.
+
+        What is one number everywhere stays that; ``std`` is its size.
+        """
         assert vector.place is not None
+        if vector.start is not None:
+            return self.like.new_full(parameter.shape, math.copysign(std, vector.start))
         size = parameter.shape[vector.place]
         outputs = self.population(vector.axis, size)
         drawn = outputs.draw(parameter.numel() // size, uniform=vector.name in self.uniform)

@@ -46,7 +46,7 @@ def describe(
 
     Args:
         model: any module of linear, convolution, embedding and norm layers whose data flow torch functions carry; parameters of
-            its own may multiply features, one number per neuron (layer scales).
+            its own may multiply features, one number per neuron (layer scales) or one for all.
         example_input: ``(sample, ...)``, or a tuple or mapping of the arguments of ``forward``.
         roles: for module paths or names of weights, roles that overrule what is found.
         like: the architecture of this model at another width. A dot product over a width (the scores of attention) must then
@@ -233,9 +233,32 @@ def _given(trace: Trace, roles: Roles) -> dict[str, Role]:
 def _scale(trace: Trace, name: str, label: Label) -> Vector:
     """A layer scale."""
     path, value = name.rpartition(".")[0], parameters_of(trace.model)[name].detach()
+    return Vector(path, name, value.numel(), _axis(trace, label), is_scale=True, start=_number(value))
+
+
+def _number(value: Tensor) -> float | None:
+    """The one number that all entries of a parameter are; None if they differ, or are not known."""
+    if value.is_meta:
+        return None
     first = float(value.flatten()[0])
-    start = first if bool((value == first).all()) else None
-    return Vector(path, name, value.numel(), _axis(trace, label), is_scale=True, start=start)
+    return first if bool((value == first).all()) else None
+
+
+def _scalars(trace: Trace) -> list[Vector]:
+    """The parameters of one number, which a gradient of all neurons together moves."""
+    parameters = parameters_of(trace.model)
+    return [
+        Vector(
+            name.rpartition(".")[0],
+            name,
+            1,
+            None,
+            role=Role.INNER if name in trace.inside else Role.OUTER,
+            start=float(parameters[name].detach()),
+            is_scalar=True,
+        )
+        for name in trace.scalars
+    ]
 
 
 def _axis(trace: Trace, label: Label) -> int | None:
@@ -276,7 +299,7 @@ def _vectors(trace: Trace, places: list[Place]) -> tuple[Vector, ...]:
         for name, parameter in own_parameters(trace.modules[path]).items()
     )
     scales = [_scale(trace, name, label) for name, label in trace.scales.items()]
-    return (*vectors, *scales, *_bare(trace, places))
+    return (*vectors, *scales, *_scalars(trace), *_bare(trace, places))
 
 
 def _role(trace: Trace, path: str, use: Use, facts: Weight) -> Role | None:
@@ -318,13 +341,14 @@ def _bare(trace: Trace, places: list[Place]) -> tuple[Vector, ...]:
             fix = "add it to features, or put it beside them as a token, so that one axis runs over their neurons"
             places.append(Place(name, f"is a parameter outside of layers and {reason}", fix))
             continue
-        size = trace.model.get_parameter(name).numel()
-        found.append(Vector(name.rpartition(".")[0], name, size, axes[0], place=widths[0]))
+        value = trace.model.get_parameter(name).detach()
+        start = _number(value) or None  # zeros are rows of size zero
+        found.append(Vector(name.rpartition(".")[0], name, value.numel(), axes[0], place=widths[0], start=start))
     return tuple(found)
 
 
 def _norms_without_width(vectors: tuple[Vector, ...]) -> list[Place]:
-    paths = dict.fromkeys(vector.path for vector in vectors if vector.axis is None)
+    paths = dict.fromkeys(vector.path for vector in vectors if vector.axis is None and not vector.is_scalar)
     fix = "not yet; build it with affine=False (elementwise_affine=False), or normalise the data beforehand"
     return [
         Place(path, "its gain and shift act on the data's or the output's features, not on a width", fix)

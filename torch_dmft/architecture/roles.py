@@ -127,9 +127,9 @@ class Layer:
 @typed
 @dataclass(frozen=True)
 class Vector:
-    """A parameter with numbers for each neuron that belongs to no layer's bias.
+    """A parameter that belongs to no layer: numbers for each neuron, or one for all of them.
 
-    Gain and shift of norm layers, layer scales, positions, class tokens.
+    Gain and shift of norm layers, layer scales, positions, class tokens, the factor of a residual branch.
 
     Attributes:
         path: module path of the owner.
@@ -139,9 +139,10 @@ class Vector:
         role: its role.
         fan_in: inputs per neuron, if it is the matrix of a product that has no kernels (experts in one operator).
         is_scale: whether it is a layer scale, which the code of its module multiplies features by.
-        start: of a layer scale, the one number that all of it start at; None if they differ.
-        place: of a tensor with several numbers per neuron that is added to features or put beside them (positions, class
-            tokens), which of its axes is the width; None for any other.
+        start: of what is no norm layer's, the one number that all of it start at; None if they differ, or are drawn.
+        place: of a tensor that is added to features, put beside them or rearranged (positions, class tokens, layer scales
+            that are reshaped), which of its axes is the width; None for any other.
+        is_scalar: whether it is a single number that the code of its module computes with: a factor of a branch, a temperature.
     """
 
     path: str
@@ -153,11 +154,12 @@ class Vector:
     is_scale: bool = False
     start: float | None = None
     place: int | None = None
+    is_scalar: bool = False
 
     @property
     def is_norm(self) -> bool:
         """Whether it belongs to a norm layer, as far as one instance tells."""
-        return not self.is_scale and self.place is None
+        return not self.is_scale and not self.is_scalar and self.place is None
 
 
 @typed
@@ -311,8 +313,13 @@ class Architecture:
 
     @property
     def bare(self) -> dict[str, Vector]:
-        """The parameters that are added to features or put beside them, by name."""
+        """The parameters that are added to features, put beside them or rearranged, by name."""
         return {vector.name: vector for vector in self.vectors if vector.place is not None}
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The names of parameters each entry of which acts on every sample by code that is no layer's."""
+        return tuple(vector.name for vector in self.vectors if vector.place is not None or vector.is_scalar)
 
     @property
     def readout(self) -> Layer:

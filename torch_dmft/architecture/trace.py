@@ -46,6 +46,7 @@ class Value:
         past_weights: whether it depends on a weight.
         trained: whether it depends on a parameter that is trained.
         cut: what to complain of if it has an effect on the output, because gradients do not follow it back.
+        is_scalar: whether it is a parameter of one number, or made of such alone.
     """
 
     dims: tuple[Label, ...]
@@ -59,6 +60,7 @@ class Value:
     past_weights: bool = False
     trained: bool = False
     cut: Place | None = None
+    is_scalar: bool = False
 
 
 def ancestry(values: list[Value], *, past_weights: bool) -> Iterator[Value]:
@@ -107,6 +109,8 @@ class Trace:
         places: what could not be followed.
         trained: identities of the parameters that are trained.
         bare: the axes of parameters that belong to no layer and are added to features, or put beside them, by name.
+        scalars: parameters of one number, by name.
+        inside: of these, the names of those that a weight comes after.
         laid_out: the sizes of the axes that widths were laid out on without leaving one to torch, in order.
         growing: for each of these layouts, the place of the axis that grows, or None if nothing tells; None at first, when the
             last one is taken for it.
@@ -135,6 +139,8 @@ class Trace:
         self.used: set[int] = set()
         self.places: dict[Place, None] = {}
         self.bare: dict[str, tuple[Label, ...]] = {}
+        self.scalars: dict[str, Value] = {}
+        self.inside: set[str] = set()
         self.laid_out: list[tuple[int, ...]] = []
         self.growing = growing
         self.parts: dict[int, int] = {}
@@ -185,6 +191,11 @@ class Trace:
             self._last_call = call
             self._last_features = [(tensor, value) for tensor, value, _ in held if value.serial != CONSTANT]
         return self._last_features
+
+    def mixed(self, call: Call) -> list[tuple[Tensor, Value]]:
+        """Of these the ones that have axes to be told apart: those that are not one number, unless all are."""
+        features = self.features(call)
+        return [one for one in features if not one[1].is_scalar] or features
 
     def changed(self, tensors: list[Tensor]) -> list[Value]:
         """What was known of tensors that were written, or given other gradients, in a way that was not seen."""

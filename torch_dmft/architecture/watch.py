@@ -252,6 +252,12 @@ def _finish(trace: Trace, outputs: list[Tensor]) -> None:
     for value in ancestry(values, past_weights=True):
         if value.cut is not None:
             trace.complain(value.cut)
+    if trace.scalars:
+        weights = [value for value in ancestry(values, past_weights=False) if value.source is not None]
+        ahead = {
+            id(value) for value in ancestry([one for value in weights for one in value.made_from], past_weights=True)
+        }
+        trace.inside = {name for name, value in trace.scalars.items() if id(value) in ahead}
     trace.outputs = sum(output.numel() for output in outputs) // max(1, trace.samples)
     trace.axes.settle()
 

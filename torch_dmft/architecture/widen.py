@@ -57,24 +57,25 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
             replaced[id(module)] = _wide_norm(module, partial(wide, axis=axes.get(path, _ANY_WIDTH)))
     kept = {id(parameter): parameter for parameter in parameters_of(model).values()}
     for vector in architecture.vectors:
-        if vector.is_scale:
+        if vector.is_scale or vector.is_scalar:
             parameter = parameters_of(model)[vector.name]
             kept[id(parameter)] = _wide_scale(parameter, wide(vector.size, vector.axis), vector.start)
     for name, vector in architecture.bare.items():
         parameter = model.get_parameter(name)
         shape = [wide(size, vector.axis if axis == vector.place else None) for axis, size in enumerate(parameter.shape)]
-        kept[id(parameter)] = nn.Parameter(torch.empty(shape, device="meta"))
+        value = torch.empty(shape, device="meta")
+        kept[id(parameter)] = nn.Parameter(value if vector.start is None else parameter.new_full(shape, vector.start))
     return copy.deepcopy(model, memo={**kept, **replaced})
 
 
 def _wide_scale(parameter: nn.Parameter, size: int, start: float | None) -> nn.Parameter:
-    """A layer scale of another size, where all of it start at one number; at one if they differ."""
+    """A layer scale of another size, or a single number, where all of it start at one number; at one if they differ."""
     shape = [size if entries > 1 else 1 for entries in parameter.shape]
     return nn.Parameter(parameter.detach().new_full(shape, 1.0 if start is None else start))
 
 
 def owners_beside_scales(model: nn.Module, architecture: Architecture) -> list[tuple[str, nn.Module]]:
-    """The modules with parameters of their own other than layer scales, positions and class tokens."""
+    """The modules with parameters of their own other than layer scales, single numbers, positions and class tokens."""
     scales = {vector.name for vector in architecture.vectors if not vector.is_norm}
     return [
         (path, module)

@@ -139,9 +139,9 @@ def measure(
 def _part(taps: Taps, layouts: Layouts, outputs: Float[Tensor, "sample output"], *, retain_graph: bool) -> Part:
     """The layers and the NTK of some functions of the network."""
     subject = taps.subject
-    bare = {name: subject.model.get_parameter(name) for name in subject.architecture.bare if subject.rate(name)}
-    bare = bare if subject.wanted.ntk else {}
-    found = gradients(taps, layouts, outputs, retain_graph=retain_graph or bool(bare))
+    shared = {name: subject.model.get_parameter(name) for name in subject.architecture.shared if subject.rate(name)}
+    shared = shared if subject.wanted.ntk else {}
+    found = gradients(taps, layouts, outputs, retain_graph=retain_graph or bool(shared))
     uses = {
         path: [UseWithGradient(*parts) for parts in zip(taps.uses[path], layouts[path], found[path], strict=True)]
         for path in taps.uses
@@ -162,8 +162,8 @@ def _part(taps: Taps, layouts: Layouts, outputs: Float[Tensor, "sample output"],
         )
     if not subject.wanted.ntk:
         return tuple(layers), None
-    if bare:
-        jacobians = _shared_jacobians(bare, outputs, retain_graph=retain_graph)
+    if shared:
+        jacobians = _shared_jacobians(shared, outputs, retain_graph=retain_graph)
         ntks += [subject.rate(name) * gram(jacobian) for name, jacobian in jacobians.items()]
     vectors = subject.architecture.vectors
     owners = dict.fromkeys(vector.path for vector in vectors if vector.is_norm)

@@ -110,7 +110,8 @@ def parameter_rules(
         keeps = (keeps_sizes or not parameter.requires_grad) and is_weight and role is not Role.READOUT
         is_table = layer is not None and layer.kind == "embedding" and name == layer.weight
         own = size_of_rows(parameter) if is_table else own
-        own = size_of_rows(parameter.reshape(-1, 1)) if name in architecture.bare else own
+        is_drawn = name in architecture.bare and architecture.bare[name].start is None
+        own = size_of_rows(parameter.reshape(-1, 1)) if is_drawn else own
         if is_table and role in (Role.EMBEDDING, Role.INNER) and own:
             weight_gain = own
         if keeps and own:  # a weight that stays as it is: its gain is what its size amounts to

@@ -57,16 +57,16 @@ def _start(plan: Plan, rule: ParameterRule, value: Tensor, *, untrained: bool) -
         if shape in (None, UNIFORM) and untrained:
             return _size(value, rule) or _changed(plan.drawn.get(rule.name), parameter) or shape
         return shape
-    if rule.role is Role.EMBEDDING or rule.name in plan.architecture.bare:
+    scale = next((one.start for one in plan.architecture.vectors if one.name == rule.name and not one.is_norm), None)
+    if rule.role is Role.EMBEDDING or (rule.name in plan.architecture.bare and scale is None):
         return _rows(value if rule.role is Role.EMBEDDING else value.reshape(-1, 1), rule, untrained=untrained)
     own = next((own_bound(layer.fan_in) for layer in plan.architecture.layers if layer.bias == rule.name), None)
     own = None if own is None else own * rule.start
     size = root_mean_square(value) if own is None else size_of(value, own=own)
     if rule.role is Role.OUTPUT_BIAS:
         return f"numbers of size {size:.3g} instead of zero" if size and untrained else None
-    if rule.role is not Role.VECTOR:
+    if rule.role is not Role.VECTOR and scale is None:
         return None
-    scale = next((one.start for one in plan.architecture.vectors if one.name == rule.name and one.is_scale), None)
     usual = (float(rule.name.rpartition(".")[2] == "weight") if scale is None else scale) * rule.start
     is_norm = all(rule.name != layer.bias for layer in plan.architecture.layers)
     if not math.isclose(size, rule.std, rel_tol=_KEPT, abs_tol=1e-12):

@@ -44,7 +44,7 @@ def refused(layer: Layer, table: nn.Embedding, starts: Mapping[str, Tensor]) -> 
 
 def refused_rows(vector: Vector, rows: Tensor) -> Iterator[Place]:
     """The same of a parameter that belongs to no layer, as it started."""
-    if not rows.is_meta:
+    if vector.start is None and not rows.is_meta:
         yield from _unlike(vector.name, by_neuron(vector, rows.detach()), 0)
 
 

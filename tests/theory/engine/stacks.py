@@ -1,10 +1,12 @@
-"""Ensembles of finite networks of any wiring in unit form, slow and obvious: the oracle of dropout, norms and layer scales.
+"""Ensembles of finite networks of any wiring in unit form, slow and obvious: the oracle of dropout, norms, scales and numbers.
 
 Every matrix has entries N(0, 1) and is divided by the root of its fan-in, every vector starts at one number, and
 
-    f = w . <last>_tokens / (gamma0 N).
+    f = exp(t) w . <last>_tokens / (gamma0 N).
 
-All learn at the rate lr gamma0^2 N. What is recorded is the network in evaluation mode. Independent of the package.
+All learn at the rate lr gamma0^2 N, but single numbers: at lr gamma0^2 those that features are computed with, and at lr the t
+that outputs are multiplied by. As they are start + u / sqrt(N) and start + u / (gamma0 sqrt(N)), so is u at the rate of all.
+What is recorded is the network in evaluation mode. Independent of the package.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ class Wiring:
 
     Attributes:
         matrices: in forward order, the first reads the data.
-        forward: (apply, data, vectors ``(network, 1, 1, N)``, drop) -> the features that the readout averages; ``drop`` takes
-            features and p, and does nothing in evaluation mode.
+        forward: (apply, data, vectors ``(network, 1, 1, N)`` and numbers ``(network, 1, 1, 1)``, drop) -> the features that
+            the readout averages; ``drop`` takes features and p, and does nothing in evaluation mode.
         vectors: where each starts.
+        numbers: where each starts.
+        log_scale: where t starts; None for t = 0, which does not learn.
         taps: of a matrix that reads several tokens at once, how many.
     """
 
@@ -39,6 +43,8 @@ class Wiring:
     forward: Callable[[Apply, Tensor, Mapping[str, Tensor], Callable[[Tensor, float], Tensor]], Tensor]
     vectors: Mapping[str, float] = field(default_factory=dict)
     taps: Mapping[str, int] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    log_scale: float | None = None
 
 
 def train(
@@ -76,7 +82,14 @@ def train(
         name: torch.full((networks, 1, 1, width), start, dtype=inputs.dtype).requires_grad_()
         for name, start in wiring.vectors.items()
     }
+    has_scale = wiring.log_scale is not None
+    units = {name: inputs.new_zeros(networks, 1, 1, 1).requires_grad_() for name in wiring.numbers}
+    log_scale = inputs.new_zeros(networks, 1).requires_grad_(has_scale)
+    others = [*vectors.values(), *units.values(), *([log_scale] if has_scale else [])]
     found: dict[str, list[Tensor]] = {}
+
+    def factor() -> Tensor:
+        return torch.exp((wiring.log_scale or 0.0) + log_scale / (gamma0 * math.sqrt(width)))
 
     def dropped(rows: Tensor, p: float) -> Tensor:
         kept = torch.rand(half, *rows.shape[1:], generator=generator, dtype=rows.dtype) >= p
@@ -91,8 +104,10 @@ def train(
             written[name] = torch.einsum("nof,nptf->npto", theta[name], rows) / math.sqrt(rows.shape[-1])
             return written[name]
 
-        last = wiring.forward(apply, inputs.expand(networks, -1, -1, -1), vectors, drop).mean(2)
-        return torch.einsum("nof,npf->np", theta["readout"], last) / (gamma0 * width), last, read, written
+        numbers = {name: start + units[name] / math.sqrt(width) for name, start in wiring.numbers.items()}
+        last = wiring.forward(apply, inputs.expand(networks, -1, -1, -1), {**vectors, **numbers}, drop).mean(2)
+        f = factor() * torch.einsum("nof,npf->np", theta["readout"], last) / (gamma0 * width)
+        return f, last, read, written
 
     for step in range(record[-1] + 1):
         if step in record:
@@ -106,16 +121,17 @@ def train(
                 now[f"backward.{index}"] = gram(gamma0 * width * tokens * slope) / (tokens * width)
                 now[f"ntk.{index}"] = rate * gram(jacobian)
             end = len(wiring.matrices)
-            now[f"forward.{end}"] = now[f"ntk.{end}"] = gram(last) / width
-            now[f"backward.{end}"] = f.new_ones(networks, samples, samples)
+            now[f"forward.{end}"] = gram(last) / width
+            now[f"backward.{end}"] = factor().square().unsqueeze(2).expand(-1, samples, samples)
+            now[f"ntk.{end}"] = now[f"forward.{end}"] * now[f"backward.{end}"]
             now["ntk"] = torch.stack([values for name, values in now.items() if name.startswith("ntk.")]).sum(0)
-            for vector in vectors.values():
-                rows = [torch.autograd.grad(f[:, mu].sum(), vector, retain_graph=True)[0] for mu in range(samples)]
+            for other in others:
+                rows = [torch.autograd.grad(f[:, mu].sum(), other, retain_graph=True)[0] for mu in range(samples)]
                 now["ntk"] = now["ntk"] + rate * gram(torch.stack(rows, dim=1))
             for name, values in now.items():
                 found.setdefault(name, []).append(values.detach())
         f = run(dropped)[0]
-        descend([*theta.values(), *vectors.values()], (f - targets).square().mean(1), lr * rate)
+        descend([*theta.values(), *others], (f - targets).square().mean(1), lr * rate)
     return {name: torch.stack(values, dim=1) for name, values in found.items()}
 
 

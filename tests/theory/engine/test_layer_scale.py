@@ -150,6 +150,65 @@ def test_their_share_of_the_tangent_kernel_is_that_of_the_jacobian() -> None:
     assert float((kernels[1] - beside).norm()) > 0.01 * float(beside.norm())
 
 
+ARRANGED: dict[str, Callable[[Tensor], Tensor]] = {
+    "indexed": lambda scale: scale[:, None],
+    "ConvNeXt's": lambda scale: scale.reshape(1, -1, 1),
+    "view": lambda scale: scale.view(1, scale.shape[0], 1),
+    "unsqueeze": lambda scale: scale.unsqueeze(-1),
+    "unflatten": lambda scale: scale.unflatten(0, (-1, 1)),
+    "transpose": lambda scale: scale.unsqueeze(0).mT,
+}
+
+
+class Arranged(nn.Module):
+    """Channels whose branch has a scale in some shape; ``None``: of the shape in which it meets them."""
+
+    def __init__(self, arrange: Callable[[Tensor], Tensor] | None, width: int = 16, start: float = -0.5) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(2, width, 1), nn.Conv1d(width, width, 1)
+        self.arrange, self.last = arrange, nn.Linear(width, 1)
+        self.scale = nn.Parameter(torch.full((width, 1) if arrange is None else (width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        scale = self.scale if self.arrange is None else self.arrange(self.scale)
+        return self.last(torch.tanh(h + torch.tanh(self.second(h)).mul(scale)).mean(2))
+
+
+def arranged(name: str | None, start: float = -0.5) -> dmft.Problem:
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(4, 2, 3, generator=generator).double(), data()[1].double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = Arranged(None if name is None else ARRANGED[name], start=start).double()
+    plan = dmft.parameterize(made, inputs, gain=1.0, generator=torch.Generator().manual_seed(0))
+    return dmft.Problem.like(plan, dmft.Probe(inputs, targets), lr=0.2, steps=4)
+
+
+@pytest.mark.parametrize("name", ARRANGED)
+def test_a_scale_in_another_shape_is_the_same(name: str) -> None:
+    problem, plain = arranged(name), arranged(None)
+    assert problem.network.shown.vectors[0].start == -0.5
+    for solver in (dmft.solvers.InfiniteWidth(128, 1), dmft.solvers.FiniteWidth(32, 4)):
+        ours, theirs = (observables(dmft.solve(one, solver)) for one in (problem, plain))
+        for observable, value in theirs.items():
+            torch.testing.assert_close(ours[observable], value, rtol=1e-9, atol=1e-9)
+    other = dmft.solve(arranged(name, 0.5), dmft.solvers.InfiniteWidth(128, 1))
+    assert not torch.allclose(other.ntk.array, ours["ntk"].to(other.ntk.array), rtol=1e-3)
+
+
+@pytest.mark.parametrize("given", ["model", "factory", "plan"])
+def test_twins_have_the_start_in_its_shape(given: str) -> None:
+    inputs = torch.ones(3, 2, 4, device="cpu")
+    made = Arranged(ARRANGED["ConvNeXt's"])
+    sources = {"model": made, "factory": lambda width: Arranged(ARRANGED["ConvNeXt's"], width)}
+    source = dmft.parameterize(made, inputs) if given == "plan" else sources[given]
+    twin = dmft.infinite_width(source, inputs, neurons=240)
+    assert torch.equal(twin.model.scale, torch.full((240,), -0.5))
+    wide = dmft.infinite_width(lambda width: Arranged(ARRANGED["view"], width, start=0.5), inputs, neurons=240)
+    assert torch.equal(wide.model.scale, torch.full((240,), 0.5))
+
+
 def unequal() -> nn.Module:
     made = model()
     with torch.no_grad():
@@ -168,9 +227,24 @@ class OfData(nn.Module):
         return self.net(self.scale * x)
 
 
+class Flat(nn.Module):
+    """A network of channels on rows."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x[:, :4].unflatten(1, (2, 2)))
+
+
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "unequal": (unequal, r"1: 1\.scale starts at numbers that differ"),
     "of the width": (lambda: lambda width: model(width, start=width**-0.5), "but at another width at"),
+    "of the width, in another shape": (
+        lambda: lambda width: Flat(Arranged(ARRANGED["view"], width, width**-0.5)),
+        "but at another width at",
+    ),
     "of the data": (OfData, "scale"),
 }
 

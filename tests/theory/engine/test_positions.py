@@ -110,6 +110,24 @@ def test_twins_have_rows_of_their_own_width(given: Callable[..., Any]) -> None:
     assert bool(wide.model.first.grad.any())
 
 
+@pytest.mark.parametrize("number", [1.0, 0.0])
+def test_a_parameter_of_one_number_starts_as_that(number: float) -> None:
+    def problem(width: int, **settings: Any) -> dmft.Problem:
+        torch.manual_seed(0)
+        model = Classified(width).double()
+        nn.init.constant_(model.first, number)
+        return posed(model, **settings)
+
+    wide = dmft.solvers.InfiniteWidth(256, 2)
+    theory, networks = dmft.solve(problem(16, steps=3), wide), dmft.solvers.WideEnsemble((24, 48, 96), 12)
+    networks = dmft.solve(problem(16, steps=3), networks, record=[0, 3])
+    for name in ("outputs", "losses", "ntk"):
+        ours, theirs = observables(theory)[name][[0, 3]], observables(networks)[name]
+        error = (observables(theory.stderr)[name][[0, 3]] ** 2 + observables(networks.stderr)[name] ** 2).sqrt()
+        assert float(((ours - theirs) / error.clamp_min(1e-9)).abs().max()) < 5
+        assert float(error.square().mean().sqrt() / ours.square().mean().sqrt()) < 0.25, name
+
+
 def _sines() -> nn.Module:
     model = Classified(64)
     waves = torch.outer(torch.arange(1.0, LENGTH + 1, device="cpu"), torch.arange(64.0, device="cpu") / 9)
@@ -117,13 +135,14 @@ def _sines() -> nn.Module:
     return model
 
 
-def _ones() -> nn.Module:
+def _shifted() -> nn.Module:
     model = Classified(64)
-    nn.init.ones_(model.first)
+    with torch.no_grad():
+        model.first.add_(3)
     return model
 
 
-@pytest.mark.parametrize("make", [_sines, _ones])
+@pytest.mark.parametrize("make", [_sines, _shifted])
 @pytest.mark.parametrize("solver", [dmft.solvers.InfiniteWidth(256, 1), dmft.solvers.WideEnsemble((16, 32), 4)])
 def test_rows_that_are_no_independent_numbers_are_refused(make: Any, solver: Any) -> None:
     problem = posed(make())

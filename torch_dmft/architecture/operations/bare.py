@@ -1,4 +1,6 @@
-"""Parameters that a module of one's own holds, and adds to features or puts beside them: positions, class tokens.
+"""Parameters that a module of one's own holds, and adds to features, puts beside them or, rearranged, multiplies them by.
+
+Positions, class tokens, and layer scales such as ``gamma.reshape(1, -1, 1, 1)``.
 
 Such a tensor has one number per neuron for each of its other entries. Which of its axes is the width is told by what it meets:
 every axis is a new one at first, and those that meet positions of the data are fixed.
@@ -16,6 +18,8 @@ _JOINING = ("add", "sub", "cat", "concat", "concatenate")
 _MOVING = (
     *("expand", "expand_as", "broadcast_to", "repeat", "tile"),
     *("getitem", "narrow", "select", "squeeze", "unsqueeze"),
+    *("reshape", "reshape_as", "view", "view_as", "flatten", "unflatten", "ravel"),
+    *("T", "mT", "t", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis"),
 )
 TAKING = frozenset((*_JOINING, *_MOVING))
 """Functions that may take such a parameter itself; what they return is like any features."""
@@ -27,7 +31,7 @@ def adopt(trace: Trace, call: Call) -> None:
         return
     for parameter in trace.parameters(call):
         name = trace.bare_name(parameter)
-        if name is not None and name not in trace.bare:
+        if name is not None and name not in trace.bare and name not in trace.scalars:
             dims = tuple(trace.axes.new() if size > 1 else None for size in parameter.shape)
             trace.bare[name] = dims
             is_trained = id(parameter) in trace.trained

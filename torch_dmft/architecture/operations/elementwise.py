@@ -106,11 +106,11 @@ def _sum(trace: Trace, call: Call) -> Outcome:
 @follows(FOLLOWERS, "mul multiply div divide true_divide truediv addcmul addcdiv maximum minimum fmax fmin")
 def product(trace: Trace, call: Call) -> Outcome:
     """Entrywise products and choices between tensors: an unknown activation to the weights that meet."""
-    features = trace.features(call)
+    features = trace.mixed(call)
     if len(features) > 1:
         for _, value in features:
             trace.activation(value.weights, None)
-    factor = _constant_factor(trace, call)
+    factor = 1.0 if _is_scaled(trace, call) else _constant_factor(trace, call)
     if factor is None:
         trace.note_numbers(call)
     else:
@@ -134,17 +134,32 @@ def _layer_scale(trace: Trace, call: Call) -> Tensor | None:
     return parameter
 
 
+def _is_scaled(trace: Trace, call: Call) -> bool:
+    """Whether features are multiplied or divided by parameters of one number and nothing else."""
+    features, mixed = trace.features(call), trace.mixed(call)
+    if not len(mixed) < len(features) == len(call.tensors) or len(mixed) != 1:
+        return False
+    is_first = bool(call.args) and call.args[0] is mixed[0][0]
+    return call.name in ("mul", "multiply") or (call.name in _DIVIDING and is_first and not _is_reflected(call))
+
+
+def _is_reflected(call: Call) -> bool:
+    return getattr(call.function, "__name__", "") in ("__rtruediv__", "__rdiv__")
+
+
+_DIVIDING = ("div", "divide", "true_divide", "truediv")
+
+
 def _constant_factor(trace: Trace, call: Call) -> float | None:
     """The number that a product or quotient multiplies features by, if it is one."""
     feature, other = (*call.args, *call.kwargs.values(), None)[:2]
-    divides = call.name in ("div", "divide", "true_divide", "truediv")
+    divides = call.name in _DIVIDING
     if not divides and not isinstance(feature, Tensor):
         feature, other = other, feature
     if not divides and isinstance(other, Tensor) and trace.value(feature).serial == CONSTANT:
         feature, other = other, feature
     is_number = isinstance(other, int | float) or (isinstance(other, Tensor) and other.numel() == 1)
-    is_reflected = getattr(call.function, "__name__", "") in ("__rtruediv__", "__rdiv__")
-    if not is_number or is_reflected or (not divides and call.name not in ("mul", "multiply")):
+    if not is_number or _is_reflected(call) or (not divides and call.name not in ("mul", "multiply")):
         return None
     if isinstance(other, Tensor) and trace.value(other).serial != CONSTANT:
         return None
@@ -154,17 +169,17 @@ def _constant_factor(trace: Trace, call: Call) -> float | None:
 
 def _through(trace: Trace, call: Call) -> frozenset[str]:
     """The weights whose output passes a function unmixed: those of its only feature argument."""
-    features = trace.features(call)
+    features = trace.mixed(call)
     return features[0][1].weights if len(features) == 1 else frozenset()
 
 
 def _broadcast(trace: Trace, call: Call) -> Dims:
-    """Labels of an elementwise result: axes that meet are one, unless one side is constant or broadcast."""
+    """Labels of an elementwise result: axes that meet are one, unless one side is constant, one number or broadcast."""
     shape = call.results[0].shape
     labels: list[Label] = []
     for back in range(1, len(shape) + 1):
         met = []
-        for tensor, value in trace.features(call):
+        for tensor, value in trace.mixed(call):
             if back <= tensor.ndim and tensor.shape[-back] == shape[-back]:
                 met.append(value.dims[-back])
             elif back <= tensor.ndim:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torch_dmft.architecture.axes import SAMPLE
 from torch_dmft.architecture.call import Call
-from torch_dmft.architecture.operations import bare, elementwise, layers, products, rearranging, reducing
+from torch_dmft.architecture.operations import bare, elementwise, layers, products, rearranging, reducing, scalars
 from torch_dmft.architecture.operations.gradients import cut, is_cut, refuse_out_of_sight, refuse_unseen_writing
 from torch_dmft.architecture.operations.outcome import Dims, Followers, Outcome
 from torch_dmft.architecture.trace import CONSTANT, Sum, Trace, Value
@@ -25,6 +25,7 @@ def follow(trace: Trace, call: Call) -> None:
     """Give the results of a call their values, and complain of functions that cannot be followed."""
     parameters = trace.parameters(call)
     if parameters:
+        scalars.adopt(trace, call)
         bare.adopt(trace, call)
     features = trace.features(call)
     lost = call.attached and any(map(trace.is_lost, call.tensors))
@@ -53,7 +54,8 @@ def follow(trace: Trace, call: Call) -> None:
         trace.note_numbers(call, _acting(call, outcome))
     trace.used.update(map(id, parameters))
     for parameter in parameters:
-        is_claimed = any(parameter is claimed for claimed in outcome.claimed) or bare.is_taken(trace, call, parameter)
+        is_claimed = any(parameter is claimed for claimed in outcome.claimed)
+        is_claimed |= bare.is_taken(trace, call, parameter) or scalars.is_taken(trace, call, parameter)
         if not outcome.constant and not is_claimed:
             trace.misused(call, parameter)
 
@@ -64,6 +66,7 @@ def follow(trace: Trace, call: Call) -> None:
         serial = trace.number("x" if cuts else outcome.letter, features)
     else:
         serial = features[0][1].serial
+    is_scalar = bool(values) and all(value.is_scalar for value in values)
     trained = True in [value.trained for value in values] or not trace.trained.isdisjoint(map(id, parameters))
     about = (
         outcome.weights,
@@ -74,6 +77,7 @@ def follow(trace: Trace, call: Call) -> None:
         past_weights or outcome.source is not None,
         trained,
         cut(trace, call) if cuts and trained else None,
+        is_scalar,
     )
     dims = outcome.dims if len(outcome.dims) == len(call.results) else outcome.dims * len(call.results)
     for result, labels in zip(call.results, dims, strict=True):
@@ -114,7 +118,11 @@ def _scale(
     trace: Trace, call: Call, outcome: Outcome, features: list[tuple[Tensor, Value]]
 ) -> tuple[float, tuple[str, str, int] | None, Sum | None]:
     """Factor, last multiplication and sum of a result; features that enter any other operation have their final factor."""
-    values = [value for _, value in features]
+    mixed = [(tensor, value) for tensor, value in features if not value.is_scalar] or features
+    for _, value in features:
+        if value.is_scalar and len(features) > 1:
+            trace.settle(value)
+    features, values = mixed, [value for _, value in mixed]
     if outcome.factor is not None and len(values) == 1:
         (value,) = values
         scaled = value.scaled if outcome.factor == 1.0 else (trace.path, call.name, trace.serial)

@@ -97,7 +97,7 @@ def _populations(plan: Plan) -> list[tuple[int, list[_Columns]]]:
             add(layer.bias, layer.out_axis)
     for name, vector in plan.architecture.bare.items():
         parameter, rule = plan.model.get_parameter(name), rules[name]
-        if rule.std:
+        if rule.std and vector.start is None:
             rows = by_neuron(vector, parameter) / rule.std
             columns_of.setdefault((vector.axis, rows.shape[1]), []).append(_Columns(parameter, rule, rows, vector))
     return [(size, parts) for (_, size), parts in columns_of.items()]

@@ -158,7 +158,7 @@ def initialise(plan: Plan, generator: torch.Generator, starts: Mapping[str, str]
     for module in plan.model.modules():
         if isinstance(module, NORMS):
             module.reset_parameters()
-    vectors = {vector.name: vector for vector in plan.architecture.vectors if vector.place is None}
+    vectors = {one.name: one for one in plan.architecture.vectors if one.place is None or one.start is not None}
     for rule in plan.rules:
         parameter = plan.model.get_parameter(rule.name)
         if rule.name in vectors:

@@ -124,7 +124,8 @@ def _train(
             moment.update()
             if step == 0 and plan.is_limit:
                 rows, f = problem.rows_of(0), moment.outputs
-                warn_of_chance(problem, plan, problem.error_on(f if len(f) == len(rows) else f[rows], rows))
+                f = f if len(f) == len(rows) else f[rows]
+                warn_of_chance(problem, plan, f, problem.error_on(f, rows))
             course.step(step)
             if noise is not None:
                 noise(step)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +14,18 @@ from torch_dmft.architecture import Architecture, Layer, Role, Vector, describe
 from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
 from torch_dmft.core.arguments import checked
-from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
+from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
 from torch_dmft.core.random_state import random_state_kept
-from torch_dmft.core.torch_private import ConvBase
 from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
 from torch_dmft.parameterization.coordinate_check import built
 from torch_dmft.parameterization.rules import require_gain
 from torch_dmft.parameterization.start import starts_of
 from torch_dmft.parameterization.uniform import UNIFORM
 from torch_dmft.theory.coverage import refuse_unsupported, rows_per_sample
-from torch_dmft.theory.engine.conv import InfiniteConv
-from torch_dmft.theory.engine.layers import InfiniteLinear, InfiniteReadout
-from torch_dmft.theory.engine.lazy_layer import LazySettings
-from torch_dmft.theory.gaussian.latents import Population
-from torch_dmft.theory.tables import as_it_is, without_padding
+from torch_dmft.theory.engine.draw import Draw
+from torch_dmft.theory.engine.groups import join_groups, put, refuse_more_groups
+from torch_dmft.theory.engine.scales import fill_scales, refuse_other_scales, refuse_other_starts
 from torch_dmft.theory.tolerance import default_tolerance
 
 MOST_NEURONS = 2**20
@@ -133,16 +129,16 @@ def infinite_width(
     initial = model_or_factory.initial if isinstance(model_or_factory, Plan) else {}
     refuse_unsupported(narrow, architecture, starts=initial)
     like = _numbers_of(narrow, example_input)
-    _refuse_other_starts(architecture, rules)
+    refuse_other_starts(architecture, rules)
     # One width cannot tell how numbers depend on it, and a factor of 1 is not even seen.
     if isinstance(model_or_factory, nn.Module | Plan):
         doubled = widened(narrow, architecture, 2 * architecture.width)
         materialise(doubled, like, architecture.bare)
     else:
         doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
-        _refuse_more_groups(narrow, doubled)
+        refuse_more_groups(narrow, doubled)
     other = describe(doubled, example_input, like=architecture)
-    _refuse_other_scales(architecture, other)
+    refuse_other_scales(architecture, other)
     positions = rows_per_sample(narrow, architecture, example_input)
     matrices = [rule for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)]
     tables = {rule.path: rule for rule in rules if rule.role is Role.EMBEDDING}
@@ -162,9 +158,9 @@ def infinite_width(
     else:
         with torch.device("meta"):
             wide = built(model_or_factory, neurons)
-        _fill_scales(wide, architecture, like)
+        fill_scales(wide, architecture, like)
     if law == "limit":
-        _join_groups(wide)
+        join_groups(wide)
     architecture = _resized(architecture, wide)
     # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
     matched = "network" if has_composite_axes(architecture) else law
@@ -175,12 +171,12 @@ def infinite_width(
     for name in uniform or ():
         require_choice("a name of uniform", name, sorted(names))
     quasi = not architecture.has_parts
-    draw = _Draw(matched, generator, like, multiplied, biases, frozenset(uniform or ()), quasi=quasi)
+    draw = Draw(matched, generator, like, multiplied, biases, frozenset(uniform or ()), quasi=quasi)
     for layer in architecture.layers:
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
         settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path]), "whole": whole}
         module = wide.get_submodule(layer.path)
-        _put(wide, module, draw.layer(layer, module, architecture.width, gamma0, settings))
+        put(wide, module, draw.layer(layer, module, architecture.width, gamma0, settings))
     stds = {rule.name: rule.std for rule in rules}
     for name, vector in architecture.bare.items():
         owner, _, own = name.rpartition(".")
@@ -226,160 +222,6 @@ def _numbers_of(model: nn.Module, example_input: Tensor) -> Tensor:
     return example_input.new_zeros((), dtype=dtype)
 
 
-def _refuse_other_starts(architecture: Architecture, rules: tuple[ParameterRule, ...]) -> None:
-    """Refuse norm layers whose gain or shift did not start at one and zero, as those of the twin do."""
-    started = {rule.name: rule.std / rule.start for rule in rules}
-    places = [
-        Place(
-            vector.path,
-            f"{vector.name} starts at a root mean square of {started[vector.name]:.3g}, which the twin cannot take over",
-            "start norm layers at gain 1 and shift 0",
-        )
-        for vector in architecture.vectors
-        if vector.is_norm
-        and not math.isclose(started[vector.name], float(vector.name.endswith("weight")), abs_tol=1e-6)
-    ]
-    if places:
-        raise UnsupportedModelError("The theory cannot predict this model:", places)
-
-
-def _refuse_other_scales(architecture: Architecture, other: Architecture) -> None:
-    """Refuse layer scales whose start depends on the width."""
-    places = [
-        Place(
-            one.path or "(model)",
-            f"{one.name} starts at {one.start:.6g}, but at another width at {two.start:.6g}",
-            _ALIKE,
-        )
-        for one, two in zip(architecture.vectors, other.vectors, strict=True)
-        if one.start is not None and two.start is not None and not math.isclose(one.start, two.start, rel_tol=1e-6)
-    ]
-    if places:
-        raise UnsupportedModelError("The theory cannot predict this model:", places)
-
-
-_ALIKE = "one number at every width"
-
-
-def _fill_scales(wide: nn.Module, architecture: Architecture, like: Tensor) -> None:
-    """Let the layer scales of a factory's model, which are on "meta", start."""
-    for vector in architecture.vectors:
-        if vector.start is not None:
-            owner, name = wide.get_submodule(vector.path), vector.name.rpartition(".")[2]
-            value = torch.full(owner.get_parameter(name).shape, vector.start, dtype=like.dtype, device=like.device)
-            setattr(owner, name, nn.Parameter(value))
-
-
-def _join_groups(wide: nn.Module) -> None:
-    """Let every GroupNorm normalise all channels at once.
-
-    A fixed number of groups have the same law, and each has infinitely many neurons, so all have the mean and variance of the
-    whole. Of a sample the whole tells them best.
-    """
-    for module in list(wide.modules()):
-        if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
-            joined = nn.GroupNorm(1, module.num_channels, module.eps, module.affine, device="meta")
-            _put(wide, module, joined)
-
-
-def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in the place of another, under all names that it has."""
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if module is old:
-            model.set_submodule(path, new)
-
-
-def _refuse_more_groups(narrow: nn.Module, doubled: nn.Module) -> None:
-    """Refuse norms of a factory whose number of groups depends on the width."""
-    places = [
-        Place(path, f"GroupNorm of {one.num_groups} groups, and of {other.num_groups} at twice the width", _AS_MANY)
-        for (path, one), (_, other) in zip(narrow.named_modules(), doubled.named_modules(), strict=False)
-        if isinstance(one, nn.GroupNorm) and isinstance(other, nn.GroupNorm) and one.num_groups != other.num_groups
-    ]
-    if places:
-        raise UnsupportedModelError("The theory cannot predict this model:", places)
-
-
-_AS_MANY = "as many groups at every width"
-
-
-class _Draw:
-    """Draws the twin's layers; layers that share a width axis share its population."""
-
-    def __init__(
-        self,
-        law: str,
-        generator: torch.Generator,
-        like: Tensor,
-        gains: Mapping[str, float],
-        biases: Mapping[str, float],
-        uniform: Collection[str],
-        *,
-        quasi: bool,
-    ) -> None:
-        self.law, self.generator, self.like, self.gains, self.biases = law, generator, like, gains, biases
-        self.uniform, self.quasi = uniform, quasi
-        self.populations: dict[int, Population] = {}
-
-    def population(self, axis: int | None, size: int) -> Population:
-        assert axis is not None  # input and hidden layers write widths, hidden and readout layers read them
-        if axis not in self.populations:
-            self.populations[axis] = Population(
-                size,
-                law=self.law,
-                generator=self.generator,
-                dtype=self.like.dtype,
-                device=self.like.device,
-                quasi=self.quasi,
-            )
-        return self.populations[axis]
-
-    def layer(self, layer: Layer, module: nn.Module, width: int, gamma0: float, settings: dict[str, Any]) -> nn.Module:
-        """The layer that stands for ``module``, which is on "meta", in the twin."""
-        if layer.role is Role.READOUT:
-            inputs = self.population(layer.in_axis, layer.in_features)
-            std = 1 / (gamma0 * width)
-            uniform = layer.weight in self.uniform
-            return InfiniteReadout(inputs, layer.out_features, std=std, bias=layer.bias is not None, uniform=uniform)
-        outputs = self.population(layer.out_axis, layer.out_features)
-        gain = self.gains[layer.path]
-        if layer.role is Role.HIDDEN:
-            inputs = self.population(layer.in_axis, layer.in_features)
-            bias = self.bias(layer, outputs)
-            if isinstance(module, ConvBase):
-                return InfiniteConv(inputs, outputs, module, LazySettings(gain=gain, **settings), bias=bias)
-            return InfiniteLinear(inputs, outputs, LazySettings(gain=gain, **settings), bias=bias)
-        if isinstance(module, nn.Embedding):
-            rows = gain * outputs.draw(module.num_embeddings, uniform=layer.weight in self.uniform)
-            module.register_parameter("weight", nn.Parameter(without_padding(rows, module)))
-            return module
-        latents = outputs.draw(layer.fan_in, uniform=layer.weight in self.uniform)
-        weight = (gain / math.sqrt(layer.fan_in) * latents).T
-        if isinstance(module, ConvBase):
-            weight = weight.reshape(module.get_parameter("weight").shape).contiguous()
-        # That of a linear layer stays rows of latents in memory: a few inputs meet (fan-in, S) faster than (S, fan-in).
-        module.register_parameter("weight", nn.Parameter(weight))
-        bias = self.bias(layer, outputs)
-        module.register_parameter("bias", None if bias is None else nn.Parameter(bias))
-        return module
-
-    def rows(self, vector: Vector, parameter: Tensor, std: float) -> Tensor:
-        """What a parameter outside of layers starts at, in its own shape: latents of the population that it writes to."""
-        assert vector.place is not None
-        size = parameter.shape[vector.place]
-        outputs = self.population(vector.axis, size)
-        drawn = outputs.draw(parameter.numel() // size, uniform=vector.name in self.uniform)
-        return as_it_is(vector, std * drawn, parameter).contiguous()
-
-    def bias(self, layer: Layer, outputs: Population) -> Tensor | None:
-        """The initial bias: latents of the population."""
-        if layer.bias is None:
-            return None
-        std = self.biases.get(layer.path, 0.0)
-        zeros = self.like.new_zeros(outputs.size)
-        return std * outputs.draw(1, uniform=layer.bias in self.uniform)[0] if std else zeros
-
-
 def _resized(architecture: Architecture, wide: nn.Module) -> Architecture:
     """The architecture with the sizes of a wider model of the same structure."""
     layers = []
@@ -418,7 +260,7 @@ def _rules(
             known[f"{layer.path}.initial_scale"] = (layer, layer.role)
         if layer.bias is not None:
             known[layer.bias] = (layer, Role.OUTPUT_BIAS if layer.role is Role.READOUT else Role.VECTOR)
-    known |= {vector.name: (vector, Role.VECTOR) for vector in architecture.vectors}
+    known |= {vector.name: (vector, vector.role) for vector in architecture.vectors}
     rules = []
     for name, parameter in model.named_parameters():
         owner, role = known[name]

@@ -1,7 +1,8 @@
-"""Output biases whose first gradient is zero, of which Adam makes a step of the full rate, up or down by chance."""
+"""Output biases and single numbers whose first gradient is zero, of which Adam makes a step of the full rate, by chance."""
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -15,34 +16,55 @@ from torch_dmft.theory.problem import Problem
 
 _ROUNDING = 100
 """Units of rounding within which a sum over rows is zero."""
+_SOME = 2.0
+"""How far the derivative of f by a number that multiplies it may exceed f, as that of exp(t) f does not."""
 
 
-def warn_of_chance(problem: Problem, plan: Plan, error: Tensor) -> None:
-    """Warn where the first step of an output bias has no limit.
+def warn_of_chance(problem: Problem, plan: Plan, outputs: Tensor, error: Tensor) -> None:
+    """Warn where the first step of an output bias, or of a single number, has no limit.
 
     f(0) is zero in the limit, so the gradient of the bias is a sum over targets, and vanishes where these balance. In a network
-    of width N it is of order 1/sqrt(N) and of either sign, and Adam divides by its size.
+    of width N it is of order 1/sqrt(N) and of either sign, and Adam divides by its size. The same holds of a number that
+    features are computed with: its gradient is an average over neurons of a product with the readout, which is independent of
+    them. That of one behind the readout that multiplies f is as small as f(0).
 
     Args:
         problem: what is trained on.
         plan: the twin, with the gradients of the first step.
+        outputs: f(0) of the rows of this step, ``(row, output)``.
         error: the error signal of this step, ``(row, output)``.
     """
     training, scale = problem.training, float(error.abs().sum())
     small = _ROUNDING * torch.finfo(error.dtype).eps * scale
     if not bool(error.any(0).all()):  # an output that the loss does not see has no gradient at any width
         return
-    found = []
+    found: dict[bool, list[str]] = {True: [], False: []}
+    below = {
+        Role.OUTPUT_BIAS: small,
+        Role.INNER: math.inf,
+        Role.OUTER: small + _SOME * scale * float(outputs.abs().max()),
+    }
+    is_drawn = bool(plan.model.get_parameter(plan.architecture.readout.weight).any())
     for rule, name in named_rules(problem.network, plan):
         gradient = plan.model.get_parameter(rule.name).grad
-        by_adam = rule.role is Role.OUTPUT_BIAS and training.kind(name) in ("Adam", "AdamW")
-        if by_adam and name not in training.frozen and gradient is not None and bool((gradient.abs() <= small).any()):
-            found.append(name)
-    if found:
+        if rule.role not in below or name in training.frozen or training.kind(name) not in ("Adam", "AdamW"):
+            continue
+        is_bias = rule.role is Role.OUTPUT_BIAS
+        if gradient is not None and bool((gradient.abs() <= below[rule.role]).any()) and (is_bias or is_drawn):
+            found[is_bias].append(name)
+    if found[False]:
         warnings.warn(
-            f"The first gradient of {listed(found)} is zero where classes or targets balance. Adam makes a step of the full "
-            "rate of what is left of it at finite width, up or down by chance: outputs of networks scatter by that at every "
-            "width, and the prediction has one sign, or none. Take bias=False in the readout, or compare with "
+            f"The first gradient of {listed(found[False])} is zero in the limit, as outputs are. Adam makes a step of the full "
+            "rate of what is left of it at finite width, up or down by chance: networks scatter by that at every width, and "
+            "the prediction is a mean over the signs that its replicas happened to have. Freeze such numbers, or compare with "
+            "solvers.WideEnsemble(), which averages over both signs.",
+            stacklevel=2,
+        )
+    if found[True]:
+        warnings.warn(
+            f"The first gradient of {listed(found[True])} is zero where classes or targets balance. Adam makes a step of the "
+            "full rate of what is left of it at finite width, up or down by chance: outputs of networks scatter by that at "
+            "every width, and the prediction has one sign, or none. Take bias=False in the readout, or compare with "
             "solvers.WideEnsemble(), which averages over both signs.",
             stacklevel=2,
         )

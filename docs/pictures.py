@@ -140,10 +140,10 @@ def random_networks() -> Figure:
     theory = dmft.solve(trained(32).problem(), dmft.solvers.InfiniteWidth(neurons=2048, replicas=2))
     figure = new_figure(9.0, 3.2, f"{SEEDS} networks of each width that differ in their random start alone")
     axes = figure.add_subplot(1, 2, 1)
-    for width, color in ((32, COLORS[5]), (512, COLORS[0])):
+    for width, color in ((32, "darkgray"), (512, "black")):
         for number, run in enumerate(runs[width]):
             axes.semilogy(run.steps, run.losses, color=color, lw=0.8, label=f"N = {width}" if number == 0 else None)
-    axes.semilogy(theory.steps, theory.losses, "k--", lw=1.2, label="theory, N = ∞")
+    axes.semilogy(theory.steps, theory.losses, "--", color=COLORS[0], label="theory, N = ∞")
     axes.set_xlabel("step")
     axes.set_title("loss", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
@@ -153,7 +153,7 @@ def random_networks() -> Figure:
         "Φ of the last features": lambda run: run.layers[-1].forward.equal_time[-1],
         "NTK": lambda run: run.ntk.equal_time[-1],
     }
-    for (name, of), color in zip(scatter.items(), COLORS, strict=False):
+    for (name, of), color in zip(scatter.items(), COLORS[2:], strict=False):
         spreads = [relative_spread(torch.stack([of(run) for run in runs[width]])) for width in widths]
         axes.loglog(widths, spreads, "o-", color=color, label=name)
     axes.loglog(widths, [spreads[0] * (widths[0] / width) ** 0.5 for width in widths], "k:", label="N^(-1/2)")
@@ -198,6 +198,7 @@ def failed_check() -> Figure:
         along_widths(axes, widths)
         low, high = check.updates.min().item(), check.updates.max().item()
         axes.set_ylim(low / 3, high * 3)
+        axes.set_ylabel("root mean square change" if number == 0 else "")
         axes.set_title(f"{title}: {'passed' if check.passed else 'failed'}", fontsize=9)
         axes.legend(frameon=False, fontsize=8)
     return figure

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
+from torch_dmft.subcommand import add_command, add_outcome, add_set_up, console
 from torch_dmft.written import folder, write
 
 _DESCRIPTION = """\
@@ -33,18 +33,15 @@ def add(commands: Any, widths: Any, path: Any) -> None:
         widths: reads a list of widths.
         path: reads a path.
     """
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "check",
-        help="a verdict on anybody's parameterization: is it right at every width?",
+        run,
+        says="a verdict on anybody's parameterization: is it right at every width?",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=run)
-    parser.add_argument("factory", metavar="module:function", help="makes the set-up of a width")
-    parser.add_argument(
-        "--widths", type=widths, default=(64, 128, 256, 512), metavar="N,N", help="(default: 64,128,256,512)"
-    )
+    add_set_up(parser, widths, makes="makes the set-up of a width")
     parser.add_argument("--steps", type=int, default=16, metavar="N", help="steps of training (default: %(default)s)")
     parser.add_argument(
         "--seeds", type=int, default=4, metavar="N", help="networks at each width (default: %(default)s)"
@@ -55,22 +52,12 @@ def add(commands: Any, widths: Any, path: Any) -> None:
         metavar="N",
         help="networks at each width while nothing is decided (default: four times --seeds)",
     )
-    parser.add_argument("--data", metavar="module:function", help="makes the batches of a seed")
     parser.add_argument(
         "--tolerance", type=float, default=0.2, metavar="X", help="exponent that counts as none (default: %(default)s)"
     )
-    parser.add_argument(
-        "--processes", type=int, metavar="N", help="networks that train at once (default: one for each processor)"
-    )
     parser.add_argument("--details", action="store_true", help="print what every parameter is trained with, too")
-    parser.add_argument("--json", type=path, metavar="FILE", help="write the verdict for machines; - prints it")
-    parser.add_argument(
-        "--markdown", type=path, metavar="FILE", help="write the verdict for a pull request; - prints it"
-    )
+    add_outcome(parser, path, of="verdict")
     parser.add_argument("--figures", type=path, metavar="DIR", help="write the figures here, as PNG")
-    parser.add_argument(
-        "--report", type=path, metavar="FILE", help="write the verdict as a page that opens in a browser"
-    )
     parser.add_argument("--logdir", type=path, metavar="DIR", help="write TensorBoard logs here")
 
 
@@ -91,8 +78,6 @@ def run(
     logdir: Path | None,
 ) -> int:
     """Check, print and write; returns the exit status."""
-    from rich.console import Console
-
     from torch_dmft.referee import check
     from torch_dmft.referee.setup import named
 
@@ -109,12 +94,11 @@ def run(
     )
 
     def shown() -> None:
-        console = Console()
-        console = console if console.is_terminal else Console(width=80)
-        console.print(verdict)
+        terminal = console()
+        terminal.print(verdict)
         if details:
-            console.print()
-            console.print(verdict.details())
+            terminal.print()
+            terminal.print(verdict.details())
 
     write(((json, verdict.to_json), (markdown, verdict.to_markdown)), shown)
     if figures is not None:

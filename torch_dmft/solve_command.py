@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch_dmft.subcommand import add_command, console
 from torch_dmft.written import folder
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def add(commands: Any, path: Any) -> None:
         commands: what ``add_subparsers`` returned.
         path: reads the path of a file.
     """
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "solve",
-        help="predict an infinitely wide network, with several processes too",
+        run,
+        says="predict an infinitely wide network, with several processes too",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=run)
     parser.add_argument("problem", metavar="module:function", help="poses the problem")
     parser.add_argument("--neurons", type=int, metavar="N", help="sampled neurons of InfiniteWidth (default: 8192)")
     parser.add_argument("--replicas", type=int, metavar="N", help="independent runs of InfiniteWidth (default: 4)")
@@ -120,16 +120,13 @@ def _solve(
     )
 
     def written() -> None:
-        from rich.console import Console
-
         if not processes.is_first:
             return
         answer.save(output)
         shutil.rmtree(kept, ignore_errors=True)
-        console = Console()
-        console = console if console.is_terminal else Console(width=80)
-        console.print(answer)
-        console.print(f"Written: {output}", soft_wrap=True, highlight=False, markup=False)
+        terminal = console()
+        terminal.print(answer)
+        terminal.print(f"Written: {output}", soft_wrap=True, highlight=False, markup=False)
 
     processes.agree(written)
 

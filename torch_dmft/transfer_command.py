@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
+from torch_dmft.subcommand import add_command, add_outcome, add_set_up
 from torch_dmft.written import folder, write
 
 _DESCRIPTION = """\
@@ -38,18 +38,15 @@ def add(commands: Any, widths: Any, path: Any) -> None:
         widths: reads a list of widths.
         path: reads the path of a file.
     """
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "transfer",
-        help="does the best learning rate hold at other widths, and what does it cost if not?",
+        run,
+        says="does the best learning rate hold at other widths, and what does it cost if not?",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=run)
-    parser.add_argument("factory", metavar="module:function", help="makes the set-up of a width and a learning rate")
-    parser.add_argument(
-        "--widths", type=widths, default=(64, 128, 256, 512), metavar="N,N", help="(default: 64,128,256,512)"
-    )
+    add_set_up(parser, widths, makes="makes the set-up of a width and a learning rate")
     parser.add_argument(
         "--lrs", type=_rates, metavar="X,X", help="rates to begin with; the best may lie beyond (default: powers of 4)"
     )
@@ -58,11 +55,7 @@ def add(commands: Any, widths: Any, path: Any) -> None:
     parser.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="networks at each width and rate (default: %(default)s)"
     )
-    parser.add_argument("--data", metavar="module:function", help="makes the batches of a seed")
     parser.add_argument("--log", type=path, metavar="FILE", help="keep every run here, and go on from it after a kill")
-    parser.add_argument(
-        "--processes", type=int, metavar="N", help="networks that train at once (default: one for each processor)"
-    )
     parser.add_argument(
         "--tolerance", type=float, default=0.15, metavar="X", help="exponent that counts as none (default: %(default)s)"
     )
@@ -73,14 +66,8 @@ def add(commands: Any, widths: Any, path: Any) -> None:
         metavar="X",
         help="cost of a base width that is enough (default: %(default)s)",
     )
-    parser.add_argument("--json", type=path, metavar="FILE", help="write the result for machines; - prints it")
-    parser.add_argument(
-        "--markdown", type=path, metavar="FILE", help="write the result for a pull request; - prints it"
-    )
+    add_outcome(parser, path, of="result")
     parser.add_argument("--figure", type=path, metavar="FILE", help="write the figure, as PNG, PDF or SVG")
-    parser.add_argument(
-        "--report", type=path, metavar="FILE", help="write the result as a page that opens in a browser"
-    )
 
 
 def _rates(text: str) -> tuple[float, ...]:

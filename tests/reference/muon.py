@@ -18,7 +18,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tests.reference.ensembles import Estimate, Limit, fit
+from tests.reference.ensembles import Limit
+from tests.reference.pairs import limit_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -128,14 +129,4 @@ class Muon:
 
     def limit(self, networks: dict[int, int], generator: torch.Generator, record: Sequence[int]) -> Limit:
         """Means of pairs of networks of several widths, extrapolated; ``networks`` is width -> number of them."""
-        estimates = []
-        for width, count in networks.items():
-            size = max(2, min(count, 2**20 // width**2 * 2))
-            runs = [self.train(width, min(size, count - at), generator, record) for at in range(0, count, size)]
-            draws = {
-                name: torch.cat([run[name].unflatten(0, (2, -1)).mean(0) for run in runs]).double() for name in runs[0]
-            }
-            mean = {name: values.mean(0) for name, values in draws.items()}
-            stderr = {name: values.std(0) / len(values) ** 0.5 + 1e-7 for name, values in draws.items()}
-            estimates.append(Estimate(width, count, mean, stderr))
-        return fit(estimates)
+        return limit_of(lambda width, count: self.train(width, count, generator, record), networks, 2**20)

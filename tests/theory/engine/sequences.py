@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from tests.reference.ensembles import Limit, fit
-from tests.reference.pairs import descend, estimate, gram
+from tests.reference.ensembles import Limit
+from tests.reference.pairs import descend, gram, limit_of
 
 HEADS = 2
 MATRICES = {"mlp": ("mix",), "gpt": ("q", "k", "v", "out", "up", "down")}
@@ -126,16 +126,9 @@ def train(
 
 
 def limit(inputs: Tensor, targets: Tensor, networks: Mapping[int, int], **settings: object) -> Limit:
-    """Infinite width, from ensembles of several widths trained a few at a time."""
-    estimates = []
-    for width, count in networks.items():
-        at_once = max(2, 2 * (2**20 // (14 * width**2)))
-        parts = [
-            train(inputs, targets, width, min(at_once, count - start), **settings)  # type: ignore[arg-type]
-            for start in range(0, count, at_once)
-        ]
-        # A part holds whole pairs, so its halves belong to the halves of the ensemble.
-        halves = [{name: values.unflatten(0, (2, -1)) for name, values in part.items()} for part in parts]
-        joined = {name: torch.cat([half[name] for half in halves], dim=1).flatten(0, 1) for name in halves[0]}
-        estimates.append(estimate(width, joined))
-    return fit(estimates)
+    """Infinite width, from ensembles of several widths."""
+
+    def some(width: int, count: int) -> dict[str, Tensor]:
+        return train(inputs, targets, width, count, **settings)  # type: ignore[arg-type]
+
+    return limit_of(some, networks, 2**20 // 14)

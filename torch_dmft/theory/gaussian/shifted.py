@@ -35,7 +35,7 @@ from torch_dmft.theory.gaussian.kinked_moments import (
     price_points,
     straight_means,
 )
-from torch_dmft.theory.gaussian.moments import Marginals, correlation, marginals, mehler, project
+from torch_dmft.theory.gaussian.moments import Marginals, Smooth, correlation, marginals, project
 
 _NUMBERS = 2**20
 """In one array."""
@@ -79,7 +79,7 @@ def shifted_marginals(
                 project(moved(function, shift), std, order=order)
                 for function in (activation.function, activation.first)
             )
-            parts.append(_Smooth(std, first, second))
+            parts.append(Smooth(std, first, second))
     return Mixture(tuple(parts), tuple((weights / 2).tolist()))
 
 
@@ -107,23 +107,6 @@ class Mixture(Marginals):
             value, slope = part.pair(left, right, covariance)
             values, slopes = values + weight * value, slopes + weight * slope
         return values, slopes
-
-
-@dataclass(frozen=True)
-class _Smooth(Marginals):
-    """Mehler's sum of shifted functions."""
-
-    std: Tensor
-    features: Tensor
-    slopes: Tensor
-
-    def mean_square(self) -> Float[Tensor, " row"]:
-        return self.features.square().sum(-1)
-
-    def pair(self, left: slice, right: slice, covariance: Float[Tensor, "m n"]) -> tuple[Tensor, Tensor]:
-        rho = correlation(covariance, torch.outer(self.std[left], self.std[right]))
-        features = mehler(self.features[left], self.features[right], rho)
-        return features, mehler(self.slopes[left], self.slopes[right], rho)
 
 
 @dataclass(frozen=True)

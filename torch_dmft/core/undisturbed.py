@@ -14,13 +14,13 @@ from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.core.spread import whole
 from torch_dmft.core.torch_private import (
     checkpoints_off,
-    forward_unwrapped,
     gradient_hooks_off,
     modules_of,
     own_buffers,
     own_parameters,
     parameters_of,
 )
+from torch_dmft.core.unwrapped import forward_unwrapped
 
 _MEASURED: ContextVar[bool] = ContextVar("measured", default=False)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, PercentFormatter
 from torch import Tensor, nn
 
 import torch_dmft as dmft
@@ -191,6 +192,8 @@ def figure(
     by_rate.set(xlabel="base learning rate", ylabel="loss after training")
     linear.set(xlabel="number of blocks", ylabel="change of a block, share not linear")
     linear.set_xticks(depths, [str(blocks) for blocks in depths])
+    linear.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    linear.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     linear.minorticks_off()
     for axes in (by_depth, by_rate, linear):
         axes.legend(frameon=False, fontsize="small")

@@ -21,6 +21,7 @@ from torch import Tensor
 import torch_dmft as dmft
 from torch_dmft import data
 from torch_dmft.core.trajectory import Trajectory
+from torch_dmft.report.style import COLORS
 from torch_dmft.theory import Fluctuations, fluctuations
 
 NAMES = ("output for a new digit", "mean square of the last features")
@@ -113,27 +114,28 @@ def figure(found: Scatter, width: int, chance: float) -> Figure:
     left, right = drawn.subplots(1, 2)
     limit, spread = found.theory.values[:-1], found.theory.spread(width)[:-1]
     for curve in found.outputs[:30]:
-        left.plot(found.steps, curve, color="C1", linewidth=0.5, alpha=0.7)
+        left.plot(found.steps, curve, color="black", linewidth=0.5, alpha=0.5)
     for times, alpha in ((1, 0.35), (2, 0.2)):
         left.fill_between(
-            found.steps, limit - times * spread, limit + times * spread, color="C0", alpha=alpha, linewidth=0
+            found.steps, limit - times * spread, limit + times * spread, color=COLORS[0], alpha=alpha, linewidth=0
         )
-    left.plot(found.steps, limit, color="C0", label=f"N = ∞, and one and two standard deviations of N = {width}")
-    left.plot([], [], color="C1", linewidth=0.5, label=f"networks of N = {width}")
+    left.plot(found.steps, limit, color=COLORS[0], label=f"N = ∞, and one and two standard deviations of N = {width}")
+    left.plot([], [], color="black", linewidth=0.5, label=f"networks of N = {width}")
     left.set(xlabel="step", ylabel=NAMES[0])
     left.legend(frameon=False, fontsize=8)
     widths = torch.tensor(list(found.spreads))
-    for at, name in enumerate(NAMES):
+    for at, (name, color) in enumerate(zip(NAMES, COLORS[::2], strict=False)):
         dots = torch.stack([width**0.5 * each[at] for width, each in found.spreads.items()])
-        right.errorbar(widths, dots, chance * dots, fmt="o", color=f"C{at}", markersize=4)
+        right.errorbar(widths, dots, chance * dots, fmt="o", color=color, markersize=4)
         level, error = found.sigma_root(at)
-        right.axhline(level, color=f"C{at}", label=name)
-        right.axhspan(level - error, level + error, color=f"C{at}", alpha=0.2, linewidth=0)
-    right.set(xscale="log", xlabel="N", ylabel="√N × standard deviation over networks")
+        right.axhline(level, color=color, label=name)
+        right.axhspan(level - error, level + error, color=color, alpha=0.2, linewidth=0)
+    right.set(xscale="log", xlabel="width N", ylabel="√N × standard deviation")
     right.set_ylim(0, None)
     right.set_xticks(widths.tolist(), [str(int(n)) for n in widths])
     right.set_xticks([], minor=True)
-    right.legend(frameon=False, fontsize=8, loc="lower left", title="lines: √Σ from one run", title_fontsize=8)
+    title = "lines: √Σ from one run; dots: networks"
+    right.legend(frameon=False, fontsize=8, loc="lower left", title=title, title_fontsize=8, alignment="left")
     return drawn
 
 

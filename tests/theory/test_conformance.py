@@ -245,6 +245,16 @@ def test_outputs_that_grow_without_end_are_an_error_though_they_are_finite(solve
         solve(problem, build(solver), record=record)
 
 
+@pytest.mark.parametrize("batches", [None, [torch.tensor([0, 1])] * 2])
+def test_a_network_that_diverges_before_its_first_record_is_an_error_with_a_remedy(
+    batches: list[Tensor] | None,
+) -> None:
+    """Nothing is known yet of where its samples are, and NaN do not tell."""
+    problem = PROBLEMS["residual"](lr=1e15, steps=2, batches=batches)
+    with pytest.raises(ConvergenceError, match=r"outputs at step 2 are not finite.*Remedy: an lr smaller"):
+        solve(problem, build("InfiniteWidth"), record=[2])
+
+
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
     """Where nothing else overflows: outputs may leave the domain of a loss."""
 

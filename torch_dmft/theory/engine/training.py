@@ -199,6 +199,8 @@ class Together:
         """Pass all rows, or only those that are trained on."""
         problem = self._problem
         one = self._passes(problem.tensor if measured else problem.tensor[: problem.train_samples], measured=measured)
+        if measured:
+            require_finite(problem, one.outputs, step)  # of NaN nobody can tell which sample they are of
         snapshot = one.measure() if measured else None
         return Moment(one.outputs, lambda: one.backward(problem.error(one.outputs, step)), snapshot)
 
@@ -219,7 +221,9 @@ class Apart:
         """Pass the probe, then the batch."""
         problem, snapshot = self._problem, None
         if measured and self._is_one_function:
-            snapshot = self._measures(problem.tensor[self._rows], measured=True).measure()
+            probe = self._measures(problem.tensor[self._rows], measured=True)
+            require_finite(problem, probe.outputs, step)
+            snapshot = probe.measure()
         elif measured:
             snapshot = self._recorder.look()
         if not trained:

@@ -88,8 +88,8 @@ class InfiniteWidth:
         generator: source of randomness; None for a fresh one with seed 0.
         strides: take several steps at once while the tangent kernel moves along a straight line, as it does at the end of
             training; see ``torch_dmft.theory.engine.strides``. The answer then costs as many passes as features need to
-            learn, ``metadata["passes"]``, instead of T, and is off by a seventh of a standard error of 4 x 1024
-            neurons at most where it was measured, by other amounts in every replica, so that most of it is in the standard error.
+            learn, ``metadata["passes"]``, instead of T. What strides miss is other in every replica, so that most of it is in
+            the standard error; of that of 4 x 1024 neurons it was a seventh at most where it was measured.
             Kinks and minibatches make kernels jitter, and save little. For chains without momentum and weight decay;
             ``solve(problem)`` takes strides where it can.
     """

@@ -106,6 +106,12 @@ def problem_of_run(
             got=f"{type(run).__name__} around it",
             remedy="wrap the whole module with parameterize, or record plan.model; measuring goes on with any",
         )
+    if isinstance(run, Centered) and plan.architecture.readout.multiplier is not None:
+        raise UnsupportedProblemError(
+            "A readout with the weights of an embedding does not start at zero in the limit, so that f - f_0 is no limit of f.",
+            got=f"a centered model whose {plan.architecture.readout.path} is tied",
+            remedy="train the model itself, or untie its readout; measuring goes on with either",
+        )
     _refuse_random(plan)
     require_optimizer(training)
     if training.notes:
@@ -286,12 +292,13 @@ def _require_size_of_readout(plan: Plan) -> None:
     """Refuse a readout that keeps a size of its own, which theory would draw at 1/(gamma0 N)."""
     if plan.wrapping.init != "untouched" or plan.scheme != "mean_field" or plan.wrapping.compares:
         return
-    for rule in plan.rules:
-        times = rule.std * rule.fan_in * plan.gamma0
-        if rule.role is Role.READOUT and times and abs(math.log(times)) > _SIGMAS / math.sqrt(2 * rule.fan_in):
+    for layer in plan.architecture.layers:
+        number = 1.0 if layer.multiplier is None else layer.multiplier.number  # of a readout whose weight is tied
+        times = plan.rule(layer.weight).std * number * layer.fan_in * plan.gamma0
+        if layer.role is Role.READOUT and times and abs(math.log(times)) > _SIGMAS / math.sqrt(2 * layer.fan_in):
             raise UnsupportedProblemError(
                 "The theory draws readouts of size 1/(gamma0 N), and this one keeps another.",
-                got=f"{rule.name}, {times:.3g} times as large, with gamma0={plan.gamma0:g}",
+                got=f"{layer.weight}, {times:.3g} times as large, with gamma0={plan.gamma0:g}",
                 remedy=f'parameterize(..., gamma0={plan.gamma0 / times:.3g}, init="untouched"), or init="keep"',
             )
 

@@ -15,10 +15,10 @@ import torch_dmft as dmft
 from tests.reference.ensembles import Limit, observables
 from tests.theory.engine import tied
 from tests.theory.validation.agreement import assert_agrees, moved
-from torch_dmft.core.errors import UnsupportedProblemError
+from torch_dmft.core.errors import UnsupportedModelError, UnsupportedProblemError
 from torch_dmft.measurement import empirical_ntk
 from torch_dmft.parameterization import Plan, rules
-from torch_dmft.theory.engine import posed, twin
+from torch_dmft.theory.engine import draw, posed
 from torch_dmft.theory.engine.networks import initialise, network_of
 
 VOCABULARY, SIZE, STEPS, RECORD = 4, 0.5, 8, (0, 4, 8)
@@ -100,14 +100,14 @@ def _by_one_use(patch: pytest.MonkeyPatch) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(x, self.weight.detach())
 
-    right = twin._Draw.tied
+    right = draw.Draw.tied
 
     def wrong(self: Any, layer: Any, module: nn.Module) -> nn.Module:
         made = right(self, layer, module)
         made.__class__ = Fixed
         return made
 
-    patch.setattr(twin._Draw, "tied", wrong)
+    patch.setattr(draw.Draw, "tied", wrong)
 
 
 def _apart(patch: pytest.MonkeyPatch) -> None:
@@ -271,3 +271,35 @@ def test_a_pretrained_size_is_refused_unless_gamma0_is_its_own() -> None:
     with pytest.raises(UnsupportedProblemError, match=r"tokens\.weight, 32 times as large"):
         problem(1.0)
     assert problem(1 / (SIZE * 64)).gamma0 == pytest.approx(1 / 32)
+
+
+class Apart(Language):
+    """A readout of its own."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__(width)
+        self.head.weight = nn.Parameter(torch.randn(VOCABULARY, width, generator=torch.Generator().manual_seed(4)))
+
+
+def chain(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, VOCABULARY))
+
+
+@pytest.mark.parametrize("factory", [Language, Apart, chain])
+def test_networks_of_a_factory_keep_a_pretrained_size_and_a_twin_is_refused(
+    factory: Callable[[int], nn.Module],
+) -> None:
+    inputs = TOKENS.float() if factory is chain else TOKENS
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = factory(64)
+        before = model(inputs).detach()
+        plan = dmft.parameterize(model, inputs, wider=factory, init="untouched")
+    assert plan.architecture.is_traced
+    probe = dmft.Probe(inputs, TARGETS)
+    problem = dmft.Problem.like(plan, probe, lr=1e-3, steps=1, assume_gaussian=True)
+    with pytest.raises(UnsupportedModelError, match=r"weight: it keeps a size that is .* times the 1/\(gamma0 N\)"):
+        dmft.solve(problem, dmft.solvers.InfiniteWidth(256, 1))
+    answer = dmft.solve(problem, dmft.solvers.WideEnsemble((32, 64), 4))  # by the factory of the plan
+    sizes = [float(f.square().mean().sqrt()) for f in (answer.outputs[0], before)]
+    assert sizes[0] > 0.1 * sizes[1]

@@ -30,7 +30,7 @@ NO_SHARE = ("ntk.2",)
 
 
 class Language(nn.Module):
-    """A stream of tokens with one branch, read out by the embedding."""
+    """A stream of tokens with one branch, read out by the embedding: the mean, or every place."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Language(nn.Module):
         first: str = "tokens",
         bias: bool = False,
         padding: int | None = None,
+        places: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
@@ -46,6 +47,7 @@ class Language(nn.Module):
         if first == "tokens":
             self.tokens = table
         self.mix, self.head = nn.Linear(width, width, bias=False), nn.Linear(width, VOCABULARY, bias=bias)
+        self.places = places
         self.to(dtype)
         self.tokens = table
         self.head.weight = table.weight
@@ -53,8 +55,8 @@ class Language(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.tokens(x)
         h = h + self.mix(torch.tanh(h))
-        result: Tensor = self.head(torch.tanh(h).mean(1))
-        return result
+        result: Tensor = self.head(torch.tanh(h) if self.places else torch.tanh(h).mean(1))
+        return result.flatten(1)
 
 
 def rows(width: int, padding: int | None = None) -> Tensor:
@@ -72,7 +74,8 @@ def wrapped(model: nn.Module, gamma0: float = 1.0) -> Plan:
 
 
 def pose(model: nn.Module, *, gamma0: float = 1.0, **run: Any) -> dmft.Problem:
-    return dmft.Problem.like(wrapped(model, gamma0), dmft.Probe(TOKENS, TARGETS), **{"steps": STEPS, "lr": 1.0, **run})
+    targets = TOKENS.flip(1) if isinstance(model, Language) and model.places else TARGETS
+    return dmft.Problem.like(wrapped(model, gamma0), dmft.Probe(TOKENS, targets), **{"steps": STEPS, "lr": 1.0, **run})
 
 
 @pytest.fixture(scope="module", params=[(1.0, 1.5), (2.0, 1.0)], ids=["gamma0=1", "gamma0=2"])
@@ -187,7 +190,7 @@ def test_a_twin_that_met_all_directions_is_a_network_of_its_width(optimizer: str
         torch.testing.assert_close(*outputs, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("settings", [{}, {"first": "head"}, {"bias": True}, {"padding": 1}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"first": "head"}, {"bias": True, "places": True}, {"padding": 1}], ids=str)
 def test_the_tangent_kernel_of_a_twin_has_both_uses_and_what_they_share(settings: dict[str, Any]) -> None:
     """Of the same numbers in a network, by its full Jacobian."""
     width, generator = 24, torch.Generator().manual_seed(2)
@@ -202,7 +205,7 @@ def test_the_tangent_kernel_of_a_twin_has_both_uses_and_what_they_share(settings
     torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("settings", [{}, {"first": "head"}, {"bias": True}, {"padding": 1}], ids=str)
+@pytest.mark.parametrize("settings", [{"places": True}, {"first": "head", "bias": True}, {"padding": 1}], ids=str)
 def test_networks_widened_by_themselves_have_this_limit(settings: dict[str, Any]) -> None:
     run = (
         {"lr": 0.1, "optimizer": "adam"}

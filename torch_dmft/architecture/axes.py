@@ -193,6 +193,10 @@ class Axes:
         """Whether something other than the output is known to fix the axis so far."""
         return self.root(label) in self._by_data
 
+    def is_made(self, label: Label) -> bool:
+        """Whether an axis is made of parts of others, or a part of one."""
+        return label is not None and self.root(label) in {self.root(whole) for whole, _ in self._derived}
+
     def is_output(self, label: Label) -> bool:
         """Whether the axis is one of the model's output (after ``settle``)."""
         return label is not None and self.root(label) in self._by_output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator
 
 from torch import nn
@@ -13,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch_dmft.architecture.constants import law_of
 from torch_dmft.architecture.facts import facts_of, remedy
 from torch_dmft.architecture.roles import DotProduct
+from torch_dmft.architecture.ties import shared, tied_readouts
 from torch_dmft.architecture.trace import Trace
 from torch_dmft.core.errors import Place
 from torch_dmft.core.torch_private import has_backward_hooks, is_compiled, modules_of, own_parameters, parameters_of
@@ -28,7 +28,7 @@ def standing(model: nn.Module) -> tuple[list[Place], set[str]]:
         if place is not None:
             places.append(place)
             refused.add(path)
-    return places + _tied(modules) + _hooked(modules), refused
+    return places + _tied(model) + _hooked(modules), refused
 
 
 def _inside(path: str, refused: set[str]) -> bool:
@@ -82,18 +82,20 @@ def _hooked(named: list[tuple[str, nn.Module]]) -> list[Place]:
     return [Place(where, reason, fix) for where in (*modules, *reversed(parameters.values()))]
 
 
-def _tied(named: list[tuple[str, nn.Module]]) -> list[Place]:
-    owners: dict[int, list[str]] = defaultdict(list)
-    for path, module in named:
-        for name, parameter in own_parameters(module).items():
-            if not isinstance(parameter, UninitializedParameter) and parameter.numel():
-                owners[parameter.untyped_storage().data_ptr()].append(f"{path}.{name}" if path else name)
-    fix = "not yet; give each its own parameter (one tensor cannot have two scalings)"
+def _tied(model: nn.Module) -> list[Place]:
+    ties = tied_readouts(model)
+    allowed = {frozenset((f"{head}.weight", f"{table}.weight")) for head, table in ties.items()}
     return [
-        Place(", ".join(names), "share one tensor (tied weights)", fix)
-        for storage, names in owners.items()
-        if len(names) > 1 and storage
+        Place(", ".join(names), "share one tensor (tied weights)", _TIED)
+        for names in shared(model)
+        if frozenset(names) not in allowed
     ]
+
+
+_TIED = (
+    "not yet; give each its own parameter (one tensor cannot have two scalings), but for one nn.Embedding and one nn.Linear "
+    "that reads out"
+)
 
 
 def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:

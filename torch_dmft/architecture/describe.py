@@ -14,6 +14,7 @@ from torch_dmft.architecture.constants import compared, suspicious
 from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.roles import Architecture, Constant, DotProduct, Layer, Role, Vector
 from torch_dmft.architecture.steps import Steps
+from torch_dmft.architecture.ties import with_ties
 from torch_dmft.architecture.trace import Trace, Use
 from torch_dmft.architecture.train_mode import differences, is_dropout_alone
 from torch_dmft.architecture.watch import Example, watch, watch_training
@@ -87,6 +88,7 @@ def describe(
 
     given = _given(trace, roles or {})
     layers = tuple(_layer(trace, path, use, given.get(path), places) for path, use in trace.uses.items())
+    layers = with_ties(model, layers, places)
     vectors = _vectors(trace, places)
     places += _norms_without_width(vectors)
     if not any(layer.role is Role.READOUT for layer in layers) and not places:
@@ -170,6 +172,7 @@ def _growing(model: nn.Module, trace: Trace, example_input: Example) -> list[int
     """Which axis grows wherever a width is laid out without leaving one to torch: the one that does in a wider copy."""
     places: list[Place] = []
     layers = tuple(_layer(trace, path, use, None, places) for path, use in trace.uses.items())
+    layers = with_ties(model, layers, places)
     found = Architecture(layers, _vectors(trace, places), is_chain=False, row_independent=True, parts=_parts(trace))
     copy = _wide_copy(model, found, example_input) if any(layer.role is Role.READOUT for layer in layers) else None
     if copy is None or [len(sizes) for sizes in copy.laid_out] != [len(sizes) for sizes in trace.laid_out]:

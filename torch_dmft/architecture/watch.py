@@ -18,6 +18,7 @@ from torch_dmft.architecture.call import Call, tensors_in
 from torch_dmft.architecture.operations import follow
 from torch_dmft.architecture.operations.gradients import refuse_changed
 from torch_dmft.architecture.steps import Steps
+from torch_dmft.architecture.ties import join_axes
 from torch_dmft.architecture.trace import CONSTANT, Trace, Value, ancestry
 from torch_dmft.core.errors import InvalidInputError, Place
 from torch_dmft.core.random_state import random_states
@@ -259,6 +260,7 @@ def _finish(trace: Trace, outputs: list[Tensor]) -> None:
         }
         trace.inside = {name for name, value in trace.scalars.items() if id(value) in ahead}
     trace.outputs = sum(output.numel() for output in outputs) // max(1, trace.samples)
+    join_axes(trace)
     trace.axes.settle()
 
 

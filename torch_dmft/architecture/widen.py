@@ -51,6 +51,10 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
         size = wide(layer.in_features, layer.in_axis), wide(layer.out_features, layer.out_axis)
         module = modules[layer.path]
         replaced[id(module)] = _wide_layer(module, *size)
+    tables = {layer.weight: replaced[id(modules[layer.path])] for layer in architecture.layers if not layer.multiplier}
+    for layer in architecture.layers:
+        if layer.multiplier is not None:
+            replaced[id(modules[layer.path])].register_parameter("weight", tables[layer.weight].get_parameter("weight"))
     axes = {vector.path: vector.axis for vector in architecture.vectors if vector.is_norm}
     for path, module in modules.items():
         if isinstance(module, NORMS):
@@ -132,6 +136,7 @@ def materialise(model: nn.Module, like: Tensor, bare: Collection[str] = ()) -> N
         UnsupportedModelError: for modules that cannot initialise themselves, naming all of them.
     """
     places = []
+    made: dict[int, nn.Parameter] = {}  # so that weights that are tied stay so
     for path, module in modules_of(model):
         own = own_parameters(module)
         lacking = {f"{path}.{name}" if path else name for name, one in own.items() if one.is_meta}
@@ -151,6 +156,6 @@ def materialise(model: nn.Module, like: Tensor, bare: Collection[str] = ()) -> N
         for name, parameter in own.items():
             if parameter.is_meta:
                 zeros = torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
-                setattr(module, name, nn.Parameter(zeros, parameter.requires_grad))
+                setattr(module, name, made.setdefault(id(parameter), nn.Parameter(zeros, parameter.requires_grad)))
     if places:
         raise UnsupportedModelError("The wide model cannot be built:", places)

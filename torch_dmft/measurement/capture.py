@@ -68,9 +68,14 @@ def capture(subject: Subject) -> Iterator[Taps]:
     vectors = subject.architecture.vectors
     owners = [vector.path for vector in vectors if vector.is_norm]
     scales = {vector.name: subject.model.get_parameter(vector.name) for vector in vectors if vector.is_scale}
+    multiplied = {layer.multiplier.path for layer in subject.architecture.layers if layer.multiplier is not None}
     taps = Taps(subject, {path: [] for path in dict.fromkeys([*layers, *owners, *scales])})
     handles = [
-        subject.model.get_submodule(path).register_forward_hook(of_this_thread(partial(_keep, uses)), with_kwargs=True)
+        subject.model.get_submodule(path).register_forward_hook(
+            of_this_thread(partial(_keep, uses)),
+            with_kwargs=True,
+            prepend=path in multiplied,  # what a readout with a tied weight makes, before it is multiplied
+        )
         for path, uses in taps.uses.items()
         if path not in scales
     ]

@@ -34,7 +34,7 @@ from torch_dmft.measurement.watched import Known, measure_watched, measured_rows
 from torch_dmft.uses.failures import outputs_on
 from torch_dmft.uses.outputs import Example, count, moved, output_rows, rows
 from torch_dmft.uses.ownership import close
-from torch_dmft.uses.products import bias_ntk, gram, owner_jacobian, weight_ntk
+from torch_dmft.uses.products import bias_ntk, gram, owner_jacobian, tied_ntk, weight_ntk
 
 
 def snapshot(subject: Subject, inputs: Example, *, layouts: Layouts | Known | None = None) -> Snapshot:
@@ -79,7 +79,10 @@ def _check(subject: Subject, outputs: Tensor, taken: Snapshot) -> None:
     rates = subject.rates
     trained = {name: value for name, value in subject.model.named_parameters() if rates.get(name, 0.0)}
     backward = {name: rates[name] * square for name, square in squares(outputs, trained).items()}
-    known = {layer.path: (layer.weight, layer.bias) for layer in subject.architecture.layers}
+    known = {
+        layer.path: (layer.weight if layer.multiplier is None else None, layer.bias)
+        for layer in subject.architecture.layers
+    }
     given = {layer.name: layer.ntk for layer in taken.layers if layer.ntk is not None}
     of_layers = {
         path: torch.stack([backward[n] for n in names if n in backward]).sum()
@@ -149,7 +152,7 @@ def _part(taps: Taps, layouts: Layouts, outputs: Float[Tensor, "sample output"],
     layers, ntks = [], []
     for layer in subject.architecture.layers:
         stream = _stream(subject, layer, uses[layer.path])
-        ntk = _layer_ntk(subject, layer, uses[layer.path], stream) if subject.wanted.ntk else None
+        ntk = _layer_ntk(subject, layer, uses, stream) if subject.wanted.ntk else None
         ntks += [] if ntk is None else [ntk]
         layers.append(
             LayerSnapshot(
@@ -205,22 +208,40 @@ def _stream(subject: Subject, layer: Layer, uses: list[UseWithGradient]) -> Stre
 
 
 def _layer_ntk(
-    subject: Subject, layer: Layer, uses: list[UseWithGradient], stream: Stream
+    subject: Subject, layer: Layer, uses: Mapping[str, list[UseWithGradient]], stream: Stream
 ) -> Float[Tensor, "sample output sample output"]:
-    """What weight and bias add to the NTK. Uses are further positions: their gradients add up first."""
-    if stream.is_plain:
+    """What weight and bias add to the NTK. Uses are further positions: their gradients add up first.
+
+    A readout whose weight is that of an embedding adds its bias only; the embedding has what the weight adds by both.
+    """
+    shares = [one for one in subject.architecture.layers if one.weight == layer.weight and one is not layer]
+    if stream.is_plain and not shares:
         pairs = stream.gradients[0].shape[:2]
         by_bias = stream.gradient_products[0].reshape(*pairs, *pairs)
         by_weight = by_bias * stream.input_products[0][:, None, :, None]
         rates = subject.rate(layer.weight), 0.0 if layer.bias is None else subject.rate(layer.bias)
         return rates[0] * by_weight + rates[1] * by_bias if rates[1] else rates[0] * by_weight
+    x, g = _factors(subject, layer, uses[layer.path])
+    by_bias = g.new_zeros(()) if layer.bias is None else subject.rate(layer.bias) * bias_ntk(g)
+    if layer.multiplier is not None:
+        samples, outputs = g.shape[:2]
+        return by_bias.expand(samples, outputs, samples, outputs)
+    by_weight = weight_ntk(x, g)
+    for readout in shares:
+        tokens = vocabulary(layer, [one.use.inputs for one in uses[layer.path]])
+        y, k = _factors(subject, readout, uses[readout.path])
+        by_weight = by_weight + weight_ntk(y, k) + tied_ntk(x, g, y, k[..., tokens])
+    return subject.rate(layer.weight) * by_weight + by_bias
+
+
+def _factors(subject: Subject, layer: Layer, uses: list[UseWithGradient]) -> tuple[Tensor, Tensor]:
+    """What multiplies a weight, ``(row, position, group, feature)``, and df_c/dh, ``(sample, output, position, neuron)``."""
     module = subject.model.get_submodule(layer.path)
     tokens = vocabulary(layer, [one.use.inputs for one in uses])
     g = torch.cat([one.layer_gradient(layer) for one in uses], dim=2)
     x = [patches(one.use.inputs, layer, module, one.layout, one.samples, tokens).to(g.dtype) for one in uses]
     rows = max(len(part) for part in x)
-    total = subject.rate(layer.weight) * weight_ntk(torch.cat([part.expand(rows, -1, -1, -1) for part in x], dim=1), g)
-    return total if layer.bias is None else total + subject.rate(layer.bias) * bias_ntk(g)
+    return torch.cat([part.expand(rows, -1, -1, -1) for part in x], dim=1), g
 
 
 def _shared_jacobians(

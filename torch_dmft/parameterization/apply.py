@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -21,7 +20,7 @@ from torch_dmft.core.prints import some_entries
 from torch_dmft.core.spread import assign, inside, is_spread, processes_differ, whole
 from torch_dmft.core.torch_private import is_compiled
 from torch_dmft.parameterization.plan import Plan, multipliers_of, set_attributes
-from torch_dmft.parameterization.rules import OWN_INIT, ParameterRule, number_of, parameter_rules, require_gain
+from torch_dmft.parameterization.rules import OWN_INIT, ParameterRule, parameter_rules, require_gain, with_multipliers
 from torch_dmft.parameterization.scheme import DEPTHS, SCHEMES, effective_gamma0
 from torch_dmft.parameterization.start import is_fresh
 from torch_dmft.parameterization.wrapping import Wrapping
@@ -154,7 +153,7 @@ def scaled(
     gamma0 = effective_gamma0(scheme, gamma0, architecture.width)
     multiplied_before = multiplied(model)
     if scheme != "standard" and init != "untouched":
-        architecture = _multiplied(architecture, rules, gamma0)
+        architecture = with_multipliers(architecture, rules, gamma0, architecture.factors)
     multiply(model, multipliers_of(architecture))
     drawn = {name: some_entries(parameter).clone() for name, parameter in model.named_parameters()}
     return Plan(
@@ -171,17 +170,6 @@ def scaled(
         depth=depth,
         wrapping=wrapping,
     )
-
-
-def _multiplied(architecture: Architecture, rules: Sequence[ParameterRule], gamma0: float) -> Architecture:
-    """The architecture with the numbers by which readouts are multiplied whose weights are tied."""
-    layers = []
-    for layer in architecture.layers:
-        if layer.multiplier is not None:
-            multiplier = replace(layer.multiplier, number=number_of(layer, rules, gamma0, architecture.factors))
-            layer = replace(layer, multiplier=multiplier)
-        layers.append(layer)
-    return replace(architecture, layers=tuple(layers))
 
 
 def _warn_of_lost(plan: Plan) -> None:

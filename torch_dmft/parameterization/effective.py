@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_dmft.architecture import Role, describe
 from torch_dmft.core.arguments import checked, typed
-from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.numbers import require_number
 from torch_dmft.parameterization.rules import parameter_rules
 from torch_dmft.parameterization.scheme import mean_field
@@ -70,6 +70,13 @@ def effective_scaling(
         UnsupportedModelError: if the model is none that can be scaled.
     """
     architecture = describe(model, example_input)
+    tied = [layer for layer in architecture.layers if layer.multiplier is not None]
+    if tied:
+        reason = f"its weight is {tied[0].weight}, which makes features as well, at the size of these"
+        remedy = "parameterize(model, ...), which multiplies what it puts out"
+        raise UnsupportedModelError(
+            "This model is no other one in the mean-field scaling:", [Place(tied[0].path, reason, remedy)]
+        )
     width = architecture.width
     rules = parameter_rules(architecture, model, scheme="standard")
     readout = next(rule for rule in rules if rule.role is Role.READOUT)

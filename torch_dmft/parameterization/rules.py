@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from torch import nn
 
@@ -24,6 +25,7 @@ from torch_dmft.parameterization.scheme import (
 )
 from torch_dmft.parameterization.uniform import own_bound, root_mean_square, size_of, size_of_rows
 
+NOTHING: Mapping[str, float] = MappingProxyType({})
 _SQRT2 = frozenset({"relu", "relu6", "leaky_relu", "gelu", "gelu_tanh", "silu", "mish"})
 
 
@@ -99,7 +101,7 @@ def parameter_rules(
     found = {entry[0]: entry[1:] for entry in _roles(architecture)}
     factors = {} if keeps_sizes else architecture.factors
     multiplied = {layer.weight: layer for layer in architecture.layers if layer.multiplier is not None}
-    rules = []
+    rules: list[ParameterRule] = []
     for name, parameter in model.named_parameters():
         path, role, layer, fan_in = found[name]
         is_weight = role not in OWN_INIT and role is not Role.OUTPUT_BIAS
@@ -151,10 +153,37 @@ def parameter_rules(
         )
     if scheme == "standard" or keeps_sizes:
         return tuple(rules)
-    numbers = {
-        layer.bias: number_of(layer, rules, gamma0, factors) for layer in multiplied.values() if layer.bias is not None
-    }
+    return behind_ties(rules, architecture, gamma0, factors)
+
+
+def behind_ties(
+    rules: Iterable[ParameterRule], architecture: Architecture, gamma0: float, factors: Mapping[str, float] = NOTHING
+) -> tuple[ParameterRule, ...]:
+    """The rules with the rates of the biases that are multiplied with a readout whose weight is tied.
+
+    Args:
+        rules: of all parameters.
+        architecture: what the model is made of.
+        gamma0: as it enters theory.
+        factors: see ``number_of``.
+    """
+    rules = tuple(rules)
+    tied = [layer for layer in architecture.layers if layer.multiplier is not None and layer.bias is not None]
+    numbers = {layer.bias: number_of(layer, rules, gamma0, factors) for layer in tied}
     return tuple(_behind(rule, numbers[rule.name]) if rule.name in numbers else rule for rule in rules)
+
+
+def with_multipliers(
+    architecture: Architecture, rules: Sequence[ParameterRule], gamma0: float, factors: Mapping[str, float] = NOTHING
+) -> Architecture:
+    """The architecture with the numbers by which readouts are multiplied whose weights are tied; see ``number_of``."""
+    layers = []
+    for layer in architecture.layers:
+        if layer.multiplier is not None:
+            multiplier = replace(layer.multiplier, number=number_of(layer, rules, gamma0, factors))
+            layer = replace(layer, multiplier=multiplier)
+        layers.append(layer)
+    return replace(architecture, layers=tuple(layers))
 
 
 def number_of(layer: Layer, rules: Iterable[ParameterRule], gamma0: float, factors: Mapping[str, float]) -> float:
@@ -176,8 +205,9 @@ def number_of(layer: Layer, rules: Iterable[ParameterRule], gamma0: float, facto
 
 
 def _behind(rule: ParameterRule, number: float) -> ParameterRule:
-    scaling = behind(Scaling(rule.std, rule.lr, rule.adam_lr, rule.gradient), number)
-    return replace(rule, lr=scaling.lr, adam_lr=scaling.adam_lr, gradient=scaling.gradient)
+    scaling = behind(mean_field(Role.OUTPUT_BIAS, fan_in=1, width=1), number)
+    rates = (scaling.lr, scaling.adam_lr) if rule.lr else (0.0, 0.0)
+    return replace(rule, lr=rates[0], adam_lr=rates[1], gradient=scaling.gradient)
 
 
 def in_streams(scaling: Scaling, name: str, architecture: Architecture, depth: str | None) -> Scaling:

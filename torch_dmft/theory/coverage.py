@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +23,8 @@ from torch_dmft.uses.outputs import Example
 UNKNOWN = "how to build it at another width is not known"
 _FIXED = "fixed inner sizes are not covered by the theory yet, and this layer has the role {}"
 _FEWER = "fewer groups, of which there are as many at every width; or nn.InstanceNorm for a group per channel"
+_SIGMAS = 6.0
+"""Standard errors of a size beyond which it is another."""
 STAND_IN = "solvers.WideEnsemble(factory=...), where factory(width) builds the model, is a reference from wide networks"
 
 
@@ -121,6 +124,24 @@ def _unlike_groups(path: str, norm: nn.GroupNorm, architecture: Architecture) ->
     return None
 
 
+def readouts_of_own_size(plan: Plan) -> list[tuple[str, float]]:
+    """The weights that read out at another size than 1/(gamma0 N), as a plan left them, and how many times that it is."""
+    found = []
+    for layer in plan.architecture.layers:
+        number = 1.0 if layer.multiplier is None else layer.multiplier.number  # of a readout whose weight is tied
+        times = plan.rule(layer.weight).std * number * layer.fan_in * plan.gamma0
+        if layer.role is Role.READOUT and times and abs(math.log(times)) > _SIGMAS / math.sqrt(2 * layer.fan_in):
+            found.append((layer.weight, times))
+    return found if plan.wrapping.init == "untouched" and plan.scheme == "mean_field" else []
+
+
+def _of_own_size(plan: Plan) -> Iterator[Place]:
+    for name, times in readouts_of_own_size(plan):
+        yield Place(
+            name, f"it keeps a size that is {times:.3g} times the 1/(gamma0 N) at which readouts are drawn", STAND_IN
+        )
+
+
 def beyond_theory(plan: Plan, example: Example | None) -> Iterator[Place]:
     """What of a wrapped model is beyond networks of layers in sight, that map one tensor of numbers or tokens to f.
 
@@ -140,6 +161,7 @@ def beyond_theory(plan: Plan, example: Example | None) -> Iterator[Place]:
             pass
     for place in found:
         yield Place(place.path, place.reason, STAND_IN)
+    yield from _of_own_size(plan)
     if any(fold.of_scores for fold in plan.architecture.folds):
         reason = (
             "parameters hold the 1/sqrt(d) that its scores lack, which the theory does not follow from layer to layer"
@@ -149,25 +171,18 @@ def beyond_theory(plan: Plan, example: Example | None) -> Iterator[Place]:
         )
 
 
-def refuse_unwidenable(
-    model: nn.Module,
-    architecture: Architecture,
-    *,
-    is_plain: bool = True,
-    starts: Mapping[str, Tensor] = MappingProxyType({}),
-) -> None:
+def refuse_unwidenable(plan: Plan, *, is_plain: bool = True) -> None:
     """Refuse a model that cannot be built at another width, or whose training is random.
 
     Args:
-        model: the model.
-        architecture: what it is made of.
+        plan: the model and its scaling.
         is_plain: whether it maps one tensor of numbers to all of f.
-        starts: parameters as they started, where the model's may be others by now.
 
     Raises:
         UnsupportedModelError: naming every such place.
     """
-    places = []
+    model, architecture, starts = plan.model, plan.architecture, plan.initial
+    places = list(_of_own_size(plan))
     if not is_plain or not architecture.is_traced:
         places.append(Place("(model)", UNKNOWN, STAND_IN))
         raise UnsupportedModelError("This model cannot be widened:", [*places, *architecture.random])

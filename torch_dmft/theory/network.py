@@ -18,7 +18,7 @@ from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.plan import function_of
 from torch_dmft.theory.chain import Chain, chain_of
-from torch_dmft.theory.coverage import beyond_theory, refuse_unsupported, refuse_unwidenable
+from torch_dmft.theory.coverage import beyond_theory, readouts_of_own_size, refuse_unsupported, refuse_unwidenable
 from torch_dmft.uses.outputs import Example, Runs, Selection, moved, output_rows, rows
 from torch_dmft.uses.outputs import count as samples_in
 
@@ -216,7 +216,7 @@ class ModelNetwork:
             UnsupportedModelError: naming every place.
         """
         is_plain = isinstance(self.example, Tensor | None)
-        refuse_unwidenable(self.plan.model, self.plan.architecture, is_plain=is_plain, starts=self.plan.initial)
+        refuse_unwidenable(self.plan, is_plain=is_plain)
 
 
 Network = ChainNetwork | ModelNetwork
@@ -231,7 +231,8 @@ def network_in(plan: Plan, inputs: Example, selection: Selection | None = None, 
         selection: which part of what it returns is f; None for the usual one.
         batch_norm: whose statistics BatchNorm is measured with.
     """
-    chain = chain_of(plan) if selection is None and isinstance(inputs, Tensor) else None
+    is_plain = selection is None and isinstance(inputs, Tensor) and not readouts_of_own_size(plan)
+    chain = chain_of(plan) if is_plain else None
     if chain is not None:
         return ChainNetwork(chain, tuple(layer.path for layer in plan.architecture.layers), plan)
     example = rows(inputs, [0, 1])

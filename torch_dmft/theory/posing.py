@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from torch_dmft.architecture import Role
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError, UnsupportedProblemError
 from torch_dmft.core.loss import Loss, default_loss
 from torch_dmft.core.prints import prints_agree
@@ -22,14 +20,12 @@ from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.centered import Centered
 from torch_dmft.parameterization.start import starts_of
 from torch_dmft.theory.checks import require_list
+from torch_dmft.theory.coverage import readouts_of_own_size
 from torch_dmft.theory.engine.course import require_optimizer
 from torch_dmft.theory.network import network_in
 from torch_dmft.theory.problem import Problem
 from torch_dmft.uses.outputs import Example, Runs, Selection, tensors
 from torch_dmft.uses.outputs import rows as rows_of
-
-_SIGMAS = 6.0
-"""Standard errors of a size beyond which it is another."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +101,12 @@ def problem_of_run(
             "The recorded module must be the plan's model, which is what theory knows.",
             got=f"{type(run).__name__} around it",
             remedy="wrap the whole module with parameterize, or record plan.model; measuring goes on with any",
+        )
+    if isinstance(run, Centered) and plan.architecture.readout.multiplier is not None:
+        raise UnsupportedProblemError(
+            "A readout with the weights of an embedding does not start at zero in the limit, so that f - f_0 is no limit of f.",
+            got=f"a centered model whose {plan.architecture.readout.path} is tied",
+            remedy="train the model itself, or untie its readout; measuring goes on with either",
         )
     _refuse_random(plan)
     require_optimizer(training)
@@ -283,17 +285,13 @@ def _posed(
 
 
 def _require_size_of_readout(plan: Plan) -> None:
-    """Refuse a readout that keeps a size of its own, which theory would draw at 1/(gamma0 N)."""
-    if plan.wrapping.init != "untouched" or plan.scheme != "mean_field" or plan.wrapping.compares:
-        return
-    for rule in plan.rules:
-        times = rule.std * rule.fan_in * plan.gamma0
-        if rule.role is Role.READOUT and times and abs(math.log(times)) > _SIGMAS / math.sqrt(2 * rule.fan_in):
-            raise UnsupportedProblemError(
-                "The theory draws readouts of size 1/(gamma0 N), and this one keeps another.",
-                got=f"{rule.name}, {times:.3g} times as large, with gamma0={plan.gamma0:g}",
-                remedy=f'parameterize(..., gamma0={plan.gamma0 / times:.3g}, init="untouched"), or init="keep"',
-            )
+    """Refuse a readout that keeps a size of its own, which theory would draw at 1/(gamma0 N); a factory's networks keep it."""
+    for name, times in () if plan.wrapping.compares else readouts_of_own_size(plan):
+        raise UnsupportedProblemError(
+            "The theory draws readouts of size 1/(gamma0 N), and this one keeps another.",
+            got=f"{name}, {times:.3g} times as large, with gamma0={plan.gamma0:g}",
+            remedy=f'parameterize(..., gamma0={plan.gamma0 / times:.3g}, init="untouched"), or init="keep"',
+        )
 
 
 def _require_plan_and_probe(plan: object, probe: object) -> None:

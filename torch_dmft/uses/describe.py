@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from torch_dmft.architecture import Architecture, Role, Wrapper
+from torch_dmft.architecture import Architecture, Multiplier, Role, Wrapper
 from torch_dmft.architecture import describe as describe_one
 from torch_dmft.architecture.describe import Roles
 from torch_dmft.core.arguments import checked
@@ -104,7 +104,8 @@ def _described(
         wide = describe_one(other, example_input, roles=roles, like=alone) if alone.has_parts else alone
     except (UnsupportedModelError, InvalidInputError):
         return found
-    return alone if _roles(alone) == _roles(found) and _grows_alike(alone, wide) else found
+    is_alike = _roles(alone) == _roles(found) and _ties(alone) == _ties(found)
+    return alone if is_alike and _grows_alike(alone, wide) else found
 
 
 def _by_one(model: nn.Module, example_input: Example, roles: Roles | None, like: Architecture | None) -> Architecture:
@@ -147,6 +148,15 @@ def _grows_alike(one: Architecture, other: Architecture) -> bool:
 def _roles(architecture: Architecture) -> dict[str, Role]:
     layers = {layer.weight: layer.role for layer in architecture.layers}
     return layers | {vector.name: vector.role for vector in architecture.vectors}
+
+
+def _ties(architecture: Architecture) -> dict[str, tuple[str, str | None, Multiplier]]:
+    """The readouts that are multiplied, by path: their weight, their bias, and by what."""
+    return {
+        layer.path: (layer.weight, layer.bias, layer.multiplier)
+        for layer in architecture.layers
+        if layer.multiplier is not None
+    }
 
 
 def _overruled(found: Architecture, roles: Roles) -> Architecture:

@@ -49,6 +49,37 @@ def weight_ntk(
     return total.reshape(samples, outputs, samples, outputs)
 
 
+def tied_ntk(
+    x: Float[Tensor, "rows position 1 token"],
+    g: Float[Tensor, "sample output position neuron"],
+    y: Float[Tensor, "others place 1 neuron"],
+    k: Float[Tensor, "sample output place token"],
+) -> Float[Tensor, "sample output sample output"]:
+    r"""What the gradients by two uses of one weight have in common: an embedding's and those of a readout by its transpose.
+
+    The gradient of f_c(mu) by the row of token v is sum_a x_{mu a v} g_{mu c a} by the first use and
+    sum_b k_{mu c b v} y_{mu b} by the second, so that beside the Gram matrices of each there is
+
+    .. math:: C + C^T, \qquad C_{\mu c, \alpha c'} = \sum_{ab} (g_{\mu c a} \cdot y_{\alpha b})\,
+        (x_{\mu a} \cdot k_{\alpha c' b}).
+
+    Args:
+        x: tokens that are looked up, one-hot; ``rows`` is the number of samples, or 1 if all samples share them.
+        g: gradients of the outputs by the rows found.
+        y: what is read out; ``others`` likewise.
+        k: gradients of the outputs by what these tokens read out.
+    """
+    samples, outputs = g.shape[:2]
+    x, y = (one.expand(samples, -1, -1, -1).squeeze(2) for one in (x, y))
+    rows = []
+    for tokens, gradient in zip(x, g, strict=True):  # one sample at a time, whose pairs of positions are there at once
+        meets = torch.einsum("can,pbn->capb", gradient, y)
+        reads = torch.einsum("av,pdbv->apdb", tokens, k)
+        rows.append(torch.einsum("capb,apdb->cpd", meets, reads))
+    one = torch.stack(rows).reshape(samples * outputs, samples * outputs)
+    return (one + one.T).reshape(samples, outputs, samples, outputs)
+
+
 @dataclass(frozen=True, eq=False)
 class Slide:
     """One use of a convolution.

@@ -40,6 +40,7 @@ def train(
     generator: torch.Generator,
     record: tuple[int, ...],
     scale: float = 1.0,
+    tied: bool = False,
 ) -> dict[str, Tensor]:
     """Observables of many networks before each recorded step, with a leading network axis; the second half has -w.
 
@@ -56,14 +57,18 @@ def train(
         generator: source of the weights.
         record: the steps to record.
         scale: of scores.
+        tied: whether w is the row of token 0, as E[0] the weights of the output of this token; halves are then independent.
     """
-    half, (samples, length) = networks // 2, inputs.shape
-    draw = {"tokens": (vocabulary, width), "positions": (length, width), "readout": (1, width)}
+    half, (samples, length) = networks // (1 if tied else 2), inputs.shape
+    draw = {"tokens": (vocabulary, width), "positions": (length, width)}
+    draw |= {} if tied else {"readout": (1, width)}
     draw |= dict.fromkeys(MATRICES[kind], (width, width))
     theta = {name: torch.randn(half, *shape, generator=generator, dtype=targets.dtype) for name, shape in draw.items()}
-    theta = {name: torch.cat([p, -p if name == "readout" else p]).requires_grad_() for name, p in theta.items()}
+    if not tied:
+        theta = {name: torch.cat([p, -p if name == "readout" else p]) for name, p in theta.items()}
+    theta = {name: p.requires_grad_() for name, p in theta.items()}
     rate = gamma0**2 * width
-    order = [*PARTS[kind], "readout"]
+    order = [*PARTS[kind], *(() if tied else ("readout",))]
     found: dict[str, list[Tensor]] = {}
     one_hot = torch.nn.functional.one_hot(inputs, vocabulary).to(targets)
     place = torch.eye(length, dtype=targets.dtype).expand(samples, length, length)
@@ -98,7 +103,8 @@ def train(
             stream = stream + apply("out", torch.einsum("nphts,npshd->npthd", weights, v).flatten(-2))
             stream = stream + apply("down", torch.tanh(apply("up", normed(stream))))
             last = normed(stream).mean(2)
-        f = torch.einsum("nof,npf->np", theta["readout"], last) / (gamma0 * width)
+        w = theta["tokens"][:, :1] if tied else theta["readout"]
+        f = torch.einsum("nof,npf->np", w, last) / (gamma0 * width)
         losses = (f - targets).square().mean(1)
         if step in record:
             slopes, jacobians = [], []
@@ -113,7 +119,7 @@ def train(
                 g = torch.stack([each[index][:, sample] for sample, each in enumerate(slopes)], dim=1)
                 now[f"forward.{index}"] = gram(read[name]) / (length * features)
                 now[f"backward.{index}"] = gram(gamma0 * width * length * g) / (length * width)
-            last_one = len(order) - 1
+            last_one = len(PARTS[kind])
             now[f"forward.{last_one}"] = gram(last) / width
             now[f"backward.{last_one}"] = f.new_ones(networks, samples, samples)
             for index in range(len(order)):

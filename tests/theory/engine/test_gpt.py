@@ -24,12 +24,15 @@ STEPS, RECORD = 12, (0, 6, 12)
 class Gpt(nn.Module):
     """One block with two heads of causal attention and a tanh layer, each a branch behind a norm, and a mean in the end."""
 
-    def __init__(self, width: int = 16, *, causal: bool = True) -> None:
+    def __init__(self, width: int = 16, *, causal: bool = True, tied: bool = False) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(VOCABULARY, width), nn.Embedding(LENGTH, width)
         self.q, self.k, self.v, self.out, self.up, self.down = (nn.Linear(width, width, bias=False) for _ in range(6))
         self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(3))
-        self.head, self.causal = nn.Linear(width, 1, bias=False), causal
+        self.head, self.causal = nn.Linear(width, VOCABULARY if tied else 1, bias=False), causal
+        if tied:
+            nn.init.normal_(self.tokens.weight, generator=torch.Generator().manual_seed(0))
+            self.head.weight = self.tokens.weight
 
     def forward(self, ids: Tensor) -> Tensor:
         h = self.tokens(ids) + self.positions(torch.arange(LENGTH, device="cpu"))
@@ -39,7 +42,7 @@ class Gpt(nn.Module):
         h = h + self.out(mixed.transpose(1, 2).flatten(2))
         h = h + self.down(torch.tanh(self.up(self.norms[1](h))))
         result: Tensor = self.head(self.norms[2](h).mean(1))
-        return result
+        return result[:, :1]  # of token 0, if there is one for each token
 
 
 def posed(run: dict[str, float], **options: bool) -> dmft.Problem:
@@ -81,3 +84,31 @@ def test_limit_needs_the_responses_and_the_mask(case: tuple[Limit, dict[str, flo
     unmasked = dmft.solve(posed(run, causal=False), dmft.solvers.InfiniteWidth(512, 2), record=RECORD)
     with pytest.raises(AssertionError, match=r"forward\.5 is .* off"):
         assert_agrees(limit, unmasked, sharpness)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((1.0, FEW, 0.2), id="gamma0=1"),
+        pytest.param((2.0, {64: 2048, 128: 1024, 256: 512}, 0.08), id="gamma0=2, sharp", marks=pytest.mark.long),
+    ],
+)
+def case_of_ties(request: pytest.FixtureRequest) -> tuple[Limit, dict[str, float], float]:
+    """The limit of networks by hand whose readout is the row of token 0."""
+    gamma0, networks, sharpness = request.param
+    settings = {"kind": "gpt", "vocabulary": VOCABULARY, "steps": STEPS, "record": RECORD, "scale": SCALE}
+    run, source = {"gamma0": gamma0, "lr": 0.2 / gamma0}, torch.Generator().manual_seed(3)
+    given = {"generator": source, **settings, **run, "tied": True}
+    return sequences.limit(TOKENS, TARGETS[:, 0], networks, **given), run, sharpness
+
+
+def test_limit_of_a_readout_tied_to_the_embedding(case_of_ties: tuple[Limit, dict[str, float], float]) -> None:
+    limit, run, sharpness = case_of_ties
+    answer = dmft.solve(posed(run, tied=True), dmft.solvers.InfiniteWidth(1024, 4), record=RECORD)
+    assert_agrees(limit, answer, sharpness, without=("ntk.8",))
+    assert (
+        float(limit.mean["outputs"][0].std() * run["gamma0"]) > 0.1
+    )  # the stream has the row of token 0 in some places
+    apart = dmft.solve(posed(run), dmft.solvers.InfiniteWidth(1024, 4), record=RECORD)
+    with pytest.raises(AssertionError, match=r"outputs is .* off"):
+        assert_agrees(limit, apart, sharpness, without=("ntk.8",))

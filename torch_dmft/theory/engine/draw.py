@@ -35,6 +35,7 @@ class Draw:
         self.law, self.generator, self.like, self.gains, self.biases = law, generator, like, gains, biases
         self.uniform, self.quasi = uniform, quasi
         self.populations: dict[int, Population] = {}
+        self.tables: dict[str, nn.Parameter] = {}
 
     def population(self, axis: int | None, size: int) -> Population:
         """The neurons of a width axis."""
@@ -52,6 +53,8 @@ class Draw:
 
     def layer(self, layer: Layer, module: nn.Module, width: int, gamma0: float, settings: dict[str, Any]) -> nn.Module:
         """The layer that stands for ``module``, which is on "meta", in the twin."""
+        if layer.multiplier is not None:
+            return self.tied(layer, module)
         if layer.role is Role.READOUT:
             inputs = self.population(layer.in_axis, layer.in_features)
             std = 1 / (gamma0 * width)
@@ -67,7 +70,8 @@ class Draw:
             return InfiniteLinear(inputs, outputs, LazySettings(gain=gain, **settings), bias=bias)
         if isinstance(module, nn.Embedding):
             rows = gain * outputs.draw(module.num_embeddings, uniform=layer.weight in self.uniform)
-            module.register_parameter("weight", nn.Parameter(without_padding(rows, module)))
+            self.tables[layer.weight] = nn.Parameter(without_padding(rows, module))
+            module.register_parameter("weight", self.tables[layer.weight])
             return module
         latents = outputs.draw(layer.fan_in, uniform=layer.weight in self.uniform)
         weight = (gain / math.sqrt(layer.fan_in) * latents).T
@@ -77,6 +81,13 @@ class Draw:
         module.register_parameter("weight", nn.Parameter(weight))
         bias = self.bias(layer, outputs)
         module.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        return module
+
+    def tied(self, layer: Layer, module: nn.Module) -> nn.Module:
+        """A readout whose weights are the rows of an embedding, which were drawn before: w and latents are the same numbers."""
+        module.register_parameter("weight", self.tables[layer.weight])
+        bias = None if layer.bias is None else nn.Parameter(self.like.new_zeros(layer.out_features))
+        module.register_parameter("bias", bias)
         return module
 
     def rows(self, vector: Vector, parameter: Tensor, std: float) -> Tensor:

@@ -91,7 +91,7 @@ def _populations(plan: Plan) -> list[tuple[int, list[_Columns]]]:
     for layer in plan.architecture.layers:
         if layer.role in (Role.INPUT, Role.EMBEDDING):
             add(layer.weight, layer.out_axis)
-        elif layer.role is Role.READOUT:
+        elif layer.role is Role.READOUT and layer.multiplier is None:  # else its weights are the rows of an embedding
             add(layer.weight, layer.in_axis)
         if layer.bias is not None and rules[layer.bias].role is Role.VECTOR:
             add(layer.bias, layer.out_axis)

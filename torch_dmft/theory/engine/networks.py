@@ -13,8 +13,11 @@ from torch import nn
 
 from torch_dmft.architecture import Role, describe
 from torch_dmft.architecture.widen import NORMS, materialise
+from torch_dmft.core.multiplied import multiply
 from torch_dmft.measurement import Recorder
 from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
+from torch_dmft.parameterization.plan import multipliers_of
+from torch_dmft.parameterization.rules import behind_ties, with_multipliers
 from torch_dmft.parameterization.uniform import UNIFORM, uniform_like
 from torch_dmft.theory.engine.course import named_rules
 from torch_dmft.theory.engine.matched_start import matchable
@@ -54,12 +57,12 @@ class Networks(Protocol):
 class Widened:
     """Networks of a problem that is widened by itself."""
 
-    is_symmetric = True
-
     def __init__(self, problem: Problem, width: int) -> None:
         self.problem = problem
         self._plan = network_of(problem, width)
         self.width = self._plan.width
+        # The opposite of a tied readout is an embedding with opposite rows, of which f is no odd function.
+        self.is_symmetric = self._plan.architecture.readout.multiplier is None
 
     def draw(self, generator: torch.Generator) -> Plan:
         """The same module with weights drawn anew."""
@@ -120,7 +123,9 @@ def network_of(problem: Problem, width: int) -> Plan:
             return replace(rule, std=biases[rule.path])
         return rule
 
-    rules = tuple(scaled(rule) for rule in unscaled)
+    rules = behind_ties(map(scaled, unscaled), architecture, problem.gamma0)
+    architecture = with_multipliers(architecture, rules, problem.gamma0)
+    multiply(model, multipliers_of(architecture))
     plan = Plan(model, architecture, rules, scheme="mean_field", gamma0=problem.gamma0, depth=network.depth)
     return frozen_as(problem, plan)
 

@@ -15,11 +15,13 @@ from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.multiplied import multiply
 from torch_dmft.core.numbers import SMALLEST, require_choice, require_number, require_whole
 from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
 from torch_dmft.parameterization.coordinate_check import built
-from torch_dmft.parameterization.rules import require_gain
+from torch_dmft.parameterization.plan import multipliers_of
+from torch_dmft.parameterization.rules import behind_ties, require_gain, with_multipliers
 from torch_dmft.parameterization.start import starts_of
 from torch_dmft.parameterization.uniform import UNIFORM
 from torch_dmft.theory.coverage import refuse_unsupported, rows_per_sample
@@ -192,7 +194,9 @@ def infinite_width(
     kept |= {rule.name for rule in rules if not rule.lr}
     _freeze(wide, architecture, kept)
     depth = model_or_factory.depth if isinstance(model_or_factory, Plan) else None
-    twin_rules = _rules(wide, architecture, gamma0, gains, depth)
+    twin_rules = _rules(wide, architecture, gamma0, gains, {path: rule.std for path, rule in tables.items()}, depth)
+    architecture = with_multipliers(architecture, twin_rules, gamma0)
+    multiply(wide, multipliers_of(architecture))
     origin = "theory (N=inf)" if law == "limit" else f"lazily sampled network (N={architecture.width})"
     return Plan(
         wide,
@@ -250,12 +254,18 @@ def _renamed(layer: Layer) -> Layer:
 
 
 def _rules(
-    model: nn.Module, architecture: Architecture, gamma0: float, gains: Mapping[str, float], depth: str | None
+    model: nn.Module,
+    architecture: Architecture,
+    gamma0: float,
+    gains: Mapping[str, float],
+    tables: Mapping[str, float],
+    depth: str | None,
 ) -> tuple[ParameterRule, ...]:
     """Scaling rules of the twin's parameters; the scale of the initial weights decays like the weights themselves."""
     known: dict[str, tuple[Layer | Vector, Role]] = {}
     for layer in architecture.layers:
-        known[layer.weight] = (layer, layer.role)
+        if layer.multiplier is None:  # else the weight has the role of its other use
+            known[layer.weight] = (layer, layer.role)
         if layer.role is Role.HIDDEN:
             known[f"{layer.path}.initial_scale"] = (layer, layer.role)
         if layer.bias is not None:
@@ -268,6 +278,8 @@ def _rules(
         fan_in = owner.fan_in if is_matrix and isinstance(owner, Layer) else 1
         gain = gains[owner.path] if role in (Role.INPUT, Role.HIDDEN, Role.EMBEDDING) else 1.0
         scaling = mean_field(role, fan_in=fan_in, width=architecture.width, gamma0=gamma0, gain=gain)
+        own = float(parameter.detach().square().mean().sqrt()) if scaling.std is None else scaling.std
+        std = tables[owner.path] if role is Role.EMBEDDING else own
         is_weight = name.rpartition(".")[2] in ("core", "initial_scale")
         scaling = in_streams(scaling, f"{owner.path}.weight" if is_weight else name, architecture, depth)
         rules.append(
@@ -277,10 +289,10 @@ def _rules(
                 role=role,
                 fan_in=fan_in,
                 gain=gain,
-                std=float(parameter.detach().square().mean().sqrt()) if scaling.std is None else scaling.std,
+                std=std,
                 lr=scaling.lr,
                 adam_lr=scaling.adam_lr,
                 gradient=scaling.gradient,
             )
         )
-    return tuple(rules)
+    return behind_ties(rules, architecture, gamma0)

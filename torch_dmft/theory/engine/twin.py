@@ -60,6 +60,9 @@ def infinite_width(
     fall like 1/width between the model and one of twice its width. Train ``plan.model`` with ``plan.param_groups(lr)`` and
     ``torch.optim.SGD``; measure it with ``Recorder(plan, probe)``.
 
+    Of a GroupNorm a factory, or a plan made with ``wider=``, tells whether its groups grow in number or in size; else the
+    number is taken to be the same at every width.
+
     Convolutions meet new directions with every pixel: allow for them with ``rank``. A layer that has met as many as it has
     neurons (``layer.saturated``) is that of an ordinary network of width S. Where an axis is made from others (a feature map
     that is flattened rather than averaged, a concatenation), latents are plain: errors are larger, but not biased.

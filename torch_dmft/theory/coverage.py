@@ -13,7 +13,7 @@ from torch_dmft.architecture import Architecture, Layer, Role, describe
 from torch_dmft.architecture.widen import WIDENED, owners_beside_scales
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.threads import of_this_thread
-from torch_dmft.core.torch_private import BatchNormBase, ConvBase
+from torch_dmft.core.torch_private import BatchNormBase, ConvBase, NormBase
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory import tables
@@ -76,6 +76,8 @@ def refuse_unsupported(
         if isinstance(module, BatchNormBase):
             reason = "BatchNorm couples the samples of a batch, which the theory does not cover"
             places.append(Place(path, reason, "replace it by nn.LayerNorm or nn.RMSNorm, or leave it out"))
+        elif _has_a_memory(module):
+            places.append(Place(path, _MEMORY, _FORGET))
         elif has_positions and len(getattr(module, "normalized_shape", ())) > 1:
             reason = "a norm over channels and positions together is not covered by the theory yet"
             places.append(Place(path, reason, "normalise the channels of each position, or leave it out"))
@@ -100,6 +102,15 @@ def _unequal_scales(architecture: Architecture) -> list[Place]:
     return [
         Place(vector.path or "(model)", f"{vector.name} starts at numbers that differ", remedy) for vector in scales
     ]
+
+
+_MEMORY = "a norm over instances that has running statistics is another function in evaluation mode than in train mode"
+_FORGET = "track_running_stats=False"
+
+
+def _has_a_memory(module: nn.Module) -> bool:
+    """Whether it is a norm over instances that keeps running statistics."""
+    return isinstance(module, NormBase) and not isinstance(module, BatchNormBase) and module.track_running_stats
 
 
 def _may_grow(path: str, norm: nn.GroupNorm, architecture: Architecture) -> bool:
@@ -182,6 +193,8 @@ def refuse_unwidenable(
         groups = getattr(module, "groups", 1)
         if isinstance(module, ConvBase) and groups not in (1, module.in_channels):
             places.append(Place(path, f"{groups} groups of channels cannot be scaled with the width", STAND_IN))
+        elif _has_a_memory(module):
+            places.append(Place(path, _MEMORY, _FORGET))
         elif isinstance(module, nn.GroupNorm) and architecture.groups.get(path, 1) is None:
             places.append(Place(path, "GroupNorm whose groups grow in number and size", STAND_IN))
         elif isinstance(module, nn.GroupNorm) and _may_grow(path, module, architecture):

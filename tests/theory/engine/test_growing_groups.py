@@ -213,6 +213,13 @@ def test_a_norm_over_instances_has_the_limit_of_its_networks() -> None:
         assert float(error.square().mean().sqrt() / ours.square().mean().sqrt()) < 0.2, name
 
 
+def test_running_statistics_of_instances_are_refused() -> None:
+    problem = instances(lambda w: nn.InstanceNorm1d(w, affine=True, track_running_stats=True))
+    for solver in (dmft.solvers.InfiniteWidth(64, 2), dmft.solvers.WideEnsemble((16, 32), 4)):
+        with pytest.raises(UnsupportedModelError, match=r"norms.*: a norm over instances that has running statistics"):
+            dmft.solve(problem, solver)
+
+
 class Decaying(nn.Module):
     """Heads with decays of their own, whose outputs are normalised head by head, as in RetNet."""
 

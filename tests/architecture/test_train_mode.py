@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -27,8 +29,10 @@ class Inside(nn.Module):
 
 
 def described(act: Callable[[Inside, Tensor], Tensor], *, train: bool = True) -> Architecture:
-    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Sequential(Inside(act)), nn.Linear(6, 1))
-    return describe(model.train(train), torch.randn(5, 3))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of a few random numbers the size is judged
+        model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Sequential(Inside(act)), nn.Linear(6, 1))
+        return describe(model.train(train), torch.randn(5, 3))
 
 
 def drop_path(module: Inside, x: Tensor) -> Tensor:
@@ -133,6 +137,28 @@ def test_layers_dropped_by_the_random_numbers_of_others(draw: Callable[[], float
     np.random.seed(3)  # noqa: NPY002
     assert describe(Drops(), torch.randn(5, 3)).train_differs
     assert expected is None or draw() == expected
+
+
+def test_a_layer_that_is_dropped_once_in_a_million_times_is_noticed() -> None:
+    """Without type checkers, which draw such numbers in both modes."""
+    code = """
+import random, torch
+from torch import nn
+from torch_dmft.architecture import describe
+class Rare(nn.Module):
+    def forward(self, h):
+        return 0 * h if self.training and random.random() < 1e-6 else h
+for rare in (Rare(), nn.Identity()):
+    print(*describe(nn.Sequential(nn.Linear(3, 6), rare, nn.Tanh(), nn.Linear(6, 1)), torch.randn(5, 3)).train_differs)
+"""
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert "draws random numbers of python or numpy in train mode" in said[0]
+    assert said[1] == ""
+
+
+def test_dropout_in_both_modes_is_not_dropout_alone() -> None:
+    assert not described(lambda module, x: F.dropout(x, 0.3)).averages_out
+    assert described(lambda module, x: F.dropout(x, 0.3, module.training)).averages_out
 
 
 def test_what_is_drawn_out_of_sight_is_noticed() -> None:

@@ -118,6 +118,7 @@ def describe(
         row_independent=not (batch_norms or couples_rows or trace.mixes_rows),
         dot_products=products,
         parts=_parts(trace),
+        split=tuple(dict.fromkeys(trace.axes.root(one.whole) for one in trace.axes.splits)),
         constants=constants,
         outputs=trace.outputs,
         train_differs=train_differs,

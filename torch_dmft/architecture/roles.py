@@ -264,6 +264,9 @@ class Architecture:
         dot_products: sums of products over a width, in the order of the forward pass.
         parts: of every width that is laid out on several axes, the size of the one that grows: the size of a head where their
             number is fixed, their number where their size is.
+        split: the widths that are laid out in parts, by their ids.
+        groups: of norms over groups whose number grows with the width, as far as two widths tell, the size of a group, by
+            module path; None where that depends on the width as well. Of all others the number is taken to be fixed.
         constants: numbers that act on features, in the order of the forward pass.
         outputs: how many numbers the model returns per sample; fewer than the readout's out_features if the model returns only
             some of them.
@@ -286,6 +289,8 @@ class Architecture:
     row_independent: bool
     dot_products: tuple[DotProduct, ...] = ()
     parts: tuple[int, ...] = ()
+    split: tuple[int, ...] = ()
+    groups: Mapping[str, int | None] = field(default_factory=dict)
     constants: tuple[Constant, ...] = ()
     outputs: int = 0
     train_differs: tuple[Place, ...] = ()

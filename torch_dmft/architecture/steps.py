@@ -71,6 +71,7 @@ class Steps:
         taken: the steps.
         random: module and function of every call that drew random numbers, on features or not.
         dropouts: how many of these calls were dropout.
+        draws: whether random numbers of python or numpy were drawn, which type checkers draw too.
         outputs: numbers of the steps that made the outputs.
         batch_norms: paths of the modules that took statistics of the batch.
         wrong: module and reason of what else was noticed.
@@ -80,6 +81,7 @@ class Steps:
         self.taken: list[Step] = []
         self.random: dict[tuple[str, str], None] = {}
         self.dropouts = 0
+        self.draws = False
         self.outputs: tuple[int, ...] = ()
         self.batch_norms: dict[str, None] = {}
         self.wrong: list[tuple[str, str]] = []

@@ -30,11 +30,13 @@ def differences(evaluated: Steps, passes: list[Steps]) -> tuple[Place, ...]:
             continue
         for path in _paths(evaluated, trained, set(places)):
             add(path, "its forward pass in train mode is another than in evaluation mode", _ALIKE)
+    if not places and any(trained.draws for trained in passes) and not evaluated.draws:
+        add("", "it draws random numbers of python or numpy in train mode", "draw none in forward")
     return tuple(places.values())
 
 
 def is_dropout_alone(evaluated: Steps, passes: list[Steps], dropouts: int) -> bool:
-    """Whether train mode differs by dropout on features and by nothing else.
+    """Whether train mode differs by dropout on features and by nothing else, and evaluation mode is not random.
 
     Args:
         evaluated: the steps in evaluation mode.
@@ -42,7 +44,7 @@ def is_dropout_alone(evaluated: Steps, passes: list[Steps], dropouts: int) -> bo
         dropouts: how many calls of dropout on features there are.
     """
     return all(
-        not trained.wrong
+        not (trained.wrong or evaluated.random or (trained.draws and not evaluated.draws))
         and {name for _, name in trained.random} <= set(DROPOUTS)
         and trained.dropouts == dropouts
         and (evaluated.taken, evaluated.outputs) == (trained.taken, trained.outputs)

@@ -150,6 +150,7 @@ def watch(
     with undisturbed(model):
         for leaf in inputs:
             trace.assign(leaf, Value((SAMPLE, *(None,) * (leaf.ndim - 1)) if leaf.ndim else (), serial=0))
+        before = random_states()[:2]
         trace.samples = next((len(leaf) for leaf in inputs if leaf.ndim), 0)
         try:
             with (
@@ -164,6 +165,8 @@ def watch(
                 got=f"{type(error).__name__}: {error}",
                 remedy="give an example input that the model accepts (a tuple or a dict for several arguments)",
             ) from error
+        if steps is not None:
+            steps.draws = random_states()[:2] != before
         leaves = _floats(outputs)
         _finish(trace, leaves)
         if gradients and not trace.places:
@@ -186,7 +189,8 @@ def watch_training(model: nn.Module, example: Example) -> list[Steps]:
         for _ in range(_PASSES):
             before = random_states()[:2]
             passes.append(_in_train_mode(model, example))
-            if random_states()[:2] == before:
+            passes[-1].draws = random_states()[:2] != before
+            if not passes[-1].draws:
                 break
     return passes
 

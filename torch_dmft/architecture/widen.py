@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from torch_dmft.architecture.groups import size_of_groups
 from torch_dmft.architecture.roles import Architecture
 from torch_dmft.core.errors import Place, UnsupportedModelError
 from torch_dmft.core.torch_private import ConvBase, NormBase, modules_of, own_buffers, own_parameters, parameters_of
@@ -31,11 +32,12 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
     """A copy of a model with every width scaled so that the readout reads ``neurons`` neurons; parameters on "meta".
 
     None of them are frozen. Layer scales have their start. Where an axis is made from others (a flattened feature map holds
-    every channel at every position), laid out in heads or normalised in groups, of which there are as many at every width, all
-    widths scale by one ratio that keeps sizes integers, so the width is the nearest possible.
+    every channel at every position), laid out in heads or normalised in groups, of which either number or size is the same at
+    every width, all widths scale by one ratio that keeps sizes integers, so the width is the nearest possible.
     """
     ratio = neurons / architecture.width
-    groups = [one.num_channels // one.num_groups for _, one in modules_of(model) if isinstance(one, nn.GroupNorm)]
+    norms = [(path, one) for path, one in modules_of(model) if isinstance(one, nn.GroupNorm)]
+    groups = [one.num_groups if path in architecture.groups else size_of_groups(one) for path, one in norms]
     if has_composite_axes(architecture) or architecture.has_parts or groups:
         sizes = [layer.in_features for layer in architecture.layers if layer.in_axis is not None]
         unit = math.gcd(*sizes, *architecture.parts, *groups, *(product.size for product in architecture.dot_products))
@@ -58,7 +60,9 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
     axes = {vector.path: vector.axis for vector in architecture.vectors if vector.is_norm}
     for path, module in modules.items():
         if isinstance(module, NORMS):
-            replaced[id(module)] = _wide_norm(module, partial(wide, axis=axes.get(path, _ANY_WIDTH)))
+            replaced[id(module)] = _wide_norm(
+                module, partial(wide, axis=axes.get(path, _ANY_WIDTH)), architecture.groups.get(path)
+            )
     kept = {id(parameter): parameter for parameter in parameters_of(model).values()}
     for vector in architecture.vectors:
         if vector.is_scale or vector.is_scalar:
@@ -109,12 +113,15 @@ def _wide_layer(module: nn.Module, inputs: int, outputs: int) -> nn.Module:
     )
 
 
-def _wide_norm(module: nn.Module, wide: Callable[[int], int]) -> nn.Module:
+def _wide_norm(module: nn.Module, wide: Callable[[int], int], group: int | None) -> nn.Module:
+    """A norm layer of another width; ``group`` is the size of groups that grow in number."""
     if isinstance(module, NormBase):
         settings = module.eps, module.momentum, module.affine, module.track_running_stats
         return type(module)(wide(module.num_features), *settings, device="meta")
     if isinstance(module, nn.GroupNorm):
-        return nn.GroupNorm(module.num_groups, wide(module.num_channels), module.eps, module.affine, device="meta")
+        channels = wide(module.num_channels)
+        number = module.num_groups if group is None else channels // group
+        return nn.GroupNorm(number, channels, module.eps, module.affine, device="meta")
     assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
     *positions, features = module.normalized_shape
     shape = [*positions, wide(features)]

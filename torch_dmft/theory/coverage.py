@@ -14,7 +14,7 @@ from torch_dmft.architecture import Architecture, Layer, Role, describe
 from torch_dmft.architecture.widen import WIDENED, owners_beside_scales
 from torch_dmft.core.errors import InvalidInputError, Place, UnsupportedModelError
 from torch_dmft.core.threads import of_this_thread
-from torch_dmft.core.torch_private import BatchNormBase, ConvBase
+from torch_dmft.core.torch_private import BatchNormBase, ConvBase, NormBase
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.parameterization import Plan
 from torch_dmft.theory import tables
@@ -22,7 +22,7 @@ from torch_dmft.uses.outputs import Example
 
 UNKNOWN = "how to build it at another width is not known"
 _FIXED = "fixed inner sizes are not covered by the theory yet, and this layer has the role {}"
-_FEWER = "fewer groups, of which there are as many at every width; or nn.InstanceNorm for a group per channel"
+_FEWER = "fewer groups, if they are as many at every width; wider= or a factory, if their size is fixed"
 _SIGMAS = 6.0
 """Standard errors of a size beyond which it is another."""
 STAND_IN = "solvers.WideEnsemble(factory=...), where factory(width) builds the model, is a reference from wide networks"
@@ -79,6 +79,8 @@ def refuse_unsupported(
         if isinstance(module, BatchNormBase):
             reason = "BatchNorm couples the samples of a batch, which the theory does not cover"
             places.append(Place(path, reason, "replace it by nn.LayerNorm or nn.RMSNorm, or leave it out"))
+        elif _has_a_memory(module):
+            places.append(Place(path, _MEMORY, _FORGET))
         elif has_positions and len(getattr(module, "normalized_shape", ())) > 1:
             reason = "a norm over channels and positions together is not covered by the theory yet"
             places.append(Place(path, reason, "normalise the channels of each position, or leave it out"))
@@ -105,22 +107,37 @@ def _unequal_scales(architecture: Architecture) -> list[Place]:
     ]
 
 
-def grows(norm: nn.GroupNorm) -> bool:
-    """Whether the number of a norm's groups may grow with the width: one group for each channel."""
-    return 1 < norm.num_groups == norm.num_channels
+_MEMORY = "a norm over instances that has running statistics is another function in evaluation mode than in train mode"
+_FORGET = "track_running_stats=False"
+
+
+def _has_a_memory(module: nn.Module) -> bool:
+    """Whether it is a norm over instances that keeps running statistics."""
+    return isinstance(module, NormBase) and not isinstance(module, BatchNormBase) and module.track_running_stats
+
+
+def _may_grow(path: str, norm: nn.GroupNorm, architecture: Architecture) -> bool:
+    """Whether the number of a norm's groups may grow with the width, though nothing tells: one group for each channel."""
+    return path not in architecture.groups and 1 < norm.num_groups == norm.num_channels
 
 
 def _unlike_groups(path: str, norm: nn.GroupNorm, architecture: Architecture) -> Place | None:
-    """What is beyond the theory in a GroupNorm, whose groups have to grow with the width and to be alike."""
-    if grows(norm):
+    """What is beyond the theory in a GroupNorm, whose groups have to be alike if they grow with the width."""
+    if _may_grow(path, norm, architecture):
         return Place(path, f"GroupNorm of {norm.num_groups} groups of one channel each", _FEWER)
+    if path in architecture.groups:
+        varies = architecture.groups[path] is None
+        reason = "GroupNorm of which neither the number of groups nor their size is the same at every width"
+        return Place(path, reason, "as many groups at every width, or as large ones") if varies else None
     written = {layer.out_axis for layer in architecture.layers}
     axes = {vector.axis for vector in architecture.vectors if vector.path == path}
     if norm.num_groups > 1 and not (axes and axes <= written):
         reason = "GroupNorm whose groups may be unlike: of an axis made from others, or without gain and shift"
         return Place(path, reason, "one group, or normalise what one layer puts out, with affine=True")
-    if norm.num_groups > 1 and architecture.has_parts:
-        return Place(path, "GroupNorm beside heads is not covered by the theory yet", "replace it by nn.LayerNorm")
+    if norm.num_groups > 1 and not axes.isdisjoint(architecture.split):
+        return Place(
+            path, "GroupNorm of a width that is laid out in heads is not covered yet", "replace it by nn.LayerNorm"
+        )
     return None
 
 
@@ -191,7 +208,11 @@ def refuse_unwidenable(plan: Plan, *, is_plain: bool = True) -> None:
         groups = getattr(module, "groups", 1)
         if isinstance(module, ConvBase) and groups not in (1, module.in_channels):
             places.append(Place(path, f"{groups} groups of channels cannot be scaled with the width", STAND_IN))
-        elif isinstance(module, nn.GroupNorm) and grows(module):
+        elif _has_a_memory(module):
+            places.append(Place(path, _MEMORY, _FORGET))
+        elif isinstance(module, nn.GroupNorm) and architecture.groups.get(path, 1) is None:
+            places.append(Place(path, "GroupNorm whose groups grow in number and size", STAND_IN))
+        elif isinstance(module, nn.GroupNorm) and _may_grow(path, module, architecture):
             places.append(Place(path, f"GroupNorm of {module.num_groups} groups of one channel each", _FEWER))
         elif path in others and not isinstance(module, WIDENED):
             reason = f"a {type(module).__name__} cannot be built at another width yet"

@@ -14,6 +14,7 @@ from torch import nn
 from torch_dmft.architecture import Architecture, Multiplier, Role, Wrapper
 from torch_dmft.architecture import describe as describe_one
 from torch_dmft.architecture.describe import Roles
+from torch_dmft.architecture.groups import growing_groups
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
 from torch_dmft.core.listed import listed
@@ -105,7 +106,9 @@ def _described(
     except (UnsupportedModelError, InvalidInputError):
         return found
     is_alike = _roles(alone) == _roles(found) and _ties(alone) == _ties(found)
-    return alone if is_alike and _grows_alike(alone, wide) else found
+    if is_alike and _grows_alike(alone, wide):
+        return replace(alone, groups=growing_groups(model, other))
+    return found
 
 
 def _by_one(model: nn.Module, example_input: Example, roles: Roles | None, like: Architecture | None) -> Architecture:

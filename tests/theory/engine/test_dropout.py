@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -69,6 +70,65 @@ def test_networks_of_the_package_have_it_too() -> None:
     answer = dmft.solve(pose(2.0), dmft.solvers.FiniteWidth(narrow.width, 24), record=RECORD)
     for name, scores in z_scores(narrow, observables(answer), observables(answer.stderr)).items():
         assert float(scores.abs().max()) <= 5, name
+
+
+TOKENS, MORE = 4, 0.7
+
+
+def channels(width: int = 16, mask: str = "channel", p: float = MORE) -> nn.Module:
+    def drop() -> nn.Module:
+        return nn.Dropout1d(p) if mask == "channel" else nn.Dropout(p)
+
+    first, second = (nn.Conv1d(fan_in, width, 1, bias=False) for fan_in in (5, width))
+    pool = [nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(width, 1, bias=False)]
+    return nn.Sequential(first, nn.Tanh(), drop(), second, nn.Tanh(), drop(), *pool)
+
+
+def positions() -> Tensor:
+    """Rows of much the same at every position, over which a network averages."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(4, 5, 1, generator=generator) + 0.1 * torch.randn(4, 5, TOKENS, generator=generator)
+
+
+def pose_channels(mask: str, gamma0: float) -> dmft.Problem:
+    inputs = positions()
+    plan = dmft.parameterize(channels(mask=mask), inputs, gamma0=gamma0)
+    return dmft.Problem.like(plan, dmft.Probe(inputs, data()[1]), lr=RATES[gamma0], steps=RECORD[-1])
+
+
+@cache
+def networks_of_channels(mask: str, gamma0: float) -> Limit:
+    def forward(apply, x, vectors, drop):
+        def masked(h: Tensor) -> Tensor:
+            return h * drop(torch.ones_like(h[:, :, :1]), MORE) if mask == "channel" else drop(h, MORE)
+
+        return masked(torch.tanh(apply("b", masked(torch.tanh(apply("a", x))))))
+
+    inputs = positions().mT
+    settings = {"lr": RATES[gamma0], "gamma0": gamma0, "record": RECORD, "generator": torch.Generator().manual_seed(1)}
+    return stacks.limit(stacks.Wiring(("a", "b"), forward), inputs, data()[1][:, 0], NETWORKS, **settings)
+
+
+@pytest.mark.parametrize("gamma0", RATES)
+def test_channels_are_dropped_at_all_positions_together(gamma0: float) -> None:
+    right = dmft.solve(pose_channels("channel", gamma0), dmft.solvers.InfiniteWidth(1024, 6), record=RECORD)
+    assert_agrees(networks_of_channels("channel", gamma0), right, 0.09)
+    other = dmft.solve(pose_channels("entry", gamma0), dmft.solvers.InfiniteWidth(1024, 6), record=RECORD)
+    with pytest.raises(AssertionError, match=r"is .* off"):
+        assert_agrees(networks_of_channels("channel", gamma0), other, 0.09)
+    if gamma0 > 1:
+        assert_agrees(networks_of_channels("entry", gamma0), other, 0.09)
+
+
+@pytest.mark.parametrize("make", [model, channels])
+def test_two_widths_say_the_same(make: Callable[[], nn.Module]) -> None:
+    inputs = data()[0] if make is model else positions()
+    answers = []
+    for wider in (None, make):
+        plan = dmft.parameterize(make(), inputs, wider=wider)
+        problem = dmft.Problem.like(plan, dmft.Probe(inputs, data()[1]), lr=0.1, steps=3)
+        answers.append(dmft.solve(problem, dmft.solvers.InfiniteWidth(128, 2)).outputs)
+    assert torch.equal(*answers)
 
 
 def test_masks_are_a_function_of_the_generator() -> None:
@@ -142,7 +202,15 @@ def heads(module: nn.Module, h: Tensor) -> Tensor:
     return (h.unflatten(-1, (2, -1)) * F.dropout(h.new_ones(len(h), 2, 1), 0.3, module.training)).flatten(1)
 
 
+class DropPath(nn.Module):
+    """Stochastic depth: a branch is left out for some of the rows."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * h.new_empty(len(h), 1).bernoulli_(0.7) / 0.7 if self.training else h
+
+
 RANDOM = {
+    "stochastic depth": lambda: Inside(lambda m, h: h + DropPath().train(m.training)(torch.sin(h))),
     "of the data": lambda: nn.Sequential(nn.Dropout(0.2), model(p=0.0)),
     "of whole rows": lambda: Inside(lambda m, h: h * F.dropout(h.new_ones(len(h), 1), 0.3, m.training)),
     "of heads": lambda: Inside(heads),

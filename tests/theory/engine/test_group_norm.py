@@ -22,9 +22,9 @@ Norm = Callable[[int], nn.Module]
 AFFINE = {"gain a": 1.0, "shift a": 0.0, "gain b": 1.0, "shift b": 0.0}
 
 
-def grouped(h: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+def grouped(h: Tensor, gain: Tensor, shift: Tensor, groups: int = GROUPS) -> Tensor:
     """Groups of channels, over all tokens, of rows ``(network, sample, token, channel)``."""
-    rows = h.mT.reshape(*h.shape[:2], GROUPS, -1)
+    rows = h.mT.reshape(*h.shape[:2], groups, -1)
     rows = (rows - rows.mean(-1, keepdim=True)) / (rows.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
     return rows.reshape(h.mT.shape).mT * gain + shift
 
@@ -173,9 +173,9 @@ REFUSED = {
         lambda: model(norm=lambda w: nn.GroupNorm(2, w, affine=False), convolves=False),
         "without gain and shift",
     ),
-    "more at larger widths": (
-        lambda: lambda width: model(width, norm=lambda w: nn.GroupNorm(w // 4, w), convolves=False),
-        "60 groups, and of 120 at twice the width",
+    "more and larger ones at larger widths": (
+        lambda: lambda width: model(width, norm=lambda w: nn.GroupNorm(4 if w < 480 else 12, w), convolves=False),
+        "neither the number of groups nor their size",
     ),
 }
 

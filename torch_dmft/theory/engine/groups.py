@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 
-from torch_dmft.core.errors import Place, UnsupportedModelError
 
-
-def join_groups(wide: nn.Module) -> None:
-    """Let every GroupNorm normalise all channels at once.
+def join_groups(wide: nn.Module, kept: Collection[str]) -> None:
+    """Let every GroupNorm normalise all channels at once, but those that have groups of a fixed size.
 
     A fixed number of groups have the same law, and each has infinitely many neurons, so all have the mean and variance of the
     whole. Of a sample the whole tells them best.
     """
-    for module in list(wide.modules()):
-        if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
+    for path, module in list(wide.named_modules()):
+        if isinstance(module, nn.GroupNorm) and module.num_groups > 1 and path not in kept:
             joined = nn.GroupNorm(1, module.num_channels, module.eps, module.affine, device="meta")
             put(wide, module, joined)
 
@@ -24,17 +24,3 @@ def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
             model.set_submodule(path, new)
-
-
-def refuse_more_groups(narrow: nn.Module, doubled: nn.Module) -> None:
-    """Refuse norms of a factory whose number of groups depends on the width."""
-    places = [
-        Place(path, f"GroupNorm of {one.num_groups} groups, and of {other.num_groups} at twice the width", _AS_MANY)
-        for (path, one), (_, other) in zip(narrow.named_modules(), doubled.named_modules(), strict=False)
-        if isinstance(one, nn.GroupNorm) and isinstance(other, nn.GroupNorm) and one.num_groups != other.num_groups
-    ]
-    if places:
-        raise UnsupportedModelError("The theory cannot predict this model:", places)
-
-
-_AS_MANY = "as many groups at every width"

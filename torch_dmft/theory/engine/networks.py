@@ -98,7 +98,7 @@ def network_of(problem: Problem, width: int) -> Plan:
     model.train()
     architecture = describe(model, problem.tensor[:2], like=network.shown)
     if network.shown is not None:
-        architecture = replace(architecture, streams=network.shown.streams)
+        architecture = replace(architecture, streams=network.shown.streams, groups=network.shown.groups)
     unscaled = parameter_rules(architecture, model, gamma0=problem.gamma0, depth=network.depth)
     vectors = {vector.name for vector in architecture.vectors}
 

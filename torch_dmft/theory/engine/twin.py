@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Layer, Role, Vector, describe
 from torch_dmft.architecture.facts import Weight, facts_of
+from torch_dmft.architecture.groups import growing_groups
 from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError
@@ -26,7 +27,7 @@ from torch_dmft.parameterization.start import starts_of
 from torch_dmft.parameterization.uniform import UNIFORM
 from torch_dmft.theory.coverage import refuse_unsupported, rows_per_sample
 from torch_dmft.theory.engine.draw import Draw
-from torch_dmft.theory.engine.groups import join_groups, put, refuse_more_groups
+from torch_dmft.theory.engine.groups import join_groups, put
 from torch_dmft.theory.engine.scales import fill_scales, refuse_other_scales, refuse_other_starts
 from torch_dmft.theory.tolerance import default_tolerance
 
@@ -60,6 +61,9 @@ def infinite_width(
     dropout, attention) is the model's own code, whose averages over neurons run over the sample; factors of scores have to
     fall like 1/width between the model and one of twice its width. Train ``plan.model`` with ``plan.param_groups(lr)`` and
     ``torch.optim.SGD``; measure it with ``Recorder(plan, probe)``.
+
+    Of a GroupNorm a factory, or a plan made with ``wider=``, tells whether its groups grow in number or in size; else the
+    number is taken to be the same at every width.
 
     Convolutions meet new directions with every pixel: allow for them with ``rank``. A layer that has met as many as it has
     neurons (``layer.saturated``) is that of an ordinary network of width S. Where an axis is made from others (a feature map
@@ -116,15 +120,19 @@ def infinite_width(
         else:
             narrow = _built(model_or_factory, _TEMPLATE_WIDTH, example_input)
         architecture = describe(narrow, example_input)
+        if not isinstance(model_or_factory, nn.Module):
+            doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
+            architecture = replace(architecture, groups=growing_groups(narrow, doubled))
         common = "auto" if isinstance(gain, Mapping) else gain
         rules = parameter_rules(architecture, narrow, gamma0=gamma0, gain=common)
         biases = {}
     if not isinstance(model_or_factory, nn.Module | Plan):
-        sizes = (*architecture.parts, *(product.size for product in architecture.dot_products))
+        sizes = [*architecture.parts, *(product.size for product in architecture.dot_products)]
+        sizes += [module.num_groups for path, module in narrow.named_modules() if path in architecture.groups]
         unit = math.lcm(*(_TEMPLATE_WIDTH // math.gcd(_TEMPLATE_WIDTH, size) for size in sizes))
         if neurons % unit:
             raise InvalidInputError(
-                "The neurons must be divisible into heads.",
+                "The neurons must be divisible into heads and groups.",
                 got=f"{neurons} neurons",
                 remedy=f"neurons={math.ceil(neurons / unit) * unit}",
             )
@@ -136,9 +144,6 @@ def infinite_width(
     if isinstance(model_or_factory, nn.Module | Plan):
         doubled = widened(narrow, architecture, 2 * architecture.width)
         materialise(doubled, like, architecture.bare)
-    else:
-        doubled = _built(model_or_factory, 2 * _TEMPLATE_WIDTH, example_input)
-        refuse_more_groups(narrow, doubled)
     other = describe(doubled, example_input, like=architecture)
     refuse_other_scales(architecture, other)
     positions = rows_per_sample(narrow, architecture, example_input)
@@ -162,7 +167,7 @@ def infinite_width(
             wide = built(model_or_factory, neurons)
         fill_scales(wide, architecture, like)
     if law == "limit":
-        join_groups(wide)
+        join_groups(wide, kept=architecture.groups)
     architecture = _resized(architecture, wide)
     # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
     matched = "network" if has_composite_axes(architecture) else law
@@ -172,7 +177,7 @@ def infinite_width(
     names |= architecture.bare.keys()
     for name in uniform or ():
         require_choice("a name of uniform", name, sorted(names))
-    quasi = not architecture.has_parts
+    quasi = not (architecture.has_parts or architecture.groups)  # else neurons meet others of their own part
     draw = Draw(matched, generator, like, multiplied, biases, frozenset(uniform or ()), quasi=quasi)
     for layer in architecture.layers:
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}

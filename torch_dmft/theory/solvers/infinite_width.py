@@ -35,9 +35,10 @@ COVERS = SEES | {"groups", "frozen", "starts", "uniform starts", "muon", "adam"}
 Train = Callable[..., Trajectory]
 """Trains a model on a problem and records it, with the signature of ``train_and_record``."""
 
-_STRIDE = 1.0
-"""By how many tolerances a stride may miss. Kernels are then off by a tenth of what sampling makes of them, for cross entropy
-by a half, and at strong feature learning (gamma0 = 10) by two thirds."""
+_STRIDE = 1.5
+"""By how many tolerances a stride may miss. Answers are then off by a tenth to a fifth of their sampling error, beside what
+other draws of later directions make of it (one to three layers of tanh, cross entropy, gamma0 = .1 to 3), and by up to a half
+at gamma0 = 10."""
 
 _LINEAR = 1e-5
 """Tolerance of linear chains, whose features and gradients stay in few directions: ten more than at 1e-2 leave rounding."""
@@ -86,9 +87,9 @@ class InfiniteWidth:
             for linear chains. These sampling leaves exact: their standard error is the difference to one more run, by single
             steps at twice the tolerance.
         generator: source of randomness; None for a fresh one with seed 0.
-        strides: take several steps at once while the tangent kernel moves along a straight line, as it does at the end of
+        strides: take several steps at once while the tangent kernel moves along a parabola, as it does at the end of
             training; see ``torch_dmft.theory.engine.strides``. The answer then costs as many passes as features need to
-            learn, ``metadata["passes"]``, instead of T, and is off by a tenth to two thirds of the sampling error, by other
+            learn, ``metadata["passes"]``, instead of T, and is off by a tenth to a half of the sampling error, by other
             amounts in every replica, so that most of it is in the standard error.
             Kinks and minibatches make kernels jitter, and save little. For chains without momentum and weight decay;
             ``solve(problem)`` takes strides where it can.

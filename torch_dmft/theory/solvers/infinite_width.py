@@ -35,9 +35,10 @@ COVERS = SEES | {"groups", "frozen", "starts", "uniform starts", "muon", "adam"}
 Train = Callable[..., Trajectory]
 """Trains a model on a problem and records it, with the signature of ``train_and_record``."""
 
-_STRIDE = 1.0
-"""By how many tolerances a stride may miss. Outputs and kernels are then off by 0.01 to 0.14 standard errors of 4 x 1024
-neurons: 100 steps, two and three layers, gamma0 = 0.1 to 10, biases, cross entropy."""
+_STRIDE = 1.5
+"""By how many tolerances a stride may miss. Answers are then off by a tenth to a fifth of their sampling error, beside what
+other draws of later directions make of it (one to three layers of tanh, cross entropy, gamma0 = .1 to 3), and by up to a half
+at gamma0 = 10."""
 
 _LINEAR = 1e-5
 """Tolerance of linear chains, whose features and gradients stay in few directions: ten more than at 1e-2 leave rounding."""
@@ -86,10 +87,10 @@ class InfiniteWidth:
             for linear chains. These sampling leaves exact: their standard error is the difference to one more run, by single
             steps at twice the tolerance.
         generator: source of randomness; None for a fresh one with seed 0.
-        strides: take several steps at once while the tangent kernel moves along a straight line, as it does at the end of
+        strides: take several steps at once while the tangent kernel moves along a parabola, as it does at the end of
             training; see ``torch_dmft.theory.engine.strides``. The answer then costs as many passes as features need to
-            learn, ``metadata["passes"]``, instead of T. What strides miss is other in every replica, so that most of it is in
-            the standard error; of that of 4 x 1024 neurons it was a seventh at most where it was measured.
+            learn, ``metadata["passes"]``, instead of T, and is off by a tenth to a half of the sampling error, by other
+            amounts in every replica, so that most of it is in the standard error.
             Kinks and minibatches make kernels jitter, and save little. For chains without momentum and weight decay;
             ``solve(problem)`` takes strides where it can.
     """

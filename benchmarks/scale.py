@@ -120,7 +120,7 @@ ordinary network of that width, and what a finite width does, of order 1/neurons
   `solve(..., record=measured.steps)`.
 - **Fewer neurons**: the error grows like 1/√neurons, and time falls in proportion.
 - **Strides**: `InfiniteWidth(strides=True)` for [smooth chains in full batches](theory.md#strides) takes fewer passes,
-  25 to 39 for 100 steps and 37 for 500 where it was measured, which the estimates above leave out.
+  18 to 29 for 100 steps and 23 to 34 for 500 where it was measured, which the estimates above leave out.
 - **Networks**: where the twin is marked S, `WideEnsemble` with smaller widths.
 """
 

@@ -147,7 +147,10 @@ def test_networks_widened_by_themselves_have_this_limit(run: dict[str, Any]) -> 
     """Tables of every width, moments matched, steps of torch's own optimizers."""
     model = Mlp(padding_idx=0)
     nn.init.normal_(model.positions.weight, std=0.5, generator=torch.Generator().manual_seed(0))
-    problem = posed(model, **{"steps": 4, **run})
+    inputs = TOKENS.index_put(
+        (torch.tensor(2), torch.tensor(1)), torch.tensor(4)
+    )  # token 3 balances, of which Adam has no limit
+    problem = posed(model, inputs, **{"steps": 4, **run})
     networks = dmft.solve(problem, dmft.solvers.WideEnsemble((32, 64, 128), 16), record=[4])
     theory = dmft.solve(problem, dmft.solvers.InfiniteWidth(512, 4), record=[4])
     for name in ("outputs", "losses"):

@@ -17,7 +17,7 @@ from torch_dmft.theory.engine.networks import initialise, network_of
 
 pytestmark = pytest.mark.usefixtures("seeded")
 LENGTH = 4
-TOKENS = torch.tensor([[4, 3, 0], [2, 1, 2], [6, 3, 4], [5, 2, 0], [1, 5, 2]])
+TOKENS = torch.tensor([[4, 3, 0], [2, 1, 2], [6, 4, 4], [5, 2, 0], [1, 5, 2]])
 TARGETS = torch.tensor([[1.0], [1.0], [-1.0], [1.0], [1.0]])
 
 

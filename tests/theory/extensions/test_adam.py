@@ -299,7 +299,7 @@ def test_decay_inside_of_adam_is_refused() -> None:
 
 
 def test_a_twin_is_trained_by_a_loop_of_ones_own(generator: torch.Generator) -> None:
-    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1, bias=False))
     limit = dmft.infinite_width(model.double(), INPUTS, neurons=256, whole=True, generator=generator)
     optimizer = torch.optim.AdamW(limit.param_groups(LR, optimizer="adamw", weight_decay=0.2))
     losses = []

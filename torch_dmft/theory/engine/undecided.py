@@ -1,4 +1,4 @@
-"""Output biases and single numbers whose first gradient is zero, of which Adam makes a step of the full rate, by chance."""
+"""Single numbers whose first gradient is zero in the limit, of which Adam makes a step of the full rate, by chance."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ _SOME = 2.0
 
 
 def warn_of_chance(problem: Problem, plan: Plan, outputs: Tensor, error: Tensor) -> None:
-    """Warn where the first step of an output bias, or of a single number, has no limit.
+    """Warn where the first step of a single number has no limit.
 
-    f(0) is zero in the limit, so the gradient of the bias is a sum over targets, and vanishes where these balance. In a network
-    of width N it is of order 1/sqrt(N) and of either sign, and Adam divides by its size. The same holds of a number that
-    features are computed with: its gradient is an average over neurons of a product with the readout, which is independent of
-    them. That of one behind the readout that multiplies f is as small as f(0).
+    The gradient of a number that features are computed with is an average over neurons of a product with the readout, which is
+    independent of them. In a network of width N it is of order 1/sqrt(N) and of either sign, and Adam divides by its size. That
+    of one behind the readout that multiplies f is as small as f(0). ``balanced`` has what vanishes with sums of targets.
 
     Args:
         problem: what is trained on.
@@ -38,33 +37,21 @@ def warn_of_chance(problem: Problem, plan: Plan, outputs: Tensor, error: Tensor)
     small = _ROUNDING * torch.finfo(error.dtype).eps * scale
     if not bool(error.any(0).all()):  # an output that the loss does not see has no gradient at any width
         return
-    found: dict[bool, list[str]] = {True: [], False: []}
-    below = {
-        Role.OUTPUT_BIAS: small,
-        Role.INNER: math.inf,
-        Role.OUTER: small + _SOME * scale * float(outputs.abs().max()),
-    }
-    is_drawn = bool(plan.model.get_parameter(plan.architecture.readout.weight).any())
+    below = {Role.INNER: math.inf, Role.OUTER: small + _SOME * scale * float(outputs.abs().max())}
+    if not bool(plan.model.get_parameter(plan.architecture.readout.weight).any()):
+        return
+    found = []
     for rule, name in named_rules(problem.network, plan):
         gradient = plan.model.get_parameter(rule.name).grad
         if rule.role not in below or name in training.frozen or training.kind(name) not in ("Adam", "AdamW"):
             continue
-        is_bias = rule.role is Role.OUTPUT_BIAS
-        if gradient is not None and bool((gradient.abs() <= below[rule.role]).any()) and (is_bias or is_drawn):
-            found[is_bias].append(name)
-    if found[False]:
+        if gradient is not None and bool((gradient.abs() <= below[rule.role]).any()):
+            found.append(name)
+    if found:
         warnings.warn(
-            f"The first gradient of {listed(found[False])} is zero in the limit, as outputs are. Adam makes a step of the full "
+            f"The first gradient of {listed(found)} is zero in the limit, as outputs are. Adam makes a step of the full "
             "rate of what is left of it at finite width, up or down by chance: networks scatter by that at every width, and "
             "the prediction is a mean over the signs that its replicas happened to have. Freeze such numbers, or compare with "
-            "solvers.WideEnsemble(), which averages over both signs.",
-            stacklevel=2,
-        )
-    if found[True]:
-        warnings.warn(
-            f"The first gradient of {listed(found[True])} is zero where classes or targets balance. Adam makes a step of the "
-            "full rate of what is left of it at finite width, up or down by chance: outputs of networks scatter by that at "
-            "every width, and the prediction has one sign, or none. Take bias=False in the readout, or compare with "
             "solvers.WideEnsemble(), which averages over both signs.",
             stacklevel=2,
         )

@@ -19,6 +19,7 @@ from torch_dmft.core.trajectory import Trajectory, combine
 from torch_dmft.theory.chains.assembly import about_the_probe
 from torch_dmft.theory.checks import require_generator
 from torch_dmft.theory.cost import Cost, twin_cost
+from torch_dmft.theory.engine.balanced import require_unbalanced
 from torch_dmft.theory.engine.posed import enough_neurons, is_closed, renamed, rotated, twin_of
 from torch_dmft.theory.engine.strides import check_strides, train_in_strides
 from torch_dmft.theory.engine.training import lazy_layers, rows_at_once, train_and_record
@@ -124,6 +125,7 @@ class InfiniteWidth:
                 got=f"{rows_at_once(problem)} rows and {problem.outputs} outputs for {self.neurons} neurons",
                 remedy=f"solvers.InfiniteWidth(neurons={enough_neurons(problem)})",
             )
+        require_unbalanced(problem)
 
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False

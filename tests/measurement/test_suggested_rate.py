@@ -8,6 +8,7 @@ from torch import nn
 
 import torch_dmft as dmft
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.parameterization.muon import MuonGroups
 from torch_dmft.parameterization.optimizer import OPTIMIZERS
 
 
@@ -22,14 +23,19 @@ def wrapped(width: int, seed: int = 0, gamma0: float = 1.0) -> tuple[dmft.Plan, 
 
 
 def train(plan: dmft.Plan, probe: dmft.Probe, lr: float, steps: int, optimizer: str = "sgd") -> list[float]:
-    opt = OPTIMIZERS[optimizer](plan.param_groups(lr, optimizer=optimizer, eps=0.0))
+    groups = plan.param_groups(lr, optimizer=optimizer, eps=0.0)
+    if isinstance(groups, MuonGroups):
+        optimizers = [torch.optim.Muon(groups.muon), torch.optim.AdamW(groups.adamw)]
+    else:
+        optimizers = [OPTIMIZERS[optimizer](groups)]
     losses = []
     for _ in range(steps):
-        opt.zero_grad()
+        plan.model.zero_grad()
         loss = nn.functional.mse_loss(plan.model(probe.inputs), probe.targets)
         losses.append(float(loss.detach()))
         loss.backward()
-        opt.step()
+        for each in optimizers:
+            each.step()
     return losses
 
 
@@ -43,11 +49,15 @@ def test_sgd_is_stable_below_the_limit_and_not_above(seed) -> None:
     assert max(losses[1.1]) > 3 * losses[1.1][0]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-def test_the_first_step_of_adam_lowers_the_loss_most_at_its_limit(optimizer) -> None:
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", pytest.param("muon", marks=needs_muon)])
+def test_the_first_step_lowers_the_loss_most_at_its_limit(optimizer) -> None:
     def line(x: torch.Tensor) -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(5, 64, bias=False), nn.Linear(64, 1, bias=False)).double()
+        hidden = [nn.Linear(64, 96, bias=False), nn.Linear(96, 64, bias=False)] if optimizer == "muon" else []
+        return nn.Sequential(nn.Linear(5, 64, bias=False), *hidden, nn.Linear(64, 1, bias=False)).double()
 
     x = torch.randn(12, 5, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     probe = dmft.Probe(x, x[:, :1].sin() * 1e-3)  # so small a step that the loss is quadratic along it
@@ -60,7 +70,7 @@ def test_the_first_step_of_adam_lowers_the_loss_most_at_its_limit(optimizer) -> 
     assert float(factors[losses.index(min(losses))]) == pytest.approx(1.0, abs=0.1)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
 @pytest.mark.parametrize("gamma0", [0.5, 2.0])
 def test_it_is_the_same_at_every_width(optimizer, gamma0) -> None:
     limits = []
@@ -75,7 +85,7 @@ def test_it_is_the_same_at_every_width(optimizer, gamma0) -> None:
 def test_nothing_is_left_behind_and_what_it_rests_on_is_said() -> None:
     plan, probe = wrapped(32)
     before = {name: value.clone() for name, value in plan.model.state_dict().items()}
-    for optimizer in ("sgd", "adam"):
+    for optimizer in ("sgd", "adam", "muon"):
         assert "full batch of the probe" in str(plan.suggest_lr(probe, optimizer=optimizer, fraction=0.25))
     assert all(torch.equal(value, before[name]) for name, value in plan.model.state_dict().items())
     assert all(parameter.grad is None for parameter in plan.model.parameters())
@@ -89,6 +99,10 @@ def test_bad_questions() -> None:
         plan.suggest_lr(probe, optimizer="lbfgs")
     with pytest.raises(InvalidInputError, match="fraction"):
         plan.suggest_lr(probe, fraction=0.0)
+    inputs = probe.inputs
+    shallow = dmft.parameterize(nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1)).double(), inputs)
+    with pytest.raises(InvalidInputError, match="at least one hidden matrix"):
+        shallow.suggest_lr(probe, optimizer="muon")
     with pytest.raises(InvalidInputError, match="no curvature"):
         plan.suggest_lr(probe, loss=lambda f, y: (f * y).sum())
 

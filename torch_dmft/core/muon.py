@@ -21,6 +21,10 @@ matrices: features then move by O(eta gamma0) at every width. Decay is the share
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import torch
+from torch import Tensor
 
 MUON_NUMBERS: dict[str, float] = {
     "lr": 0.0,
@@ -60,3 +64,21 @@ def step_norm(adam_lr: float, shape: tuple[int, ...]) -> float:
         shape: ``(out, in)``.
     """
     return adam_lr * math.sqrt(math.prod(shape))
+
+
+def newton_schulz(matrix: Tensor, group: dict[str, Any]) -> Tensor:
+    """What the iteration of ``torch.optim.Muon`` makes of a matrix; all of whose singular values are then about 1.
+
+    Args:
+        matrix: U, ``(out, in)``.
+        group: ``ns_coefficients``, ``ns_steps``, ``eps``, ``low``.
+    """
+    a, b, c = group["ns_coefficients"]
+    x = matrix.bfloat16() if group["low"] else matrix.clone()
+    is_tall = x.shape[0] > x.shape[1]
+    x = x.T if is_tall else x
+    x = x.div_(x.norm().clamp(min=group["eps"]))
+    for _ in range(group["ns_steps"]):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x

@@ -258,8 +258,9 @@ class Plan:
         Args:
             probe: inputs and targets; the rate is that of full batches of its training rows.
             loss: ``loss(outputs, targets) -> scalar``; default as in ``Recorder``.
-            optimizer: "sgd": a fraction of the rate 2 / lambda_max(K H) at which training becomes unstable; "adam", "adamw": of
-                the rate at which the first step lowers the loss most.
+            optimizer: "sgd": a fraction of the rate 2 / lambda_max(K H) at which training becomes unstable; "adam", "adamw",
+                "muon" (with AdamW at the same base rate, as ``param_groups``): of the rate at which the first step lowers the
+                loss most.
             fraction: of that rate; smaller batches and momentum need a smaller one.
             outputs: which of the model's outputs is f, as in ``Recorder``.
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from tests.reference.muon import COEFFICIENTS
+from torch_dmft.core.muon import newton_schulz
 from torch_dmft.theory.engine import course
-from torch_dmft.theory.engine.muon import newton_schulz, polar
+from torch_dmft.theory.engine.muon import polar
 
 NS = {"ns_coefficients": COEFFICIENTS, "ns_steps": 5, "eps": 1e-7}
 

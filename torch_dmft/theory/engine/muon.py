@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from torch_dmft.core.muon import newton_schulz
+
 _NOISE = 100.0
 """Singular values below this many units of rounding of the largest are rounding, and have no polar factor."""
 
@@ -75,24 +77,6 @@ def _used(matrix: Tensor) -> tuple[slice, slice]:
     """The block of a matrix outside of which it is zero: a core has room for directions that are still to come."""
     rows, columns = (matrix.any(axis).nonzero().flatten() for axis in (1, 0))
     return slice(int(rows[-1]) + 1 if len(rows) else 0), slice(int(columns[-1]) + 1 if len(columns) else 0)
-
-
-def newton_schulz(matrix: Tensor, group: dict[str, Any]) -> Tensor:
-    """What the iteration of ``torch.optim.Muon`` makes of a matrix; all of whose singular values are then about 1.
-
-    Args:
-        matrix: U, ``(out, in)``.
-        group: ``ns_coefficients``, ``ns_steps``, ``eps``, ``low``.
-    """
-    a, b, c = group["ns_coefficients"]
-    x = matrix.bfloat16() if group["low"] else matrix.clone()
-    is_tall = x.shape[0] > x.shape[1]
-    x = x.T if is_tall else x
-    x = x.div_(x.norm().clamp(min=group["eps"]))
-    for _ in range(group["ns_steps"]):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if is_tall else x
 
 
 def polar(matrix: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from tests.reference.ensembles import observables
 from torch_dmft.core.errors import UnsupportedProblemError
 from torch_dmft.theory import solvers
 from torch_dmft.theory.choose import choose
+from torch_dmft.theory.engine.balanced import require_unbalanced
 from torch_dmft.theory.solvers import infinite_width
 
 BALANCED, OTHER = [0, 1, 2, 0, 1, 2], [0, 1, 1, 0, 1, 2]
@@ -84,6 +85,15 @@ def test_a_step_by_chance_is_refused(case: str) -> None:
     solver, why = choose(problem)
     assert isinstance(solver, solvers.WideEnsemble)
     assert "first step of Adam" in why
+
+
+def test_rounding_of_many_rows_is_no_balance() -> None:
+    inputs = torch.randn(600, 6, generator=torch.Generator().manual_seed(0))
+    classes = torch.arange(600) % 3
+    with pytest.raises(UnsupportedProblemError, match=r"first gradient of zero of 2\.bias"):
+        require_unbalanced(posed(classifier(bias=True), inputs, classes))
+    classes[:5] = 1  # 198, 203 and 199 rows of each
+    require_unbalanced(posed(classifier(bias=True), inputs, classes))
 
 
 @pytest.mark.parametrize("case", list(TAKEN))

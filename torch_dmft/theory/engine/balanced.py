@@ -29,8 +29,10 @@ _ALONE = (Role.OUTPUT_BIAS, Role.OUTER)
 """Roles of parameters whose entries belong to single outputs."""
 _NEURONS = 64
 """Of the twin that is looked at: what vanishes does so at every size."""
+_ROWS = 256
+"""Rows of a pass."""
 _ROUNDING = 30
-"""Units of rounding, in units of a gradient that does not balance, within which one is zero."""
+"""Units of rounding, in units of the gradient of error signals of one sign, within which one is zero."""
 _LEAST = 8
 """Entries of a line, of which a few are zero by coincidence."""
 
@@ -62,19 +64,21 @@ def _by_chance(problem: Problem) -> list[str]:
         for rule, name in named_rules(problem.network, twin)
         if rule.lr and training.kind(name) in ("Adam", "AdamW") and not rule.name.endswith("initial_scale")
     ]
-    rows, model = problem.rows_of(first), Runs(twin.model, problem.selection)
-    inputs = posed.tensor[rows]
-    error = problem.error_on(_start(twin, model, inputs), rows)
-    other = error * (0.5 + torch.rand(len(rows), 1, generator=generator, dtype=error.dtype, device=error.device))
-    outputs = output_rows(model(inputs), len(rows))
-    parameters = [twin.model.get_parameter(rule.name) for rule, _ in rules]
-    balanced, usual = (
-        torch.autograd.grad(outputs, parameters, grad, retain_graph=True, allow_unused=True) for grad in (error, other)
-    )
+    parameters, model = [twin.model.get_parameter(rule.name) for rule, _ in rules], Runs(twin.model, problem.selection)
+    rows = problem.rows_of(first)
+    error = problem.error_on(torch.cat([_start(twin, model, posed.tensor[some]) for some in rows.split(_ROWS)]), rows)
+    other = error.abs() * (0.5 + torch.rand(len(rows), 1, generator=generator, dtype=error.dtype, device=error.device))
+    balanced, usual = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
+    for some, *errors in zip(rows.split(_ROWS), error.split(_ROWS), other.split(_ROWS), strict=True):
+        outputs = output_rows(model(posed.tensor[some]), len(some))
+        for sums, signal in zip((balanced, usual), errors, strict=True):
+            found = torch.autograd.grad(outputs, parameters, signal, retain_graph=True, allow_unused=True)
+            for total, part in zip(sums, found, strict=True):
+                total += 0.0 if part is None else part
     return [
         name
         for (rule, name), mine, others in zip(rules, balanced, usual, strict=True)
-        if mine is not None and others is not None and _vanishes(mine, others, alone=rule.role in _ALONE)
+        if _vanishes(mine, others, alone=rule.role in _ALONE)
     ]
 
 

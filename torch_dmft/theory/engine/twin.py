@@ -86,7 +86,8 @@ def infinite_width(
         tolerance: relative part of a vector that may stay outside the sampled bases; default 1e-2 * min(1, gamma0).
         rank: room for this many directions per hidden layer and side.
         whole: keep what hidden weights learn entry by entry, S x S numbers, as Adam needs it: its steps are not linear in the
-            gradient. ``plan.param_groups(lr, optimizer="adam")`` then has the rates.
+            gradient. ``plan.param_groups(lr, optimizer="adam")`` then has the rates. Where targets balance its first step may
+            have no limit (``torch_dmft.theory.engine.balanced``), which ``solve`` refuses and a loop of one's own does not.
         generator: source of randomness; default a fresh one with seed 0.
 
     Returns:

@@ -119,9 +119,9 @@ def test_without_a_limit_the_engine_is_not_that_of_networks(
     targets: Tensor, has_limit: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(infinite_width, "require_unbalanced", lambda problem: None)
-    problem = posed(Residual(16), INPUTS, targets)
-    networks = dmft.solve(problem, solvers.WideEnsemble((32, 64, 128), pairs=24), record=[5])
-    engine = dmft.solve(problem, solvers.InfiniteWidth(512, 8), record=[5])
+    problem = posed(Residual(16), INPUTS, targets, lr=0.3)
+    networks = dmft.solve(problem, solvers.WideEnsemble((32, 64, 128), pairs=32), record=[5])
+    engine = dmft.solve(problem, solvers.InfiniteWidth(1024, 8), record=[5])
     limits = [(observables(run), observables(run.stderr)) for run in (networks, engine)]
     worst = 0.0
     for name in ("outputs", "forward.1", "forward.2"):

@@ -224,6 +224,7 @@ class Apart:
             probe = self._measures(problem.tensor[self._rows], measured=True)
             require_finite(problem, probe.outputs, step)
             snapshot = probe.measure()
+            self._passes.layouts = self._measures.layouts
         elif measured:
             snapshot = self._recorder.look()
         if not trained:

@@ -44,11 +44,11 @@ class Passes:
     Args:
         subject: the model.
         by_autograd: whether a chain's are autograd's too, with the hooks on its modules.
+        alike: what passes of networks alike found out of where samples are; it is added to.
     """
 
-    def __init__(self, subject: Subject, *, by_autograd: bool = False) -> None:
-        self.subject = subject
-        self.layouts: Layouts | None = None
+    def __init__(self, subject: Subject, *, by_autograd: bool = False, alike: dict[str, Layouts] | None = None) -> None:
+        self.subject, self._alike = subject, {} if alike is None else alike
         self.weights = [
             (layer, subject.model.get_submodule(layer.path), layer.activation or "linear")
             for layer in subject.architecture.layers
@@ -58,6 +58,16 @@ class Passes:
         self.written_out = subject.is_chain and linear and not by_autograd
         self.may_be_products = not by_autograd and are_products(subject)
         self.has_convolutions = any(layer.kind == "conv" for layer in subject.architecture.layers)
+
+    @property
+    def layouts(self) -> Layouts | None:
+        """Where samples are, as far as it is known."""
+        return self._alike.get("layouts")
+
+    def learn(self, layouts: Layouts | None) -> None:
+        """Keep where samples are, if a measurement told."""
+        if layouts is not None:
+            self._alike["layouts"] = layouts
 
     @property
     def are_products(self) -> bool:
@@ -97,7 +107,7 @@ class AutogradPass:
         assert self._taps is not None  # asked for
         retain = not self._by_products
         self._taken = measure(self._taps, self._attached, layouts=self._passes.layouts, retain_graph=retain)
-        self._passes.layouts = self._taken.layouts
+        self._passes.learn(self._taken.layouts)
         return self._taken
 
     def backward(self, error: Float[Tensor, "sample output"]) -> None:

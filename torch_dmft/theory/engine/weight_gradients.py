@@ -45,7 +45,8 @@ def are_products(subject: Subject) -> bool:
         if type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
             known += [layer.weight] + ([layer.bias] if layer.bias else [])
     plain = all(subject.model.get_parameter(name).dtype in (torch.float32, torch.float64) for name in known)
-    shares = len({id(subject.model.get_parameter(name)) for name in known}) < len(known)
+    every = [name for layer in subject.architecture.layers for name in (layer.weight, layer.bias) if name]
+    shares = len({id(subject.model.get_parameter(name)) for name in every}) < len(every)
     return plain and not shares and trained <= set(known) and subject.wanted.per_output
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -98,3 +99,27 @@ def test_fewer_networks_are_as_precise(generator):
         error = (x_error[name] ** 2 + y_error[name] ** 2).sqrt()
         varies = error > 1e-5 * x[name].square().mean().sqrt()
         assert bool((((x[name] - y[name]) / error)[varies].abs() < 5).all()), name
+
+
+@pytest.mark.long
+def test_standard_errors_are_honest():
+    """Twenty seeds against six hundred pairs of which none is spared; entries pooled, as a reader of the report would."""
+    problem, widths, record = _images(torch.Generator().manual_seed(0)), (32, 64), [0, 1, 3]
+
+    def solved(seed: int, **settings: int) -> Trajectory:
+        solver = WideEnsemble(widths, generator=torch.Generator().manual_seed(seed), **settings)
+        return dmft.solve(problem, solver, record=record)
+
+    reference = solved(10**6, pairs=600, starts=0)
+    exact, exact_error = observables(reference), observables(reference.stderr)
+    scores: dict[str, list[Tensor]] = {}
+    for seed in range(20):
+        run = solved(seed)
+        assert max(map(int, run.metadata["pairs"].split(", ")[1:])) < 16
+        values, errors = observables(run), observables(run.stderr)
+        for name, value in values.items():
+            varies = errors[name] > 1e-5 * value.square().mean().sqrt()
+            error = (errors[name] ** 2 + exact_error[name] ** 2).sqrt()
+            scores.setdefault(name, []).append(((value - exact[name]) / error)[varies])
+    sizes = {name: float(torch.cat(parts).square().mean().sqrt()) for name, parts in scores.items()}
+    assert all(0.7 < size < 1.4 for size in sizes.values() if size == size), sizes

@@ -18,11 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torch_dmft.core.kernel import Kernel
 from torch_dmft.core.trajectory import Trajectory, combine
 from torch_dmft.measurement.moment import Snapshot
 from torch_dmft.theory.problem import Problem
@@ -139,11 +141,19 @@ def _left(runs: Sequence[Trajectory], along: Float[Tensor, "count most"], more: 
 def _observables(like: Trajectory) -> Iterator[Callable[[Trajectory], Tensor]]:
     """What a run has: its outputs, and all its kernels."""
     yield lambda run: run.outputs
-    for index in range(len(like.layers)):
-        yield lambda run, index=index: run.layers[index].forward.array  # type: ignore[misc]
-        yield lambda run, index=index: run.layers[index].backward.array  # type: ignore[misc]
-    if like.ntk is not None:
-        yield lambda run: run.known_ntk.array
+    for number, kernel in enumerate(_kernels(like)):
+        if kernel is not None:
+            yield partial(_array, number=number)
+
+
+def _kernels(run: Trajectory) -> list[Kernel | None]:
+    return [run.ntk, *(kernel for layer in run.layers for kernel in (layer.forward, layer.backward, layer.ntk))]
+
+
+def _array(run: Trajectory, number: int) -> Tensor:
+    kernel = _kernels(run)[number]
+    assert kernel is not None  # all runs have what one has
+    return kernel.array
 
 
 def _weighted(runs: Sequence[Trajectory], weights: Sequence[float]) -> Trajectory:

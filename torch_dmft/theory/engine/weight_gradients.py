@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from torch_dmft.architecture import Layer
-from torch_dmft.core.torch_private import ConvBase, padding_twice
+from torch_dmft.core.torch_private import ConvBase, forward_hooks_of, padding_twice
 from torch_dmft.measurement.capture import Taps, Use
 from torch_dmft.measurement.gradients import Layouts, gradients
 from torch_dmft.measurement.normal_form import Layout, patches, positions
@@ -42,7 +42,8 @@ def are_products(subject: Subject) -> bool:
     known: list[str] = []
     for layer in subject.architecture.layers:
         module = subject.model.get_submodule(layer.path)
-        if type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        # A hook may make another output of the layer's, such as its multiple.
+        if type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) and not forward_hooks_of(module):
             known += [layer.weight] + ([layer.bias] if layer.bias else [])
     plain = all(subject.model.get_parameter(name).dtype in (torch.float32, torch.float64) for name in known)
     every = [name for layer in subject.architecture.layers for name in (layer.weight, layer.bias) if name]

@@ -120,6 +120,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     *[("FiniteWidth", change) for change in ({"width": 0}, {"width": 8.0}, {"replicas": 3}, {"tolerance": -1.0})],
     *[("WideEnsemble", {"widths": value}) for value in ((), (64,), (64, 64), (0, 64), (64, math.nan), 64, "64, 128")],
     *[("WideEnsemble", {"pairs": value}) for value in (3, 0, 4.0)],
+    *[("WideEnsemble", {"starts": value}) for value in (-1, 1.5)],
     *[("Perturbation", change) for change in ({"neurons": 0}, {"replicas": 0}, {"generator": 1})],
     *[(name, {"tolerance": value}) for name in ("DeepLinear", "WhitenedLinear") for value in (0.0, -1.0, math.nan)],
     *[("StaticNTK", change) for change in ({"order": 0}, {"time": "both"}, {"time": None})],

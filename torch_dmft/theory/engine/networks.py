@@ -15,6 +15,7 @@ from torch_dmft.architecture import Role, describe
 from torch_dmft.architecture.widen import NORMS, materialise
 from torch_dmft.core.multiplied import multiply
 from torch_dmft.measurement import Recorder
+from torch_dmft.measurement.gradients import Layouts
 from torch_dmft.parameterization import ParameterRule, Plan, in_streams, mean_field, parameter_rules
 from torch_dmft.parameterization.plan import multipliers_of
 from torch_dmft.parameterization.rules import behind_ties, with_multipliers
@@ -57,9 +58,11 @@ class Networks(Protocol):
 class Widened:
     """Networks of a problem that is widened by itself."""
 
+    _alike: dict[str, Layouts]
+
     def __init__(self, problem: Problem, width: int) -> None:
         self.problem = problem
-        self._plan = network_of(problem, width)
+        self._plan, self._alike = network_of(problem, width), {}
         self.width = self._plan.width
         # The opposite of a tied readout is an embedding with opposite rows, of which f is no odd function.
         self.is_symmetric = self._plan.architecture.readout.multiplier is None
@@ -75,7 +78,7 @@ class Widened:
 
     def view(self, problem: Problem, recorder: Recorder) -> View:
         """The cheapest one."""
-        return own_view(problem, recorder)
+        return own_view(problem, recorder, self._alike)
 
 
 def network_of(problem: Problem, width: int) -> Plan:
@@ -172,8 +175,11 @@ def initialise(plan: Plan, generator: torch.Generator, starts: Mapping[str, str]
                 parameter.fill_(scale)
             parameter.mul_(rule.start)
             continue
+        start, here = starts.get(rule.name), parameter.device == generator.device and parameter.is_contiguous()
+        if start is None and here and not isinstance(plan.model.get_submodule(rule.path), nn.Embedding):
+            parameter.normal_(generator=generator).mul_(rule.std)
+            continue
         drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device=generator.device)
-        start = starts.get(rule.name)
         drawn = uniform_like(drawn) if start == UNIFORM else drawn
         drawn.mul_(0.0 if start == "zero" else rule.std)
         owner = plan.model.get_submodule(rule.path)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch_dmft.architecture import Layer, Role
 from torch_dmft.core.activation import Activation, activation
 from torch_dmft.measurement import capture, measure
+from torch_dmft.measurement.capture import Taps
 from torch_dmft.measurement.gradients import Layouts
-from torch_dmft.measurement.normal_form import Stream, backward_gram, forward_gram
+from torch_dmft.measurement.normal_form import Layout, Stream, backward_gram, forward_gram
 from torch_dmft.measurement.snapshot import LayerSnapshot, Snapshot, output_rows, squeeze_outputs
 from torch_dmft.measurement.subject import Subject
 from torch_dmft.theory.engine.layers import InfiniteLinear
+from torch_dmft.theory.engine.weight_gradients import are_products, fields_for, fields_in, set_gradients
 
 
 @runtime_checkable
@@ -42,11 +44,11 @@ class Passes:
     Args:
         subject: the model.
         by_autograd: whether a chain's are autograd's too, with the hooks on its modules.
+        alike: what passes of networks alike found out of where samples are; it is added to.
     """
 
-    def __init__(self, subject: Subject, *, by_autograd: bool = False) -> None:
-        self.subject = subject
-        self.layouts: Layouts | None = None
+    def __init__(self, subject: Subject, *, by_autograd: bool = False, alike: dict[str, Layouts] | None = None) -> None:
+        self.subject, self._alike = subject, {} if alike is None else alike
         self.weights = [
             (layer, subject.model.get_submodule(layer.path), layer.activation or "linear")
             for layer in subject.architecture.layers
@@ -54,6 +56,24 @@ class Passes:
         self.rates = {name: subject.rate(name) for name, _ in subject.model.named_parameters()}
         linear = all(isinstance(module, nn.Linear | InfiniteLinear) for _, module, _ in self.weights)
         self.written_out = subject.is_chain and linear and not by_autograd
+        self.may_be_products = not by_autograd and are_products(subject)
+        self.has_convolutions = any(layer.kind == "conv" for layer in subject.architecture.layers)
+
+    @property
+    def layouts(self) -> Layouts | None:
+        """Where samples are, as far as it is known."""
+        return self._alike.get("layouts")
+
+    def learn(self, layouts: Layouts | None) -> None:
+        """Keep where samples are, if a measurement told."""
+        if layouts is not None:
+            self._alike["layouts"] = layouts
+
+    @property
+    def are_products(self) -> bool:
+        """Whether gradients are products of what a pass knows, as far as it is known where samples are."""
+        layouts = [] if self.layouts is None else [one for uses in self.layouts.values() for one in uses]
+        return self.may_be_products and bool(layouts) and all(one is Layout.FIRST for one in layouts)
 
     def __call__(self, inputs: Tensor, *, measured: bool) -> Pass:
         """Run the model; ``measured`` tells whether ``measure`` will be called."""
@@ -63,11 +83,18 @@ class Passes:
 
 
 class AutogradPass:
-    """A pass of any model."""
+    """A pass of any model.
+
+    Where all that is trained are weights of layers, their gradients are products of what a pass knows of them
+    (``weight_gradients``).
+    """
 
     def __init__(self, passes: Passes, inputs: Tensor, *, measured: bool) -> None:
         self._passes = passes
-        if measured:
+        self._taken: Snapshot | None = None
+        self._by_products = passes.are_products and (measured or passes.has_convolutions)
+        self._taps: Taps | None = None
+        if measured or self._by_products:
             with capture(passes.subject) as self._taps:
                 outputs = passes.subject.run(inputs)
         else:
@@ -77,14 +104,25 @@ class AutogradPass:
 
     def measure(self) -> Snapshot:
         """Kernels of all layers."""
-        snapshot = measure(self._taps, self._attached, layouts=self._passes.layouts, retain_graph=True)
-        self._passes.layouts = snapshot.layouts
-        return snapshot
+        assert self._taps is not None  # asked for
+        retain = not self._by_products
+        self._taken = measure(self._taps, self._attached, layouts=self._passes.layouts, retain_graph=retain)
+        self._passes.learn(self._taken.layouts)
+        return self._taken
 
     def backward(self, error: Float[Tensor, "sample output"]) -> None:
         """Set the gradients of all parameters."""
         self._passes.subject.model.zero_grad()
-        self._attached.backward(gradient=-error)
+        if not self._by_products:
+            self._attached.backward(gradient=-error)
+            return
+        assert self._taps is not None  # taken for it
+        assert self._passes.layouts is not None  # samples are first
+        if self._taken is not None:
+            fields = fields_in(self._taken, error)
+        else:
+            fields = fields_for(self._taps, self._passes.layouts, self._attached, error)
+        set_gradients(self._taps, fields)
 
 
 @dataclass(eq=False)

@@ -19,6 +19,7 @@ from torch_dmft.architecture import Architecture
 from torch_dmft.core.random_state import random_state_kept
 from torch_dmft.core.trajectory import Trajectory
 from torch_dmft.measurement import Probe, Recorder, Snapshot
+from torch_dmft.measurement.gradients import Layouts
 from torch_dmft.measurement.snapshot import snapshot
 from torch_dmft.parameterization import Plan, learning_rule
 from torch_dmft.theory.engine.course import Course
@@ -176,12 +177,12 @@ def train_and_record(
     return finished(problem, recorder.trajectory())
 
 
-def own_view(problem: Problem, recorder: Recorder) -> View:
-    """The cheapest view of a model that is trained by its own forward pass."""
+def own_view(problem: Problem, recorder: Recorder, alike: dict[str, Layouts] | None = None) -> View:
+    """The cheapest view of a model that is trained by its own forward pass; ``alike`` as of ``Passes``."""
     everything = problem.batches is None and problem.probe is None
     by_gradient = problem.training.rule == "gradient"  # which is what is measured
     together = everything and by_gradient and _is_one_function(recorder.subject.architecture)
-    return Together(problem, recorder) if together else Apart(problem, recorder)
+    return (Together if together else Apart)(problem, recorder, alike)
 
 
 def _is_one_function(architecture: Architecture) -> bool:
@@ -192,8 +193,8 @@ def _is_one_function(architecture: Architecture) -> bool:
 class Together:
     """One pass for measurement and update alike, of a probe that holds all training rows in full batches."""
 
-    def __init__(self, problem: Problem, recorder: Recorder) -> None:
-        self._problem, self._passes = problem, Passes(recorder.subject)
+    def __init__(self, problem: Problem, recorder: Recorder, alike: dict[str, Layouts] | None = None) -> None:
+        self._problem, self._passes = problem, Passes(recorder.subject, alike=alike)
 
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:
         """Pass all rows, or only those that are trained on."""
@@ -211,10 +212,10 @@ class Apart:
     Models that differ in train mode (BatchNorm, dropout) are measured in eval mode and trained in train mode.
     """
 
-    def __init__(self, problem: Problem, recorder: Recorder) -> None:
-        self._problem, self._recorder = problem, recorder
-        self._passes = Passes(recorder.subject, by_autograd=problem.training.rule != "gradient")
-        self._measures, self._rows = Passes(recorder.subject), problem.kept
+    def __init__(self, problem: Problem, recorder: Recorder, alike: dict[str, Layouts] | None = None) -> None:
+        self._problem, self._recorder, alike = problem, recorder, {} if alike is None else alike
+        self._passes = Passes(recorder.subject, by_autograd=problem.training.rule != "gradient", alike=alike)
+        self._measures, self._rows = Passes(recorder.subject, alike=alike), problem.kept
         self._is_one_function = _is_one_function(recorder.subject.architecture)
 
     def __call__(self, step: int, *, measured: bool, trained: bool) -> Moment:

@@ -10,9 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_dmft.core.errors import InvalidInputError
+from torch_dmft.core.factors import tolerance_of
 from torch_dmft.core.numbers import require_whole
 from torch_dmft.core.trajectory import Trajectory, combine
+from torch_dmft.measurement import Recorder
+from torch_dmft.parameterization import Plan
 from torch_dmft.theory.checks import require_generator, require_list
+from torch_dmft.theory.control import LEAST, WORTH, Slopes, Start, sizes, slopes_of
 from torch_dmft.theory.cost import Cost, extrapolation_error
 from torch_dmft.theory.engine.built import Factory
 from torch_dmft.theory.engine.folded import in_units_of
@@ -27,7 +31,7 @@ from torch_dmft.theory.engine.sources import (
     require_factory,
     require_networks,
 )
-from torch_dmft.theory.engine.training import train_and_record
+from torch_dmft.theory.engine.training import probe_of, train_and_record
 from torch_dmft.theory.problem import Problem
 from torch_dmft.theory.replicas import average, replica_generators
 from torch_dmft.theory.solver import method, require_training
@@ -63,6 +67,11 @@ class WideEnsemble:
     that any wrapped model will do: recurrent nets, transformers of libraries, inputs of any structure. Where the readout keeps
     its own start (``init="keep"``), the networks of a pair are independent.
 
+    How large kernels are at the start of a network tells how large they are later, and how fast outputs move; the mean of that
+    over many starts costs little (``torch_dmft.theory.control``). Where the pairs of the smallest width show that this explains
+    most of the scatter, as in convolutional networks, fewer pairs are trained at the others, ``metadata["pairs"]``: as many as
+    make the error what that of all pairs would be.
+
     The answer's metadata hold ``chi_squared``, the squared residual of the fit in units of its error, averaged over all
     numbers, per degree of freedom. It is about 1 if the widths are large enough for a straight line in 1/N; entries are
     correlated, so it scatters. With two widths the fit is exact, and the test is NaN.
@@ -72,16 +81,18 @@ class WideEnsemble:
 
     Args:
         widths: N of the last hidden layer, at least two.
-        pairs: antithetic pairs per width.
+        pairs: antithetic pairs per width, fewer at larger ones where starts tell enough.
         generator: source of randomness; None for a fresh one with seed 0.
         factory: width -> model, builds the networks of a wrapped model; widths are then what it takes. None: the network is
             widened by itself, or, where that is not possible, by the factory that was given as ``wider`` when it was wrapped.
+        starts: further networks for each pair of which only the start is looked at; 0 to train all pairs.
     """
 
     widths: tuple[int, ...] = (128, 256, 512)
     pairs: int = 32
     generator: torch.Generator | None = None
     factory: Factory | None = None
+    starts: int = 8
 
     def __post_init__(self) -> None:
         """Refuse invalid settings."""
@@ -94,6 +105,7 @@ class WideEnsemble:
                 remedy="widths=(128, 256, 512)",
             )
         require_whole("pairs", self.pairs, at_least=4, remedy="at least four pairs, to estimate the error")
+        require_whole("starts", self.starts, at_least=0)
         require_generator(self.generator)
         require_factory(self.factory)
 
@@ -107,8 +119,8 @@ class WideEnsemble:
     def estimate(
         self, problem: Problem, record: Iterable[int] | int | Tensor | None = None, *, two_time: bool | float = False
     ) -> Cost:
-        """What solving the problem will cost, and how precise it will be."""
-        return cost_of_networks(
+        """What solving the problem will cost if all pairs are trained, and how precise it will be."""
+        cost = cost_of_networks(
             problem,
             self.factory,
             self.widths,
@@ -118,26 +130,39 @@ class WideEnsemble:
             error=extrapolation_error(self.widths, self.pairs),
             pairs=True,
         )
+        return replace(cost, most=self._can_correct(two_time))
+
+    def _can_correct(self, two_time: bool | float) -> bool:
+        """Whether starts may tell of runs. Kernels that are held by factors would have those of all that slopes are of."""
+        return self.starts > 0 and self.pairs * WORTH >= LEAST and tolerance_of(two_time) is None
 
     def run(self, problem: Problem, record: Tensor, *, two_time: bool | float, progress: bool) -> Trajectory:
         """Train pairs of networks at every width and extrapolate; see ``solve``."""
         widths_asked = sorted(set(self.widths))
         generators = replica_generators(self.generator, len(widths_asked))
         which: tuple[bool, ...] | None = None
-        widths, estimates = [], []
+        slopes: Slopes | None = None
+        widths: list[int] = []
+        trained, estimates = [], []
         for width, generator in zip(widths_asked, generators, strict=True):
             networks = networks_of(problem, width, self.factory, self.widths, generator)
             which = networks.matchable() if which is None else which  # of the smallest width
-            pairs = []
-            for _ in track(range(self.pairs), f"pairs of networks of width {networks.width}", progress=progress):
-                pairs.append(_train_pair(networks, record, generator, which, two_time=two_time))
+            count, more = (self.pairs, 0) if slopes is None else (slopes.needed, self.starts)
+            pairs, starts = [], []
+            for _ in track(range(count), f"pairs of networks of width {networks.width}", progress=progress):
+                pair, start = _train_pair(networks, record, generator, which, two_time=two_time, more=more)
+                pairs.append(pair if slopes is None or start.gap is None else slopes.corrected(pair, start.gap))
+                starts.append(start)
+            if not widths and self._can_correct(two_time):
+                slopes = slopes_of(pairs, starts, more=self.starts)
+            trained.append(count)
             widths.append(networks.width)
             estimates.append(average(pairs, origin=f"networks (N={networks.width})", metadata={}))
         answer = extrapolate(widths, estimates)
         facts: dict[str, str | int | float | bool | None] = {
             "networks": "the factory's" if factory_for(problem, self.factory) else "widened",
             "widths": ", ".join(map(str, widths)),
-            "pairs": self.pairs,
+            "pairs": ", ".join(map(str, trained)) if slopes else self.pairs,
             "kind": "wide-network reference, not DMFT",
         }
         answer = replace(answer, metadata={**facts, **answer.metadata})
@@ -198,15 +223,15 @@ def _train_pair(
     matched: Sequence[bool],
     *,
     two_time: bool | float,
-) -> Trajectory:
-    """The mean of a network and of the same network with the opposite readout, also in the noise.
+    more: int = 0,
+) -> tuple[Trajectory, Start]:
+    """The mean of a network and of the same network with the opposite readout, also in the noise, and what its start tells.
 
     Where the readout is kept and not drawn, so that the opposite one is not as likely, it is the mean of two networks.
+    ``more`` further starts are looked at.
     """
-    problem, runs = networks.problem, []
-    plan = networks.draw(generator)
-    if matched:
-        match_moments(plan, matched)
+    problem, runs, looks = networks.problem, [], []
+    plan = _drawn(networks, generator, matched)
     start = {name: value.clone() for name, value in plan.model.state_dict().items()}
     state = generator.get_state()
     for second in (False, True):
@@ -215,6 +240,8 @@ def _train_pair(
             generator.set_state(state)
         elif second:
             plan = networks.draw(generator)
+        if not second or not networks.is_symmetric:  # opposite readouts have the same sizes
+            looks.append(_look(networks, plan))
         negated = second and networks.is_symmetric
         if negated:
             negate_readout(plan)
@@ -233,4 +260,32 @@ def _train_pair(
         )
         posed = problem.network.plan
         runs.append(run if posed is None else in_units_of(run, plan.architecture, posed.architecture))
-    return combine(runs, lambda values: (values[0] + values[1]) / 2, weights=[0.5, 0.5])
+    mean = combine(runs, lambda values: (values[0] + values[1]) / 2, weights=[0.5, 0.5])
+    own = torch.stack(looks).mean(0)
+    if not more:
+        return mean, Start(own)
+    others = [_look(networks, _drawn(networks, generator, matched)) for _ in range(more * len(looks))]
+    return mean, Start(own, (own - torch.stack(others).mean(0)) * (more / (1 + more)))
+
+
+def _drawn(networks: Networks, generator: torch.Generator, matched: Sequence[bool]) -> Plan:
+    plan = networks.draw(generator)
+    if matched:
+        match_moments(plan, matched)
+    return plan
+
+
+def _look(networks: Networks, plan: Plan) -> Tensor:
+    """The sizes of a network that is not trained yet."""
+    problem = networks.problem
+    recorder = Recorder(
+        plan,
+        probe_of(problem),
+        outputs=problem.selection,
+        batch_norm=problem.network.batch_norm,
+        ntk=False,
+        fields=False,
+    )
+    taken = networks.view(problem, recorder)(0, measured=True, trained=False).taken
+    assert taken is not None  # asked for
+    return sizes(problem, taken)

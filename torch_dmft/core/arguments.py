@@ -139,15 +139,15 @@ class _Argument:
     """One parameter: its name, its annotation as it is written, and the type that it stands for."""
 
     def __init__(self, name: str, annotation: str, names: Mapping[str, Any], *, usual: bool) -> None:
-        self.name, self.annotation, self.usual = name, annotation, usual
+        self.name, self.annotation = name, annotation
         self.words = re.findall(r"[A-Za-z_]+", annotation)
-        self.hint = eval(annotation, {}, names)
+        self.fits = _test_of(eval(annotation, {}, names), usual)
         self.holds_tensors = not {"Example", "Tensor"}.isdisjoint(self.words)
         self.holds_modules = not {"Module", "Wider"}.isdisjoint(self.words)
 
     def check(self, name: str, value: object) -> None:
         """Refuse a value of another type, or one that no numbers can be made of, by the name that it was given by."""
-        if not _fits(value, self.hint, self.usual):
+        if not self.fits(value):
             raise self._refusal(name, f"`{name}` must be of type {self.annotation}.", value, None)
         if "Example" in self.words and next((not len(one) for one in _tensors(value) if one.ndim), False):
             raise self._refusal(name, f"`{name}` must hold at least one sample.", value, None)
@@ -287,40 +287,54 @@ def require_finite(name: str, values: Tensor) -> None:
         )
 
 
-def _fits(value: Any, hint: Any, usual: bool) -> bool:
-    """Whether a value is of a type, and a number of a usual size if it has to be."""
+def _test_of(hint: Any, usual: bool) -> Callable[[Any], bool]:
+    """The test whether a value is of a type, and a number of a usual size if it has to be; made once, as values are many."""
     if hint is Any or hint is object or isinstance(hint, TypeVar):
-        return True
+        return lambda value: True
     if hint is None or hint is type(None):
-        return value is None
+        return lambda value: value is None
     if hint is bool:
-        return isinstance(value, bool)
+        return lambda value: isinstance(value, bool)
     if hint is int:
-        return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) < MOST
+        return lambda value: isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) < MOST
     if hint is float:
-        return isinstance(value, Real) and not isinstance(value, bool) and (is_usual(value) or not usual)
+        return lambda value: isinstance(value, Real) and not isinstance(value, bool) and (not usual or is_usual(value))
     origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part, usual) for part in parts)
+    if origin is Callable:
+        return callable
     if origin is Literal:
-        return any(type(value) is type(part) and value == part for part in parts)
+        return lambda value: any(type(value) is type(part) and value == part for part in parts)
     if hasattr(hint, "array_type"):  # of jaxtyping; shapes are told by the function itself
-        return isinstance(value, hint.array_type)
+        return lambda value: isinstance(value, hint.array_type)
     if origin is None:
-        return isinstance(value, os.PathLike if hint is os.PathLike else hint)
-    if not isinstance(value, (tuple, list) if origin is tuple else origin):
-        return False
-    if isinstance(value, Mapping):
-        return len(parts) == 2 and all(
-            _fits(key, parts[0], usual) and _fits(one, parts[1], usual) for key, one in value.items()
-        )
-    if isinstance(value, str | bytes):  # a word is no list of its letters
-        return False
-    if origin is not tuple and not isinstance(value, list | tuple):
-        return True  # a range, a generator, an array
-    if (origin is tuple and len(parts) != 2) or (origin is tuple and parts[1] is not ...):
-        return len(value) == len(parts) and all(_fits(one, part, usual) for one, part in zip(value, parts, strict=True))
-    return not parts or all(_fits(one, parts[0], usual) for one in value)
+        noun = os.PathLike if hint is os.PathLike else hint
+        return lambda value: isinstance(value, noun)
+    if origin in (Union, types.UnionType):
+        tests = [_test_of(part, usual) for part in parts]
+        return lambda value: any(test(value) for test in tests)
+    return _test_of_many(origin, parts, usual)
+
+
+def _test_of_many(origin: type, parts: tuple[Any, ...], usual: bool) -> Callable[[Any], bool]:
+    """The same of what holds several values."""
+    is_record = origin is tuple and (len(parts) != 2 or parts[1] is not ...)
+    tests = [_test_of(part, usual) for part in parts if part is not ...]
+
+    def fits(value: Any) -> bool:
+        if not isinstance(value, (tuple, list) if origin is tuple else origin):
+            return False
+        if isinstance(value, Mapping):
+            return len(tests) == 2 and all(tests[0](key) and tests[1](one) for key, one in value.items())
+        if isinstance(value, str | bytes):  # a word is no list of its letters
+            return False
+        if origin is not tuple and not isinstance(value, list | tuple):
+            return True  # a range, a generator, an array
+        several: Any = value
+        if is_record:
+            return len(several) == len(tests) and all(test(one) for test, one in zip(tests, several, strict=True))
+        return not tests or all(map(tests[0], several))
+
+    return fits
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

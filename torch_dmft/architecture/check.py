@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -140,8 +141,30 @@ def scaled_in_copy(products: tuple[DotProduct, ...], copies: tuple[DotProduct, .
     return places
 
 
+def rooted(products: tuple[DotProduct, ...], others: tuple[DotProduct, ...] | None) -> tuple[DotProduct, ...]:
+    """Dot products, with the power 1/2 where their factors fall like 1 / sqrt(width) to those of another width."""
+    if others is None or len(others) != len(products):
+        return products
+    halves = [replace(product, power=0.5) for product in products]
+    return tuple(
+        half
+        if half.size != other.size and math.isclose(half.scale, replace(other, power=0.5).scale, rel_tol=1e-6)
+        else product
+        for half, product, other in zip(halves, products, others, strict=True)
+    )
+
+
+def like_others(products: tuple[DotProduct, ...], others: tuple[DotProduct, ...]) -> tuple[DotProduct, ...]:
+    """Dot products with the powers of those at another width."""
+    if len(others) != len(products):
+        return products
+    return tuple(replace(product, power=other.power) for product, other in zip(products, others, strict=True))
+
+
 def _in_comparison(product: DotProduct, other: DotProduct) -> Iterator[Place]:
-    if not math.isclose(product.scale, other.scale, rel_tol=1e-4):
+    if product.power != other.power:
+        yield from _by_look(product)
+    elif not math.isclose(product.scale, other.scale, rel_tol=1e-4):
         reason = f"{_over(product)} is multiplied by {product.factor:.4g}, but over {other.size} neurons by {other.factor:.4g}"
         fix = "let it fall like 1 / width: compute it in forward, as a constant times 1 / q.shape[-1]"
         yield Place(product.path or "(model)", reason, fix)

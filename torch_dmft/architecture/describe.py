@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from torch_dmft.architecture.axes import Label
-from torch_dmft.architecture.check import can_run, followed, scaled, scaled_in_copy, standing
+from torch_dmft.architecture.check import can_run, followed, like_others, rooted, scaled, scaled_in_copy, standing
 from torch_dmft.architecture.constants import compared, suspicious
 from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.roles import Architecture, Constant, DotProduct, Layer, Role, Vector
@@ -36,7 +37,12 @@ class Wrapper(nn.Module):
 @checked
 @collection_paused()
 def describe(
-    model: nn.Module, example_input: Example, *, roles: Roles | None = None, like: Architecture | None = None
+    model: nn.Module,
+    example_input: Example,
+    *,
+    roles: Roles | None = None,
+    like: Architecture | None = None,
+    roots: bool = False,
 ) -> Architecture:
     """Find every weight of a model, its role and its fan-in, and which axes are widths.
 
@@ -57,6 +63,8 @@ def describe(
             law of a width (width^p with p = 1/4, 1/2, 3/4, 1, 3/2, 2 or their negatives, its logarithm, sqrt(2/width) and its
             kin). A stored number with another law, such as width/64, is only found with ``like``. Train mode is taken over
             from ``like``.
+        roots: whether dot products may be divided by the square root of their width, as a wider copy shows; parameters then
+            have to hold the rest, which ``torch_dmft.uses.describe`` sees to. With ``like`` they may where its own are.
 
     Returns:
         The architecture; its layers are in the order of the forward pass.
@@ -67,7 +75,7 @@ def describe(
         InvalidInputError: if the model fails on the example input, or ``roles`` names nothing.
     """
     if isinstance(model, Wrapper):
-        return describe(model.model, example_input, roles=roles, like=like)
+        return describe(model.model, example_input, roles=roles, like=like, roots=roots)
     places, refused = standing(model)
     if not can_run(model):
         raise UnsupportedModelError(_REFUSAL, places)
@@ -81,6 +89,7 @@ def describe(
         trace = watch(model, example_input, refused, steps, gradients=like is None, growing=growing)
     places += followed(trace, model, refused)
     products, constants = _products(trace), _constants(trace)
+    products = products if like is None else like_others(products, like.dot_products)
     suspects = scaled(products, None if like is None else like.dot_products)
     suspects += compared(constants, like.constants) if like is not None else []
     if places:  # roles found past an unknown operation would only be misleading
@@ -125,7 +134,12 @@ def describe(
         averages_out=averages_out,
     )
     if like is None and (products or trace.has_numbers):
-        suspects = _judged_by_a_copy(model, found, trace, example_input)
+        copy = _wide_copy(model, found, example_input, trace.growing)
+        copies = None if copy is None else _products(copy)
+        if roots and copies is not None:
+            found, copies = replace(found, dot_products=rooted(products, copies)), rooted(copies, products)
+        suspects = scaled_in_copy(found.dot_products, copies)
+        suspects += _judged_by_a_copy(found, trace, copy, example_input)
     if suspects:
         raise UnsupportedModelError(_REFUSAL, suspects)
     return found
@@ -152,18 +166,16 @@ def _constants(trace: Trace) -> tuple[Constant, ...]:
     return (*trace.numbers.values(), *factors)
 
 
-def _judged_by_a_copy(model: nn.Module, found: Architecture, trace: Trace, example_input: Example) -> list[Place]:
+def _judged_by_a_copy(found: Architecture, trace: Trace, copy: Trace | None, example_input: Example) -> list[Place]:
     """Numbers in the forward pass that depend on the width, by comparison with a wider copy of the model."""
-    copy = _wide_copy(model, found, example_input, trace.growing)
     sizes = {size for leaf in tree_leaves(example_input) if isinstance(leaf, Tensor) for size in leaf.shape[1:]}
-    places = scaled_in_copy(found.dot_products, None if copy is None else _products(copy))
     if copy is None:
-        return places + suspicious(found.constants, found, sizes)
+        return suspicious(found.constants, found, sizes)
     changed = compared(found.constants, _constants(copy))
     if copy.letters != trace.letters:
         changed.append(Place("(model)", "its steps differ at another width", _SIZES_ONLY))
     heads = {size for split in trace.axes.splits for size in split.sizes_of_parts}
-    return places + (changed or suspicious(found.constants, found, sizes, heads))
+    return changed or suspicious(found.constants, found, sizes, heads)
 
 
 _SIZES_ONLY = "let the width change sizes only, and let nothing that grows with it (heads, groups) be a single one here"
@@ -192,14 +204,27 @@ def _wide_copy(
     if not all(isinstance(module, WIDENED) for _, module in owners_beside_scales(model, found)):
         return None
     try:
-        wide = widened(model, found, _ratio_of_the_copy(found) * found.width)
-        materialise(wide, next(model.parameters()), found.bare)
-        for name, parameter in wide.named_parameters():  # what a front that is frozen may detach, a trained one may not
-            parameter.requires_grad_(model.get_parameter(name).requires_grad)
-        trace = watch(wide, example_input, set(), gradients=False, growing=growing)
+        trace = watch(wider_copy(model, found), example_input, set(), gradients=False, growing=growing)
     except (UnsupportedModelError, InvalidInputError):
         return None
     return None if trace.places else trace
+
+
+def wider_copy(model: nn.Module, found: Architecture) -> nn.Module:
+    """A copy of a model at a larger width, its weights all zero.
+
+    Args:
+        model: the model; it is left as it was.
+        found: what it is made of.
+
+    Raises:
+        UnsupportedModelError: if it cannot be built.
+    """
+    wide = widened(model, found, _ratio_of_the_copy(found) * found.width)
+    materialise(wide, next(model.parameters()), found.bare)
+    for name, parameter in wide.named_parameters():  # what a front that is frozen may detach, a trained one may not
+        parameter.requires_grad_(model.get_parameter(name).requires_grad)
+    return wide
 
 
 _MANY, _SLOW = 64, 512

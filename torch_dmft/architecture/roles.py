@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NoReturn
 
@@ -97,6 +97,8 @@ class Layer:
             is not a width.
         out_axis: id of the width axis of the output, None if it is not a width.
         fold: by what its outputs are multiplied, as parameters hold numbers that the forward pass lacks (``Fold``).
+        fold_in: by what the features that it reads are multiplied likewise.
+        fold_powers: the powers of the width that ``fold_in`` and ``fold`` are proportional to where all widths grow alike.
         is_read_by_zeros: of a code, whether the weights that read it start at zero, as those of LoRA do.
         multiplier: of a readout whose weight is that of another layer as well, what gives it its size; the weight has the role
             of the other layer.
@@ -117,6 +119,8 @@ class Layer:
     fold: float = 1.0
     is_read_by_zeros: bool = False
     multiplier: Multiplier | None = None
+    fold_in: float = 1.0
+    fold_powers: tuple[float, float] = (0.0, 0.0)
 
     @property
     def width(self) -> int | None:
@@ -187,11 +191,13 @@ class Fold:
         factors: what parameters are multiplied by beside what their roles say, by name.
         reason: which number, in words.
         of_scores: whether it is the 1/sqrt(d) that the scores q.k / sqrt(d) of attention lack.
+        powers: the power of the width that each factor is proportional to where all widths grow alike.
     """
 
     factors: Mapping[str, float]
     reason: str
     of_scores: bool = False
+    powers: Mapping[str, float] = field(default_factory=dict)
 
 
 @typed
@@ -200,24 +206,26 @@ class DotProduct:
     """A sum of products over a width, such as the scores factor * q.k of attention.
 
     It has a limit if the factor falls like 1/size. Divided by sqrt(size) it has one for independent vectors only, while
-    training aligns them.
+    training aligns them, so that one of these has to hold another 1/sqrt(size).
 
     Attributes:
         path: path of the module that takes it.
         function: plain name of the torch function that takes it.
         size: neurons summed over: d, the width of a head.
         factor: the constant that multiplies the sum before anything else happens to it.
+        power: 1 if the factor falls like 1/size, 1/2 if it does like 1/sqrt(size) and parameters hold the rest (``Fold``).
     """
 
     path: str
     function: str
     size: int
     factor: float
+    power: float = 1.0
 
     @property
     def scale(self) -> float:
-        """Factor * size, which has to be the same at every width."""
-        return self.factor * self.size
+        """Factor * size^power, which has to be the same at every width."""
+        return float(self.factor * self.size**self.power)
 
 
 @typed
@@ -310,6 +318,36 @@ class Architecture:
     def factors(self) -> dict[str, float]:
         """What parameters are multiplied by beside what their roles say, by name."""
         return {name: factor for fold in self.folds for name, factor in fold.factors.items()}
+
+    @property
+    def lacks_roots(self) -> bool:
+        """Whether scores are divided by the square root of a width, so that parameters have to hold the rest."""
+        return any(product.power != 1.0 for product in self.dot_products)
+
+    def folded_at(self, ratio: float) -> Architecture:
+        """The architecture with what its parameters hold where every width is so many times its own."""
+
+        def layer(one: Layer) -> Layer:
+            numbers = [
+                fold * ratio**power for fold, power in zip((one.fold_in, one.fold), one.fold_powers, strict=True)
+            ]
+            return replace(one, fold_in=numbers[0], fold=numbers[1])
+
+        folds = tuple(
+            replace(fold, factors={name: one * ratio ** fold.powers[name] for name, one in fold.factors.items()})
+            for fold in self.folds
+        )
+        return replace(self, layers=tuple(map(layer, self.layers)), folds=folds)
+
+    def holding(self, other: Architecture) -> Architecture:
+        """The architecture with what parameters hold in another one of the same layers."""
+        found = {layer.path: layer for layer in other.layers}
+
+        def layer(one: Layer) -> Layer:
+            its = found[one.path]
+            return replace(one, fold_in=its.fold_in, fold=its.fold, fold_powers=its.fold_powers)
+
+        return replace(self, layers=tuple(map(layer, self.layers)), folds=other.folds)
 
     @property
     def random(self) -> tuple[Place, ...]:

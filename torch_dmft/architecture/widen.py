@@ -38,7 +38,7 @@ def widened(model: nn.Module, architecture: Architecture, neurons: int) -> nn.Mo
     ratio = neurons / architecture.width
     norms = [(path, one) for path, one in modules_of(model) if isinstance(one, nn.GroupNorm)]
     groups = [one.num_groups if path in architecture.groups else size_of_groups(one) for path, one in norms]
-    if has_composite_axes(architecture) or architecture.has_parts or groups:
+    if has_composite_axes(architecture) or architecture.has_parts or architecture.folds or groups:
         sizes = [layer.in_features for layer in architecture.layers if layer.in_axis is not None]
         unit = math.gcd(*sizes, *architecture.parts, *groups, *(product.size for product in architecture.dot_products))
         ratio = max(1, round(ratio * unit)) / unit

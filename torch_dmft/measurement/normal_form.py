@@ -152,15 +152,19 @@ class Stream:
 
     @property
     def gradient_scale(self) -> float:
-        """gamma0 n_out, or 1 at the readout: g = gradient_scale * A * df/dh, f being h times a tied one's multiplier."""
+        """gamma0 n_out, or 1 at the readout: g = gradient_scale * A * df/dh, f being h times a tied one's multiplier.
+
+        Where h' = c h stands in the forward pass, as parameters hold a number c (``Layer.fold``), df/dh is c df/dh'.
+        """
         if self.layer.multiplier is not None:
             return 1 / self.layer.multiplier.number
-        return 1.0 if self.layer.role is Role.READOUT else self.gamma0 * self.layer.out_features
+        return 1.0 if self.layer.role is Role.READOUT else self.gamma0 * self.layer.out_features * self.layer.fold
 
     def preactivations(self) -> Float[Tensor, "sample neuron"]:
         """The field h of all positions and uses side by side."""
-        samples = len(self.gradients[0])
-        return _side_by_side([h.flatten(1).expand(samples, -1) for h in self.outputs])
+        samples, fold = len(self.gradients[0]), self.layer.fold
+        fields = [h.flatten(1).expand(samples, -1) for h in self.outputs]
+        return _side_by_side(fields if fold == 1.0 else [h / fold for h in fields])
 
     def gradient_fields(self) -> Float[Tensor, "sample output neuron"]:
         """The field g of all positions and uses side by side."""
@@ -169,7 +173,7 @@ class Stream:
 
 def forward_gram(left: Stream, right: Stream) -> Float[Tensor, "sample sample"]:
     """Phi between the rows of two streams of one layer (equal, or at two times)."""
-    features = 1 if left.layer.kind == "embedding" else left.layer.in_features
+    features = (1 if left.layer.kind == "embedding" else left.layer.in_features) * left.layer.fold_in**2
     samples = len(left.gradients[0])
     products = left.input_products if left is right else map(_inner_products, left.inputs, right.inputs)
     return _mean(
@@ -206,7 +210,7 @@ def averaged_gram(left: Stream, right: Stream) -> Float[Tensor, "sample sample"]
 
 def forward_vectors(stream: Stream) -> Float[Tensor, "sample entry"]:
     """The vectors whose inner products are Phi: x of all uses and positions end to end, each over the root of its number."""
-    features = 1 if stream.layer.kind == "embedding" else stream.layer.in_features
+    features = (1 if stream.layer.kind == "embedding" else stream.layer.in_features) * stream.layer.fold_in**2
     samples, uses = len(stream.gradients[0]), len(stream.inputs)
     parts = [(x / (x.shape[1] * features * uses) ** 0.5).flatten(1).expand(samples, -1) for x in stream.inputs]
     return _side_by_side(parts)

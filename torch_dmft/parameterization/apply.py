@@ -133,6 +133,9 @@ def scaled(
     """
     gain, init, depth = wrapping.gain, wrapping.init, wrapping.depth
     _check(gamma0, scheme, gain, init, depth)
+    if scheme == "standard" or init == "untouched":  # parameters hold nothing
+        layers = tuple(replace(one, fold=1.0, fold_in=1.0, fold_powers=(0.0, 0.0)) for one in architecture.layers)
+        architecture = replace(architecture, layers=layers)
     initial = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     numbers = [(one, getattr(model.get_submodule(one.path), one.name)) for one in architecture.attributes]
     if init == "untouched":  # a pretrained function stays what it is

@@ -180,12 +180,16 @@ def beyond_theory(plan: Plan, example: Example | None) -> Iterator[Place]:
         yield Place(place.path, place.reason, STAND_IN)
     yield from _of_own_size(plan)
     if any(fold.of_scores for fold in plan.architecture.folds):
-        reason = (
-            "parameters hold the 1/sqrt(d) that its scores lack, which the theory does not follow from layer to layer"
-        )
-        yield Place(
-            "(model)", reason, "divide by d in forward, scale=1 / q.shape[-1]: it is trained alike, and predicted"
-        )
+        if plan.wrapping.init == "untouched":
+            yield Place("(model)", "its scores stay q.k/sqrt(d), which has no limit where d grows", _IN_FORWARD)
+        elif not plan.architecture.is_traced:
+            reason = (
+                "parameters hold the 1/sqrt(d) that its scores lack, which is not followed from layer to layer here"
+            )
+            yield Place("(model)", reason, _IN_FORWARD)
+
+
+_IN_FORWARD = "divide by d in forward, scale=1 / q.shape[-1]: it is trained alike, and predicted"
 
 
 def refuse_unwidenable(plan: Plan, *, is_plain: bool = True) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from torch_dmft.architecture import Architecture, Role
 from torch_dmft.architecture.widen import widened
+from torch_dmft.core.errors import UnsupportedModelError
 from torch_dmft.core.undisturbed import undisturbed
 from torch_dmft.parameterization import Plan
 from torch_dmft.parameterization.plan import function_of
@@ -215,6 +216,8 @@ class ModelNetwork:
         Raises:
             UnsupportedModelError: naming every place.
         """
+        if self.plan.wrapping.init == "untouched" and self.plan.architecture.folds:
+            raise UnsupportedModelError("This model cannot be widened:", [*beyond_theory(self.plan, self.example)])
         is_plain = isinstance(self.example, Tensor | None)
         refuse_unwidenable(self.plan, is_plain=is_plain)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -72,7 +72,8 @@ def conditions(steps: Sequence[Step], others: Sequence[Step]) -> list[Condition]
         own, other = (math.fsum(scales[at].numbers[n] * logs[n][at] for n in differ[at]) for at in (0, 1))
         causes = frozenset(differ[0]).union(differ[1])
         is_last = step.operator == "output"
-        found.append(Condition(step.path, own, other, scales[0].weights, causes, candidates, is_opaque, is_last))
+        condition = Condition(step.path, own, other, scales[0].weights, causes, candidates, is_opaque, is_last)
+        found.append(_without_constants(condition, steps, others))
 
     for step, wider in zip(steps, others, strict=True):
         for one, two in zip(step.scales, wider.scales, strict=True) if step.must_agree else ():
@@ -83,6 +84,16 @@ def conditions(steps: Sequence[Step], others: Sequence[Step]) -> list[Condition]
         for one, two in zip(step.opaque, wider.opaque, strict=True):
             note(step, (one, two), (), is_opaque=True)
     return found
+
+
+def _without_constants(condition: Condition, steps: Sequence[Step], others: Sequence[Step]) -> Condition:
+    """The condition that scores c q.k / sqrt(d) lack 1/sqrt(d), whatever the constant c, which is the model's own."""
+    imbalance = Imbalance.of(condition, steps, others)
+    if not imbalance.is_of_scores:
+        return condition
+    ((one, other),) = imbalance.products
+    sign = math.copysign(0.5, imbalance.excess * math.log(other.summed / one.summed))
+    return replace(condition, own=sign * math.log(one.summed), other=sign * math.log(other.summed))
 
 
 @dataclass(frozen=True, eq=False)

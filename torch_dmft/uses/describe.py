@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from torch_dmft.architecture import Architecture, Multiplier, Role, Wrapper
 from torch_dmft.architecture import describe as describe_one
-from torch_dmft.architecture.describe import Roles
+from torch_dmft.architecture.describe import Roles, wider_copy
 from torch_dmft.architecture.groups import growing_groups
 from torch_dmft.core.arguments import checked
 from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
@@ -98,14 +99,14 @@ def _described(
     with unmultiplied(other):
         found = by_two_widths(model, runs[0], other, runs[1], example_input, checks_sizes=like is None)
     found = _overruled(found, roles or {})
-    if outputs is not None or found.attributes or found.notes or found.folds:
+    if outputs is not None or found.attributes or found.notes or not all(fold.of_scores for fold in found.folds):
         return found
     try:
-        alone = describe_one(model, example_input, roles=roles)
+        alone = _alone(model, example_input, roles, None)
         wide = describe_one(other, example_input, roles=roles, like=alone) if alone.has_parts else alone
     except (UnsupportedModelError, InvalidInputError):
         return found
-    is_alike = _roles(alone) == _roles(found) and _ties(alone) == _ties(found)
+    is_alike = _roles(alone) == _roles(found) and _ties(alone) == _ties(found) and _holds_alike(alone, found)
     if is_alike and _grows_alike(alone, wide):
         return replace(alone, groups=growing_groups(model, other))
     return found
@@ -114,7 +115,7 @@ def _described(
 def _by_one(model: nn.Module, example_input: Example, roles: Roles | None, like: Architecture | None) -> Architecture:
     """By one instance; what it has to assume is noted."""
     try:
-        found = describe_one(model, example_input, roles=roles, like=like)
+        found = _alone(model, example_input, roles, like)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(_BY_ONE, error.places) from error
     sizes = {layer.path: layer.out_features for layer in found.layers if layer.out_axis is not None}
@@ -127,6 +128,40 @@ def _by_one(model: nn.Module, example_input: Example, roles: Roles | None, like:
         f"({max(sizes.values())}); if they do not, say so by wider= or roles="
     )
     return replace(found, notes=(*found.notes, assumed))
+
+
+def _alone(model: nn.Module, example_input: Example, roles: Roles | None, like: Architecture | None) -> Architecture:
+    """By one instance; what its scores q.k / sqrt(d) lack is held by parameters, which comparison with a wider copy finds."""
+    found = describe_one(model, example_input, roles=roles, like=like, roots=True)
+    if not found.lacks_roots:
+        return found
+    try:
+        held = _of_scores(model, found, example_input)
+    except UnsupportedModelError:
+        held = None
+    if held is None or _roles(held) != _roles(found):
+        return describe_one(model, example_input, roles=roles)  # which refuses, and says why
+    return found.holding(held)
+
+
+def _of_scores(model: nn.Module, found: Architecture, example_input: Example) -> Architecture | None:
+    """What a model is made of by comparison with a wider copy of it; None if that finds more than scores to make up for."""
+    wide, generator = wider_copy(model, found), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in wide.parameters():  # zeros could be told from nothing
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(drawn.to(parameter.device), alpha=0.1)
+    held = by_two_widths(model, model, wide, wide, example_input, checks_sizes=False)
+    is_whole = held.folds and not held.attributes and all(fold.of_scores for fold in held.folds)
+    # What is frozen keeps its numbers.
+    return held if is_whole and all(model.get_parameter(name).requires_grad for name in held.factors) else None
+
+
+def _holds_alike(one: Architecture, other: Architecture) -> bool:
+    """Whether parameters hold the same numbers."""
+    return one.factors.keys() == other.factors.keys() and all(
+        math.isclose(factor, other.factors[name], rel_tol=1e-4) for name, factor in one.factors.items()
+    )
 
 
 _BY_ONE = (

@@ -233,7 +233,12 @@ class Comparison:
         biases = {layer.bias for layer in layers if layer.multiplier is not None}
         vectors = tuple(self._vector(vector) for vector in found.vectors if vector.name not in biases)
         folds = tuple(
-            Fold({name: math.exp(own) for name, (own, _) in held.items()}, cause.reason, cause.is_of_scores)
+            Fold(
+                {name: math.exp(own) for name, (own, _) in held.items()},
+                cause.reason,
+                cause.is_of_scores,
+                {name: (other - own) / math.log(self.growth) for name, (own, other) in held.items()},
+            )
             for held, cause in balanced.made
         )
         return replace(found, layers=layers, vectors=vectors, folds=folds, notes=tuple(self._notes(layers, numbers)))
@@ -246,6 +251,8 @@ class Comparison:
             bias = None if bias == tie.bias else bias
             if self._reads_tied(number):
                 bias, multiplier = tie.bias, Multiplier(tie.path, present=math.exp(balanced.outputs[0]))
+        scales = zip(*(scales_of(seen, seen.forward[number]) for seen in (self.one, self.two)), strict=True)
+        (read, wide_read), (made, wide_made) = ((balanced.shift(one, 0), balanced.shift(two, 1)) for one, two in scales)
         return replace(
             layer,
             role=role,
@@ -254,7 +261,9 @@ class Comparison:
             activation=None if matrix.node is None else activation_behind(matrix.node, self.follows),
             in_axis=1 if matrix.grows[0] else None,
             out_axis=1 if matrix.grows[1] else None,
-            fold=math.exp(balanced.shift(scales_of(self.one, self.one.forward[number])[1], 0)),
+            fold=math.exp(made),
+            fold_in=math.exp(read),
+            fold_powers=((wide_read - read) / math.log(self.growth), (wide_made - made) / math.log(self.growth)),
             is_read_by_zeros=role is Role.CODE and self._is_read_by_zeros(number) and not self._follows_trained(number),
         )
 

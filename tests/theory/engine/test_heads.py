@@ -15,7 +15,7 @@ from tests.theory.engine import attentive
 from tests.theory.engine.test_attention import encoder
 from tests.theory.validation.agreement import assert_agrees, moved
 from tests.theory.validation.wrong import WithoutResponses
-from torch_dmft.core.errors import InvalidInputError, UnsupportedModelError
+from torch_dmft.core.errors import InvalidInputError
 
 STEPS, RECORD = 15, (0, 5, 10, 15)
 NORMED = {"norm": True, "gamma0": 1.0, "lr": 0.1, "size": 2, "scale": 2.5, "causal": True}
@@ -222,76 +222,3 @@ def test_scores_over_a_root_have_no_limit_at_any_rate_of_queries_and_keys(traine
         moved_scores(width, networks, power=0.5, trained=trained, size=4) for width, networks in ((64, 10), (512, 2))
     )
     assert math.log(many / few) / math.log(8) == pytest.approx(0.0, abs=0.2)  # heads of a fixed size
-
-
-def test_scores_over_a_root_that_queries_make_up_for_are_predicted_with_the_factor_in_forward(generator) -> None:
-    """Exact: both are trained alike, so that the prediction of the second is one of the first."""
-    inputs, targets = transformer.data(4, generator)
-    problems, outputs = [], []
-    for power in (0.5, 1.0):
-
-        def build(width: int, power: float = power) -> nn.Module:
-            return encoder(width, norm=False, power=power, by_hand=True).double()
-
-        wider = build if power == 0.5 else None
-        plan = dmft.parameterize(build(16), inputs.double(), wider=wider, generator=torch.Generator().manual_seed(0))
-        problems.append(dmft.Problem.like(plan, dmft.Probe(inputs.double(), targets.double()), lr=0.1, steps=5))
-        optimizer = torch.optim.SGD(plan.param_groups(0.1))
-        for _ in range(5):
-            optimizer.zero_grad()
-            nn.functional.mse_loss(plan.model(inputs.double()), targets.double()).backward()
-            optimizer.step()
-        outputs.append(plan.model(inputs.double()).detach())
-    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
-    solver = dmft.solvers.InfiniteWidth(64, 2)
-    with pytest.raises(
-        UnsupportedModelError, match=r"hold the 1/sqrt\(d\).*scale=1 / q\.shape\[-1\]: it is trained alike"
-    ):
-        dmft.solve(problems[0], solver)
-    assert torch.isfinite(dmft.solve(problems[1], solver).outputs).all()
-
-
-@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.long), True])
-def test_kernels_of_queries_that_hold_a_number_are_in_the_units_of_the_run(packed: bool, generator) -> None:
-    """Exact: the same networks with scores over sqrt(d) and over d, up to the number that parameters hold."""
-    inputs, targets = (part.double() for part in transformer.data(3, generator))
-    answers, folded = [], None
-    for power in (0.5, 1.0):
-
-        def build(width: int, power: float = power) -> nn.Module:
-            model = encoder(width, norm=False, power=power, by_hand=True)
-            if packed:
-                model.blocks[0].attention = Packed(width, power)
-            return model.double()
-
-        wider = build if power == 0.5 else None
-        plan = dmft.parameterize(build(16), inputs, wider=wider, gamma0=2.0, generator=torch.Generator().manual_seed(0))
-        problem = dmft.Problem.like(plan, dmft.Probe(inputs, targets), lr=0.1, steps=2)
-        solver = dmft.solvers.WideEnsemble((16, 32), 4, factory=build)
-        answers.append(dmft.solve(problem, solver, record=[0, 2]))
-        folded = folded or plan.architecture
-    made = {layer.path: layer.fold for layer in folded.layers}
-    read = {layer.path: layer.fold / folded.factors.get(layer.weight, 1.0) for layer in folded.layers}
-    assert min(made.values()) == pytest.approx(8 ** (-0.25 if packed else -0.5))
-    for one, other in zip(*(answer.layers for answer in answers), strict=True):
-        for mine, theirs in (
-            (one.forward.array / read[one.name] ** 2, other.forward.array),
-            (one.backward.array * made[one.name] ** 2, other.backward.array),
-            (one.ntk.array, other.ntk.array),
-        ):
-            torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
-
-
-class Packed(nn.Module):
-    """One projection for queries, keys and values."""
-
-    def __init__(self, width: int, power: float) -> None:
-        super().__init__()
-        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-        self.power = power
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-        weights = torch.softmax(q @ k.mT / q.shape[-1] ** self.power, dim=-1)
-        result: Tensor = self.out((weights @ v).transpose(1, 2).flatten(2))
-        return result

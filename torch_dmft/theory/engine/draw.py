@@ -51,13 +51,12 @@ class Draw:
             )
         return self.populations[axis]
 
-    def layer(self, layer: Layer, module: nn.Module, width: int, gamma0: float, settings: dict[str, Any]) -> nn.Module:
-        """The layer that stands for ``module``, which is on "meta", in the twin."""
+    def layer(self, layer: Layer, module: nn.Module, std: float, settings: dict[str, Any]) -> nn.Module:
+        """The layer that stands for ``module``, which is on "meta", in the twin; a readout has this standard deviation."""
         if layer.multiplier is not None:
             return self.tied(layer, module)
         if layer.role is Role.READOUT:
             inputs = self.population(layer.in_axis, layer.in_features)
-            std = 1 / (gamma0 * width)
             uniform = layer.weight in self.uniform
             return InfiniteReadout(inputs, layer.out_features, std=std, bias=layer.bias is not None, uniform=uniform)
         outputs = self.population(layer.out_axis, layer.out_features)

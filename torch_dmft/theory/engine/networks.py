@@ -100,8 +100,12 @@ def network_of(problem: Problem, width: int) -> Plan:
     materialise(model, problem.zeros(0), own)
     model.train()
     architecture = describe(model, problem.tensor[:2], like=network.shown)
+    drift: Mapping[str, float] = {}
     if network.shown is not None:
-        architecture = replace(architecture, streams=network.shown.streams, groups=network.shown.groups)
+        held = network.shown.folded_at(architecture.width / network.shown.width)
+        drift = {name: factor / network.shown.factors[name] for name, factor in held.factors.items()}
+        architecture = replace(architecture.holding(held), streams=held.streams, groups=held.groups)
+    factors = architecture.factors
     unscaled = parameter_rules(architecture, model, gamma0=problem.gamma0, depth=network.depth)
     vectors = {vector.name for vector in architecture.vectors}
 
@@ -109,21 +113,30 @@ def network_of(problem: Problem, width: int) -> Plan:
         if rule.role in _MATRICES:
             gain = gains[rule.path]
             scaling = mean_field(
-                rule.role, fan_in=rule.fan_in, width=architecture.width, gamma0=problem.gamma0, gain=gain
+                rule.role,
+                fan_in=rule.fan_in,
+                width=architecture.width,
+                gamma0=problem.gamma0,
+                gain=gain,
+                fold=factors.get(rule.name, 1.0),
             )
             scaling = in_streams(scaling, rule.name, architecture, network.depth)
             assert scaling.std is not None
             return replace(rule, gain=gain, std=scaling.std, lr=scaling.lr if rule.lr else 0.0)
         if rule.role is Role.EMBEDDING:
             gain, lives = gains[rule.path], rule.lr > 0
-            scaling = mean_field(rule.role, fan_in=1, width=architecture.width, gamma0=problem.gamma0, gain=gain)
+            fold = factors.get(rule.name, 1.0)
+            scaling = mean_field(
+                rule.role, fan_in=1, width=architecture.width, gamma0=problem.gamma0, gain=gain, fold=fold
+            )
             scaling = in_streams(scaling, rule.name, architecture, network.depth)
             rates = lives * scaling.lr, lives * scaling.adam_lr
-            return replace(rule, gain=gain, std=own[rule.name], lr=rates[0], adam_lr=rates[1])
+            std = own[rule.name] * drift.get(rule.name, 1.0)
+            return replace(rule, gain=gain, std=std, lr=rates[0], adam_lr=rates[1])
         if rule.name in own:
-            return replace(rule, std=own[rule.name])
+            return replace(rule, std=own[rule.name] * drift.get(rule.name, 1.0))
         if rule.role is Role.VECTOR and rule.name not in vectors:
-            return replace(rule, std=biases[rule.path])
+            return replace(rule, std=biases[rule.path] * drift.get(rule.name, 1.0))
         return rule
 
     rules = behind_ties(map(scaled, unscaled), architecture, problem.gamma0)

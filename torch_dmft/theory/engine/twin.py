@@ -10,7 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from torch_dmft.architecture import Architecture, Layer, Role, Vector, describe
+from torch_dmft.architecture import Architecture, Layer, Role, Vector
+from torch_dmft.architecture import describe as describe_one
 from torch_dmft.architecture.facts import Weight, facts_of
 from torch_dmft.architecture.groups import growing_groups
 from torch_dmft.architecture.widen import has_composite_axes, materialise, widened
@@ -30,6 +31,7 @@ from torch_dmft.theory.engine.draw import Draw
 from torch_dmft.theory.engine.groups import join_groups, put
 from torch_dmft.theory.engine.scales import fill_scales, refuse_other_scales, refuse_other_starts
 from torch_dmft.theory.tolerance import default_tolerance
+from torch_dmft.uses import describe
 
 MOST_NEURONS = 2**20
 """Of a sample: a hundred times as many as any error bar asks for."""
@@ -145,7 +147,7 @@ def infinite_width(
     if isinstance(model_or_factory, nn.Module | Plan):
         doubled = widened(narrow, architecture, 2 * architecture.width)
         materialise(doubled, like, architecture.bare)
-    other = describe(doubled, example_input, like=architecture)
+    other = describe_one(doubled, example_input, like=architecture)
     refuse_other_scales(architecture, other)
     positions = rows_per_sample(narrow, architecture, example_input)
     matrices = [rule for rule in rules if rule.role in (Role.INPUT, Role.HIDDEN)]
@@ -160,7 +162,6 @@ def infinite_width(
     gains |= gain if isinstance(gain, Mapping) else {}
     gains |= {path: rule.gain for path, rule in tables.items()}
     starts = {rule.name: rule.start for rule in rules}
-    biases |= bias_std or {}
     if isinstance(model_or_factory, nn.Module | Plan):
         wide = widened(narrow, architecture, neurons)
     else:
@@ -169,38 +170,44 @@ def infinite_width(
         fill_scales(wide, architecture, like)
     if law == "limit":
         join_groups(wide, kept=architecture.groups)
-    architecture = _resized(architecture, wide)
+    architecture, own_factors = _resized(architecture, wide), architecture.factors
+    drift = {name: factor / own_factors[name] for name, factor in architecture.factors.items()}
     # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
     matched = "network" if has_composite_axes(architecture) else law
-    multiplied = {rule.path: gains[rule.path] * rule.start for rule in matrices}
-    multiplied |= {path: rule.std for path, rule in tables.items()}
+    multiplied = {rule.path: gains[rule.path] * rule.start * drift.get(rule.name, 1.0) for rule in matrices}
+    multiplied |= {path: rule.std * drift.get(rule.name, 1.0) for path, rule in tables.items()}
+    owned = {layer.path: layer.bias or "" for layer in architecture.layers}
+    biases = {path: std * drift.get(owned.get(path, ""), 1.0) for path, std in biases.items()}
+    biases |= {path: std * architecture.factors.get(owned[path], 1.0) for path, std in (bias_std or {}).items()}
     names = {name for layer in architecture.layers for name in (layer.weight, layer.bias) if name is not None}
     names |= architecture.bare.keys()
     for name in uniform or ():
         require_choice("a name of uniform", name, sorted(names))
     quasi = not (architecture.has_parts or architecture.groups)  # else neurons meet others of their own part
+    readout = architecture.factors.get(architecture.readout.weight, 1.0) / (gamma0 * architecture.width)
     draw = Draw(matched, generator, like, multiplied, biases, frozenset(uniform or ()), quasi=quasi)
     for layer in architecture.layers:
         settings = {"tolerance": default_tolerance(gamma0) if tolerance is None else tolerance}
         settings |= {"responses": responses, "rank": rank, "positions": max(positions[layer.path]), "whole": whole}
         module = wide.get_submodule(layer.path)
-        put(wide, module, draw.layer(layer, module, architecture.width, gamma0, settings))
+        put(wide, module, draw.layer(layer, module, readout, settings))
     stds = {rule.name: rule.std for rule in rules}
     for name, vector in architecture.bare.items():
         owner, _, own = name.rpartition(".")
-        rows = draw.rows(vector, wide.get_parameter(name), stds[name])
+        rows = draw.rows(vector, wide.get_parameter(name), stds[name] * drift.get(name, 1.0))
         wide.get_submodule(owner).register_parameter(own, nn.Parameter(rows))
     materialise(wide, like)
     with torch.no_grad():
         for vector in architecture.vectors:
             if vector.place is None:
-                wide.get_parameter(vector.name).mul_(starts.get(vector.name, 1.0))
+                start = starts.get(vector.name, 1.0) * drift.get(vector.name, 1.0)
+                wide.get_parameter(vector.name).mul_(start)
     architecture = replace(architecture, layers=tuple(_renamed(layer) for layer in architecture.layers))
     kept = {name for name, parameter in narrow.named_parameters() if not parameter.requires_grad}
     kept |= {rule.name for rule in rules if not rule.lr}
     _freeze(wide, architecture, kept)
     depth = model_or_factory.depth if isinstance(model_or_factory, Plan) else None
-    twin_rules = _rules(wide, architecture, gamma0, gains, {path: rule.std for path, rule in tables.items()}, depth)
+    twin_rules = _rules(wide, architecture, gamma0, gains, {path: multiplied[path] for path in tables}, depth)
     architecture = with_multipliers(architecture, twin_rules, gamma0)
     multiply(wide, multipliers_of(architecture))
     origin = "theory (N=inf)" if law == "limit" else f"lazily sampled network (N={architecture.width})"
@@ -242,7 +249,8 @@ def _resized(architecture: Architecture, wide: nn.Module) -> Architecture:
             replace(layer, fan_in=facts.fan_in, in_features=facts.in_features, out_features=facts.out_features)
         )
     vectors = tuple(replace(v, size=wide.get_parameter(v.name).numel()) for v in architecture.vectors)
-    return replace(architecture, layers=tuple(layers), vectors=vectors)
+    resized = replace(architecture, layers=tuple(layers), vectors=vectors)
+    return resized.folded_at(resized.width / architecture.width)
 
 
 def _freeze(wide: nn.Module, architecture: Architecture, names: Collection[str]) -> None:
@@ -283,11 +291,13 @@ def _rules(
         is_matrix = role in (Role.INPUT, Role.HIDDEN, Role.READOUT)
         fan_in = owner.fan_in if is_matrix and isinstance(owner, Layer) else 1
         gain = gains[owner.path] if role in (Role.INPUT, Role.HIDDEN, Role.EMBEDDING) else 1.0
-        scaling = mean_field(role, fan_in=fan_in, width=architecture.width, gamma0=gamma0, gain=gain)
+        is_weight = name.rpartition(".")[2] in ("core", "initial_scale")
+        given = f"{owner.path}.weight" if is_weight else name
+        fold = architecture.factors.get(given, 1.0)
+        scaling = mean_field(role, fan_in=fan_in, width=architecture.width, gamma0=gamma0, gain=gain, fold=fold)
         own = float(parameter.detach().square().mean().sqrt()) if scaling.std is None else scaling.std
         std = tables[owner.path] if role is Role.EMBEDDING else own
-        is_weight = name.rpartition(".")[2] in ("core", "initial_scale")
-        scaling = in_streams(scaling, f"{owner.path}.weight" if is_weight else name, architecture, depth)
+        scaling = in_streams(scaling, given, architecture, depth)
         rules.append(
             ParameterRule(
                 name=name,

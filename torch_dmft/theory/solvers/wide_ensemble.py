@@ -19,7 +19,6 @@ from torch_dmft.theory.checks import require_generator, require_list
 from torch_dmft.theory.control import LEAST, WORTH, Slopes, Start, sizes, slopes_of
 from torch_dmft.theory.cost import Cost, extrapolation_error
 from torch_dmft.theory.engine.built import Factory
-from torch_dmft.theory.engine.folded import in_units_of
 from torch_dmft.theory.engine.matched_start import match_moments
 from torch_dmft.theory.engine.networks import Networks, langevin_noise, negate_readout
 from torch_dmft.theory.engine.posed import renamed
@@ -258,8 +257,7 @@ def _train_pair(
             view=networks.view,
             generator=replica_generators(generator, 1)[0] if draws else None,
         )
-        posed = problem.network.plan
-        runs.append(run if posed is None else in_units_of(run, plan.architecture, posed.architecture))
+        runs.append(run)
     mean = combine(runs, lambda values: (values[0] + values[1]) / 2, weights=[0.5, 0.5])
     own = torch.stack(looks).mean(0)
     if not more:

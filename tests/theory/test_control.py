@@ -33,14 +33,14 @@ def _run(value: Tensor) -> Trajectory:
     )
 
 
-def _drawn(generator: torch.Generator, *, looks: int) -> tuple[Trajectory, Start]:
-    """Y = 5 + 2 x + noise of 0.3, x of variance one about 10; a size that tells nothing, and one that does not vary."""
+def _drawn(generator: torch.Generator, *, looks: int, left: float = LEFT) -> tuple[Trajectory, Start]:
+    """A run y = 5 + 2 x + noise, x of variance one about 10; a size that tells nothing, and one that does not vary."""
 
     def look() -> Tensor:
         return torch.stack([*(10 + torch.randn(2, generator=generator, dtype=torch.float64)), torch.tensor(3.0)])
 
     own = look()
-    y = 5 + SLOPE * (own[0] - 10) + LEFT * torch.randn((), generator=generator, dtype=torch.float64)
+    y = 5 + SLOPE * (own[0] - 10) + left * torch.randn((), generator=generator, dtype=torch.float64)
     others = [look() for _ in range(looks)]
     gap = (own - torch.stack([own, *others]).mean(0)) if others else None
     return _run(y), Start(own, gap)
@@ -60,6 +60,21 @@ def test_corrected_runs_keep_the_mean_and_know_their_scatter(generator):
     assert abs(float(values.var()) / variance - 1) < 0.3  # five standard errors
     error = float(average(corrected, origin="", metadata={}).stderr.outputs)
     assert abs(error / (variance / len(runs)) ** 0.5 - 1) < 0.15
+
+
+def test_a_width_at_which_starts_tell_more_needs_fewer_runs(generator):
+    """And one at which they tell less needs no more, as chance would have it so now and then."""
+    told = [_drawn(generator, looks=0, left=1.0) for _ in range(RUNS)]
+    slopes = slopes_of(*zip(*told, strict=True), more=MORE)
+    needed = []
+    for left in (0.5, 1.0, 3.0):
+        runs = [_drawn(generator, looks=MORE, left=left) for _ in range(300)]
+        corrected = [slopes.corrected(run, start.gap) for run, start in runs]
+        needed.append(slopes.judged(corrected, [start for _, start in runs], instead=RUNS).needed)
+    variances = [(left**2 + SLOPE**2 / (1 + MORE)) / (left**2 + SLOPE**2) for left in (0.5, 1.0)]
+    for found, share in zip(needed, variances, strict=False):
+        assert 0.7 * share * RUNS <= found <= max(8, 1.3 * share * RUNS + 1)
+    assert needed[0] < needed[1] <= needed[2] == slopes.needed
 
 
 def test_starts_that_tell_nothing_are_left_alone(generator):

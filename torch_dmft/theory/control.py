@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -89,6 +89,28 @@ class Slopes:
         """A run with x - X, corrected: y'."""
         weights = [1.0, *(-(gap @ self.units)).tolist()]
         return _weighted([run, *self.slopes], weights)
+
+    def judged(self, corrected: Sequence[Trajectory], starts: Sequence[Start], *, instead: int) -> Slopes:
+        """The same, with fewer runs needed of the next width if corrected ones of another width say so.
+
+        Fields are the more linear in their starts the wider networks are.
+
+        Args:
+            corrected: runs of the width.
+            starts: of every run.
+            instead: how many runs corrected ones are to be as good as.
+        """
+        gaps = torch.stack([start.gap for start in starts if start.gap is not None]) @ self.units
+        before: list[float] = []
+        after: list[float] = []
+        for of in _observables(corrected[0]):
+            fixed, slopes = (torch.stack([of(run) for run in runs]) for runs in (corrected, self.slopes))
+            raw = fixed + torch.tensordot(gaps.to(slopes), slopes, dims=1)
+            scale = raw.mean(0).double().square().sum().clamp(min=_NOTHING)
+            for found, values in ((before, raw), (after, fixed)):
+                found.append(float(values.double().var(0).sum() / scale))
+        left = max(after[0] / max(before[0], _NOTHING), max(after[1:]) / max(*before[1:], _NOTHING))
+        return replace(self, needed=min(self.needed, max(LEAST, math.ceil(left * instead))))
 
 
 def slopes_of(runs: Sequence[Trajectory], starts: Sequence[Start], *, more: int) -> Slopes | None:

@@ -152,7 +152,9 @@ class WideEnsemble:
                 pair, start = _train_pair(networks, record, generator, which, two_time=two_time, more=more)
                 pairs.append(pair if slopes is None or start.gap is None else slopes.corrected(pair, start.gap))
                 starts.append(start)
-            if not widths and self._can_correct(two_time):
+            if slopes is not None:
+                slopes = slopes.judged(pairs, starts, instead=self.pairs)
+            elif not widths and self._can_correct(two_time):
                 slopes = slopes_of(pairs, starts, more=self.starts)
             trained.append(count)
             widths.append(networks.width)

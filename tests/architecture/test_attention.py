@@ -295,6 +295,24 @@ def one_key_for_all_heads(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
+    ("attend", "sizes", "scores"),
+    [
+        (grouped_and_growing, (WIDTH, HEAD, HEAD), 0),
+        (grouped, (WIDTH, HEAD, HEAD), 1),
+        (one_key_for_all_heads, (WIDTH, HEAD, WIDTH), 1),
+    ],
+)
+def test_queries_may_share_keys(attend, sizes: tuple[int, ...], scores: int) -> None:
+    """Widths of different size scale together, and what is drawn for their neurons is independent."""
+    found = describe(Attends(attend, *sizes), torch.randn(3, TOKENS, FEATURES))
+    assert found.shares_parts
+    assert len(found.dot_products) == scores
+    q, k, _, _ = (layer for layer in found.layers if layer.role is Role.HIDDEN)
+    assert q.out_axis != k.out_axis
+    assert not describe(Attends(by_hand), torch.randn(3, TOKENS, FEATURES)).shares_parts
+
+
+@pytest.mark.parametrize(
     ("attend", "sizes", "message"),
     [
         (scaled(None), (), r"over a width, here 8 neurons, is divided by its square root.*scale=1 / q\.shape\[-1\]"),
@@ -311,11 +329,8 @@ def one_key_for_all_heads(model: nn.Module, x: Tensor) -> Tensor:
             (),
             r"`unflatten` splits a width.*unflatten\(-1, \(heads, -1\)\).*unflatten\(-1, \(-1, size\)\)",
         ),
-        (grouped_and_growing, (WIDTH, HEAD, HEAD), r"q, k, v: its neurons meet those of one part"),
         (across_samples, (), r"cannot be followed.*within a sample"),
         (outer, (), "`matmul` on features cannot be followed"),
-        (grouped, (WIDTH, HEAD, HEAD), r"k: its neurons meet those of one part"),
-        (one_key_for_all_heads, (WIDTH, HEAD, WIDTH), r"k: its neurons meet those of one part"),
     ],
 )
 def test_what_has_no_limit_or_no_rule_is_refused(attend, sizes: tuple[int, ...], message: str) -> None:

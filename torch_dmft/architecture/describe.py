@@ -128,6 +128,7 @@ def describe(
         dot_products=products,
         parts=_parts(trace),
         split=tuple(dict.fromkeys(trace.axes.root(one.whole) for one in trace.axes.splits)),
+        shares_parts=_shares_parts(trace),
         constants=constants,
         outputs=trace.outputs,
         train_differs=train_differs,
@@ -157,6 +158,11 @@ def _products(trace: Trace) -> tuple[DotProduct, ...]:
 def _parts(trace: Trace) -> tuple[int, ...]:
     """The sizes of the axes that grow where a width is laid out in parts."""
     return tuple(size for label, size in trace.parts.items() if trace.axes.is_width(label))
+
+
+def _shares_parts(trace: Trace) -> bool:
+    written = {use.out_axis for use in trace.uses.values()}
+    return trace.axes.shares_parts(label for label in written if trace.axes.is_width(label))
 
 
 def _constants(trace: Trace) -> tuple[Constant, ...]:

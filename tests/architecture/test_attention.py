@@ -215,6 +215,22 @@ def test_norms_of_queries_and_keys_act_on_the_width_of_a_head() -> None:
     assert len(found.dot_products) == 1
 
 
+def test_norms_of_heads_of_a_fixed_size_have_gains_that_are_no_width() -> None:
+    """All heads share their few gains, whose rate is not that of one number per neuron."""
+
+    class Normed(Attends):
+        def __init__(self, *, affine: bool) -> None:
+            super().__init__(lambda model, x: merge(model.mix(*growing(model, x))))
+            self.norm = nn.LayerNorm(SIZE, elementwise_affine=affine)
+
+        def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(self.norm(q), self.norm(k), v)
+
+    assert not describe(Normed(affine=False), torch.randn(3, TOKENS, FEATURES)).vectors
+    with pytest.raises(UnsupportedModelError, match=r"norm: its gain and shift act on features of .* one head, not on"):
+        describe(Normed(affine=True), torch.randn(3, TOKENS, FEATURES))
+
+
 def test_attention_over_data_features_needs_no_scale() -> None:
     class Pools(nn.Module):
         def __init__(self) -> None:

@@ -386,6 +386,6 @@ def _norms_without_width(vectors: tuple[Vector, ...]) -> list[Place]:
     paths = dict.fromkeys(vector.path for vector in vectors if vector.axis is None and not vector.is_scalar)
     fix = "not yet; build it with affine=False (elementwise_affine=False), or normalise the data beforehand"
     return [
-        Place(path, "its gain and shift act on the data's or the output's features, not on a width", fix)
+        Place(path, "its gain and shift act on features of the data, the output or one head, not on a width", fix)
         for path in paths
     ]

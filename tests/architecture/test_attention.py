@@ -215,6 +215,22 @@ def test_norms_of_queries_and_keys_act_on_the_width_of_a_head() -> None:
     assert len(found.dot_products) == 1
 
 
+def test_norms_of_heads_of_a_fixed_size_have_gains_that_are_no_width() -> None:
+    """All heads share their few gains, whose rate is not that of one number per neuron."""
+
+    class Normed(Attends):
+        def __init__(self, *, affine: bool) -> None:
+            super().__init__(lambda model, x: merge(model.mix(*growing(model, x))))
+            self.norm = nn.LayerNorm(SIZE, elementwise_affine=affine)
+
+        def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(self.norm(q), self.norm(k), v)
+
+    assert not describe(Normed(affine=False), torch.randn(3, TOKENS, FEATURES)).vectors
+    with pytest.raises(UnsupportedModelError, match=r"norm: its gain and shift act on features of .* one head, not on"):
+        describe(Normed(affine=True), torch.randn(3, TOKENS, FEATURES))
+
+
 def test_attention_over_data_features_needs_no_scale() -> None:
     class Pools(nn.Module):
         def __init__(self) -> None:
@@ -295,6 +311,24 @@ def one_key_for_all_heads(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
+    ("attend", "sizes", "scores"),
+    [
+        (grouped_and_growing, (WIDTH, HEAD, HEAD), 0),
+        (grouped, (WIDTH, HEAD, HEAD), 1),
+        (one_key_for_all_heads, (WIDTH, HEAD, WIDTH), 1),
+    ],
+)
+def test_queries_may_share_keys(attend, sizes: tuple[int, ...], scores: int) -> None:
+    """Widths of different size scale together, and what is drawn for their neurons is independent."""
+    found = describe(Attends(attend, *sizes), torch.randn(3, TOKENS, FEATURES))
+    assert found.shares_parts
+    assert len(found.dot_products) == scores
+    q, k, _, _ = (layer for layer in found.layers if layer.role is Role.HIDDEN)
+    assert q.out_axis != k.out_axis
+    assert not describe(Attends(by_hand), torch.randn(3, TOKENS, FEATURES)).shares_parts
+
+
+@pytest.mark.parametrize(
     ("attend", "sizes", "message"),
     [
         (scaled(None), (), r"over a width, here 8 neurons, is divided by its square root.*scale=1 / q\.shape\[-1\]"),
@@ -311,11 +345,8 @@ def one_key_for_all_heads(model: nn.Module, x: Tensor) -> Tensor:
             (),
             r"`unflatten` splits a width.*unflatten\(-1, \(heads, -1\)\).*unflatten\(-1, \(-1, size\)\)",
         ),
-        (grouped_and_growing, (WIDTH, HEAD, HEAD), r"q, k, v: its neurons meet those of one part"),
         (across_samples, (), r"cannot be followed.*within a sample"),
         (outer, (), "`matmul` on features cannot be followed"),
-        (grouped, (WIDTH, HEAD, HEAD), r"k: its neurons meet those of one part"),
-        (one_key_for_all_heads, (WIDTH, HEAD, WIDTH), r"k: its neurons meet those of one part"),
     ],
 )
 def test_what_has_no_limit_or_no_rule_is_refused(attend, sizes: tuple[int, ...], message: str) -> None:

@@ -119,7 +119,7 @@ def test_parts_may_grow_in_number_instead_of_in_size() -> None:
     assert axes.joined((heads, entries)) != whole  # one of the three
     axes.unify(heads, axes.split(other, (3, None, 8))[1])
     assert axes.root(whole) == axes.root(other)
-    assert not axes.meets_parts_of_others(whole)
+    assert not axes.shares_parts([whole])
     axes.settle()
     assert [axes.is_width(part) for part in (three, heads, entries)] == [False, True, False]
     assert {split.sizes_of_parts for split in axes.splits} == {(8,)}
@@ -131,11 +131,11 @@ def test_wholes_whose_parts_meet_are_one_width() -> None:
     parts = [axes.split(whole, (count, None)) for whole, count in zip(wholes, (2, 2, 4, 2), strict=True)]
     axes.unify(parts[0][1], parts[1][1])
     assert axes.root(wholes[0]) == axes.root(wholes[1])
-    assert not axes.meets_parts_of_others(wholes[0])
+    assert not axes.shares_parts([wholes[0]])
     axes.unify(parts[2][1], parts[3][1])  # as many neurons in a head, but other numbers of heads
     assert axes.root(wholes[2]) != axes.root(wholes[3])
-    assert axes.meets_parts_of_others(wholes[2])
-    assert axes.meets_parts_of_others(wholes[3])
+    assert axes.shares_parts([wholes[2]])
+    assert axes.shares_parts([wholes[3]])
 
 
 @pytest.mark.parametrize("which", ["whole", "entries"])

@@ -103,13 +103,20 @@ class Axes:
         """How widths are laid out in parts (after ``settle``)."""
         return [split for whole, splits in self._by_whole.items() if self.is_width(whole) for split in splits]
 
-    def meets_parts_of_others(self, label: int) -> bool:
-        """Whether entries of this width were combined one by one with parts of a width that is not laid out alike."""
-        root = self.root(label)
-        return root in self._by_grown or any(
-            split.sizes != other.sizes
-            for split in self._by_whole.get(root, ())
-            for other in self._by_grown[self.root(split.grown)]
+    def shares_parts(self, labels: Iterable[int]) -> bool:
+        """Whether neurons of one of these widths meet several others one by one: those of keys that queries share.
+
+        They meet parts of a width that is laid out otherwise, or are repeated until they are as many as its parts.
+        """
+        repeated = (whole for whole, parts in self._derived if any(self.root(part) in self._by_grown for part in parts))
+        return any(self.root(whole) in self._by_grown for whole in repeated) or any(
+            self.root(label) in self._by_grown
+            or any(
+                split.sizes != other.sizes
+                for split in self._by_whole.get(self.root(label), ())
+                for other in self._by_grown[self.root(split.grown)]
+            )
+            for label in labels
         )
 
     def root(self, label: int) -> int:

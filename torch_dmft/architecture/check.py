@@ -106,12 +106,6 @@ def followed(trace: Trace, model: nn.Module, refused: set[str]) -> list[Place]:
         if id(parameter) not in trace.used and not _inside(name, refused):
             fix = "remove it, or give an example input that reaches it"
             places.append(Place(name, "is never reached in the forward pass", fix))
-    for path, use in trace.uses.items():
-        if trace.axes.is_width(use.out_axis) and trace.axes.meets_parts_of_others(use.out_axis):
-            reason = "its neurons meet those of one part (head) of a width that is not laid out alike"
-            places.append(
-                Place(path, reason, "not yet; give all projections one width and split each into the same heads")
-            )
     places.extend(place for label, place in trace.must_be_fixed if trace.axes.is_width(label))
     return list(dict.fromkeys(places))
 

@@ -128,6 +128,7 @@ def describe(
         dot_products=products,
         parts=_parts(trace),
         split=tuple(dict.fromkeys(trace.axes.root(one.whole) for one in trace.axes.splits)),
+        shares_parts=_shares_parts(trace),
         constants=constants,
         outputs=trace.outputs,
         train_differs=train_differs,
@@ -157,6 +158,11 @@ def _products(trace: Trace) -> tuple[DotProduct, ...]:
 def _parts(trace: Trace) -> tuple[int, ...]:
     """The sizes of the axes that grow where a width is laid out in parts."""
     return tuple(size for label, size in trace.parts.items() if trace.axes.is_width(label))
+
+
+def _shares_parts(trace: Trace) -> bool:
+    written = {use.out_axis for use in trace.uses.values()}
+    return trace.axes.shares_parts(label for label in written if trace.axes.is_width(label))
 
 
 def _constants(trace: Trace) -> tuple[Constant, ...]:
@@ -380,6 +386,6 @@ def _norms_without_width(vectors: tuple[Vector, ...]) -> list[Place]:
     paths = dict.fromkeys(vector.path for vector in vectors if vector.axis is None and not vector.is_scalar)
     fix = "not yet; build it with affine=False (elementwise_affine=False), or normalise the data beforehand"
     return [
-        Place(path, "its gain and shift act on the data's or the output's features, not on a width", fix)
+        Place(path, "its gain and shift act on features of the data, the output or one head, not on a width", fix)
         for path in paths
     ]

@@ -275,6 +275,7 @@ class Architecture:
         split: the widths that are laid out in parts, by their ids.
         groups: of norms over groups whose number grows with the width, as far as two widths tell, the size of a group, by
             module path; None where that depends on the width as well. Of all others the number is taken to be fixed.
+        shares_parts: whether neurons of one width meet several of another one by one, as keys do that queries share.
         constants: numbers that act on features, in the order of the forward pass.
         outputs: how many numbers the model returns per sample; fewer than the readout's out_features if the model returns only
             some of them.
@@ -308,6 +309,7 @@ class Architecture:
     streams: tuple[Stream, ...] = ()
     is_traced: bool = True
     averages_out: bool = False
+    shares_parts: bool = False
 
     @property
     def has_parts(self) -> bool:

@@ -54,16 +54,33 @@ class Plainest(transformer.Attention):
         return result
 
 
+class Normed(transformer.Attention):
+    """Queries and keys are normalised in each head, so that their size says nothing and a gain has to hold the number."""
+
+    def __init__(self, width: int, power: float) -> None:
+        super().__init__(width, power=power)
+        self.norm_q, self.norm_k = nn.RMSNorm(width // 2), nn.LayerNorm(width // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, self.layout).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        scale = 2 / q.shape[-1] ** self.power
+        mixed = F.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v, scale=scale)
+        result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return result
+
+
 def build(width: int, power: float, kind: str, *, norm: bool = False) -> nn.Module:
     model = encoder(width, norm=norm, power=power, by_hand=kind == "by hand", scale=1.0 if kind == "default" else 2.0)
     if kind == "packed":
         model.blocks[0].attention = Packed(width, power, 2.0)
+    if kind == "normed":
+        model.blocks[0].attention = Normed(width, power)
     if kind == "default":
         model.blocks[0].attention = Plainest(width, power)
     return model.double()
 
 
-KINDS = ("default", "by hand", "packed")
+KINDS = ("default", "by hand", "packed", "normed")
 
 
 @pytest.fixture
@@ -85,7 +102,7 @@ def test_one_instance_is_wrapped_as_two_are(kind: str, batch) -> None:
     one = wrapped(batch[0], ROOT, kind)
     two = wrapped(batch[0], ROOT, kind, wider=lambda width: build(width, ROOT, kind))
     assert one.architecture.factors == pytest.approx(two.architecture.factors, rel=1e-12)
-    assert len(one.architecture.factors) == {"default": 2, "by hand": 1, "packed": 3}[kind]
+    assert len(one.architecture.factors) == {"default": 2, "by hand": 1, "packed": 3, "normed": 1}[kind]
     assert one.architecture.is_traced
     assert two.architecture.is_traced
     for mine, other in zip(one.model.parameters(), two.model.parameters(), strict=True):

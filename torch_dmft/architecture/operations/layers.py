@@ -46,7 +46,9 @@ def _weight(trace: Trace, call: Call) -> Outcome | None:
 def _norm(trace: Trace, call: Call) -> Outcome:
     value = trace.value(call.input)
     per_channel = call.name in ("batch_norm", "instance_norm", "group_norm")
-    widths = [label for label in value.dims if label not in (None, SAMPLE) and not trace.axes.is_fixed(label)]
+    shape = () if per_channel else tuple(call.argument(1, "normalized_shape"))
+    normed = value.dims[len(value.dims) - len(shape) :]  # gains of the entries of one head are no width of heads
+    widths = [label for label in normed if label not in (None, SAMPLE) and not trace.axes.is_fixed(label)]
     label = value.dims[1] if per_channel else next(iter(widths), None)
     trace.mixes_rows |= call.name == "batch_norm" and bool(call.argument(5, "training", False))
     layers = [(parameter, trace.layer_of(parameter)) for parameter in trace.parameters(call)]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -55,8 +56,10 @@ def _attention(trace: Trace, call: Call) -> Outcome | None:
     """softmax(scale * q.k + mask) v, whose sum over a head has the factor ``scale``."""
     q, k, v = (call.argument(place, name) for place, name in enumerate(("query", "key", "value")))
     mask = call.argument(3, "attn_mask")
-    if call.argument(4, "dropout_p", 0.0) or call.kwargs.get("enable_gqa", False):
+    if call.argument(4, "dropout_p", 0.0):
         return None
+    if call.kwargs.get("enable_gqa", False):
+        k, v = (_repeated(trace, part, q.shape[-3]) for part in (k, v))
     if mask is not None and trace.value(mask).past_weights:
         return None
     operands = [(q, _ahead(q.ndim - 2) + "id"), (k, _ahead(k.ndim - 2) + "jd"), (v, _ahead(v.ndim - 2) + "je")]
@@ -68,6 +71,19 @@ def _attention(trace: Trace, call: Call) -> Outcome | None:
     scores = replace(trace.value(q), sum=outcome.sum, factor=factor * trace.value(q).factor * trace.value(k).factor)
     trace.settle(scores)
     return replace(outcome, sum=None, absorbed=(q, k))
+
+
+def _repeated(trace: Trace, tensor: Tensor, heads: int) -> Tensor:
+    """A stand-in for keys or values with each head repeated, so that there are as many as queries have."""
+    value = trace.value(tensor)
+    if tensor.shape[-3] == heads or value.serial == CONSTANT:
+        return tensor
+    shape = (*tensor.shape[:-3], heads, *tensor.shape[-2:])
+    repeated = torch.empty(shape, device="meta", requires_grad=tensor.requires_grad)
+    trace.assign(
+        repeated, replace(value, dims=(*value.dims[:-3], trace.axes.derived([value.dims[-3]]), *value.dims[-2:]))
+    )
+    return repeated
 
 
 def _ahead(count: int) -> str:

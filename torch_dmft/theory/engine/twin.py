@@ -173,7 +173,7 @@ def infinite_width(
     architecture, own_factors = _resized(architecture, wide), architecture.factors
     drift = {name: factor / own_factors[name] for name, factor in architecture.factors.items()}
     # Latents of an axis made from others cannot be matched to what these others know, and half a matching biases kernels.
-    matched = "network" if has_composite_axes(architecture) else law
+    matched = "network" if has_composite_axes(architecture) or architecture.shares_parts else law
     multiplied = {rule.path: gains[rule.path] * rule.start * drift.get(rule.name, 1.0) for rule in matrices}
     multiplied |= {path: rule.std * drift.get(rule.name, 1.0) for path, rule in tables.items()}
     owned = {layer.path: layer.bias or "" for layer in architecture.layers}

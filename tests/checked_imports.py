@@ -13,11 +13,17 @@ from collections.abc import Iterable, Sequence
 from functools import wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from random import Random
 from types import CodeType, ModuleType
 from typing import Any
 
 from beartype import beartype
+from beartype._check.code import codemain
 from jaxtyping import jaxtyped
+
+# Which entry of a list is looked at is drawn. The package looks at whether a model draws python's random numbers, and would
+# take those of its own checks for the model's.
+codemain.getrandbits = Random(0).getrandbits
 
 _DECORATOR = "_checked_"
 FIRST, EVERY = 100, 25

@@ -156,6 +156,21 @@ for rare in (Rare(), nn.Identity()):
     assert said[1] == ""
 
 
+def test_numbers_that_others_draw_now_and_then_are_no_part_of_the_model() -> None:
+    calls = 0
+
+    def looked_at(module: Inside, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # the first pass in train mode
+            random.random()
+        return x
+
+    state = random.getstate()
+    assert described(looked_at).train_differs == ()
+    random.setstate(state)
+
+
 def test_dropout_in_both_modes_is_not_dropout_alone() -> None:
     assert not described(lambda module, x: F.dropout(x, 0.3)).averages_out
     assert described(lambda module, x: F.dropout(x, 0.3, module.training)).averages_out

@@ -113,6 +113,7 @@ LEFT_OUT = {
         (
             *("Snapshot", "Subject", "Subject.rate", "capture", "follow", "in_streams", "mean_field", "measure"),
             *("parameter_rules", "snapshot", "subject_of", "architecture.Wrapper"),
+            *("Architecture.folded_at", "Architecture.holding"),
         ),
         "what rooms of the package give to each other, and no page names",
     ),

@@ -30,7 +30,7 @@ def differences(evaluated: Steps, passes: list[Steps]) -> tuple[Place, ...]:
             continue
         for path in _paths(evaluated, trained, set(places)):
             add(path, "its forward pass in train mode is another than in evaluation mode", _ALIKE)
-    if not places and any(trained.draws for trained in passes) and not evaluated.draws:
+    if not places and _draws_of_others(evaluated, passes):
         add("", "it draws random numbers of python or numpy in train mode", "draw none in forward")
     return tuple(places.values())
 
@@ -43,13 +43,23 @@ def is_dropout_alone(evaluated: Steps, passes: list[Steps], dropouts: int) -> bo
         passes: those in train mode.
         dropouts: how many calls of dropout on features there are.
     """
+    if evaluated.random or _draws_of_others(evaluated, passes):
+        return False
     return all(
-        not (trained.wrong or evaluated.random or (trained.draws and not evaluated.draws))
+        not trained.wrong
         and {name for _, name in trained.random} <= set(DROPOUTS)
         and trained.dropouts == dropouts
         and (evaluated.taken, evaluated.outputs) == (trained.taken, trained.outputs)
         for trained in passes
     )
+
+
+def _draws_of_others(evaluated: Steps, passes: list[Steps]) -> bool:
+    """Whether every pass in train mode, and none in evaluation mode, draws random numbers of python or numpy.
+
+    What draws in some of them only is no part of the model: a type checker that looks at a call now and then, another thread.
+    """
+    return all(trained.draws for trained in passes) and not evaluated.draws
 
 
 _ALIKE = "let forward do the same in both modes"

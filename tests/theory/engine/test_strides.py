@@ -19,9 +19,10 @@ from tests.theory.solvers.limit import limit
 from torch_dmft import Kernel, Problem, Recorder, Trajectory, solve
 from torch_dmft.core.errors import InvalidInputError
 from torch_dmft.measurement.fields import handful
+from torch_dmft.theory.engine.between_passes import interpolated
 from torch_dmft.theory.engine.passes import Passes
 from torch_dmft.theory.engine.posed import twin_of
-from torch_dmft.theory.engine.strides import _Forecast, _Strider, interpolated
+from torch_dmft.theory.engine.strides import _Forecast, _Strider
 from torch_dmft.theory.engine.training import make_room, probe_of
 from torch_dmft.theory.solvers import GradientIndependence, InfiniteWidth, StaticNTK
 

@@ -240,7 +240,7 @@ def _train_pair(
             plan.model.load_state_dict(start)
             generator.set_state(state)
         elif second:
-            plan = networks.draw(generator)
+            plan = _drawn(networks, generator, matched)
         if not second or not networks.is_symmetric:  # opposite readouts have the same sizes
             looks.append(_look(networks, plan))
         negated = second and networks.is_symmetric
